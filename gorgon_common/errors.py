@@ -1,0 +1,199 @@
+"""Every exception that Gorgon raises on purpose.
+
+    GorgonError
+    ├── UserError                 the person can mend it: exit code 2, HTTP 4xx
+    │   ├── WorkflowInvalid       the file does not load; carries every Problem found
+    │   ├── InputInvalid          an input is missing, unknown or of the wrong type
+    │   ├── NotFound              no such run, workflow or role (in this team)
+    │   ├── Conflict              the state forbids it: a finished run cannot be cancelled
+    │   ├── NotAvailable          a step kind or feature that this version cannot execute
+    │   └── ConfigurationError    a setting is missing or wrong
+    ├── ExpressionError           an expression failed while a run was under way
+    ├── StepError                 a step failed; what the retry policy looks at
+    │   ├── ProviderError         a call to a provider failed
+    │   │   ├── RateLimited       429: wait, it is not an attempt
+    │   │   ├── Retryable         timeout, 5xx, overload, connection
+    │   │   ├── Malformed         the reply cannot be read, or misses its schema
+    │   │   ├── Refused           the model declined
+    │   │   └── Final             bad key, unknown model, no quota: retrying cannot help
+    │   ├── CommandFailed         a command ended with a non-zero status or broke a limit
+    │   └── OutputTooLarge        a result is over the cap
+    ├── Cancelled                 the run was cancelled while a call was in flight
+    └── Unavailable               the database or the broker cannot be reached: exit code 2, HTTP 503
+
+The class docstring is the message where none is given.  `hint` says what to do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a workflow file, told to the person who wrote it.
+
+    `line` and `column` count from 1.  `path` is where it is in the document (`steps[2].prompt`).
+    `severity` is `error` or `warning`; warnings never stop a file from loading.
+    """
+
+    message: str
+    file: str | None = None
+    line: int | None = None
+    column: int | None = None
+    path: str = ""
+    hint: str = ""
+    severity: str = "error"
+    text: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the machine form, as `validate --json` prints it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        where = ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
+        hint = f"\n    {self.hint}" if self.hint else ""
+        return f"{where}{': ' if where else ''}{self.severity}: {self.message}{hint}"
+
+
+class GorgonError(Exception):
+    """Something went wrong."""
+
+    hint: str = ""
+
+    def __init__(self, message: str | None = None, *, hint: str | None = None) -> None:
+        super().__init__(message or type(self).__doc__ or type(self).__name__)
+        if hint is not None:
+            self.hint = hint
+
+    @property
+    def message(self) -> str:
+        """What is wrong, in one sentence."""
+        return str(self.args[0])
+
+
+class UserError(GorgonError):
+    """The request cannot be served as it is."""
+
+
+class WorkflowInvalid(UserError):
+    """The workflow file is not valid."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class InputInvalid(UserError):
+    """The inputs do not fit the workflow."""
+
+
+class NotFound(UserError):
+    """There is no such thing."""
+
+
+class Conflict(UserError):
+    """Its state does not allow this."""
+
+
+class NotAvailable(UserError):
+    """Not available yet."""
+
+
+class ConfigurationError(UserError):
+    """A setting is missing or wrong."""
+
+
+class ExpressionError(GorgonError):
+    """An expression could not be evaluated."""
+
+
+class StepError(GorgonError):
+    """The step failed.
+
+    `kind` is one of the words that `retry: {on: […]}` knows (timeout, server, connection, invalid_output) or a word of
+    its own; `retryable` says whether another attempt can help at all.
+    """
+
+    kind: ClassVar[str] = "error"
+    retryable: ClassVar[bool] = False
+
+
+class ProviderError(StepError):
+    """The provider could not serve the call."""
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        hint: str | None = None,
+        kind: str | None = None,
+        status: int | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        if kind is not None:
+            self.kind = kind  # type: ignore[misc]  # an instance may be more exact than its class
+        self.status = status
+        self.request_id = request_id
+
+
+class RateLimited(ProviderError):
+    """The provider's rate limit was reached.
+
+    `retry_after` is in seconds, None where the provider did not say.
+    """
+
+    kind = "rate_limited"
+    retryable = True
+
+    def __init__(self, message: str | None = None, *, retry_after: float | None = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.retry_after = retry_after
+
+
+class Retryable(ProviderError):
+    """The provider failed for a reason that may pass.  `kind`: timeout, server, overloaded or connection."""
+
+    kind = "server"
+    retryable = True
+
+
+class Malformed(ProviderError):
+    """The reply cannot be read, or does not fit the output schema."""
+
+    kind = "invalid_output"
+    retryable = True
+
+
+class Refused(ProviderError):
+    """The model declined to answer."""
+
+    kind = "refused"
+
+
+class Final(ProviderError):
+    """The provider rejected the call; trying again cannot help."""
+
+    kind = "rejected"
+
+
+class CommandFailed(StepError):
+    """The command failed."""
+
+    kind = "command"
+
+
+class OutputTooLarge(StepError):
+    """The result is larger than a step may return."""
+
+    kind = "output_too_large"
+
+
+class Cancelled(GorgonError):
+    """The run was cancelled."""
+
+
+class Unavailable(GorgonError):
+    """A service that Gorgon needs cannot be reached."""
