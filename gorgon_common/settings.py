@@ -1,0 +1,249 @@
+"""Every setting of Gorgon: an environment variable, or a line of `.env` in the current directory.
+
+`get_settings()` reads them once.  `gorgon --help` never imports this module (pydantic takes a quarter of a second).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from gorgon_common.errors import ConfigurationError
+
+PREFIX = "GORGON_"
+EMBEDDED_BROKER = "gmem://"
+"""Messages stay in the process."""
+
+_NOT_OURS = ("GORGON_TEST_", "GORGON_BENCH_")
+_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def parse_duration(text: str) -> float:
+    """Return seconds from `500ms`, `2s`, `1.5m`, `1h` or a bare number of seconds.  Raises ValueError otherwise."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|)\s*", text)
+    if found is None:
+        raise ValueError(f"{text!r} is not a duration; write it like 500ms, 2s or 1.5m")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def _broker(data: dict[str, Any]) -> str:
+    """The broker follows Redis; kombu has its own way to write a unix socket."""
+    redis_url: str | None = data.get("redis_url")
+    if not redis_url:
+        return EMBEDDED_BROKER
+    parts = urlsplit(redis_url)
+    if parts.scheme != "unix":
+        return redis_url
+    database = re.search(r"(?:^|&)db=(\d+)", parts.query)
+    return f"redis+socket://{parts.path}?virtual_host={database[1] if database else 0}"
+
+
+def _database(data: dict[str, Any]) -> str:
+    return f"sqlite:///{data.get('home', Path())}/gorgon.db"
+
+
+def _shown(text: str) -> dict[str, Any]:
+    """How `describe` writes a default that is computed."""
+    return {"shown": text}
+
+
+class Settings(BaseSettings):
+    """What can be set.  Times in seconds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    home: Path = Field(Path("~/.gorgon"), validate_default=True, description="Where Gorgon keeps its files.")
+    database_url: str = Field(
+        default_factory=_database,
+        json_schema_extra=_shown("sqlite:///$GORGON_HOME/gorgon.db"),
+        description="The database: sqlite:///… or postgresql://…",
+    )
+    redis_url: str | None = Field(None, description="Redis: redis://… or unix://…; without it everything is embedded.")
+    broker_url: str = Field(
+        default_factory=_broker,
+        json_schema_extra=_shown("GORGON_REDIS_URL, else gmem:// (embedded)"),
+        description="Where the messages to workers travel; gmem:// keeps them in this process.",
+    )
+    commands_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Executables that command steps may run, separated by commas; * for all, empty for none."
+    )
+    sandbox_url: str | None = Field(None, description="A sandbox that is running already; without it one is started.")
+    sandbox_seed: int = Field(0, description="Seed of the sandbox's replies.")
+    sandbox_latency: float | None = Field(
+        None, ge=0, description="Total time of one reply of the sandbox, such as 500ms; without it a realistic one."
+    )
+    api_url: str = Field("http://127.0.0.1:8000", description="The server that `gorgon run --server` and others ask.")
+    api_key: SecretStr | None = Field(None, description="The key that the API demands and that its clients send.")
+    host: str = Field("127.0.0.1", description="Address that the servers listen on.")
+    api_port: Port = Field(8000, description="Port of the API.")
+    dashboard_port: Port = Field(8501, description="Port of the dashboard.")
+    flower_port: Port = Field(5555, description="Port of Flower.")
+    sandbox_port: Port = Field(8900, description="Port of `gorgon sandbox`.")
+    lease_seconds: float = Field(
+        30.0, gt=0, description="How long a worker that says nothing keeps its steps before others take them over."
+    )
+    slots: int = Field(50, ge=1, le=1000, description="Steps that one worker process runs at the same time.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "warning", description="What is logged: debug, info, warning or error."
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console", description="Logs for people (console) or machines (json)."
+    )
+    openai_api_key: SecretStr | None = Field(
+        None, validation_alias="OPENAI_API_KEY", description="Key for OpenAI, used with --live."
+    )
+    openai_base_url: str | None = Field(
+        None, validation_alias="OPENAI_BASE_URL", description="Any server that speaks OpenAI's API (Ollama, vLLM)."
+    )
+    anthropic_api_key: SecretStr | None = Field(
+        None, validation_alias="ANTHROPIC_API_KEY", description="Key for Anthropic, used with --live."
+    )
+    anthropic_base_url: str | None = Field(
+        None, validation_alias="ANTHROPIC_BASE_URL", description="Any server that speaks Anthropic's API."
+    )
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str) -> str:
+        value = re.sub(r"^postgres://", "postgresql://", value)
+        return _with_scheme(value, ("sqlite", "postgresql", "postgresql+psycopg"))
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_redis(cls, value: str | None) -> str | None:
+        return value and _with_scheme(value, ("redis", "rediss", "unix"))
+
+    @field_validator("broker_url")
+    @classmethod
+    def _known_broker(cls, value: str) -> str:
+        return _with_scheme(value, ("gmem", "redis", "rediss", "redis+socket", "amqp", "amqps"))
+
+    @field_validator("sandbox_url", "api_url", "openai_base_url", "anthropic_base_url")
+    @classmethod
+    def _known_http(cls, value: str | None) -> str | None:
+        return value and _with_scheme(value, ("http", "https")).rstrip("/")
+
+    @field_validator("commands_allow", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return tuple(name for name in re.split(r"[,\s]+", value) if name) if isinstance(value, str) else value
+
+    @field_validator("sandbox_latency", "lease_seconds", mode="before")
+    @classmethod
+    def _seconds(cls, value: Any) -> Any:
+        return parse_duration(value) if isinstance(value, str) else value
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @property
+    def embedded(self) -> bool:
+        """Whether workers live in this process, because there is no broker that others could reach."""
+        return self.broker_url.startswith(EMBEDDED_BROKER)
+
+    def secret_values(self) -> tuple[str, ...]:
+        """Return every secret that is set, so that logs can hide them."""
+        values = (getattr(self, name) for name in type(self).model_fields)
+        return tuple(value.get_secret_value() for value in values if isinstance(value, SecretStr))
+
+
+def _with_scheme(url: str, schemes: tuple[str, ...]) -> str:
+    if url.partition(":")[0] not in schemes or ":/" not in url:
+        raise ValueError(f"a URL that begins with {', '.join(f'{scheme}://' for scheme in schemes)} is needed")
+    return url
+
+
+class Setting(NamedTuple):
+    """One line of `gorgon doctor`.  `value` and `default` are text, secrets masked, empty where nothing is set."""
+
+    variable: str
+    value: str
+    default: str
+    description: str
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of the field `name`."""
+    alias = Settings.model_fields[name].validation_alias
+    return alias if isinstance(alias, str) else f"{PREFIX}{name.upper()}"
+
+
+def load() -> Settings:
+    """Read the environment and `.env` (or the file that GORGON_ENV_FILE names; empty for none).
+
+    Raises ConfigurationError that names each wrong variable.
+    """
+    try:
+        return Settings(_env_file=os.environ.get("GORGON_ENV_FILE", ".env") or None, _env_file_encoding="utf-8")
+    except ValidationError as error:
+        problems = [
+            f"{_variable_at(detail['loc'])}: {detail['msg'].removeprefix('Value error, ')}"
+            for detail in error.errors()
+            if detail["type"] != "default_factory_not_called"  # follows from another one
+        ]
+        raise ConfigurationError(
+            "\n".join(problems), hint="Correct or unset it, in the environment or in .env; `gorgon doctor` lists all."
+        ) from None
+
+
+def _variable_at(location: tuple[int | str, ...]) -> str:
+    name = str(location[0]) if location else ""
+    return variable_of(name) if name in Settings.model_fields else name
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """Return the process's settings, read at the first call."""
+    return load()
+
+
+def describe(settings: Settings | None = None) -> list[Setting]:
+    """Return (variable, value, default, description) of every setting, secrets and passwords masked."""
+    current = settings or get_settings()
+    return [
+        Setting(variable_of(name), _text(getattr(current, name)), _default(field), field.description or "")
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Return the GORGON_* variables that mean nothing: most often a slip of the pen."""
+    known = {variable_of(name) for name in Settings.model_fields} | {"GORGON_ENV_FILE"}
+    given = os.environ if environ is None else environ
+    return sorted(
+        name for name in given if name.startswith(PREFIX) and name not in known and not name.startswith(_NOT_OURS)
+    )
+
+
+def _default(field: Any) -> str:
+    extra = field.json_schema_extra
+    return str(extra["shown"]) if extra else _text(field.default)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, SecretStr):
+        return "********"
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return re.sub(r"(://[^:/@?#\s]*:)[^@/?#\s]+@", r"\1********@", str(value))
