@@ -1,0 +1,79 @@
+"""Fixtures of the whole suite: a clean environment, real databases, a real Redis."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from gorgon_common.settings import get_settings
+from tests.support import servers
+
+_KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "NO_COLOR", "FORCE_COLOR")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No setting of the machine reaches a test, and none of a test another; GORGON_HOME is a temporary folder."""
+    for name in list(os.environ):
+        if name in _KEYS or (name.startswith("GORGON_") and not name.startswith("GORGON_TEST_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("GORGON_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("GORGON_ENV_FILE", "")
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def postgres_admin() -> Iterator[str]:
+    """URL of a PostgreSQL where databases may be created."""
+    with servers.shared_postgres() as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres_admin: str) -> Iterator[str]:
+    """A fresh PostgreSQL database with the newest schema."""
+    with servers.fresh_database(postgres_admin) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file to copy."""
+    return servers.sqlite_template(tmp_path_factory.mktemp("sqlite"))
+
+
+@pytest.fixture
+def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
+    """A fresh SQLite database with the newest schema."""
+    path = tmp_path / "gorgon.db"
+    shutil.copy(sqlite_template, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A fresh database of either kind: a test that asks for it runs on both."""
+    return str(request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url"))
+
+
+@pytest.fixture(scope="session")
+def redis_server_url() -> Iterator[str]:
+    """The Redis of this test process."""
+    with servers.session_redis(os.environ.get("PYTEST_XDIST_WORKER", "")) as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url(redis_server_url: str) -> str:
+    """An empty Redis."""
+    with contextlib.closing(redis.Redis.from_url(redis_server_url)) as client:
+        client.flushdb()
+    return redis_server_url
