@@ -1,0 +1,1 @@
+"""The way in: the REST API, and the sandbox of simulated providers."""

@@ -1,0 +1,5 @@
+"""`python -m gorgon_common.cli` is `gorgon`."""
+
+from gorgon_common.cli import main
+
+main()

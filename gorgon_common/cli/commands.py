@@ -1,0 +1,175 @@
+"""The core's commands: names, arguments and help.  What does the work is imported when a command is called."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gorgon_common import lazy
+from gorgon_common.cli.options import AsJson, Server, remember_debug
+
+BEGIN, WRITE, RUN, LOOK, SERVE = "Begin", "Write workflows", "Run them", "Look things up", "Servers and upkeep"
+
+RUNS = typer.Typer(no_args_is_help=True)
+"""`gorgon runs …`; the worker adds `resume`, which runs steps."""
+WORKFLOWS = typer.Typer(no_args_is_help=True)
+ROLES = typer.Typer(no_args_is_help=True)
+DATABASE = typer.Typer(no_args_is_help=True)
+
+Files = Annotated[list[str], typer.Argument(metavar="FILE…", help="YAML files; - reads stdin.")]
+FileOrName = Annotated[str, typer.Argument(metavar="FILE|NAME", help="A YAML file, or a bundled workflow's name.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or `last`.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        version = lazy.load("importlib.metadata:version")
+        typer.echo(f"gorgon {version('gorgon')}")
+        raise typer.Exit
+
+
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.", callback=remember_debug)] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the core's commands to the application."""
+    app.command(rich_help_panel=BEGIN)(init)
+    app.command(rich_help_panel=WRITE)(validate)
+    app.command(rich_help_panel=WRITE)(fmt)
+    app.command(rich_help_panel=WRITE)(graph)
+    app.command(rich_help_panel=WRITE)(schema)
+    app.add_typer(RUNS, name="runs", help="List, watch, cancel and resume runs.", rich_help_panel=RUN)
+    app.add_typer(WORKFLOWS, name="workflows", help="The bundled workflows.", rich_help_panel=LOOK)
+    app.add_typer(ROLES, name="roles", help="The roles that agents play.", rich_help_panel=LOOK)
+    app.add_typer(DATABASE, name="db", help="The database's tables.", rich_help_panel=SERVE)
+    app.command(rich_help_panel=SERVE)(doctor)
+
+
+def init(
+    path: Annotated[str, typer.Argument(help="The file to write.")] = "workflow.yaml",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
+) -> None:
+    """Write a first workflow to change and run."""
+    lazy.load("gorgon_common.cli.files:init")(path, force=force)
+
+
+def validate(files: Files, as_json: AsJson = False) -> None:
+    """Check workflow files and say what is wrong, where, and what to do."""
+    lazy.load("gorgon_common.cli.files:validate")(files, as_json=as_json)
+
+
+def fmt(
+    files: Files,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 if a file would change.")] = False,
+) -> None:
+    """Rewrite workflow files in their canonical form."""
+    lazy.load("gorgon_common.cli.files:fmt")(files, check=check)
+
+
+def schema(
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="Write it to a file.")] = None,
+) -> None:
+    """Print the JSON Schema of workflow files, for editors."""
+    lazy.load("gorgon_common.cli.files:schema")(output)
+
+
+def graph(
+    file: FileOrName,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a mermaid flowchart.")] = False,
+    canvas: Annotated[bool, typer.Option("--canvas", help="Print only the Celery canvas.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a workflow's steps, and the Celery canvas they compile to."""
+    lazy.load("gorgon_common.cli.files:graph")(file, mermaid=mermaid, canvas=canvas, as_json=as_json)
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Check settings, versions, connections and keys, and say what to do."""
+    lazy.load("gorgon_common.cli.doctor:doctor")(as_json=as_json)
+
+
+@RUNS.command("ls")
+def runs_ls(
+    status: Annotated[str | None, typer.Option("--status", help="Only runs in this state.")] = None,
+    workflow: Annotated[str | None, typer.Option("--workflow", help="Only runs of this workflow.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=200, help="How many.")] = 20,
+    cursor: Annotated[str | None, typer.Option("--cursor", help="Where the last page ended.")] = None,
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, newest first."""
+    lazy.load("gorgon_common.cli.runs:ls")(
+        status=status, workflow=workflow, limit=limit, cursor=cursor, server=server, as_json=as_json
+    )
+
+
+@RUNS.command("show")
+def runs_show(
+    run: RunId,
+    step: Annotated[str | None, typer.Option("--step", help="Only this step, with its whole output.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Do not cut long outputs.")] = False,
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a run with its steps and outputs."""
+    lazy.load("gorgon_common.cli.runs:show")(run, step=step, full=full, server=server, as_json=as_json)
+
+
+@RUNS.command("watch")
+def runs_watch(run: RunId, server: Server = None, as_json: AsJson = False) -> None:
+    """Watch a run until it ends; leaving does not stop it."""
+    lazy.load("gorgon_common.cli.runs:watch")(run, server=server, as_json=as_json)
+
+
+@RUNS.command("logs")
+def runs_logs(
+    run: RunId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a run's journal; with --json one document, or one per line with --follow."""
+    lazy.load("gorgon_common.cli.runs:logs")(run, follow=follow, server=server, as_json=as_json)
+
+
+@RUNS.command("cancel")
+def runs_cancel(run: RunId, server: Server = None, as_json: AsJson = False) -> None:
+    """End a run: calls in flight are aborted, no new step starts."""
+    lazy.load("gorgon_common.cli.runs:cancel")(run, server=server, as_json=as_json)
+
+
+@WORKFLOWS.command("ls")
+def workflows_ls(as_json: AsJson = False) -> None:
+    """List the bundled workflows."""
+    lazy.load("gorgon_common.cli.library:list_workflows")(as_json=as_json)
+
+
+@WORKFLOWS.command("show")
+def workflows_show(name: Annotated[str, typer.Argument(metavar="NAME")], as_json: AsJson = False) -> None:
+    """Print a bundled workflow; `gorgon workflows show NAME > my.yaml` copies it."""
+    lazy.load("gorgon_common.cli.library:show_workflow")(name, as_json=as_json)
+
+
+@ROLES.command("ls")
+def roles_ls(as_json: AsJson = False) -> None:
+    """List the roles."""
+    lazy.load("gorgon_common.cli.library:list_roles")(as_json=as_json)
+
+
+@ROLES.command("show")
+def roles_show(name: Annotated[str, typer.Argument(metavar="NAME")], as_json: AsJson = False) -> None:
+    """Show a role: its prompt, its defaults, what it answers."""
+    lazy.load("gorgon_common.cli.library:show_role")(name, as_json=as_json)
+
+
+@DATABASE.command("upgrade")
+def database_upgrade(as_json: AsJson = False) -> None:
+    """Create the tables, or bring them up to date."""
+    lazy.load("gorgon_common.cli.doctor:upgrade_database")(as_json=as_json)

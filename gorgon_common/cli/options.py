@@ -1,0 +1,34 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gorgon_common.cli.group import DEBUG, JSON
+
+
+def _remember_json(ctx: typer.Context, value: bool) -> bool:
+    ctx.meta[JSON] = value
+    return value
+
+
+def remember_debug(ctx: typer.Context, value: bool) -> bool:
+    """Note whether tracebacks are wanted."""
+    ctx.meta[DEBUG] = value
+    return value
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.", callback=_remember_json)]
+Server = Annotated[
+    str | None,
+    typer.Option("--server", metavar="URL", help="Ask this server instead of the local database."),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option("--input", "-i", metavar="NAME=VALUE", help="An input; NAME=@PATH reads it from a file. Repeatable."),
+]
+InputsFile = Annotated[
+    str | None, typer.Option("--inputs", metavar="FILE", help="A JSON or YAML file with inputs; - for stdin.")
+]

@@ -1,0 +1,184 @@
+"""What commands print, and how they end.
+
+stdout carries the answer, stderr everything said beside it.  With `--json` stdout is exactly one document, also where
+the command fails.  rich is imported by the first thing that is drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from gorgon_common import errors, lazy
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+EXIT_OK: Final = 0
+EXIT_RUN_FAILED: Final = 1
+EXIT_BAD_INPUT: Final = 2
+EXIT_WAITING: Final = 3
+"""Waiting for somebody, or left running."""
+EXIT_BUG: Final = 70
+EXIT_INTERRUPTED: Final = 130
+
+_THEME = {
+    "ok": "green",
+    "bad": "red",
+    "busy": "cyan",
+    "wait": "yellow",
+    "off": "bright_black",
+    "quiet": "bright_black",
+    "name": "bold",
+    "hint": "cyan",
+}
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """Return a rich console on stdout (or on `stream`); colours follow the terminal, NO_COLOR and FORCE_COLOR."""
+    theme = lazy.load("rich.theme:Theme")(_THEME)
+    made: Console = lazy.load("rich.console:Console")(
+        file=stream or sys.stdout, theme=theme, highlight=False, soft_wrap=False, emoji=False
+    )
+    return made
+
+
+def interactive() -> bool:
+    """Tell whether stdout is a terminal that can be drawn on."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def say(text: str = "") -> None:
+    """Print a line of the answer."""
+    print(text)
+
+
+def note(text: str) -> None:
+    """Print a line beside the answer, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def emit(document: Any) -> None:
+    """Print the one JSON document of `--json`."""
+    say(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+
+
+def draw(drawing: RenderableType) -> None:
+    """Print something of rich on stdout."""
+    console().print(drawing)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[str] = ()) -> None:
+    """Print rows under headings: a light table on a terminal, columns separated by tabs in a pipe."""
+    if not interactive():
+        for row in rows:
+            say("\t".join(_flat(cell) for cell in row))
+        return
+    made = lazy.load("rich.table:Table")(box=None, header_style="quiet", pad_edge=False, padding=(0, 3, 0, 0))
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(cell if hasattr(cell, "markup") else lazy.load("rich.text:Text")(str(cell)) for cell in row))
+    draw(made)
+
+
+def _flat(cell: Any) -> str:
+    return " ".join(str(cell).split())
+
+
+def tell_error(error: errors.GorgonError) -> None:
+    """Print what is wrong and what to do, on stderr."""
+    if isinstance(error, errors.WorkflowInvalid):
+        tell_problems(error.problems, stream=sys.stderr)
+        count = sum(problem.severity == "error" for problem in error.problems)
+        note(f"\n{count} {'problem' if count == 1 else 'problems'}. Nothing was started.")
+        return
+    text = lazy.load("rich.text:Text")
+    screen = console(sys.stderr)
+    screen.print(text.assemble(("Error: ", "bold red"), error.message), soft_wrap=True)
+    if error.hint:
+        screen.print(text(error.hint, style="hint"), soft_wrap=True)
+
+
+def tell_problems(problems: Sequence[errors.Problem], *, stream: TextIO, source: str | None = None) -> None:
+    """Print problems with the line they are about, as a compiler does.
+
+    `source` is the text they were found in; without it the file that each names is read.
+    """
+    text = lazy.load("rich.text:Text")
+    screen = console(stream)
+    for problem in problems:
+        bad = problem.severity == "error"
+        where = ":".join(str(part) for part in (problem.file, problem.line, problem.column) if part is not None)
+        line = text()
+        if where:
+            line.append(where, style="name").append(": ")
+        line.append(problem.severity, style="bad" if bad else "wait").append(f": {problem.message}")
+        screen.print(line, soft_wrap=True)
+        shown = _line_of(problem, source)
+        if shown is not None and problem.line is not None:
+            number = f"{problem.line:>5} "
+            screen.print(text.assemble((f"{number}│ ", "quiet"), shown), soft_wrap=True)
+            if problem.column is not None and problem.column <= len(shown) + 1:
+                width = max(1, min(len(problem.text.partition("\n")[0]), len(shown) - problem.column + 1))
+                gap = " " * (problem.column - 1)
+                mark = gap + "^" * width
+                screen.print(text.assemble((" " * len(number) + "│ ", "quiet"), (mark, "bad" if bad else "wait")))
+        if problem.hint:
+            screen.print(text(f"      {problem.hint}", style="hint"), soft_wrap=True)
+
+
+def _line_of(problem: errors.Problem, source: str | None) -> str | None:
+    if problem.line is None:
+        return None
+    if source is None and problem.file:
+        try:
+            with open(problem.file, encoding="utf-8") as file:
+                source = file.read(1_000_000)
+        except (OSError, UnicodeDecodeError):
+            return None
+    lines = (source or "").splitlines()
+    return lines[problem.line - 1].replace("\t", " ") if 0 < problem.line <= len(lines) else None
+
+
+def error_document(error: errors.GorgonError) -> dict[str, Any]:
+    """Return what `--json` prints for an error: `{error: {kind, message, hint, problems?}}`."""
+    body: dict[str, Any] = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+    if isinstance(error, errors.WorkflowInvalid):
+        body["message"] = "The workflow file is not valid."
+        body["problems"] = [problem.to_dict() for problem in error.problems]
+    return {"error": body}
+
+
+def money(usd: float | None) -> str:
+    """Return dollars for people: `$0.0123`, `$4.20`, `–` where there is no price."""
+    if usd is None:
+        return "–"
+    if usd == 0:
+        return "$0"
+    return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}"
+
+
+def seconds(value: float) -> str:
+    """Return a duration for people: `85 ms`, `3.2 s`, `4m 05s`, `1h 02m`."""
+    if value < 0.995:
+        return f"{value * 1000:.0f} ms"
+    if value < 99.95:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s"
+
+
+def number(count: int) -> str:
+    """Return a count with separators: `12,345`."""
+    return f"{count:,}"
+
+
+def tokens_of(document: Mapping[str, Any]) -> int:
+    """Return the tokens, in and out, of a run or a step."""
+    used = document.get("tokens") or {}
+    return int(used.get("input") or 0) + int(used.get("output") or 0)

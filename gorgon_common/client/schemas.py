@@ -1,0 +1,301 @@
+"""What travels over /v1, and what `--json` prints: the same shapes.
+
+Times are RFC 3339 in UTC with microseconds and `Z`; money is US dollars; names are stable.  A field may be added, none
+is renamed or removed within /v1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Target = Literal["sandbox", "live"]
+RunStatus = Literal["queued", "running", "paused", "finishing", "succeeded", "failed", "cancelled"]
+StepStatus = Literal[
+    "pending", "ready", "running", "waiting", "in_doubt", "succeeded", "failed", "skipped", "cancelled"
+]
+
+RUN_FINISHED = frozenset({"succeeded", "failed", "cancelled"})
+"""Run statuses after which nothing changes."""
+
+MAX_PAGE = 200
+"""Most items on one page."""
+
+_RUN_ID = "run_01KAR6V7Q3M8Z5T2N4H9C1X0WB"
+_STEP_EXAMPLE: dict[str, Any] = {
+    "id": "plan",
+    "item": None,
+    "kind": "agent",
+    "role": "planner",
+    "provider": "anthropic",
+    "model": "claude-opus",
+    "status": "succeeded",
+    "reason": None,
+    "output": {"approved": True, "title": "Dark mode"},
+    "error": None,
+    "attempts": 1,
+    "tokens": {"input": 412, "output": 655},
+    "cost_usd": 0.011885,
+    "started_at": "2026-11-22T09:30:00.112233Z",
+    "finished_at": "2026-11-22T09:30:02.445566Z",
+}
+_RUN_EXAMPLE: dict[str, Any] = {
+    "run_id": _RUN_ID,
+    "workflow": "Feature Build",
+    "status": "succeeded",
+    "outputs": {"review": "Looks good."},
+    "error": None,
+    "cost_usd": 0.042,
+    "tokens": {"input": 2310, "output": 4105},
+    "started_at": "2026-11-22T09:30:00.101010Z",
+    "finished_at": "2026-11-22T09:30:09.202020Z",
+}
+
+
+class _Sent(BaseModel):
+    """A body that the server gives: fields of a newer server are kept, not refused."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class _Received(BaseModel):
+    """A body that a client sends: an unknown key is a mistake, and is told."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Tokens(_Sent):
+    """Tokens used; `input` counts cached ones too."""
+
+    input: int = 0
+    output: int = 0
+
+
+class Step(_Sent):
+    """One step of a run, or one item of a map, or one iteration of a loop."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_STEP_EXAMPLE]})
+
+    id: str
+    item: int | str | None = Field(None, description="The item or iteration that this row is, from 0.")
+    kind: str
+    role: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    status: StepStatus
+    reason: str | None = Field(None, description="Why it waits or was skipped.")
+    output: Any = None
+    error: Any = None
+    attempts: int = 0
+    tokens: Tokens = Tokens()
+    cost_usd: float | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+
+
+class Run(_Sent):
+    """One run of a workflow; `steps` only where they were asked for."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_RUN_EXAMPLE]})
+
+    run_id: str
+    workflow: str
+    status: RunStatus
+    outputs: dict[str, Any] | None = None
+    error: Any = None
+    cost_usd: float | None = None
+    tokens: Tokens = Tokens()
+    started_at: str | None = None
+    finished_at: str | None = None
+    steps: list[Step] | None = None
+
+
+class RunPage(_Sent):
+    """Runs, newest first.  `next` is the cursor of the next page, null on the last."""
+
+    items: list[Run]
+    next: str | None = None
+
+
+class StepList(_Sent):
+    """The steps of a run, in the order of the workflow."""
+
+    items: list[Step]
+
+
+class Event(_Sent):
+    """One line of a run's journal; `seq` counts up within the run and is the SSE id."""
+
+    seq: int
+    at: str
+    kind: str
+    step: str | None = None
+    message: str | None = None
+    data: Any = None
+
+
+class Submission(_Received):
+    """A run to start: `workflow`, the name of a bundled one, or `source`, the text of a YAML file."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"workflow": "feature-build", "inputs": {"feature_request": "Dark mode"}, "target": "sandbox"},
+                {"source": "name: Hello\nsteps:\n  - {id: hi, role: planner, prompt: Plan a greeting}\n"},
+            ]
+        },
+    )
+
+    workflow: str | None = Field(None, min_length=1, max_length=200)
+    source: str | None = Field(None, min_length=1, max_length=262_144)
+    inputs: dict[str, Any] = Field(default_factory=dict)
+    target: Target = "sandbox"
+
+
+class Accepted(_Sent):
+    """A run that was accepted.  `reused` steps are adopted from the run it continues, `to_run` are left to do."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={"examples": [{"run_id": _RUN_ID, "created": True, "reused": 0, "to_run": 6}]},
+    )
+
+    run_id: str
+    created: bool = Field(True, description="False where the Idempotency-Key was known already.")
+    reused: int = 0
+    to_run: int = 0
+
+
+class Source(_Received):
+    """A workflow to look at, as in Submission."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"source": "name: Hello\nsteps:\n  - {id: hi, role: planner, prompt: Plan a greeting}\n"}]
+        },
+    )
+
+    workflow: str | None = Field(None, min_length=1, max_length=200)
+    source: str | None = Field(None, min_length=1, max_length=262_144)
+
+
+class ProblemItem(_Sent):
+    """One thing that is wrong with a workflow; `line` and `column` count from 1."""
+
+    file: str | None = None
+    line: int | None = None
+    column: int | None = None
+    path: str = ""
+    message: str
+    hint: str = ""
+    severity: str = "error"
+
+
+class Validation(_Sent):
+    """Whether a workflow loads, and everything that is to say about it."""
+
+    valid: bool
+    problems: list[ProblemItem]
+
+
+class PlanNode(_Sent):
+    """One step as the compiler sees it; `needs` are the ids it waits for, `parent` the group, map or loop it is in."""
+
+    id: str
+    kind: str
+    queue: str | None = None
+    role: str | None = None
+    needs: list[str] = []
+    parent: str | None = None
+
+
+class PlanView(_Sent):
+    """A compiled workflow."""
+
+    workflow: str
+    hash: str
+    inputs: dict[str, Any]
+    outputs: list[str]
+    nodes: list[PlanNode]
+    problems: list[ProblemItem] = []
+    unavailable: list[str] = Field(default_factory=list, description="Why it cannot run yet, a sentence for each step.")
+
+
+class WorkflowSummary(_Sent):
+    """A bundled workflow."""
+
+    name: str
+    title: str = ""
+    description: str = ""
+
+
+class WorkflowList(_Sent):
+    """The bundled workflows."""
+
+    items: list[WorkflowSummary]
+
+
+class RoleSummary(_Sent):
+    """An agent role: what it is for and what it runs on unless a step says otherwise."""
+
+    name: str
+    purpose: str = ""
+    provider: str | None = None
+    model: str | None = None
+
+
+class RoleList(_Sent):
+    """The agent roles."""
+
+    items: list[RoleSummary]
+
+
+class Check(_Sent):
+    """Whether one thing that the server needs can be reached."""
+
+    ok: bool
+    detail: str = ""
+
+
+class Health(_Sent):
+    """Whether the server can do its work."""
+
+    status: Literal["ok", "unavailable"]
+    checks: dict[str, Check] = {}
+
+
+class FieldError(_Sent):
+    """One field of a request that is wrong; `field` is its path (`inputs.targets`)."""
+
+    field: str
+    message: str
+
+
+class ErrorBody(_Sent):
+    """What every error looks like (RFC 9457, application/problem+json)."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:gorgon:error:not-found",
+                    "title": "Not found",
+                    "status": 404,
+                    "detail": "There is no run run_01KAR6V7Q3M8Z5T2N4H9C1X0WB.",
+                    "hint": "GET /v1/runs lists the runs.",
+                }
+            ]
+        },
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    hint: str | None = None
+    errors: list[FieldError] | None = None
+    problems: list[ProblemItem] | None = None

@@ -1,0 +1,1 @@
+"""Runs steps: the worker process, and the one that `gorgon run` embeds."""

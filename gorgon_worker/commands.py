@@ -1,0 +1,80 @@
+"""The worker's commands: names, arguments and help.  What does the work is imported when a command is called."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gorgon_common import lazy
+from gorgon_common.cli.commands import BEGIN, RUN, RUNS, SERVE, FileOrName, RunId
+from gorgon_common.cli.options import AsJson, Inputs, InputsFile, Server
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the worker's commands to the application."""
+    app.command(rich_help_panel=BEGIN)(demo)
+    app.command(rich_help_panel=RUN)(run)
+    app.command(rich_help_panel=SERVE)(worker)
+
+
+def run(
+    file: FileOrName,
+    inputs: Inputs = None,
+    inputs_file: InputsFile = None,
+    live: Annotated[
+        bool | None,
+        typer.Option("--live/--sandbox", help="Call the real providers, or the offline sandbox (the default)."),
+    ] = None,
+    server: Server = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Start it and leave; exit code 3.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Do not cut long outputs.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a workflow here, or on a server."""
+    lazy.load("gorgon_worker.launch:run")(
+        file,
+        inputs=inputs or [],
+        inputs_file=inputs_file,
+        live=bool(live),
+        server=server,
+        detach=detach,
+        full=full,
+        as_json=as_json,
+    )
+
+
+def demo(
+    which: Annotated[
+        str, typer.Argument(metavar="[parallel|resume|roles]", help="Without a name: agents build a feature.")
+    ] = "",
+) -> None:
+    """Show what Gorgon does, offline, in a minute."""
+    lazy.load("gorgon_worker.demo:demo")(which)
+
+
+def worker(
+    queues: Annotated[
+        list[str] | None, typer.Option("--queue", "-q", metavar="NAME", help="Serve this queue. Repeatable.")
+    ] = None,
+    slots: Annotated[int | None, typer.Option("--slots", min=1, max=1000, help="Steps at the same time.")] = None,
+    live: Annotated[
+        bool, typer.Option("--live/--sandbox", help="Run steps on the real providers, or on the sandbox.")
+    ] = False,
+) -> None:
+    """Run steps from the broker, until stopped."""
+    lazy.load("gorgon_worker.launch:worker")(queues=queues, slots=slots, live=live)
+
+
+@RUNS.command("resume")
+def runs_resume(
+    run: RunId,
+    file: Annotated[
+        str | None, typer.Option("--file", "-f", metavar="FILE", help="Continue with the edited workflow.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Continue a run that failed, was cancelled or was killed, as a new run; finished steps are not paid again."""
+    lazy.load("gorgon_worker.launch:resume")(run, file=file, detach=detach, server=server, as_json=as_json)
