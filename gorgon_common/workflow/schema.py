@@ -1,0 +1,1184 @@
+"""The workflow file as pydantic models: the one definition of what a person may write.
+
+The same models validate a file and produce the JSON Schema for editors (`json_schema`).  The schema is closed: a key that
+is not here is an error with a suggestion.  Sugar is folded while a model is built, so that whoever reads a `Workflow`
+meets one form only:
+
+==============================  ==========================================================================
+written                         read
+==============================  ==========================================================================
+`timeout: 5m`, `24h`, `90`      seconds, as a float
+`depends_on: plan`              `depends_on == ["plan"]`
+`model: x`                      `models == ["x"]`
+`max_retries: 3`                `retry.max == 3`
+`on_failure: retry`             `retry.max` (3 where the step names no number) and `on_failure` = `then` or `abort`
+`on_failure: continue_with_default`, `default_output: v`
+                                `on_failure == "fallback"`, `fallback == {type: default_value, value: v}`
+`run: "text"`                   `shell == "text"`, `run is None`
+`wait: 10m`                     `wait.duration == 600.0`
+`approval: "Ship it?"`          `approval.message == "Ship it?"`
+`cache: 24h`                    `cache.ttl == 86400.0`
+`min_success: 90%`              `min_success == 0.9`
+`inputs: {n: {type: string}}`   a JSON Schema, with `required: true | false` beside it
+`output: {approved: boolean}`   a JSON Schema
+==============================  ==========================================================================
+
+Every problem of a mapping is reported at once: unknown keys, wrong values and keys that do not go together.  The loader
+turns them into problems with a place in the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    ModelWrapValidatorHandler,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+PROVIDERS = ("anthropic", "openai")
+OPERATORS = (
+    "equals",
+    "not_equals",
+    "contains",
+    "greater_than",
+    "less_than",
+    "greater_or_equal",
+    "less_or_equal",
+    "in",
+    "matches",
+    "exists",
+    "is_empty",
+    "not_empty",
+)
+UNARY_OPERATORS = frozenset({"exists", "is_empty", "not_empty"})
+ACTIONS = ("prompt", "uses", "run", "workflow", "approval", "wait", "aggregate", "checkpoint", "steps")
+JSON_TYPES = ("string", "integer", "number", "boolean", "array", "object", "null")
+SCHEMA_URL = "https://gorgon.dev/schema/gorgon.schema.json"
+
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_REFUSED_ENV = frozenset({"PATH", "IFS", "BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "PS4", "PROMPT_COMMAND"})
+MAX_SECONDS = 10 * 365 * 86400.0
+
+
+# ── Faults ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def fault(message: str, *at: str | int, hint: str = "", value: Any = None, key: bool = False) -> InitErrorDetails:
+    """Return one thing that is wrong, at a path relative to the model.
+
+    `key` says that the key itself is wrong, not its value, so that the problem points at the key.
+    """
+    told = {"message": message, "hint": hint, "key": key}
+    return InitErrorDetails(type=PydanticCustomError("gorgon", "{message}", told), loc=at, input=value)
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return `Did you mean …?` for the nearest known word, or the list of what exists."""
+    names = [str(name) for name in known]
+    folded = {name.lower().replace("-", "_"): name for name in names}
+    near = difflib.get_close_matches(word.lower().replace("-", "_"), list(folded), n=1, cutoff=0.6)
+    if near:
+        return f"Did you mean `{folded[near[0]]}`?"
+    return f"Known: {', '.join(sorted(names))}." if 0 < len(names) <= 30 else ""
+
+
+def _refuse(message: str, hint: str = "") -> PydanticCustomError:
+    return PydanticCustomError("gorgon", "{message}", {"message": message, "hint": hint, "key": False})
+
+
+def _raise(title: str, faults: list[InitErrorDetails]) -> None:
+    if faults:
+        raise ValidationError.from_exception_data(title, faults)
+
+
+def _again(error: ValidationError) -> Iterator[InitErrorDetails]:
+    """The errors of a validation in the form in which they can be raised once more."""
+    for entry in error.errors(include_url=False):
+        kind: Any = entry["type"]
+        context = entry.get("ctx", {})
+        if kind == "gorgon":
+            kind = PydanticCustomError("gorgon", "{message}", context)
+        yield InitErrorDetails(type=kind, loc=entry["loc"], input=entry["input"], ctx=context)
+
+
+# ── Scalars ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def duration(value: Any) -> float:
+    """Return seconds for `5m`, `24h`, `1h30m`, `500ms` or a number of seconds.
+
+    Raises a validation error that names the accepted forms.
+    """
+    hint = "Write 30s, 5m, 24h, 1h30m or a number of seconds."
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise _refuse("a duration is expected here", hint)
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value.strip().replace(" ", ""))
+        if match is None or not any(match.groups()):
+            raise _refuse(f"`{value}` is not a duration", hint)
+        seconds = sum(
+            float(part) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1, 0.001), strict=True) if part
+        )
+    else:
+        seconds = float(value)
+    if not 0 <= seconds <= MAX_SECONDS:
+        raise _refuse(f"`{value}` is out of range", "A duration is between 0 and 10 years.")
+    return round(seconds, 3)
+
+
+def duration_text(seconds: float) -> str:
+    """Return the canonical text of a duration: `90` → `1m30s`."""
+    left = round(seconds * 1000)
+    if left == 0:
+        return "0s"
+    text = ""
+    for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, left = divmod(left, size)
+        text += f"{count}{unit}" if count else ""
+    return text
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _share(value: Any) -> Any:
+    """`90%` or 0.9 → 0.9."""
+    hint = "Write a share such as 90% or 0.9."
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value.strip())
+        if match is None:
+            raise _refuse(f"`{value}` is not a share", hint)
+        value = float(match[1]) / 100
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _refuse("a share is expected here", hint)
+    if not 0 <= value <= 1:
+        raise _refuse(f"`{value}` is not between 0 and 1 (0% and 100%)", hint)
+    return float(value)
+
+
+def _argument(value: Any) -> Any:
+    """Whole numbers may stand in an argv list without quotes; what has more than one spelling may not."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value
+
+
+def _trust(value: Any) -> Any:
+    if value is False:
+        return None
+    return "true" if value is True else value
+
+
+def _on_missing(value: Any) -> Any:
+    return "false" if value is False else value
+
+
+_TEXT_OR_LIST: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+_DURATION_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "number", "minimum": 0},
+        {"type": "string", "pattern": r"^\s*(\d+(\.\d+)?\s*(d|h|m|s|ms)\s*)+$"},
+    ]
+}
+
+Duration = Annotated[float, BeforeValidator(duration), WithJsonSchema(_DURATION_SCHEMA)]
+Names = Annotated[list[str], BeforeValidator(_as_list), WithJsonSchema(_TEXT_OR_LIST)]
+Argument = Annotated[
+    str, BeforeValidator(_argument), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]})
+]
+Share = Annotated[
+    float,
+    BeforeValidator(_share),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0, "maximum": 1},
+                {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*%\s*$"},
+            ]
+        }
+    ),
+]
+Money = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+# ── Schemas in shorthand ───────────────────────────────────────────────────────────────────────────────────────────────
+
+_KEYWORDS = frozenset(
+    "type items properties required additionalProperties patternProperties propertyNames description title default enum "
+    "const minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength pattern format minItems "
+    "maxItems uniqueItems prefixItems contains minProperties maxProperties anyOf oneOf allOf not examples $ref $defs "
+    "$schema $id $comment".split()
+)
+_SNAKE = {
+    "max_items": "maxItems",
+    "min_items": "minItems",
+    "unique_items": "uniqueItems",
+    "max_length": "maxLength",
+    "min_length": "minLength",
+    "min": "minimum",
+    "max": "maximum",
+}
+_PYTHON: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
+    "null": (type(None),),
+}
+_OTHER_NAMES = {
+    "list": "array",
+    "str": "string",
+    "text": "string",
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+    "dict": "object",
+    "map": "object",
+    "mapping": "object",
+}
+
+
+def _type_fault(name: Any, at: tuple[str | int, ...]) -> Iterator[InitErrorDetails]:
+    names = name if isinstance(name, list) else [name]
+    for one in names:
+        if not isinstance(one, str) or one not in JSON_TYPES:
+            meant = _OTHER_NAMES.get(str(one))
+            hint = f"Did you mean `{meant}`?" if meant else suggest(str(one), JSON_TYPES)
+            yield fault(f"`{one}` is not a type", *at, hint=hint, value=one)
+
+
+def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
+    names = schema.get("type")
+    if names is None:
+        return True
+    for name in names if isinstance(names, list) else [names]:
+        kinds = _PYTHON.get(name) if isinstance(name, str) else None
+        if kinds is None or (isinstance(value, kinds) and not (isinstance(value, bool) and name != "boolean")):
+            return True
+    return False
+
+
+def _field_schema(
+    value: Any, at: tuple[str | int, ...], faults: list[InitErrorDetails], *, strict: bool
+) -> dict[str, Any]:
+    """One field in shorthand → JSON Schema, without `required` of its own.
+
+    `strict`: inner objects demand all their fields unless they say otherwise (what a model is asked for).
+    """
+    if isinstance(value, str):
+        faults.extend(_type_fault(value, at))
+        return {"type": value}
+    if not isinstance(value, dict):
+        faults.append(fault("a type or a mapping such as {type: string} is expected here", *at, value=value))
+        return {}
+    made: dict[str, Any] = {}
+    for key, entry in value.items():
+        name = _SNAKE.get(key, key)
+        if name not in _KEYWORDS:
+            hint = suggest(str(key), [*_KEYWORDS, *_SNAKE])
+            faults.append(fault(f"unknown key `{key}` in a field's schema", *at, key, hint=hint, key=True))
+        elif name == "type":
+            faults.extend(_type_fault(entry, (*at, key)))
+            made[name] = entry
+        elif name == "items" and isinstance(entry, str | dict):
+            made[name] = _field_schema(entry, (*at, key), faults, strict=strict)
+        elif name == "properties":
+            if isinstance(entry, dict):
+                made.update(_properties(entry, (*at, key), faults, strict=strict))
+            else:
+                faults.append(fault("`properties` must be a mapping of field to type", *at, key, value=entry))
+        elif name == "required":
+            if isinstance(entry, list):
+                made[name] = entry
+            elif not isinstance(entry, bool):
+                faults.append(fault("`required` is true or false", *at, key, value=entry))
+        else:
+            made[name] = entry
+    if isinstance(value.get("required"), list):
+        made["required"] = value["required"]
+    if "default" in made and not _fits(made["default"], made):
+        faults.append(
+            fault(
+                f"the default does not fit the type `{made['type']}`", *at, "default", value=made["default"]
+            )
+        )
+    return made
+
+
+def _properties(
+    fields: dict[str, Any], at: tuple[str | int, ...], faults: list[InitErrorDetails], *, strict: bool
+) -> dict[str, Any]:
+    made = {str(name): _field_schema(entry, (*at, name), faults, strict=strict) for name, entry in fields.items()}
+    optional = {name for name, entry in fields.items() if isinstance(entry, dict) and entry.get("required") is False}
+    schema: dict[str, Any] = {"properties": made}
+    required = [name for name in made if name not in optional]
+    if strict and required:
+        schema["required"] = required
+    elif not strict:
+        marked = [name for name, entry in fields.items() if isinstance(entry, dict) and entry.get("required") is True]
+        if marked:
+            schema["required"] = marked
+    return schema
+
+
+def input_schemas(value: Any) -> Any:
+    """Return input name → JSON Schema with `required: bool` beside it, from the shorthand."""
+    if not isinstance(value, dict):
+        hint = "Write name: {type: string}, one line for each input."
+        raise _refuse("`inputs` must be a mapping of name to type", hint)
+    faults: list[InitErrorDetails] = []
+    made = {}
+    for name, entry in value.items():
+        schema = _field_schema(entry, (name,), faults, strict=False)
+        required = isinstance(entry, dict) and entry.get("required") is True
+        if isinstance(schema.get("required"), list):
+            schema["x-required"] = schema.pop("required")
+        if required and "default" in schema:
+            hint = "An input with a default need not be given: leave `required` out, or the default."
+            faults.append(fault("an input is either required or has a default", name, "required", hint=hint))
+        made[name] = {**schema, "required": required}
+    _raise("inputs", faults)
+    return made
+
+
+def _is_full_schema(value: Mapping[str, Any]) -> bool:
+    """Tell a JSON Schema from the shorthand `{field: type}`: a field may be called `type` or `title` too."""
+    if any(key in value for key in ("$schema", "$ref", "anyOf", "oneOf", "allOf")):
+        return True
+    if value.get("type") not in JSON_TYPES or any(_SNAKE.get(key, key) not in _KEYWORDS for key in value):
+        return False
+    return not any(isinstance(entry, str) and entry in JSON_TYPES for key, entry in value.items() if key != "type")
+
+
+def output_schema(value: Any) -> Any:
+    """Return a JSON Schema, from itself or from the shorthand `{approved: boolean, tasks: {type: array, …}}`.
+
+    In the shorthand every field is required unless it says `required: false`, inner objects included.
+    """
+    if not isinstance(value, dict) or not value:
+        raise _refuse("`output` must be a mapping of field to type", "For example: output: {approved: boolean}")
+    faults: list[InitErrorDetails] = []
+    if _is_full_schema(value):
+        faults.extend(_type_fault(value["type"], ("type",)) if "type" in value else ())
+        _raise("output", faults)
+        return value
+    made = {"type": "object", **_properties(value, (), faults, strict=True)}
+    _raise("output", faults)
+    return made
+
+
+_FIELD_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"enum": list(JSON_TYPES)},
+        {
+            "type": "object",
+            "properties": {
+                "type": {"anyOf": [{"enum": list(JSON_TYPES)}, {"type": "array", "items": {"enum": list(JSON_TYPES)}}]},
+                "description": {"type": "string", "description": "What the field means."},
+                "required": {"description": "true or false; for an inner object also a list of names."},
+                "default": {"description": "The value where none is given."},
+                "enum": {"type": "array", "description": "The values that are allowed."},
+                "max_items": {"type": "integer", "minimum": 0, "description": "The longest list that is allowed."},
+                "items": {"description": "The type of a list's items."},
+                "properties": {"type": "object", "description": "The fields of an object."},
+            },
+        },
+    ]
+}
+Inputs = Annotated[
+    dict[str, dict[str, Any]],
+    BeforeValidator(input_schemas),
+    WithJsonSchema({"type": "object", "additionalProperties": _FIELD_SCHEMA}),
+]
+Output = Annotated[
+    dict[str, Any],
+    BeforeValidator(output_schema),
+    WithJsonSchema({"type": "object", "minProperties": 1}),
+]
+
+
+# ── The base of every mapping ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Closed(BaseModel):
+    """A mapping with known keys.  Says everything that is wrong with it at once."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=False)
+
+    noun: ClassVar[str] = "mapping"
+    """What the mapping is, for messages: `a step`."""
+    elsewhere: ClassVar[Mapping[str, str]] = {}
+    """Keys that people try here → what to write instead."""
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """Return the keys as they are written."""
+        return [field.alias or name for name, field in cls.model_fields.items()]
+
+    @classmethod
+    def sugar(cls, value: Any) -> Any:
+        """Turn a short form of the whole mapping (a text, a number) into the mapping."""
+        return value
+
+    @classmethod
+    def faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+        """Yield what is wrong with the keys taken together."""
+        yield from ()
+
+    def fold(self) -> None:
+        """Fold sugar between keys, after every key was found valid."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _whole(cls, value: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        if isinstance(value, cls):
+            return value
+        value = cls.sugar(value)
+        if not isinstance(value, dict):
+            raise _refuse(f"{cls.noun} must be a mapping (`key: value`)")
+        legacy = bool(info.context and info.context.get("legacy"))
+        keys = [key for key in cls.keys() if legacy or not key.startswith("$")]
+        found = []
+        for key in value:
+            if key not in keys:
+                hint = cls.elsewhere.get(str(key)) or suggest(str(key), keys)
+                found.append(fault(f"unknown key `{key}` in {cls.noun}", key, hint=hint, value=value[key], key=True))
+        known = {key: entry for key, entry in value.items() if key in keys}
+        for name, field in cls.model_fields.items():
+            key = field.alias or name
+            if key in known and known[key] is None and field.annotation is not Any and not legacy:
+                hint = "Write a value, or remove the line."
+                found.append(fault(f"`{key}` has no value", key, hint=hint, key=True))
+            if field.is_required() and (field.alias or name) not in known:
+                hint = field.description or ""
+                found.append(fault(f"`{field.alias or name}` is missing in {cls.noun}", hint=hint, value=value))
+        found.extend(cls.faults(known))
+        made: Self | None = None
+        try:
+            made = handler(known)
+        except ValidationError as error:
+            found.extend(
+                entry for entry in _again(error) if not (entry["type"] == "missing" and len(entry.get("loc", ())) == 1)
+            )
+        if made is None or found:
+            # pydantic runs a wrap validator twice for models that refer to each other.
+            found = list({(tuple(entry.get("loc", ())), str(entry.get("type")), str(entry.get("ctx"))): entry for entry in found}.values())
+            raise ValidationError.from_exception_data(cls.__name__, found)
+        made.fold()
+        return made
+
+
+# ── Conditions ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Condition(Closed):
+    """`{field, operator, value, on_missing}`, or one of `all:`, `any:`, `not:` over more of them."""
+
+    noun = "a condition"
+
+    field: Text | None = Field(None, description="What to look at, such as plan.approved.")
+    operator: Literal[OPERATORS] | None = Field(None, description="How to compare.")  # type: ignore[valid-type]
+    value: Any = Field(None, description="What to compare with; exists, is_empty and not_empty take none.")
+    on_missing: Annotated[
+        Literal["error", "false"] | None, BeforeValidator(_on_missing), WithJsonSchema({"enum": ["error", "false", False]})
+    ] = Field(None, description="What a missing or null field means: error (default) or false.")
+    all: list[Condition] | None = Field(None, min_length=1, description="True when every one of these is.")
+    any: list[Condition] | None = Field(None, min_length=1, description="True when at least one of these is.")
+    not_: Condition | None = Field(None, alias="not", description="True when this is false.")
+
+    @classmethod
+    def sugar(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise _refuse("`condition` must be a mapping", f"Write it as an expression instead: when: {value}")
+        return value
+
+    @classmethod
+    def faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+        forms = [key for key in ("field", "all", "any", "not") if key in value]
+        if len(forms) != 1:
+            told = "has none of" if not forms else "mixes"
+            named = ", ".join(f"`{key}`" for key in (forms or ["field", "all", "any", "not"]))
+            hint = "Write {field: plan.approved, operator: equals, value: true}, or all:/any: with a list of such."
+            yield fault(f"the condition {told} {named}", *forms[1:2], hint=hint, value=value)
+        if forms != ["field"]:
+            for key in ("operator", "value", "on_missing"):
+                if forms and key in value and "field" not in forms:
+                    yield fault(f"`{key}` belongs beside `field`", key, key=True, value=value[key])
+            return
+        operator = value.get("operator")
+        if operator is None:
+            hint = "Add operator: equals and value: …, or operator: exists."
+            yield fault("`operator` is missing in a condition", hint=hint, value=value)
+        elif operator in OPERATORS and operator not in UNARY_OPERATORS and "value" not in value:
+            yield fault(f"`value` is missing: what should `{value['field']}` be compared with?", value=value)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the condition as plain data, as the Plan carries it."""
+        if self.all is not None:
+            return {"all": [entry.plain() for entry in self.all]}
+        if self.any is not None:
+            return {"any": [entry.plain() for entry in self.any]}
+        if self.not_ is not None:
+            return {"not": self.not_.plain()}
+        made: dict[str, Any] = {"field": self.field, "operator": self.operator}
+        if "value" in self.model_fields_set:
+            made["value"] = self.value
+        return {**made, "on_missing": self.on_missing or "error"}
+
+
+def _text_or_condition(value: Any) -> str:
+    return "<expression>" if isinstance(value, str) else "<condition>"
+
+
+def _text_or_argv(value: Any) -> str:
+    return "<text>" if isinstance(value, str) else "<argv>"
+
+
+Until = Annotated[
+    Annotated[Text, Tag("<expression>")] | Annotated[Condition, Tag("<condition>")], Discriminator(_text_or_condition)
+]
+
+
+# ── Parts of a step ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+RetryOn = Literal["timeout", "server", "connection", "invalid_output"]
+
+
+class Retry(Closed):
+    """Re-attempts after the first."""
+
+    noun = "`retry`"
+
+    max: Annotated[int, Field(ge=0, le=100)] | None = Field(None, description="How many attempts after the first.")
+    backoff: Literal["exponential", "fixed"] = Field("exponential", description="How the wait between attempts grows.")
+    initial: Duration = Field(2.0, description="The first wait.")
+    cap: Duration = Field(60.0, description="The longest wait.")
+    jitter: Literal["full", "none"] = Field("full", description="Spread the waits so that steps do not retry together.")
+    on: list[RetryOn] = Field(
+        ["timeout", "server", "connection", "invalid_output"],
+        min_length=1,
+        description="The kinds of failure that are worth another attempt.",
+    )
+
+    @classmethod
+    def sugar(cls, value: Any) -> Any:
+        return {"max": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Approval(Closed):
+    """Waits for a person, holding no worker."""
+
+    noun = "`approval`"
+
+    message: Text = Field(description="What the person is asked.")
+    approvers: Names = Field([], description="Who may answer: role:NAME, team:NAME or a user.")
+    timeout: Duration | None = Field(None, description="How long to wait for an answer.")
+    on_timeout: Literal["fail", "approve", "reject", "skip"] = Field("fail", description="What no answer means.")
+    preview: Any = Field(None, alias="$preview", description="Older files: what the person is shown.")
+
+    @classmethod
+    def sugar(cls, value: Any) -> Any:
+        return {"message": value} if isinstance(value, str) else value
+
+
+class Wait(Closed):
+    """Waits for a time or an event, holding no worker."""
+
+    noun = "`wait`"
+
+    duration: Duration | None = Field(None, alias="for", description="How long.")
+    until: Text | None = Field(None, description="A point in time (RFC 3339), or an expression that gives one.")
+    event: Text | None = Field(None, description="The name of an event.")
+    timeout: Duration | None = Field(None, description="How long to wait for the event.")
+
+    @classmethod
+    def sugar(cls, value: Any) -> Any:
+        return {"for": value} if isinstance(value, int | float | str) and not isinstance(value, bool) else value
+
+    @classmethod
+    def faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+        forms = [key for key in ("for", "until", "event") if key in value]
+        if len(forms) != 1:
+            hint = "Write wait: 10m, wait: {until: TIME} or wait: {event: NAME, timeout: 24h}."
+            yield fault("`wait` needs one of a duration, `until` or `event`", *forms[1:2], hint=hint, value=value)
+        elif "timeout" in value and forms != ["event"]:
+            yield fault("`timeout` of a wait goes with `event`", "timeout", key=True, value=value["timeout"])
+
+
+class Aggregate(Closed):
+    """Joins results without a model."""
+
+    noun = "`aggregate`"
+
+    from_: Any = Field(alias="from", description='The list to join, such as "{{build.output}}".')
+    how: Literal["concat", "json", "vote", "first", "merge"] = Field(
+        "concat", description="concat: text after text; json: one list; vote: the most frequent; merge: one object."
+    )
+
+
+class Loop(Closed):
+    """The step again, until a condition holds."""
+
+    noun = "`loop`"
+
+    until: Until = Field(description="An expression or a condition; the step's own id is its last iteration.")
+    max: Annotated[int, Field(ge=1, le=1000)] = Field(5, description="The most iterations.")
+
+
+class Cache(Closed):
+    """Reuse an identical earlier call."""
+
+    noun = "`cache`"
+
+    ttl: Duration = Field(description="How old the earlier call may be.")
+
+    @classmethod
+    def sugar(cls, value: Any) -> Any:
+        return {"ttl": value} if isinstance(value, int | float | str) and not isinstance(value, bool) else value
+
+
+class Map(Closed):
+    """The step once for each item of a list."""
+
+    noun = "`map`"
+
+    over: Any = Field(description='The list, such as "{{plan.tasks}}".')
+    as_: Text = Field("item", alias="as", description="The name of the current item in expressions.")
+    max_items: Annotated[int, Field(ge=1, le=100_000)] = Field(100, description="More items than this are an error.")
+    max_parallel: Count | None = Field(None, description="How many items at a time.")
+    on_item_failure: Literal["fail", "continue"] = Field("fail", description="What a failed item means for the rest.")
+    min_success: Share | None = Field(None, description="The share of items that must succeed, such as 90%.")
+    reduce: StepBody | None = Field(None, description="A step that reads {{results}}.")
+
+    @classmethod
+    def faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+        if "over" in value and not isinstance(value["over"], str | list):
+            hint = 'Write over: "{{plan.tasks}}" or a list.'
+            yield fault("`over` must be an expression or a list", "over", hint=hint, value=value["over"])
+        if "min_success" in value and value.get("on_item_failure", "fail") == "fail":
+            hint = "Add on_item_failure: continue, or leave min_success out."
+            yield fault("`min_success` has no effect while a failed item fails the step", "min_success", hint=hint)
+        if isinstance(value.get("reduce"), dict):
+            yield from _not_in_body(value["reduce"], "reduce")
+
+
+class Fallback(Closed):
+    """What stands in when the retries are spent."""
+
+    noun = "`fallback`"
+
+    type: Literal["default_value", "alternate_step", "model"] = Field(description="What stands in.")
+    value: Any = Field(None, description="default_value: the step's output.")
+    step: StepBody | None = Field(None, description="alternate_step: the step, written here.")
+    model: Text | None = Field(None, description="model: the other model, such as openai:gpt-6.")
+
+    @classmethod
+    def faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+        needs = {"default_value": "value", "alternate_step": "step", "model": "model"}
+        chosen = value.get("type")
+        if chosen not in needs:
+            return
+        if needs[chosen] not in value:
+            yield fault(f"`fallback` of type `{chosen}` needs `{needs[chosen]}`", value=value)
+        for key in set(needs.values()) - {needs[chosen]}:
+            if key in value:
+                yield fault(f"`{key}` does not go with a fallback of type `{chosen}`", key, key=True, value=value[key])
+        if isinstance(value.get("step"), dict):
+            yield from _not_in_body(value["step"], "step")
+
+
+def _not_in_body(body: dict[str, Any], at: str) -> Iterator[InitErrorDetails]:
+    for key in ("depends_on", "join", "map"):
+        if key in body:
+            yield fault(f"`{key}` has no meaning in a step written inside another", at, key, key=True, value=body[key])
+
+
+class LegacyStep(Closed):
+    """What only an older file can say about a step."""
+
+    publishes: list[str] = []
+    order_after: list[str] = []
+    max_parallel: int | None = None
+    fail_fast: bool = False
+    estimated_tokens: int | None = None
+    breaker: str | None = None
+
+
+Run = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[list[Argument], Field(min_length=1), Tag("<argv>")],
+    Discriminator(_text_or_argv),
+]
+
+
+# ── A step ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_AGENT_ONLY = ("role", "provider", "model", "models", "system", "max_tokens", "effort", "tools")
+_ELSEWHERE = {
+    "type": "`type:` belongs to the older format, in which every step has it. Name the action itself: prompt, uses, run, …",
+    "params": "`params:` belongs to the older format. Write its keys on the step itself.",
+    "needs": "Did you mean `depends_on`?",
+    "after": "Did you mean `depends_on`?",
+    "if": "Did you mean `when`?",
+    "timeout_seconds": "Write timeout: 300s or timeout: 5m.",
+    "command": "Write run: [program, argument, …].",
+    "shell": "Write run: [program, argument, …].",
+    "system_prompt": "Did you mean `system`?",
+    "outputs": "A step has one `output:` with a schema, such as output: {approved: boolean}.",
+    "retries": "Did you mean `max_retries`?",
+    "for_each": "Did you mean `map`?",
+    "foreach": "Did you mean `map`?",
+    "name": "A step is named by its `id`.",
+}
+
+
+class StepBody(Closed):
+    """One step: exactly one action, and modifiers.  A step inside another (`reduce:`, `fallback:`) needs no id."""
+
+    noun = "a step"
+    elsewhere = _ELSEWHERE
+
+    id: Text | None = Field(None, description="The step's name: small letters, digits and _, unique in the file.")
+
+    # Actions
+    prompt: str | None = Field(None, description="What the model is asked. Without it, the role's standing task.")
+    role: Text | None = Field(None, description="Who answers, such as planner; see `gorgon roles ls`.")
+    provider: Literal[PROVIDERS] | None = Field(None, description="anthropic or openai.")  # type: ignore[valid-type]
+    model: Text | None = Field(None, description="A model, such as claude-opus or openai:gpt-6.")
+    models: list[Text] = Field([], description="Models in order: the next one when one cannot serve the call.")
+    system: str | None = Field(None, description="Replaces the role's system prompt.")
+    max_tokens: Count | None = Field(None, description="The longest reply, in tokens.")
+    effort: Literal["low", "medium", "high"] | None = Field(None, description="How hard the model should think.")
+    tools: list[Text] = Field([], description="Tools that the model may call.")
+    uses: Text | None = Field(None, description="An operation of an integration, such as github.create_issue.")
+    with_: dict[str, Any] = Field({}, alias="with", description="The arguments of `uses:` or `workflow:`.")
+    run: Annotated[
+        Run | None,
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "array", "minItems": 1, "items": {"type": ["string", "integer"]}},
+                    {"type": "string", "minLength": 1},
+                ]
+            }
+        ),
+    ] = Field(None, description="A command as a list of arguments, run without a shell.")
+    env: dict[str, Argument] = Field({}, description="Environment variables of the command.")
+    stdin: str | None = Field(None, description="What the command reads from its standard input.")
+    workflow: Text | None = Field(None, description="A sub-workflow: name, name@3 or name@latest.")
+    approval: Approval | None = Field(
+        None, description="Waits for a person: a message, or {message, approvers, timeout, on_timeout}."
+    )
+    wait: Wait | None = Field(None, description="10m, {until: TIME} or {event: NAME, timeout: 24h}.")
+    aggregate: Aggregate | None = Field(None, description="Joins results without a model: {from, how}.")
+    checkpoint: str | None = Field(None, description="A message for the run's log.")
+    steps: list[Step] | None = Field(None, min_length=1, description="A group of steps with its own order.")
+
+    # Modifiers
+    depends_on: Names = Field([], description="Steps that must end first; those named in expressions are added.")
+    join: Literal["all_success", "none_failed", "any_success", "all_done"] = Field(
+        "all_success", description="How the steps before must have ended."
+    )
+    condition: Condition | None = Field(None, description="The step is skipped unless this holds.")
+    when: Text | None = Field(None, description="The same as one CEL expression.")
+    map: Map | None = Field(None, description="The step once for each item of a list.")
+    loop: Loop | None = Field(None, description="The step again until a condition holds: {until, max}.")
+    output: Output | None = Field(None, description="The schema of the output, such as {approved: boolean}.")
+    max_retries: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        None, description="How many attempts after the first."
+    )
+    retry: Retry | None = Field(None, description="Attempts after the first, in detail.")
+    on_failure: Literal["abort", "skip", "retry", "fallback", "continue_with_default"] | None = Field(
+        None, description="What happens when the retries are spent; abort by default."
+    )
+    then: Literal["abort", "skip", "fallback", "continue_with_default"] | None = Field(
+        None, description="With on_failure: retry — what happens when the retries are spent."
+    )
+    fallback: Fallback | None = Field(None, description="What stands in: a value, another step or another model.")
+    default_output: Any = Field(None, description="With continue_with_default: the output that stands in.")
+    timeout: Duration | None = Field(None, description="The longest that one attempt may take.")
+    deadline: Duration | None = Field(None, description="The longest that all attempts may take, queueing included.")
+    allow_failure: bool = Field(False, description="Commands: a non-zero exit is a result, not a failure.")
+    budget_usd: Money | None = Field(None, description="The most this step may cost, in dollars.")
+    tokens: Count | None = Field(None, description="The most tokens this step may use.")
+    on_budget: Literal["deny", "wait", "approve"] | None = Field(None, description="What to do when a budget is short.")
+    effect: Literal["once", "repeat"] | None = Field(None, description="May the effect happen more than once?")
+    on_doubt: Literal["retry", "ask", "skip", "fail"] | None = Field(
+        None, description="What to do when nobody can tell whether it happened."
+    )
+    cache: Cache | None = Field(None, description="Reuse an identical earlier call: {ttl: 24h}.")
+    trust: Annotated[
+        Text | None,
+        BeforeValidator(_trust),
+        WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1}, {"type": "boolean"}]}),
+    ] = Field(None, description="Accept tainted data here, with the reason; audited.")
+
+    # Not keys of the language: set by folding, or by the older formats.
+    shell: Text | None = Field(None, alias="$shell", description="A command text for `sh -c`, unsubstituted.")
+    legacy: LegacyStep | None = Field(None, alias="$legacy", description="What only an older file can say.")
+
+    @classmethod
+    def faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+        yield from _action_faults(value)
+        yield from _modifier_faults(value)
+        yield from _failure_faults(value)
+
+    def fold(self) -> None:
+        if self.model is not None:
+            self.models = [self.model]
+            self.model = None
+        if isinstance(self.run, str):
+            self.shell, self.run = self.run, None
+        if self.max_retries is not None:
+            self.retry = self.retry or Retry()
+            self.retry.max = self.max_retries
+            self.max_retries = None
+        if self.on_failure == "retry":
+            self.retry = self.retry or Retry()
+            self.retry.max = 3 if self.retry.max is None else self.retry.max
+            self.on_failure = self.then or "abort"
+            self.then = None
+        if self.on_failure == "continue_with_default":
+            self.on_failure = "fallback"
+            self.fallback = Fallback(type="default_value", value=self.default_output)
+            self.default_output = None
+
+    @property
+    def action(self) -> str:
+        """The action: one of ACTIONS.  `prompt` for every agent step, `run` also for the shell form."""
+        if self.run is not None or self.shell is not None:
+            return "run"
+        for name in ACTIONS:
+            if name not in {"prompt", "run"} and getattr(self, name) is not None:
+                return name
+        return "prompt"
+
+    @property
+    def publishes(self) -> list[str]:
+        """Older files: the names that the step's `outputs:` publishes."""
+        return self.legacy.publishes if self.legacy else []
+
+    @property
+    def order_after(self) -> list[str]:
+        """Older files: ids of steps that this one only waits for (`all_done`, no skip passed on)."""
+        return self.legacy.order_after if self.legacy else []
+
+    def inner(self) -> Iterator[tuple[tuple[str | int, ...], StepBody]]:
+        """Yield the steps written inside this one, with their paths relative to it."""
+        for index, step in enumerate(self.steps or ()):
+            yield ("steps", index), step
+        if self.map is not None and self.map.reduce is not None:
+            yield ("map", "reduce"), self.map.reduce
+        if self.fallback is not None and self.fallback.step is not None:
+            yield ("fallback", "step"), self.fallback.step
+
+
+class Step(StepBody):
+    """A step of a list, which has an id."""
+
+    id: Text = Field(description="The step's name: small letters, digits and _, unique in the file.")
+
+
+def _named(keys: Iterable[str]) -> str:
+    return ", ".join(f"`{key}`" for key in keys)
+
+
+def _actions(value: Mapping[str, Any]) -> list[str]:
+    """The actions of a step as written; `$shell` counts as `run`."""
+    found = [key for key in ACTIONS if key in value]
+    return [*found, "run"] if "$shell" in value and "run" not in value else found
+
+
+def _action_faults(value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    actions = _actions(value)
+    agent = "prompt" in actions or (not actions and "role" in value)
+    if not actions and not agent:
+        hint = f"A step has exactly one of {_named(ACTIONS)}; a `role` alone does the role's standing task."
+        yield fault("the step does nothing: it has no action", hint=hint, value=value)
+        return
+    if len(actions) > 1:
+        hint = "A step has exactly one action: make two steps of it."
+        yield fault(f"the step has {len(actions)} actions: {_named(actions)}", actions[1], hint=hint, key=True)
+        return
+    action = "prompt" if agent else actions[0]
+    belongs = {key: ("prompt",) for key in _AGENT_ONLY} | {
+        "with": ("uses", "workflow"),
+        "env": ("run",),
+        "stdin": ("run",),
+        "allow_failure": ("run",),
+    }
+    for key, owners in belongs.items():
+        if key in value and action not in owners:
+            hint = f"It goes with {' or '.join(f'`{owner}:`' for owner in owners)}."
+            yield fault(f"`{key}` has no meaning in a step with `{action}:`", key, hint=hint, key=True)
+    for key in ("output", "cache"):
+        if key in value and action in {"approval", "wait", "checkpoint", "steps"}:
+            yield fault(f"`{key}` has no meaning in a step with `{action}:`", key, key=True)
+    text = value.get("run")
+    if isinstance(text, str) and "{{" in text:
+        hint = "Values enter a command only whole: write a list, run: [program, \"{{x}}\"], or put them into `env:`."
+        yield fault("a command text is run by a shell as it is: `{{ … }}` is not filled in", "run", hint=hint)
+    name = value.get("workflow")
+    if isinstance(name, str) and not re.fullmatch(r"[A-Za-z0-9_./-]+(@(\d+|latest))?", name):
+        yield fault(f"`{name}` is not the name of a workflow", "workflow", hint="Write name, name@3 or name@latest.")
+    env = value.get("env")
+    for key in env if isinstance(env, dict) else ():
+        if refused_env(str(key)):
+            hint = "It would change what the command is or how it is read; choose another name."
+            yield fault(f"the environment variable `{key}` may not be set", "env", key, hint=hint, key=True)
+
+
+def refused_env(name: str) -> bool:
+    """Tell whether a command's environment may not carry this name: it would change which program runs, or how."""
+    return name in _REFUSED_ENV or name.startswith(("LD_", "DYLD_", "BASH_FUNC_")) or not _ENV_NAME.fullmatch(name)
+
+
+def _modifier_faults(value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    for one, other, hint in (
+        ("condition", "when", "Keep one of them; `when` can join both with &&."),
+        ("model", "models", "Put it first in `models`."),
+        ("map", "loop", "Put one of them on a `steps:` group around the other."),
+    ):
+        if one in value and other in value:
+            yield fault(f"`{one}` and `{other}` do not go together", other, hint=hint, key=True)
+    models = value.get("models")
+    named: list[tuple[tuple[str | int, ...], Any]] = [(("model",), value.get("model"))]
+    named += [(("models", index), name) for index, name in enumerate(models if isinstance(models, list) else ())]
+    for at, name in named:
+        prefix = name.split(":", 1)[0] if isinstance(name, str) and ":" in name else ""
+        # A model's own name may hold a colon (llama3:8b), so only what looks like a provider is refused.
+        if prefix and prefix not in PROVIDERS and difflib.get_close_matches(prefix, PROVIDERS, n=1):
+            yield fault(f"unknown provider `{prefix}` in `{name}`", *at, hint=suggest(prefix, PROVIDERS), value=name)
+
+
+def _failure_faults(value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    retry = value.get("retry")
+    number = retry.get("max") if isinstance(retry, dict) else retry
+    if number is not None and "max_retries" in value and value["max_retries"] != number:
+        hint = "Keep one of the two."
+        yield fault(f"`max_retries: {value['max_retries']}` contradicts `retry: {{max: {number}}}`", "retry", hint=hint)
+    if "then" in value and value.get("on_failure") != "retry":
+        yield fault("`then` goes with `on_failure: retry`", "then", key=True, hint="Put it into `on_failure` instead.")
+    chosen = value.get("then") if value.get("on_failure") == "retry" else value.get("on_failure")
+    for mode, key in (("fallback", "fallback"), ("continue_with_default", "default_output")):
+        if chosen == mode and key not in value:
+            yield fault(f"`{mode}` needs `{key}`: what should stand in?", "on_failure", value=chosen)
+        if key in value and chosen != mode:
+            yield fault(f"`{key}` has no effect without `on_failure: {mode}`", key, hint=f"Add on_failure: {mode}.", key=True)
+
+
+# ── The file ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Defaults(Closed):
+    """Values for the steps that do not give their own."""
+
+    noun = "`defaults`"
+    elsewhere: ClassVar[Mapping[str, str]] = {"timeout_seconds": "Write timeout: 300s or timeout: 5m."}
+
+    provider: Literal[PROVIDERS] | None = Field(None, description="anthropic or openai.")  # type: ignore[valid-type]
+    model: Text | None = Field(None, description="A model, such as claude-opus.")
+    models: list[Text] = Field([], description="Models in order of preference.")
+    effort: Literal["low", "medium", "high"] | None = Field(None, description="How hard the model should think.")
+    max_tokens: Count | None = Field(None, description="The longest reply, in tokens.")
+    timeout: Duration | None = Field(None, description="The longest that one attempt may take.")
+    deadline: Duration | None = Field(None, description="The longest that all attempts may take.")
+    max_retries: Annotated[int, Field(ge=0, le=100)] | None = Field(None, description="Attempts after the first.")
+    retry: Retry | None = Field(None, description="Attempts after the first, in detail.")
+
+    @classmethod
+    def faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+        yield from _modifier_faults(value)
+        yield from _failure_faults(value)
+
+    def fold(self) -> None:
+        if self.model is not None:
+            self.models = [self.model]
+            self.model = None
+        if self.max_retries is not None:
+            self.retry = self.retry or Retry()
+            self.retry.max = self.max_retries
+            self.max_retries = None
+
+
+class Limits(Closed):
+    """What a run may use."""
+
+    noun = "`limits`"
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "budget": "Did you mean `budget_usd`?",
+        "token_budget": "Did you mean `tokens`?",
+        "timeout_seconds": "Write timeout: 3600s or timeout: 1h.",
+    }
+
+    budget_usd: Money | None = Field(None, description="The most a run may cost, in dollars.")
+    tokens: Count | None = Field(None, description="The most tokens a run may use.")
+    timeout: Duration | None = Field(None, description="The longest that a run may take.")
+    max_parallel: Count | None = Field(None, description="The most steps at a time.")
+    on_budget: Literal["deny", "wait", "approve"] | None = Field(None, description="What to do when a budget is short.")
+
+
+class Concurrency(Closed):
+    """How many runs with the same key may go on at a time."""
+
+    noun = "`concurrency`"
+
+    key: Text = Field(description="Runs with the same key are counted together.")
+    max: Count = Field(1, description="How many of them at a time.")
+    on_conflict: Literal["queue", "reject", "cancel_running"] = Field("queue", description="What one too many means.")
+
+    @classmethod
+    def sugar(cls, value: Any) -> Any:
+        return {"key": value} if isinstance(value, str) else value
+
+
+class Webhook(Closed):
+    """A webhook that starts a run."""
+
+    noun = "`webhook`"
+
+    source: Text = Field(description="Who sends it, such as github.")
+    event: Text | None = Field(None, description="The event, such as issues.opened.")
+    inputs: dict[str, Any] = Field({}, description="Inputs of the run, taken from the event.")
+
+
+class Trigger(Closed):
+    """What starts a run by itself: a schedule or a webhook."""
+
+    noun = "a trigger"
+
+    schedule: Text | None = Field(None, description="A cron expression, such as 0 3 * * *.")
+    timezone: Text | None = Field(None, description="The schedule's time zone, such as Europe/Berlin; UTC by default.")
+    on_missed: Literal["skip", "run_once"] | None = Field(None, description="What a missed time means.")
+    webhook: Webhook | None = Field(None, description="{source, event}.")
+    inputs: dict[str, Any] = Field({}, description="Inputs of the run.")
+
+    @classmethod
+    def faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+        forms = [key for key in ("schedule", "webhook") if key in value]
+        if len(forms) != 1:
+            yield fault("a trigger has either `schedule` or `webhook`", *forms[1:], value=value)
+        schedule = value.get("schedule")
+        if isinstance(schedule, str) and not schedule.startswith("@") and len(schedule.split()) != 5:
+            hint = 'Five fields: minute, hour, day, month, weekday, such as "0 3 * * *".'
+            yield fault(f"`{schedule}` is not a cron expression", "schedule", hint=hint, value=schedule)
+        for key in ("timezone", "on_missed"):
+            if key in value and "schedule" not in value:
+                yield fault(f"`{key}` goes with `schedule`", key, key=True, value=value[key])
+
+
+class Workflow(Closed):
+    """A Gorgon workflow: agents, commands and integrations, and the order in which they work."""
+
+    noun = "the workflow"
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "token_budget": "Write limits: {tokens: …}.",
+        "budget_usd": "Write limits: {budget_usd: …}.",
+        "timeout": "Write limits: {timeout: …}.",
+        "timeout_seconds": "Write limits: {timeout: …}.",
+        "settings": "`settings:` belongs to the older format.",
+        "tags": "Write metadata: {tags: […]}.",
+        "author": "Write metadata: {author: …}.",
+        "max_parallel": "Write limits: {max_parallel: …}.",
+        "id": "A workflow is named by its `name`.",
+        "<<": "Merge keys are not part of YAML 1.2; write the keys out.",
+    }
+
+    name: Text = Field(description="What the workflow is called.")
+    version: str = Field("", description='The version, as text: "1.0".')
+    description: str = Field("", description="What the workflow does, in a sentence.")
+    team: Text = Field("default", description="Who owns the cost and the budget.")
+    inputs: Inputs = Field({}, description="What a run is given: name → type, as JSON Schema in shorthand.")
+    secrets: list[Text] = Field([], description="Names of secrets; the values live in the secret store.")
+    defaults: Defaults = Field(default_factory=Defaults, description="Values for steps that do not give their own.")
+    limits: Limits = Field(default_factory=Limits, description="What a run may use: budget_usd, tokens, timeout, …")
+    concurrency: Concurrency | None = Field(None, description="How many runs with the same key may go on at a time.")
+    triggers: list[Trigger] = Field([], description="What starts a run by itself.")
+    steps: list[Step] = Field(min_length=1, description="The steps; their order is in depends_on and expressions.")
+    on_error: list[Step] = Field([], description="Steps that run when a step has failed.")
+    finally_: list[Step] = Field([], alias="finally", description="Steps that run at the end in any case.")
+    outputs: dict[str, Any] = Field({}, description='What a run gives: name → "{{step.output}}".')
+    metadata: dict[str, Any] = Field({}, description="author, category, tags and whatever else you note.")
+
+    # Not keys of the language: set by the older formats.
+    lenient: bool = Field(False, alias="$lenient", description="A missing value renders as nothing.")
+    published: list[str] = Field([], alias="$published", description="Every name that a step's `outputs:` publishes.")
+
+    def walk(self) -> Iterator[tuple[tuple[str | int, ...], StepBody]]:
+        """Yield every step of the file with its path, outer steps before inner ones, in the order of the file."""
+        waiting: list[tuple[tuple[str | int, ...], StepBody]] = []
+        for part, steps in (("finally", self.finally_), ("on_error", self.on_error), ("steps", self.steps)):
+            waiting.extend(((part, index), steps[index]) for index in reversed(range(len(steps))))
+        while waiting:
+            path, step = waiting.pop()
+            yield path, step
+            inner = [((*path, *at), body) for at, body in step.inner()]
+            waiting.extend(reversed(inner))
+
+
+for _model in (Condition, Loop, Map, Fallback, StepBody, Step, Workflow):
+    _model.model_rebuild()
+
+
+# ── JSON Schema ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_SHORT: dict[str, list[dict[str, Any]]] = {
+    "Approval": [{"type": "string", "minLength": 1}],
+    "Wait": _DURATION_SCHEMA["anyOf"],
+    "Retry": [{"type": "integer", "minimum": 0}],
+    "Cache": _DURATION_SCHEMA["anyOf"],
+    "Concurrency": [{"type": "string", "minLength": 1}],
+}
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a workflow file in the present form, for editors."""
+    made = _tidy(Workflow.model_json_schema(by_alias=True, mode="validation"))
+    defs = made["$defs"]
+    defs.pop("LegacyStep", None)
+    for name, short in _SHORT.items():
+        defs[name] = {"description": defs[name].get("description", ""), "anyOf": [*short, defs[name]]}
+    for name in ("Step", "StepBody"):
+        defs[name]["anyOf"] = [{"required": [key]} for key in (*ACTIONS, "role")]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_URL, **made}
+
+
+def _tidy(node: Any) -> Any:
+    """Leave out what is no key of the language, and the `null` that only means "not given"."""
+    if isinstance(node, list):
+        return [_tidy(entry) for entry in node]
+    if not isinstance(node, dict):
+        return node
+    made = {}
+    for key, entry in node.items():
+        if key == "properties":
+            made[key] = {name: _tidy(value) for name, value in entry.items() if not name.startswith("$")}
+        elif key == "anyOf":
+            kept = [_tidy(value) for value in entry if value != {"type": "null"}]
+            made.update(kept[0] if len(kept) == 1 else {key: kept})
+        elif key == "title" or (key == "default" and entry in (None, [], {}, "")):
+            continue
+        elif key == "default" and "$ref" in node:
+            continue
+        else:
+            made[key] = _tidy(entry)
+    return made
