@@ -1,0 +1,139 @@
+"""Following a run to its end, wherever it runs; Ctrl-C ends the run or only the watching."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Protocol
+
+from gorgon_common import errors
+from gorgon_common.cli import terminal
+from gorgon_common.cli.screen import View
+from gorgon_common.client.http import Client
+from gorgon_common.client.schemas import RUN_FINISHED
+
+_FASTEST, _SLOWEST = 0.08, 2.0
+_PATIENCE = 30.0
+"""Seconds that a server may be unreachable before following it ends."""
+_UNCLAIMED = 5.0
+"""Seconds after which a run that nobody has begun is remarked on."""
+
+
+class Runs(Protocol):
+    """Where a run is: `bootstrap.Services`, or `client.http.Client`."""
+
+    def run(self, run_id: str, *, steps: bool = False) -> dict[str, Any]:
+        """Return one run."""
+        ...
+
+    def cancel(self, run_id: str) -> dict[str, Any]:
+        """Ask the run to end."""
+        ...
+
+
+Wait = Callable[[float], None]
+"""Waits that many seconds, or shorter where something happened."""
+
+
+class Interrupts:
+    """Counts Ctrl-C (and SIGTERM); the second one leaves at once."""
+
+    def __init__(self, last_words: Callable[[], None]) -> None:
+        self.count = 0
+        self._last_words = last_words
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        """Note an interrupt."""
+        self.count += 1
+        if self.count > 1:
+            self._last_words()
+            # A call in flight that cannot be aborted would keep the interpreter waiting for its thread.
+            os._exit(terminal.EXIT_INTERRUPTED)
+
+
+@contextmanager
+def interrupts(last_words: Callable[[], None]) -> Iterator[Interrupts]:
+    """Count interrupts instead of raising KeyboardInterrupt, in the main thread only."""
+    counter = Interrupts(last_words)
+    if threading.current_thread() is not threading.main_thread():
+        yield counter
+        return
+    before = {number: signal.signal(number, counter) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield counter
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def follow(
+    runs: Runs, run_id: str, view: View, *, cancels: bool, wait: Wait = time.sleep, expect_worker: bool = False
+) -> tuple[dict[str, Any], bool]:
+    """Show a run until it is finished; returns it with its steps, and whether it was interrupted.
+
+    `cancels`: Ctrl-C ends the run; otherwise it only ends the watching, and the run is returned unfinished.
+    `expect_worker`: the run needs a worker elsewhere; say so if none takes it.
+    """
+    begun = reached = time.monotonic()
+    asked = False
+    with interrupts(view.close) as counter:
+        while True:
+            before = time.monotonic()
+            try:
+                run = runs.run(run_id, steps=True)
+                reached = time.monotonic()
+            except errors.Unavailable:
+                if time.monotonic() - reached > _PATIENCE:
+                    raise
+                view.say("The connection is lost; trying again…")
+                wait(_SLOWEST)
+                continue
+            view.update(run)
+            if run["status"] in RUN_FINISHED:
+                return run, counter.count > 0
+            if counter.count and not cancels:
+                return run, True
+            if counter.count and not asked:
+                asked = True
+                view.say("Cancelling: waiting for calls in flight. Ctrl-C again leaves at once.")
+                _cancel(runs, run_id)
+            elif expect_worker and run["status"] == "queued" and time.monotonic() - begun > _UNCLAIMED:
+                view.say("No worker has taken it yet. Is one running? `gorgon worker` starts one.")
+            # What a poll costs sets how often it happens: a run of ten thousand steps is asked for less often.
+            wait(min(_SLOWEST, max(_FASTEST, 8 * (time.monotonic() - before))))
+
+
+def _cancel(runs: Runs, run_id: str) -> None:
+    try:
+        runs.cancel(run_id)
+    except errors.Conflict:
+        return  # it was faster
+
+
+class EventWait:
+    """Waits for the next event of a run on a server, at most as long as asked."""
+
+    def __init__(self, client: Client, run_id: str) -> None:
+        self._happened = threading.Event()
+        thread = threading.Thread(target=self._listen, args=(client, run_id), name="gorgon-events", daemon=True)
+        thread.start()
+
+    def __call__(self, seconds: float) -> None:
+        """Wait for something to happen, at least a little while."""
+        time.sleep(min(seconds, _FASTEST))
+        self._happened.wait(max(seconds, 1.0) - _FASTEST)
+        self._happened.clear()
+
+    def _listen(self, client: Client, run_id: str) -> None:
+        try:
+            for _ in client.events(run_id):
+                self._happened.set()
+        except errors.GorgonError:
+            return  # the polling goes on, and tells
+        finally:
+            self._happened.set()
