@@ -26,6 +26,7 @@ The class docstring is the message where none is given.  `hint` says what to do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -121,7 +122,12 @@ class StepError(GorgonError):
 
 
 class ProviderError(StepError):
-    """The provider could not serve the call."""
+    """The provider could not serve the call.
+
+    `usage` is what the call is charged for all the same (a `costs.usage.Usage`): zero where it is certain that nothing
+    is charged, None where nobody knows (the connection broke before the reply).  `headers` are the rate-limit headers
+    of the reply, lower-case.
+    """
 
     def __init__(
         self,
@@ -137,6 +143,10 @@ class ProviderError(StepError):
             self.kind = kind  # type: ignore[misc]  # an instance may be more exact than its class
         self.status = status
         self.request_id = request_id
+        self.usage: Any = None
+        self.model: str | None = None
+        self.service_tier: str | None = None
+        self.headers: Mapping[str, str] = {}
 
 
 class RateLimited(ProviderError):

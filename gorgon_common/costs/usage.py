@@ -27,3 +27,30 @@ class Usage:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dict."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """One call to a model, for the ledger: failed calls, repairs and refusals too.
+
+    `ordinal` counts the calls of one conversation from 1.  `cost_micro` is in micro-dollars, None where it is unknown:
+    the model has no price, or the connection broke before anybody said what was used.  `outcome` is `ok`, `invalid`
+    (the reply missed its schema, was cut off or too large), `cancelled`, or the `kind` of the error (refused,
+    rate_limited, timeout, …).
+    """
+
+    provider: str
+    model: str
+    role: str | None
+    ordinal: int
+    usage: Usage
+    cost_micro: int | None
+    price_version: str
+    latency_ms: int
+    outcome: str
+    request_id: str | None = None
+    service_tier: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict, `usage` as a dict in it."""
+        return asdict(self)

@@ -54,9 +54,9 @@ class AgentReply:
 class AgentProvider(Protocol):
     """A provider of models: openai or anthropic.  Thread-safe; one instance a process.
 
-    Raises the errors of `errors.ProviderError`, and `Cancelled` as soon as `cancelled()` turns true between chunks.
-    A reply that was paid for but is of no use (refused, cut off, unreadable) raises an error that carries its usage in
-    an attribute `usage`, so that it is charged.
+    Raises the errors of `errors.ProviderError`, and `Cancelled` soon (half a second) after `cancelled()` turns true.  A
+    reply that was refused or cut off is returned and says so in `stop_reason` (`agent.converse` makes an error of it);
+    `data` is None where the text is not JSON.  Where a call fails, the error's `usage` says what is charged for it.
     """
 
     name: str
@@ -99,7 +99,8 @@ class CommandResult:
 
 class CommandRunner(Protocol):
     """Runs processes.  Raises CommandFailed where it may not or cannot run, Retryable(kind='timeout'), Cancelled,
-    OutputTooLarge."""
+    OutputTooLarge.
+    """
 
     def run(self, call: CommandCall, cancelled: Callable[[], bool]) -> CommandResult:
         """Run it to its end, or kill its process group."""

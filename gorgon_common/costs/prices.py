@@ -1,0 +1,195 @@
+"""Usage → micro-dollars, by the offline snapshot of genai-prices with our dated table (`prices.yaml`) before it.
+
+Nothing is ever fetched.  What has no price is None, never 0: a model that neither table knows, and a service tier that
+the model has no price for (the standard price would be too low for `priority`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from decimal import ROUND_HALF_UP, Decimal
+from importlib import metadata, resources
+from typing import Any
+
+import yaml
+
+from gorgon_common.clock import SYSTEM_CLOCK, Clock
+from gorgon_common.costs.usage import Usage
+from gorgon_common.errors import ConfigurationError
+from gorgon_common.lazy import load
+
+MILLION = Decimal(1_000_000)
+
+_STANDARD = frozenset({None, "", "default", "standard", "auto", "standard_only"})
+_CONTEXTS: Mapping[str, Mapping[str, str]] = {
+    "flex": {"service_tier": "flex"},
+    "priority": {"service_tier": "priority"},
+    "fast": {"service_tier": "fast", "speed": "fast"},
+    "batch": {"processing": "batch"},
+}
+"""Service tier, as the providers name it → what genai-prices selects its price variants by."""
+
+_RATES = ("input", "cache_read", "cache_write", "cache_write_1h", "output")
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """One entry of `prices.yaml`.  Rates in dollars per million tokens."""
+
+    provider: str
+    model: str
+    since: date
+    until: date | None
+    rates: Mapping[str, Decimal]
+    long: Mapping[str, Decimal] | None = None
+    above: int = 0
+    tiers: Mapping[str, Mapping[str, Decimal]] = field(default_factory=dict)
+
+    def active(self, day: date) -> bool:
+        """Whether the entry holds on that day."""
+        return self.since <= day and (self.until is None or day < self.until)
+
+    def price(self, usage: Usage, tier: str | None) -> Decimal | None:
+        """Return millionths of a dollar (rates are per million tokens), None for a tier without a price."""
+        if tier is None:
+            rates = self.long if self.long and usage.input_tokens > self.above else self.rates
+        elif tier in self.tiers:
+            rates = self.tiers[tier]
+        else:
+            return None
+        base = rates["input"]
+        write = rates.get("cache_write", base)
+        cached = usage.cache_read_tokens + usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
+        return (
+            max(0, usage.input_tokens - cached) * base
+            + usage.cache_read_tokens * rates.get("cache_read", base)
+            + usage.cache_write_5m_tokens * write
+            + usage.cache_write_1h_tokens * rates.get("cache_write_1h", write)
+            + usage.output_tokens * rates["output"]
+        )
+
+
+class GenaiPricer:
+    """`ports.Pricer`: thread-safe; loads genai-prices (a third of a second) at the first price that needs it."""
+
+    def __init__(self, *, clock: Clock = SYSTEM_CLOCK, overrides: Sequence[Override] | None = None) -> None:
+        text = resources.files(__package__).joinpath("prices.yaml").read_text(encoding="utf-8")
+        self._overrides = tuple(read_overrides(text) if overrides is None else overrides)
+        shown = text if overrides is None else repr(self._overrides)
+        self._clock = clock
+        self._snapshot: Any = None
+        self._lock = threading.Lock()
+        digest = hashlib.sha256(shown.encode()).hexdigest()[:8]
+        self.version = f"genai-prices {metadata.version('genai-prices')}+{digest}"
+        """Identifies the snapshot and the overrides."""
+
+    def price(self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None) -> int | None:
+        """Return micro-dollars, rounded half up; None where there is no price.
+
+        At least 1 where something was used, unless an override says that the model is free.
+        """
+        if not (usage.input_tokens or usage.output_tokens):
+            return 0
+        now = self._clock.now()
+        tier = None if service_tier in _STANDARD else service_tier
+        for entry in self._overrides:
+            if entry.provider == provider and entry.model == model and entry.active(now.date()):
+                amount = entry.price(usage, tier)
+                return None if amount is None else _micros(amount, free=True)
+        return self._from_snapshot(provider, model, usage, tier, now)
+
+    def _from_snapshot(self, provider: str, model: str, usage: Usage, tier: str | None, now: datetime) -> int | None:
+        snapshot = self._loaded()
+        try:
+            found, info = snapshot.find_provider_model(model, None, provider, None)
+        except LookupError:
+            return None
+        context = _CONTEXTS.get(tier) if tier else {}
+        if context is None or (context and not _has_variant(info, context, now)):
+            return None
+        prices = info.get_prices(now, context)
+        if prices.input_mtok is None or prices.output_mtok is None:
+            return None
+        calculation = info.calc_price(
+            self._genai_usage(usage), found, genai_request_timestamp=now, price_context=context or None
+        )
+        return _micros(calculation.total_price * MILLION, free=False)
+
+    def _loaded(self) -> Any:
+        with self._lock:
+            if self._snapshot is None:
+                self._snapshot = load("genai_prices.data_snapshot:get_snapshot")()
+            return self._snapshot
+
+    @staticmethod
+    def _genai_usage(usage: Usage) -> Any:
+        written = usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
+        return load("genai_prices:Usage")(
+            # A count below its own parts would be refused; the parts are what is charged.
+            input_tokens=max(usage.input_tokens, usage.cache_read_tokens + written),
+            cache_read_tokens=usage.cache_read_tokens,
+            cache_write_tokens=written,
+            cache_write_1h_tokens=usage.cache_write_1h_tokens,
+            output_tokens=usage.output_tokens,
+        )
+
+
+def read_overrides(text: str) -> list[Override]:
+    """Read the form of `prices.yaml`.  Raises ConfigurationError that names the entry."""
+    found = []
+    for position, entry in enumerate(yaml.safe_load(text) or ()):
+        try:
+            if not str(entry["reason"]).strip():
+                raise ValueError("reason is empty")
+            long = dict(entry.get("long") or {})
+            found.append(
+                Override(
+                    provider=str(entry["provider"]),
+                    model=str(entry["model"]),
+                    since=_day(entry["from"]),
+                    until=_day(entry["until"]) if "until" in entry else None,
+                    above=int(long.pop("above", 0)),
+                    long=_rates(long) if long else None,
+                    rates=_rates(entry["prices"]),
+                    tiers={str(name): _rates(rates) for name, rates in (entry.get("tiers") or {}).items()},
+                )
+            )
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            raise ConfigurationError(
+                f"Entry {position + 1} of the price table is wrong: {type(error).__name__}: {error}.",
+                hint="It needs provider, model, from, reason and prices: {input, output}, dollars per million tokens.",
+            ) from None
+    return found
+
+
+def _day(value: Any) -> date:
+    if not isinstance(value, date) or isinstance(value, datetime):
+        raise ValueError(f"{value!r} is not a date like 2026-11-17")
+    return value
+
+
+def _rates(entry: Mapping[str, Any]) -> dict[str, Decimal]:
+    rates = {name: Decimal(str(value)) for name, value in entry.items()}
+    unknown = [name for name, rate in rates.items() if name not in _RATES or not rate.is_finite() or rate < 0]
+    if unknown or "input" not in rates or "output" not in rates:
+        raise ValueError(f"prices {dict(entry)} need input and output, and may have {', '.join(_RATES)}, none negative")
+    return rates
+
+
+def _has_variant(info: Any, context: Mapping[str, str], now: datetime) -> bool:
+    return any(
+        all(context.get(key) == value for key, value in variant.when.items())
+        and (variant.constraint is None or variant.constraint.active(now))
+        for variant in info.price_variants or ()
+    )
+
+
+def _micros(amount: Decimal, *, free: bool) -> int | None:
+    """Round to whole micro-dollars.  Something that costs nothing is either free by a decision of ours, or unpriced."""
+    if amount == 0:
+        return 0 if free else None
+    return max(1, int(amount.quantize(Decimal(1), ROUND_HALF_UP)))

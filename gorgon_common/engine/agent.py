@@ -1,0 +1,244 @@
+"""One agent step's conversation with a model: the call, the check of its reply, and at most two rounds of repair.
+
+Knows no SDK: the provider is a port.  Every call, whatever becomes of it, gives one CallRecord for the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gorgon_common import errors
+from gorgon_common.clock import SYSTEM_CLOCK, Clock
+from gorgon_common.costs.usage import CallRecord, Usage
+from gorgon_common.engine.ports import AgentCall, AgentProvider, AgentReply, Message, Pricer
+from gorgon_common.lazy import load
+
+MAX_REPLY_BYTES = 10 * 1024**2
+"""A longer reply is an error (UTF-8 bytes)."""
+
+_SHOWN_VIOLATIONS = 20
+_SHOWN_CHARACTERS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class AgentResult:
+    """How a conversation ended well.
+
+    `data` is the validated reply where the call had a schema.  `usage` and `cost_micro` are sums over `calls`;
+    `cost_micro` is None as soon as one of them is unknown.
+    """
+
+    text: str
+    data: Any
+    model: str
+    usage: Usage
+    cost_micro: int | None
+    calls: tuple[CallRecord, ...] = field(default_factory=tuple)
+
+
+@dataclass(slots=True)
+class _Conversation:
+    """What stays the same from round to round, and the records so far."""
+
+    provider: AgentProvider
+    provider_name: str
+    call: AgentCall
+    pricer: Pricer
+    cancelled: Callable[[], bool]
+    on_call: Callable[[CallRecord], None]
+    clock: Clock
+    records: list[CallRecord] = field(default_factory=list)
+
+    def ask(self, call: AgentCall) -> tuple[AgentReply, list[str]]:
+        """Make one call; return its reply and what is wrong with it, in words.  Records it before it raises."""
+        started = self.clock.monotonic()
+        try:
+            reply = self.provider.call(call, self.cancelled)
+            unusable = _unusable(reply, call)
+        except errors.ProviderError as error:
+            self._record(
+                error.usage, started, error.kind, error.model or call.model, error.request_id, error.service_tier
+            )
+            raise
+        except errors.Cancelled:
+            self._record(None, started, "cancelled", call.model)
+            raise
+        except errors.OutputTooLarge:
+            self._record(None, started, "invalid", call.model)
+            raise
+        violations: list[str] = []
+        if not unusable and call.schema is not None:
+            data, violations = judge(call.schema, reply)
+            reply = replace(reply, data=data)
+        outcome = "ok"
+        if unusable:
+            outcome = unusable.kind if isinstance(unusable, errors.Refused) else "invalid"
+        elif violations:
+            outcome = "invalid"
+        self._record(reply.usage, started, outcome, reply.model, reply.request_id, reply.service_tier)
+        if unusable:
+            raise unusable
+        return reply, violations
+
+    def _record(
+        self,
+        usage: Usage | None,
+        started: float,
+        outcome: str,
+        model: str,
+        request_id: str | None = None,
+        service_tier: str | None = None,
+    ) -> None:
+        record = CallRecord(
+            provider=self.provider_name,
+            model=model,
+            role=self.call.role,
+            ordinal=len(self.records) + 1,
+            usage=usage or Usage(),
+            cost_micro=self._cost(usage, model, service_tier),
+            price_version=self.pricer.version,
+            latency_ms=round((self.clock.monotonic() - started) * 1000),
+            outcome=outcome,
+            request_id=request_id,
+            service_tier=service_tier,
+        )
+        self.records.append(record)
+        self.on_call(record)
+
+    def _cost(self, usage: Usage | None, model: str, service_tier: str | None) -> int | None:
+        if usage is None:
+            return None
+        if usage == Usage():
+            return 0
+        cost = self.pricer.price(self.provider_name, model, usage, service_tier=service_tier)
+        if cost is None and model != self.call.model:
+            # The reply may name a snapshot that the table does not know yet.
+            cost = self.pricer.price(self.provider_name, self.call.model, usage, service_tier=service_tier)
+        return cost
+
+
+def converse(
+    provider: AgentProvider,
+    call: AgentCall,
+    *,
+    pricer: Pricer,
+    provider_name: str,
+    cancelled: Callable[[], bool],
+    on_call: Callable[[CallRecord], None],
+    repair_rounds: int = 2,
+    clock: Clock = SYSTEM_CLOCK,
+) -> AgentResult:
+    """Make the call; where the reply misses `call.schema`, say so to the model and ask again.
+
+    A repair round is the call again with the last reply and the list of violations behind its messages.
+    `call.timeout` (seconds) holds for all rounds together.  `on_call` gets one record per call as soon as it is over,
+    before any error is raised; the ledger needs nothing else.
+
+    Raises the provider's errors; Malformed where the last reply still does not fit (or was cut off), in words; Refused;
+    OutputTooLarge over MAX_REPLY_BYTES; Cancelled.
+    """
+    conversation = _Conversation(provider, provider_name, call, pricer, cancelled, on_call, clock)
+    deadline = clock.monotonic() + call.timeout
+    current = call
+    for left in range(repair_rounds, -1, -1):
+        reply, violations = conversation.ask(current)
+        if not violations:
+            return _result(reply, conversation.records)
+        if left:
+            current = _repair(call, reply, violations, deadline - clock.monotonic())
+    listed = "\n".join(f"- {violation}" for violation in violations)
+    asked = f" after {repair_rounds} rounds of repair" if repair_rounds else ""
+    raise errors.Malformed(
+        f"The reply of {call.model} does not fit the output schema{asked}:\n{listed}",
+        hint="Make the schema simpler or its descriptions clearer, or use a stronger model.",
+    )
+
+
+def judge(schema: Mapping[str, Any], reply: AgentReply) -> tuple[Any, list[str]]:
+    """Return the reply's data and what is wrong with it, one sentence each, at most 20; none where it fits the schema.
+
+    `reply.data` is judged, or the text where the adapter could not parse it.
+    """
+    data = reply.data
+    if data is None:
+        try:
+            data = json.loads(reply.text)
+        except ValueError as error:
+            return None, [f"the reply is not JSON: {error}"]
+    found = sorted(_validator(schema).iter_errors(data), key=lambda error: list(map(str, error.absolute_path)))
+    sentences = list(dict.fromkeys(_sentence(error) for error in found))
+    if len(sentences) > _SHOWN_VIOLATIONS:
+        sentences[_SHOWN_VIOLATIONS:] = [f"… and {len(sentences) - _SHOWN_VIOLATIONS} more"]
+    return data, sentences
+
+
+def _validator(schema: Mapping[str, Any]) -> Any:
+    kind = load("jsonschema.validators:validator_for")(schema, default=load("jsonschema:Draft202012Validator"))
+    # Without a registry of its own the library would fetch remote references over the network.
+    return kind(schema, registry=load("referencing:Registry")())
+
+
+def _sentence(error: Any) -> str:
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
+    message = str(error.message)
+    if len(message) > _SHOWN_CHARACTERS:
+        # jsonschema puts the whole offending value first.
+        half = _SHOWN_CHARACTERS // 2
+        message = f"{message[:half]} … {message[-half:]}"
+    return f"{where or 'the reply'}: {message}"
+
+
+def _repair(call: AgentCall, reply: AgentReply, violations: list[str], remaining: float) -> AgentCall:
+    if remaining <= 0:
+        raise errors.Retryable(
+            f"{call.model} gave a reply that misses its schema, and no time is left to have it repaired.",
+            kind="timeout",
+            hint="Give the step a longer `timeout:`.",
+        )
+    listed = "\n".join(f"- {violation}" for violation in violations)
+    complaint = (
+        f"Your reply does not fit the JSON Schema that was asked for:\n{listed}\n\n"
+        "Answer again with the complete corrected JSON and nothing else."
+    )
+    # An empty turn would be refused by the API.
+    earlier = Message("assistant", reply.text.strip() or "(empty)")
+    return replace(call, messages=(*call.messages, earlier, Message("user", complaint)), timeout=remaining)
+
+
+def _unusable(reply: AgentReply, call: AgentCall) -> errors.StepError | None:
+    """Return the error for a reply that is too large, a refusal or cut off, None for a whole one."""
+    size = len(reply.text.encode(errors="replace"))
+    if size > MAX_REPLY_BYTES:
+        return errors.OutputTooLarge(
+            f"The reply of {reply.model} has {size / 1024**2:.1f} MB; the limit is {MAX_REPLY_BYTES // 1024**2} MB.",
+            hint="Lower `max_tokens:`, or ask for less.",
+        )
+    if reply.stop_reason == "refusal":
+        return errors.Refused(
+            f"{reply.model} declined to answer: {reply.text[:_SHOWN_CHARACTERS]}", hint="Change the prompt."
+        )
+    if reply.stop_reason == "max_tokens":
+        return errors.Malformed(
+            f"The reply of {reply.model} was cut off at max_tokens={call.max_tokens}.",
+            hint="Raise `max_tokens:` (reasoning counts too), lower `effort:`, or ask for a shorter answer.",
+        )
+    if reply.stop_reason == "context":
+        return errors.Malformed(
+            f"The reply of {reply.model} was cut off because its context window is full.",
+            hint="Shorten the prompt, or use a model with a larger context window.",
+        )
+    if reply.stop_reason == "pause":
+        return errors.Malformed(f"{reply.model} paused in the middle of its reply.", hint="Run the step again.")
+    return None
+
+
+def _result(reply: AgentReply, records: list[CallRecord]) -> AgentResult:
+    usage = Usage()
+    cost: int | None = 0
+    for record in records:
+        usage += record.usage
+        cost = None if cost is None or record.cost_micro is None else cost + record.cost_micro
+    return AgentResult(reply.text, reply.data, reply.model, usage, cost, tuple(records))
