@@ -21,6 +21,8 @@ from gorgon_common.errors import NotFound
 
 TIERS = ("fast", "standard", "strong")
 EFFORTS = ("low", "medium", "high")
+MODELS = "models.yaml"
+"""The one file beside the roles that is not a role; `models` reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +91,9 @@ class RoleCatalogue(Mapping[str, Role]):
 @cache
 def load_roles() -> RoleCatalogue:
     """Return the bundled roles; read once a process."""
-    files = sorted(
-        (entry for entry in resources.files(__package__).iterdir() if entry.name.endswith(".yaml")),
-        key=lambda entry: entry.name,
-    )
-    roles = [read_role(entry.read_text(encoding="utf-8"), entry.name) for entry in files]
+    folder = resources.files(__package__)
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    roles = [read_role((folder / name).read_text(encoding="utf-8"), name) for name in names if name != MODELS]
     return RoleCatalogue({role.name: role for role in roles})
 
 

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator, ValidationError
 
+from gorgon_common.costs.prices import GenaiPricer
+from gorgon_common.costs.usage import Usage
 from gorgon_common.errors import NotFound
 from gorgon_common.roles.catalogue import (
     EFFORTS,
@@ -22,6 +24,7 @@ from gorgon_common.roles.catalogue import (
     load_roles,
     read_role,
 )
+from gorgon_common.roles.models import resolve_model
 
 ROLES = load_roles()
 MISSION = {
@@ -122,11 +125,21 @@ def test_the_defaults_are_known(role: Role) -> None:
     assert role.provider in {"openai", "anthropic"}
     assert role.tier in TIERS
     assert role.effort in EFFORTS
+    assert resolve_model(role.provider, role.tier) not in TIERS
     assert 1_000 <= role.max_tokens <= 32_000
     assert role.purpose.endswith(".")
     assert "{{" not in role.task
     assert 10 <= len(role.task.split()) <= 60
     assert all(re.fullmatch(r"(github|notion|gmail|slack|http)\.[a-z_]+", tool) for tool in role.allowed_tools)
+
+
+@ALL_ROLES
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_the_model_has_a_price_at_either_provider(role: Role, provider: str) -> None:
+    usage = Usage(input_tokens=1_000_000, output_tokens=1_000_000)
+    cost = GenaiPricer().price(provider, resolve_model(provider, role.tier), usage)
+    assert cost is not None
+    assert cost > 0
 
 
 @ALL_ROLES
