@@ -1,7 +1,8 @@
 """The expression language: a subset of CEL, decided from its syntax tree when a file is loaded.
 
 `parse` reads a bare expression (`when:`, `until:`), `parse_template` a text with `{{ … }}` in it.  Both are cached;
-what they return is immutable and knows the names and paths it refers to.  See docs/decisions/0002-cel-subset-of-our-own.md.
+what they return is immutable and knows the names and paths it refers to.
+See docs/decisions/0002-cel-subset-of-our-own.md.
 """
 
 from gorgon_common.errors import ExpressionError

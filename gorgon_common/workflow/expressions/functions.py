@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
-import re2
+import re2  # type: ignore[import-untyped]
 
 from gorgon_common.errors import ExpressionError
 from gorgon_common.workflow.expressions.values import MAX_TEXT, StepValue, number_text, to_json, to_text, too_long

@@ -26,7 +26,6 @@ MACROS = frozenset({"has", "all", "exists", "exists_one", "map", "filter"})
 OWN_FUNCTIONS = frozenset({"json", "lines", "split", "join", "truncate", "default"})
 
 CEL_FUNCTIONS = frozenset(_CEL_FUNCTIONS.split())
-)
 
 FUNCTIONS = MACROS | OWN_FUNCTIONS | CEL_FUNCTIONS
 
