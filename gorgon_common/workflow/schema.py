@@ -1135,8 +1135,7 @@ class Workflow(Closed):
             waiting.extend(reversed(inner))
 
 
-for _model in (Condition, Loop, Map, Fallback, StepBody, Step, Workflow):
-    _model.model_rebuild()
+Workflow.model_rebuild()
 
 
 # ── JSON Schema ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,1 @@
+"""What integrations can do, declared once."""
