@@ -1,0 +1,114 @@
+"""What the documents say, held against the real thing: links, workflow examples, commands, settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from gorgon_common.cli import build
+from gorgon_common.roles.catalogue import load_roles
+from gorgon_common.settings import describe, load
+from gorgon_common.workflow import loader
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@EACH_PAGE
+def test_its_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in anchors(linked), target
+
+
+@EACH_PAGE
+def test_its_workflows_load(page: Path) -> None:
+    for text in blocks(page, "yaml"):
+        if re.match(r"\s*(#.*\n)*name:", text):
+            assert loader.load(text, file=str(page), roles=load_roles()).spec.steps
+
+
+@EACH_PAGE
+def test_its_steps_load(page: Path) -> None:
+    for text in blocks(page, "yaml"):
+        steps = re.sub(r"\Asteps:\n", "", text)
+        if steps.lstrip().startswith("- id:"):
+            assert loader.load(f"name: example\nsteps:\n{steps}", file=str(page), roles=load_roles()).spec.steps
+
+
+def mentioned(page: Path) -> Iterator[list[str]]:
+    """Yield the words of each `gorgon …` in code, up to the first that is no name of a command."""
+    text = page.read_text(encoding="utf-8")
+    code = re.findall(r"`([^`\n]+)`", text) + re.findall(
+        r"^(?:\$ )?(.+)$", "\n".join(blocks(page, "(?:console|sh)")), re.M
+    )
+    for line in code:
+        for words in re.findall(r"(?<![\w./-])gorgon ((?:[a-z|]+(?: |$))+)", line):
+            yield words.split()
+
+
+def options(command: Any) -> dict[str, Any]:
+    return dict(getattr(command, "commands", {}))
+
+
+@EACH_PAGE
+def test_the_commands_that_it_names_exist(page: Path) -> None:
+    root = typer.main.get_command(build())
+    for words in mentioned(page):
+        known: Any = options(root)
+        for word in words:
+            names = word.split("|")
+            if not known:
+                break  # an argument
+            assert set(names) <= known.keys(), " ".join(words)
+            known = options(known[names[0]])
+
+
+def test_the_options_of_the_table_exist() -> None:
+    root = typer.main.get_command(build())
+    run = options(root)["run"]
+    known = {name for parameter in run.params for name in [*parameter.opts, *parameter.secondary_opts]}
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    rows = text.partition("| `gorgon run FILE")[2].partition("| `gorgon runs")[0]
+    named = set(re.findall(r"`(--?[a-z-]+)", rows))
+    assert {"-i", "--live", "--server"} <= named <= known
+
+
+def test_every_command_is_in_the_table() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    for name, command in options(typer.main.get_command(build())).items():
+        assert command.hidden or f"`gorgon {name}" in text, name
+
+
+def test_every_setting_is_in_the_table() -> None:
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \| (.*) \|$", (ROOT / "docs/operations.md").read_text("utf-8"), re.M)
+    settings = [(entry.variable, entry.description) for entry in describe(load()) if entry.variable != "GORGON_HOME"]
+    told = [(variable, text) for variable, _, text in rows if variable != "GORGON_HOME"]
+    assert told == settings
+
+
+def test_every_key_of_a_step_and_of_the_limits_is_in_the_reference() -> None:
+    text = (ROOT / "docs" / "workflow-language.md").read_text(encoding="utf-8")
+    from_schema = loader.Workflow.model_json_schema()["$defs"]
+    for name in [*from_schema["Step"]["properties"], *from_schema["Limits"]["properties"]]:
+        assert name.startswith("$") or name == "id" or re.search(rf"`[^`\n]*\b{name}\b|^{name}:", text), name
