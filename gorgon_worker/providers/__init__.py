@@ -1,0 +1,97 @@
+"""The providers of models, each made at its first use: an SDK takes up to two seconds to import."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from gorgon_common.errors import ConfigurationError, ProviderError
+from gorgon_common.lazy import load, preload
+
+if TYPE_CHECKING:
+    from gorgon_common.engine.ports import AgentProvider
+    from gorgon_common.settings import Settings
+
+_CLASSES = {
+    "openai": "gorgon_worker.providers.openai:OpenAIProvider",
+    "anthropic": "gorgon_worker.providers.anthropic:AnthropicProvider",
+}
+SANDBOX_KEY = "sandbox"
+"""The key that the sandbox takes."""
+
+
+class AgentProviders(Mapping[str, "AgentProvider"]):
+    """Provider name → provider.  Thread-safe; `providers["openai"]` imports the SDK the first time."""
+
+    def __init__(self, options: Mapping[str, Mapping[str, Any]]) -> None:
+        self._options = options
+        self._made: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def __getitem__(self, name: str) -> AgentProvider:
+        provider: AgentProvider = self._get(name)
+        return provider
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._options)
+
+    def __len__(self) -> int:
+        return len(self._options)
+
+    def _get(self, name: str) -> Any:
+        options = self._options[name]
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = load(_CLASSES[name])(**options)
+            return self._made[name]
+
+    def problems(self, names: Iterable[str]) -> list[ProviderError]:
+        """Return what would fail every call to these providers (a missing key), known before a run starts."""
+        found = (self._get(name).problem() for name in dict.fromkeys(names) if name in self._options)
+        return [problem for problem in found if problem is not None]
+
+    def close(self) -> None:
+        """Release the connections of those that were used."""
+        with self._lock:
+            made = list(self._made.values())
+        for provider in made:
+            provider.close()
+
+
+def agent_providers(target: str, settings: Settings, *, sandbox_url: str | None = None) -> AgentProviders:
+    """Return the providers for runs of this target.
+
+    `live`: keys and URLs of the settings.  `sandbox`: the sandbox at `sandbox_url`, else at `settings.sandbox_url`.
+    A missing key is no error here but of each call (and of `problems`).  Raises ConfigurationError for another target,
+    or where it is not known where the sandbox is.
+    """
+    if target == "live":
+        return AgentProviders(
+            {
+                "openai": {"api_key": _secret(settings.openai_api_key), "base_url": settings.openai_base_url},
+                "anthropic": {"api_key": _secret(settings.anthropic_api_key), "base_url": settings.anthropic_base_url},
+            }
+        )
+    if target != "sandbox":
+        raise ConfigurationError(f"There is no target {target!r}.", hint="It is live or sandbox.")
+    url = (sandbox_url or settings.sandbox_url or "").rstrip("/")
+    if not url:
+        raise ConfigurationError(
+            "It is not known where the sandbox is.", hint="Start `gorgon sandbox` and set GORGON_SANDBOX_URL."
+        )
+    return AgentProviders(
+        {
+            "openai": {"api_key": SANDBOX_KEY, "base_url": f"{url}/v1", "sandbox": True},
+            "anthropic": {"api_key": SANDBOX_KEY, "base_url": url, "sandbox": True},
+        }
+    )
+
+
+def preload_providers(names: Iterable[str]) -> threading.Thread:
+    """Import the SDKs of these providers in a background thread, while a plan is made."""
+    return preload(_CLASSES[name] for name in names if name in _CLASSES)
+
+
+def _secret(value: Any) -> str | None:
+    return None if value is None else str(value.get_secret_value())
