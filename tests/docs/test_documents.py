@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from gorgon_common.cli import build
+from gorgon_common.engine.states import RUN_TRANSITIONS, STEP_TRANSITIONS, RunStatus, StepStatus
 from gorgon_common.roles.catalogue import load_roles
 from gorgon_common.settings import describe, load
 from gorgon_common.workflow import loader
@@ -112,3 +113,19 @@ def test_every_key_of_a_step_and_of_the_limits_is_in_the_reference() -> None:
     from_schema = loader.Workflow.model_json_schema()["$defs"]
     for name in [*from_schema["Step"]["properties"], *from_schema["Limits"]["properties"]]:
         assert name.startswith("$") or name == "id" or re.search(rf"`[^`\n]*\b{name}\b|^{name}:", text), name
+
+
+def drawn(first: str) -> set[tuple[str, str]]:
+    """The arrows of the state diagram that begins at this state, those from and to the dot left out."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    diagram = text.partition(f"stateDiagram-v2\n    [*] --> {first}\n")[2].partition("```")[0]
+    return set(re.findall(r"^    (\w+) --> (\w+)", diagram, re.MULTILINE))
+
+
+def test_the_diagrams_draw_every_transition() -> None:
+    cancelled = StepStatus.CANCELLED  # told in a sentence: any that is not finished
+    steps = {(a, b) for a, after in STEP_TRANSITIONS.items() for b in after if b is not cancelled}
+    assert drawn("pending") == {(a.name.lower(), b.name.lower()) for a, b in steps}
+    assert all(cancelled in after for after in STEP_TRANSITIONS.values() if after)
+    runs: set[tuple[RunStatus, RunStatus]] = {(a, b) for a, after in RUN_TRANSITIONS.items() for b in after}
+    assert drawn("queued") == {(a.name.lower(), b.name.lower()) for a, b in runs}
