@@ -1,0 +1,206 @@
+"""What passes between the engine, the store and the workers: plain, immutable records.
+
+A step's id is `run << 20 | row`: a run has at most 1,048,576 rows, and a row's run needs no look-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import IntEnum
+from typing import Any
+
+from gorgon_common.costs.usage import CallRecord
+from gorgon_common.engine.states import StepStatus
+
+ROW_BITS = 20
+ROW_MASK = (1 << ROW_BITS) - 1
+MAX_ROWS = 1 << ROW_BITS
+
+
+def step_id(run: int, row: int) -> int:
+    """Return the id of a run's row."""
+    return run << ROW_BITS | row
+
+
+class Weight(IntEnum):
+    """What a step costs a worker."""
+
+    INLINE = 0  # needs no provider: executed by whoever makes it ready
+    FAST = 1  # queued, but takes no time: many to a message
+    SLOW = 2  # calls a provider or runs a process: takes a slot
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A step as it is created.  `successors` are rows of the same run, ascending.
+
+    `parent` is the row of the composite that expanded into this one, `position` its item or iteration there.
+    `grouped` rows are heads of a matched fan-out: they travel as one canvas and are never handed over in place.
+    """
+
+    row: int
+    node: int
+    deps_left: int
+    successors: Sequence[int]
+    weight: Weight
+    queue: int
+    grouped: bool = False
+    parent: int | None = None
+    position: int | None = None
+    status: StepStatus | None = None
+    """Only where it is not what `deps_left` says: rows adopted from an earlier run are finished from the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A step that this worker holds, as long as its lease lives and `token` is the newest."""
+
+    id: int
+    token: int
+    node: int
+    weight: int
+    queue: int
+    attempt: int
+    parent: int | None
+    position: int | None
+    crashes: int
+
+    @property
+    def run(self) -> int:
+        """The run's number."""
+        return self.id >> ROW_BITS
+
+    @property
+    def row(self) -> int:
+        """The row within the run."""
+        return self.id & ROW_MASK
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A step that is ready and owed a message."""
+
+    id: int
+    node: int
+    weight: int
+    queue: int
+    crashes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a step ended: what its checkpoint stores.  `output` is any JSON value; times are the worker's clock."""
+
+    status: StepStatus
+    output: Any = None
+    error: Mapping[str, Any] | None = None
+    reason: str | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    """provider, model, role, exit_code, stderr, message (checkpoints): what only some kinds have."""
+    attempts: int = 1
+    calls: Sequence[CallRecord] = ()
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """A claimed step and how it ended.
+
+    `skipped`: rows that the step takes with it, row → reason: its descendants that can no longer run.
+    """
+
+    step: Claimed
+    result: Result
+    skipped: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How much a worker may take over in place: `fast` inline and fast steps, `slow` ones, `pull` from the backlog."""
+
+    fast: int = 64
+    slow: int = 0
+    pull: int = 0
+
+
+@dataclass(slots=True)
+class Advance:
+    """What one transaction brought: steps that this worker now holds, and heads that are owed a message.
+
+    `refused` are the finishes that the fence turned away: somebody else holds the step, or it is finished.
+    """
+
+    mine: list[Claimed] = field(default_factory=list)
+    ready: list[Head] = field(default_factory=list)
+    refused: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A finished step as it was stored."""
+
+    id: int
+    status: StepStatus
+    output: Any
+    error: Mapping[str, Any] | None
+    reason: str | None
+    detail: Mapping[str, Any]
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """How a composite step was expanded: its children are rows `base … base + count - 1`, in order.
+
+    phase: `item` (a map's items), `body` (a loop's iteration `round`), `steps` (a group's), `fallback`.
+    `items` are the map's values.  `reduce` is the row of a map's reduce, None where there is none.
+    """
+
+    id: int
+    phase: str
+    base: int
+    count: int
+    round: int = 0
+    items: Sequence[Any] = ()
+    reduce: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What a worker needs to know of a run; it does not change while the run lives."""
+
+    id: int
+    public_id: str
+    org: int
+    team: str
+    workflow: str
+    plan_hash: str
+    inputs: Mapping[str, Any]
+    target: str
+    home: str
+    root: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run that is about to be created.  `root`: the first of the runs that it continues.  `timeout` in seconds."""
+
+    public_id: str
+    workflow: str
+    plan_hash: str
+    plan_body: str
+    inputs: Mapping[str, Any]
+    target: str
+    created_at: datetime
+    org: int = 1
+    team: str = "default"
+    home: str = ""
+    root: int | None = None
+    resumed_from: int | None = None
+    idempotency_key: str | None = None
+    request_hash: str | None = None
+    timeout: float | None = None

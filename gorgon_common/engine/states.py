@@ -1,0 +1,77 @@
+"""The states of a step and of a run, and every transition between them.
+
+Steps::
+
+    pending → ready → running → succeeded | failed | skipped | cancelled
+              running → ready | waiting | in_doubt
+              waiting → ready | succeeded | failed | skipped
+              in_doubt → ready | succeeded | skipped | failed
+    pending | ready → skipped | failed          (conditions, skips passed on, deadlines)
+    anything that is not finished → cancelled
+
+Runs::
+
+    queued → running ⇄ paused → finishing → succeeded | failed | cancelled
+
+A finished state is written once.  The numbers are what the database stores: do not renumber them.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class StepStatus(IntEnum):
+    """Where a step is."""
+
+    PENDING = 0  # waits for its dependencies
+    READY = 1  # may be claimed by a worker
+    RUNNING = 2  # claimed: `owner` holds it under `token`
+    WAITING = 3  # holds no worker: for a retry, for its children, …
+    IN_DOUBT = 4  # nobody can tell whether its effect happened
+    SUCCEEDED = 5
+    FAILED = 6
+    SKIPPED = 7
+    CANCELLED = 8
+
+
+class RunStatus(IntEnum):
+    """Where a run is."""
+
+    QUEUED = 0  # no step has started yet
+    RUNNING = 1
+    PAUSED = 2
+    FINISHING = 3  # only on_error and finally steps may still run
+    SUCCEEDED = 4
+    FAILED = 5
+    CANCELLED = 6
+
+
+S = StepStatus
+
+FINISHED_STEP = frozenset({S.SUCCEEDED, S.FAILED, S.SKIPPED, S.CANCELLED})
+FINISHED_RUN = frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED})
+
+STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {
+    S.PENDING: frozenset({S.READY, S.RUNNING, S.SKIPPED, S.FAILED, S.CANCELLED}),
+    S.READY: frozenset({S.RUNNING, S.SKIPPED, S.FAILED, S.CANCELLED, S.SUCCEEDED}),
+    S.RUNNING: frozenset({S.READY, S.WAITING, S.IN_DOUBT, S.SUCCEEDED, S.FAILED, S.SKIPPED, S.CANCELLED}),
+    S.WAITING: frozenset({S.READY, S.RUNNING, S.SUCCEEDED, S.FAILED, S.SKIPPED, S.CANCELLED}),
+    S.IN_DOUBT: frozenset({S.READY, S.SUCCEEDED, S.SKIPPED, S.FAILED, S.CANCELLED}),
+    S.SUCCEEDED: frozenset(),
+    S.FAILED: frozenset(),
+    S.SKIPPED: frozenset(),
+    S.CANCELLED: frozenset(),
+}
+"""`pending → running` and `waiting → running` are `→ ready → running` in one transaction (the hand-over);
+`ready → succeeded` is a late finish whose lease had run out and that nobody else has claimed since."""
+
+RUN_TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
+    RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.FINISHING}),
+    RunStatus.RUNNING: frozenset({RunStatus.PAUSED, RunStatus.FINISHING}),
+    RunStatus.PAUSED: frozenset({RunStatus.RUNNING, RunStatus.FINISHING}),
+    RunStatus.FINISHING: FINISHED_RUN,
+    RunStatus.SUCCEEDED: frozenset(),
+    RunStatus.FAILED: frozenset(),
+    RunStatus.CANCELLED: frozenset(),
+}

@@ -1,0 +1,5 @@
+"""The only place that speaks SQL: SQLite and PostgreSQL behind one store."""
+
+from gorgon_common.persistence.migrate import upgrade
+
+__all__ = ["upgrade"]

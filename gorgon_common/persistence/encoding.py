@@ -1,0 +1,85 @@
+"""How results become columns, the same for both databases."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+from gorgon_common.engine.records import Claimed, Finish
+from gorgon_common.engine.states import StepStatus
+
+INLINE_BYTES = 64 * 1024
+"""Outputs up to this size live in the checkpoint's row, larger ones in `blobs`."""
+
+
+def dump(value: Any) -> str:
+    """Return JSON that both databases can store: NUL stays escaped, lone surrogates are replaced."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-8", "replace").decode()
+    return text
+
+
+def checkpoint(finish: Finish) -> dict[str, Any]:
+    """Return a finish as the short-keyed dict that `tick.sql` describes, times as datetimes."""
+    result = finish.result
+    body = None if result.output is None else dump(result.output)
+    large = body is not None and len(body) > INLINE_BYTES // 4 and len(body.encode()) > INLINE_BYTES
+    detail: dict[str, Any] = {}
+    fingerprint = result.detail.get("fingerprint")
+    for name, value in result.detail.items():
+        if name != "fingerprint" and value is not None:
+            detail[name] = value
+    if result.error is not None:
+        detail["error"] = dict(result.error)
+    if result.reason is not None:
+        detail["reason"] = result.reason
+    root, _, hashed = fingerprint.partition(":") if fingerprint and result.status is StepStatus.SUCCEEDED else ("", "", "")
+    return {
+        "i": finish.step.id,
+        "t": finish.step.token,
+        "s": int(result.status),
+        "o": None if large else body,
+        "b": body if large else None,
+        "d": dump(detail) if detail else None,
+        "a": result.attempts,
+        "st": result.started_at,
+        "en": result.finished_at,
+        "r": int(root) if root else None,
+        "f": hashed or None,
+    }
+
+
+def calls(step: Claimed, finish_calls: Any, attempt: int, at: datetime) -> list[dict[str, Any]]:
+    """Return ledger rows of a step's calls."""
+    return [
+        {
+            "step_id": step.id,
+            "token": step.token,
+            "ordinal": call.ordinal,
+            "at": at,
+            "provider": call.provider,
+            "model": clean(call.model),
+            "role": call.role,
+            "attempt": attempt,
+            "input_tokens": call.usage.input_tokens,
+            "cache_read_tokens": call.usage.cache_read_tokens,
+            "cache_write_tokens": call.usage.cache_write_5m_tokens + call.usage.cache_write_1h_tokens,
+            "output_tokens": call.usage.output_tokens,
+            "reasoning_tokens": call.usage.reasoning_tokens,
+            "cost_micro": call.cost_micro,
+            "price_version": call.price_version,
+            "latency_ms": call.latency_ms,
+            "outcome": call.outcome,
+            "request_id": clean(call.request_id),
+        }
+        for call in finish_calls
+    ]
+
+
+def clean(text: str | None) -> str | None:
+    """Return text without NUL, which PostgreSQL cannot store."""
+    return text.replace("\0", "") if text else text

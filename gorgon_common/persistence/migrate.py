@@ -1,0 +1,72 @@
+"""Bring a database to the tables of this version: Alembic's migrations, with a short way for a new SQLite file."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from sqlalchemy import inspect, select, text
+from sqlalchemy.sql import column, table
+
+from gorgon_common.errors import ConfigurationError
+from gorgon_common.lazy import load
+from gorgon_common.persistence.database import Database
+from gorgon_common.persistence.tables import metadata
+
+HEAD = "0001"
+"""The newest migration; a test holds it against the files."""
+
+_version = table("alembic_version", column("version_num"))
+
+
+def current(database: Database) -> str | None:
+    """Return the migration that the database is at, None where it is empty."""
+    with database.read() as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        return connection.scalar(select(_version.c.version_num))
+
+
+def upgrade(url: str) -> str:
+    """Migrate to HEAD; returns where it was before (`` for an empty database).  Safe to call again."""
+    database = Database(url, pool_size=1)
+    try:
+        before = current(database)
+        if before == HEAD:
+            return before
+        if before is None and database.sqlite:
+            _create(database)
+            return ""
+        _alembic(database, "upgrade")
+        return before or ""
+    finally:
+        database.close()
+
+
+def check(database: Database) -> None:
+    """Raise ConfigurationError where the database is not at this version."""
+    found = current(database)
+    if found != HEAD:
+        raise ConfigurationError(
+            f"The database is at version {found or 'none'}, this Gorgon needs {HEAD}.",
+            hint="Run: gorgon db upgrade",
+        )
+
+
+def _create(database: Database) -> None:
+    """A new SQLite file gets the tables as they are: importing Alembic takes longer than all the rest of a start."""
+    with database.write() as connection:
+        if inspect(connection).has_table("alembic_version"):
+            return  # another process was faster
+        metadata.create_all(connection)
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
+        connection.execute(_version.insert().values(version_num=HEAD))
+
+
+def _alembic(database: Database, verb: str) -> None:
+    command: Any = load("alembic.command")
+    config = load("alembic.config:Config")()
+    config.set_main_option("script_location", str(resources.files("gorgon_common.persistence").joinpath("migrations")))
+    with database.write() as connection:
+        config.attributes["connection"] = connection
+        getattr(command, verb)(config, "head")

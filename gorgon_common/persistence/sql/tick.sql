@@ -1,0 +1,165 @@
+-- One transaction of the engine on PostgreSQL: claims, finishes, what follows from them.
+--
+-- The order of its parts and of the rows within them is a fixed lock order (own rows, then successors and parents
+-- ascending), so two workers that finish steps of one run cannot block each other.  Each part is a statement of its own:
+-- it sees what was committed while the one before it waited for a lock.
+--
+-- p_claims    ids from a message: a hint; only rows that are ready are claimed
+-- p_finishes  [{i id, t token, s status, o output, b blob, d detail, a attempts,
+--               st started, en finished, r root run, f fingerprint}]
+-- p_calls     [rows of the ledger]: facts, stored also where the fence refuses the rest
+-- p_skips     [{i id, d detail}]: descendants that go with the one finish of this call
+-- p_fast, p_slow  how many fast and slow steps the caller may take over in place; p_pull from the backlog
+--
+-- Returns rows (what, …): 1 the caller holds it now, 2 it is ready and owed a message, 3 the fence refused the finish.
+CREATE OR REPLACE FUNCTION gorgon_tick(
+    p_owner int, p_target text, p_home text, p_queues smallint[], p_lost interval,
+    p_fast int, p_slow int, p_pull int, p_suspects boolean,
+    p_claims bigint[], p_finishes jsonb, p_calls jsonb, p_skips jsonb
+) RETURNS TABLE (
+    what smallint, id bigint, token int, node int, weight smallint, queue smallint,
+    attempt smallint, parent int, "position" int, crashes smallint
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    done bigint[];
+    brought int := 0;
+BEGIN
+    IF p_calls IS NOT NULL THEN
+        INSERT INTO ledger (step_id, token, ordinal, at, provider, model, role, attempt, input_tokens,
+            cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_micro, price_version,
+            latency_ms, outcome, request_id)
+        SELECT c.step_id, c.token, c.ordinal, c.at, c.provider, c.model, c.role, c.attempt, c.input_tokens,
+            c.cache_read_tokens, c.cache_write_tokens, c.output_tokens, c.reasoning_tokens, c.cost_micro,
+            c.price_version, c.latency_ms, c.outcome, c.request_id
+        FROM jsonb_populate_recordset(NULL::ledger, p_calls) c
+        ON CONFLICT DO NOTHING;
+    END IF;
+
+    IF p_finishes IS NOT NULL THEN
+        WITH said AS MATERIALIZED (
+            SELECT * FROM jsonb_to_recordset(p_finishes) AS x(i bigint, t int, s smallint, o text, b text, d text,
+                a smallint, st timestamptz, en timestamptz, r bigint, f text)
+        ), fenced AS (
+            UPDATE steps s SET status = said.s, owner = NULL
+            FROM said WHERE s.id = said.i AND s.token = said.t AND s.status IN (1, 2)
+            RETURNING s.id
+        ), kept AS (
+            INSERT INTO checkpoints (step_id, status, attempts, started_at, finished_at, output, detail)
+            SELECT i, said.s, a, st, en, o, d FROM said JOIN fenced ON fenced.id = said.i
+        ), large AS (
+            INSERT INTO blobs (step_id, body)
+            SELECT i, b FROM said JOIN fenced ON fenced.id = said.i WHERE b IS NOT NULL
+        ), marked AS (
+            INSERT INTO fingerprints (root_id, hash, step_id)
+            SELECT r, f, i FROM said JOIN fenced ON fenced.id = said.i WHERE f IS NOT NULL ON CONFLICT DO NOTHING
+        ), told AS (
+            INSERT INTO events (run_id, "row", kind, at)
+            SELECT i >> 20, (i & 1048575)::int,
+                CASE said.s WHEN 5 THEN 'step.succeeded' WHEN 6 THEN 'step.failed' WHEN 7 THEN 'step.skipped'
+                    ELSE 'step.cancelled' END, en
+            FROM said JOIN fenced ON fenced.id = said.i
+        )
+        SELECT array_agg(fenced.id) INTO done FROM fenced;
+        RETURN QUERY SELECT 3::smallint, x.i, NULL::int, NULL::int, NULL::smallint, NULL::smallint, NULL::smallint,
+            NULL::int, NULL::int, NULL::smallint
+        FROM jsonb_to_recordset(p_finishes) AS x(i bigint)
+        WHERE done IS NULL OR x.i <> ALL (done);
+    END IF;
+
+    IF p_skips IS NOT NULL AND done IS NOT NULL THEN
+        WITH said AS MATERIALIZED (
+            SELECT * FROM jsonb_to_recordset(p_skips) AS x(i bigint, d text)
+        ), gone AS (
+            UPDATE steps s SET status = 7 FROM said WHERE s.id = said.i AND s.status IN (0, 1) RETURNING s.id
+        ), kept AS (
+            INSERT INTO checkpoints (step_id, status, attempts, finished_at, detail)
+            SELECT i, 7, 0, clock_timestamp(), d FROM said JOIN gone ON gone.id = said.i
+        ), told AS (
+            INSERT INTO events (run_id, "row", kind, at)
+            SELECT i >> 20, (i & 1048575)::int, 'step.skipped', clock_timestamp() FROM said JOIN gone ON gone.id = said.i
+        )
+        SELECT done || array_agg(gone.id) INTO done FROM gone;
+    END IF;
+
+    IF done IS NOT NULL THEN
+        -- Every edge out of what has finished is one decrement, a child's edge to its composite too.
+        -- What reaches 0 is taken over by the caller where it may and can, else it is ready.
+        RETURN QUERY
+        WITH edges AS (
+            SELECT (s.id & ~1048575::bigint) | e AS id FROM steps s, unnest(s.successors) e WHERE s.id = ANY (done)
+            UNION ALL
+            SELECT (s.id & ~1048575::bigint) | s.parent FROM steps s WHERE s.id = ANY (done) AND s.parent IS NOT NULL
+        ), counts AS MATERIALIZED (
+            SELECT edges.id, count(*)::int AS times FROM edges GROUP BY edges.id ORDER BY edges.id
+        ), locked AS MATERIALIZED (
+            SELECT s.id, c.times, s.deps_left = c.times AS free, s.weight, s.carried, s.window_next,
+                s.weight = 0 OR (s.queue = ANY (p_queues) AND NOT s.carried AND NOT s.grouped) AS ours
+            FROM counts c JOIN steps s ON s.id = c.id
+            WHERE s.status IN (0, 3) ORDER BY s.id FOR UPDATE OF s
+        ), placed AS MATERIALIZED (
+            SELECT l.*, l.free AND l.ours
+                AND row_number() OVER (PARTITION BY l.weight = 2, l.free AND l.ours ORDER BY l.id)
+                    <= CASE WHEN l.weight = 2 THEN p_slow ELSE p_fast END
+                AND (SELECT active FROM runs WHERE runs.id = l.id >> 20) AS take
+            FROM locked l
+        ), moved AS (
+            UPDATE steps s SET
+                deps_left = s.deps_left - p.times,
+                status = CASE WHEN NOT p.free THEN s.status WHEN p.take THEN 2 ELSE 1 END,
+                token = s.token + CASE WHEN p.take THEN 1 ELSE 0 END,
+                owner = CASE WHEN p.take THEN p_owner END,
+                due = CASE WHEN p.free AND NOT p.take THEN clock_timestamp() + p_lost END,
+                window_next = least(s.window_end, s.window_next + p.times)
+            FROM placed p WHERE s.id = p.id
+            RETURNING s.id, s.token, s.node, s.weight, s.queue, s.attempt, s.parent, s.position, s.crashes,
+                s.status, p.free, p.carried, p.window_next AS window_was, s.window_next AS window_now
+        ), opened AS MATERIALIZED (
+            -- A windowed composite lets its next children go, as many as have finished.
+            SELECT (m.id & ~1048575::bigint) | w AS id,
+                row_number() OVER (ORDER BY m.id, w) <= p_slow - (SELECT count(*) FROM placed WHERE take AND weight = 2)
+                    AS room,
+                (SELECT active FROM runs WHERE runs.id = m.id >> 20) AS active
+            FROM moved m, generate_series(m.window_was, m.window_now - 1) w
+        ), released AS (
+            UPDATE steps s SET
+                deps_left = 0,
+                status = CASE WHEN o.active AND (s.weight = 0 OR (o.room AND s.queue = ANY (p_queues))) THEN 2 ELSE 1 END,
+                token = s.token + CASE WHEN o.active AND (s.weight = 0 OR (o.room AND s.queue = ANY (p_queues)))
+                    THEN 1 ELSE 0 END,
+                owner = CASE WHEN o.active AND (s.weight = 0 OR (o.room AND s.queue = ANY (p_queues))) THEN p_owner END,
+                due = clock_timestamp() + p_lost
+            FROM opened o WHERE s.id = o.id AND s.status = 0
+            RETURNING s.id, s.token, s.node, s.weight, s.queue, s.attempt, s.parent, s.position, s.crashes, s.status
+        )
+        SELECT CASE WHEN m.status = 2 THEN 1 ELSE 2 END::smallint, m.id, m.token, m.node, m.weight, m.queue, m.attempt,
+            m.parent, m.position, m.crashes
+        FROM moved m WHERE m.free AND (m.status = 2 OR NOT m.carried)
+        UNION ALL
+        SELECT CASE WHEN r.status = 2 THEN 1 ELSE 2 END::smallint, r.id, r.token, r.node, r.weight, r.queue, r.attempt,
+            r.parent, r.position, r.crashes
+        FROM released r;
+        GET DIAGNOSTICS brought = ROW_COUNT;
+    END IF;
+
+    IF p_pull > brought THEN
+        WITH picked AS (
+            SELECT b.queue, b.rank, b.step_id FROM backlog b JOIN runs r ON r.id = b.step_id >> 20
+            WHERE b.queue = ANY (p_queues) AND r.active AND r.target = p_target AND r.home = p_home
+            ORDER BY b.rank, b.step_id LIMIT p_pull - brought FOR UPDATE OF b SKIP LOCKED
+        ), gone AS (
+            DELETE FROM backlog b USING picked p
+            WHERE b.queue = p.queue AND b.rank = p.rank AND b.step_id = p.step_id RETURNING b.step_id
+        )
+        SELECT p_claims || array_agg(gone.step_id) INTO p_claims FROM gone HAVING count(*) > 0 OR p_claims IS NOT NULL;
+    END IF;
+
+    IF p_claims IS NOT NULL THEN
+        RETURN QUERY
+        UPDATE steps s SET status = 2, token = s.token + 1, owner = p_owner, due = NULL
+        FROM runs r
+        WHERE s.id = ANY (p_claims) AND s.status = 1 AND (s.crashes < 2 OR p_suspects)
+            AND r.id = s.id >> 20 AND r.active AND r.target = p_target AND r.home = p_home
+        RETURNING 1::smallint, s.id, s.token, s.node, s.weight, s.queue, s.attempt, s.parent, s.position, s.crashes;
+    END IF;
+END $$;

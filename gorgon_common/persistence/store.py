@@ -1,0 +1,1015 @@
+"""The engine's store: every change of a run's state is one transaction in here.
+
+The hot path (`tick`) has an implementation for each database; everything else is the same SQLAlchemy statements on both.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any, cast
+
+import psycopg
+from sqlalchemy import Connection, and_, case, delete, func, insert, literal, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from gorgon_common.costs.usage import CallRecord
+from gorgon_common.engine.records import (
+    ROW_BITS,
+    ROW_MASK,
+    Advance,
+    Checkpoint,
+    Claimed,
+    Expansion,
+    Finish,
+    Head,
+    Keep,
+    NewRun,
+    Row,
+    RunInfo,
+    step_id,
+)
+from gorgon_common.engine.states import FINISHED_RUN, RunStatus, StepStatus
+from gorgon_common.errors import Conflict, NotFound, Unavailable
+from gorgon_common.persistence import encoding, tick_sqlite
+from gorgon_common.persistence.database import Database
+from gorgon_common.persistence.tables import (
+    SQLITE_TIME,
+    backlog,
+    blobs,
+    checkpoints,
+    db_now,
+    events,
+    expansions,
+    fingerprints,
+    ledger,
+    leaders,
+    plans,
+    runs,
+    shares,
+    steps,
+    workers,
+)
+
+LOST_SECONDS = 5.0
+"""A message that nobody has claimed for this long may be lost; the sweep finds out."""
+POISON_CRASHES = 3
+CHUNK = 500
+"""Ids in one `IN (…)`: SQLite takes 32,766 parameters, and plans stay small."""
+
+_TICK = (
+    "SELECT * FROM gorgon_tick(%b, %b, %b, %b::smallint[], %b::interval, %b::int, %b::int, %b::int, %b,"
+    " %b::bigint[], %b::jsonb, %b::jsonb, %b::jsonb)"
+)
+# Array and JSON parameters make custom plans useless and expensive; the planner must not scan `steps` either.
+_HOT_OPTIONS = "-c plan_cache_mode=force_generic_plan -c enable_hashjoin=off -c enable_mergejoin=off -c enable_seqscan=off -c jit=off"
+_LIVE = (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FINISHING)
+_RETRIED = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+
+
+class Worker:
+    """A registered worker: who asks for steps."""
+
+    def __init__(self, owner: int, *, target: str, home: str, queues: Sequence[int]) -> None:
+        self.owner = owner
+        self.target = target
+        self.home = home
+        self.queues = list(queues)
+
+
+class Store:
+    """Rows of runs and steps; thread-safe."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._hot: psycopg.Connection[Any] | None = None
+        self._hot_lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close the connections."""
+        with self._hot_lock:
+            if self._hot is not None:
+                self._hot.close()
+                self._hot = None
+        self.database.close()
+
+    # Workers
+
+    def register(
+        self, name: str, *, target: str, home: str, queues: Sequence[int], slots: int, lease: float
+    ) -> Worker:
+        """Enter a worker process; its lease runs for `lease` seconds."""
+        row = insert(workers).values(
+            name=name,
+            target=target,
+            home=home,
+            queues=",".join(map(str, queues)),
+            slots=slots,
+            started_at=db_now(),
+            lease_until=db_now(lease),
+            reaped=False,
+        )
+        with self.database.write() as connection:
+            owner = connection.execute(row.returning(workers.c.id)).scalar_one()
+        return Worker(owner, target=target, home=home, queues=queues)
+
+    def heartbeat(self, worker: Worker, lease: float) -> bool:
+        """Prolong the lease.  False: it had run out and the worker's steps were taken from it."""
+        beat = (
+            update(workers)
+            .where(workers.c.id == worker.owner, workers.c.reaped.is_(False))
+            .values(lease_until=db_now(lease))
+        )
+        with self.database.write() as connection:
+            return connection.execute(beat).rowcount == 1
+
+    def retire(self, worker: Worker) -> None:
+        """End a worker's lease now, so that what it still holds is taken over at once."""
+        with self.database.write() as connection:
+            connection.execute(update(workers).where(workers.c.id == worker.owner).values(lease_until=db_now(-1)))
+
+    def cancelled(self, run_ids: Iterable[int]) -> set[int]:
+        """Return those of the runs that somebody asked to end."""
+        wanted = list(run_ids)
+        if not wanted:
+            return set()
+        with self.database.read() as connection:
+            return set(connection.scalars(select(runs.c.id).where(runs.c.id.in_(wanted), runs.c.cancelled)))
+
+    def slots(self, target: str, home: str) -> dict[int, int]:
+        """Return queue → slots of the workers that live and serve it."""
+        query = select(workers.c.queues, workers.c.slots).where(
+            workers.c.target == target, workers.c.home == home, workers.c.lease_until > db_now()
+        )
+        found: dict[int, int] = {}
+        with self.database.read() as connection:
+            for queues, slots in connection.execute(query):
+                for queue in queues.split(","):
+                    found[int(queue)] = found.get(int(queue), 0) + slots
+        return found
+
+    # Runs
+
+    def create(self, new: NewRun, rows: Sequence[Row]) -> tuple[int, bool]:
+        """Insert a run with its steps; those without dependencies are ready.
+
+        Returns (id, True), or (id of the run that has this idempotency key, False).  Raises Conflict where that run
+        was a different request.
+        """
+        with self.database.write() as connection:
+            if new.idempotency_key is not None:
+                known = self._known(connection, new)
+                if known is not None:
+                    return known, False
+            self._upsert(connection, plans, {"hash": new.plan_hash, "org_id": new.org, "body": new.plan_body,
+                                             "created_at": new.created_at}, ["hash"])
+            values = {
+                "org_id": new.org,
+                "public_id": new.public_id,
+                "team": new.team,
+                "workflow": new.workflow,
+                "plan_hash": new.plan_hash,
+                "inputs": encoding.dump(dict(new.inputs)),
+                "target": new.target,
+                "home": new.home,
+                "root_id": new.root or 0,
+                "resumed_from": new.resumed_from,
+                "status": int(RunStatus.QUEUED),
+                "active": True,
+                "cancelled": False,
+                "next_row": len(rows),
+                "idempotency_key": new.idempotency_key,
+                "request_hash": new.request_hash,
+                "created_at": new.created_at,
+                "deadline": None if new.timeout is None else db_now(new.timeout),
+            }
+            dialect = sqlite if self.database.sqlite else postgresql
+            # Two requests with one key may pass the check above together: the unique key lets one of them in.
+            inserted = connection.execute(
+                dialect.insert(runs).values(values).on_conflict_do_nothing(
+                    index_elements=["org_id", "idempotency_key"]).returning(runs.c.id)
+            ).scalar_one_or_none()
+            if inserted is None:
+                return cast(int, self._known(connection, new)), False
+            run = int(inserted)
+            if new.root is None:
+                connection.execute(update(runs).where(runs.c.id == run).values(root_id=run))
+            self._insert_rows(connection, run, rows, offset=0)
+            self._tell(connection, run, None, "run.resumed" if new.resumed_from else "run.queued", None)
+        return run, True
+
+    @staticmethod
+    def _known(connection: Connection, new: NewRun) -> int | None:
+        row = connection.execute(
+            select(runs.c.id, runs.c.request_hash).where(
+                runs.c.org_id == new.org, runs.c.idempotency_key == new.idempotency_key
+            )
+        ).first()
+        if row is None:
+            return None
+        if row.request_hash != new.request_hash:
+            raise Conflict(
+                f"The idempotency key {new.idempotency_key!r} was used for another request.",
+                hint="Use a new key for each different run.",
+            )
+        return int(row.id)
+
+    def _upsert(self, connection: Connection, table: Any, values: Mapping[str, Any], key: list[str]) -> None:
+        dialect = sqlite if self.database.sqlite else postgresql
+        connection.execute(dialect.insert(table).values(values).on_conflict_do_nothing(index_elements=key))
+
+    def _insert_rows(self, connection: Connection, run: int, rows: Sequence[Row], *, offset: int) -> None:
+        """Insert rows in bulk; `row` and `successors` count from `offset`."""
+        if not rows:
+            return
+        due = datetime.fromtimestamp(self._epoch(connection) + LOST_SECONDS, UTC)
+        driver = cast(Any, connection.connection.driver_connection)
+        if self.database.sqlite:
+            text = due.strftime(SQLITE_TIME)
+            driver.executemany(
+                "INSERT INTO steps (id, due, token, node, deps_left, status, attempt, crashes, weight, queue, grouped,"
+                " carried, parent, position, successors) VALUES (?, ?, 0, ?, ?, ?, 1, 0, ?, ?, ?, 0, ?, ?, ?)",
+                [
+                    (
+                        step_id(run, offset + row.row),
+                        None if row.deps_left else text,
+                        row.node,
+                        row.deps_left,
+                        _initial(row),
+                        int(row.weight),
+                        row.queue,
+                        row.grouped,
+                        row.parent,
+                        row.position,
+                        json.dumps([offset + successor for successor in row.successors]),
+                    )
+                    for row in rows
+                ],
+            )
+            return
+        stamp = due.isoformat()
+        lines = [
+            f"{step_id(run, offset + row.row)}\t{_null(None if row.deps_left else stamp)}\t0\t"
+            f"{row.node}\t{row.deps_left}\t{_initial(row)}\t1\t0\t{int(row.weight)}\t{row.queue}\t"
+            f"{'t' if row.grouped else 'f'}\tf\t{_null(row.parent)}\t{_null(row.position)}\t"
+            f"{{{','.join(str(offset + successor) for successor in row.successors)}}}\n"
+            for row in rows
+        ]
+        with driver.cursor().copy(
+            "COPY steps (id, due, token, node, deps_left, status, attempt, crashes, weight, queue, grouped, carried,"
+            " parent, position, successors) FROM STDIN"
+        ) as copy:
+            copy.write("".join(lines))
+
+    @staticmethod
+    def _epoch(connection: Connection) -> float:
+        now = connection.execute(select(db_now())).scalar_one()
+        moment = datetime.strptime(now, SQLITE_TIME).replace(tzinfo=UTC) if isinstance(now, str) else now
+        return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+
+    def info(self, run: int) -> RunInfo:
+        """Return what workers need to know of a run, and mark it as running.  Raises NotFound."""
+        with self.database.read() as connection:
+            row = connection.execute(select(runs).where(runs.c.id == run)).first()
+        if row is None:
+            raise NotFound(f"There is no run number {run}.")
+        if row.status == RunStatus.QUEUED:
+            self._started(run)
+        return RunInfo(
+            id=run,
+            public_id=row.public_id,
+            org=row.org_id,
+            team=row.team,
+            workflow=row.workflow,
+            plan_hash=row.plan_hash,
+            inputs=json.loads(row.inputs),
+            target=row.target,
+            home=row.home,
+            root=row.root_id,
+            created_at=row.created_at,
+        )
+
+    def _started(self, run: int) -> None:
+        with self.database.write() as connection:
+            started = connection.execute(
+                update(runs)
+                .where(runs.c.id == run, runs.c.status == int(RunStatus.QUEUED))
+                .values(status=int(RunStatus.RUNNING), started_at=db_now())
+            )
+            if started.rowcount:
+                self._tell(connection, run, None, "run.started", None)
+
+    def plan_body(self, plan_hash: str) -> str:
+        """Return a stored plan's JSON.  Raises NotFound."""
+        with self.database.read() as connection:
+            body = connection.scalar(select(plans.c.body).where(plans.c.hash == plan_hash))
+        if body is None:
+            raise NotFound(f"There is no plan {plan_hash}.")
+        return cast(str, body)
+
+    def failure(self, run: int) -> tuple[dict[str, Any] | None, bool]:
+        """Return the error of the step that failed the run, and whether the run was cancelled."""
+        with self.database.read() as connection:
+            row = connection.execute(select(runs.c.error, runs.c.cancelled).where(runs.c.id == run)).one()
+        return (json.loads(row.error) if row.error else None), bool(row.cancelled)
+
+    # The hot path
+
+    def tick(
+        self,
+        worker: Worker,
+        keep: Keep,
+        *,
+        claims: Sequence[int] = (),
+        finishes: Sequence[Finish] = (),
+        suspects: bool = False,
+    ) -> Advance:
+        """Claim and finish in one transaction; what becomes ready is taken over as `keep` allows, else reported.
+
+        A finish with `skipped` rows must come alone.  Raises Unavailable; then nothing has happened.
+        """
+        if self.database.sqlite:
+            with self.database.write() as connection:
+                return self._tick(connection, worker, keep, claims=claims, finishes=finishes, suspects=suspects)
+        arguments = self._arguments(worker, keep, claims=claims, finishes=finishes, suspects=suspects)
+        with self._hot_lock:
+            for attempt in range(5):
+                try:
+                    if self._hot is None or self._hot.closed:
+                        self._hot = self._connect()
+                    rows = self._hot.execute(_TICK, arguments, prepare=True, binary=True).fetchall()
+                    return _advance(rows)
+                except _RETRIED:
+                    continue
+                except psycopg.OperationalError as error:
+                    self._hot = None
+                    if attempt:
+                        raise Unavailable(f"The database cannot be used: {error}") from error
+        raise Unavailable("The database refused a transaction five times in a row (deadlock).")
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        url = self.database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        return psycopg.connect(url, autocommit=True, options=_HOT_OPTIONS)
+
+    def _arguments(
+        self,
+        worker: Worker,
+        keep: Keep,
+        *,
+        claims: Sequence[int] = (),
+        finishes: Sequence[Finish] = (),
+        suspects: bool = False,
+    ) -> tuple[Any, ...]:
+        said, facts, skips = _encoded(finishes)
+        return (
+            worker.owner,
+            worker.target,
+            worker.home,
+            worker.queues,
+            f"{LOST_SECONDS} seconds",
+            keep.fast,
+            keep.slow,
+            keep.pull,
+            suspects,
+            list(claims) or None,
+            json.dumps(said, default=_iso) if said else None,
+            json.dumps(facts, default=_iso) if facts else None,
+            json.dumps(skips) if skips else None,
+        )
+
+    def _tick(
+        self,
+        connection: Connection,
+        worker: Worker,
+        keep: Keep,
+        *,
+        claims: Sequence[int] = (),
+        finishes: Sequence[Finish] = (),
+        suspects: bool = False,
+    ) -> Advance:
+        """The same inside a transaction that does more."""
+        driver = cast(Any, connection.connection.driver_connection)
+        if self.database.sqlite:
+            said, facts, skips = _encoded(finishes)
+            who = tick_sqlite.Who(worker.owner, worker.target, worker.home, worker.queues, LOST_SECONDS)
+            rows = tick_sqlite.tick(
+                driver, who, keep, suspects=suspects, claims=claims, finishes=said, calls=facts, skips=skips
+            )
+        else:
+            arguments = self._arguments(worker, keep, claims=claims, finishes=finishes, suspects=suspects)
+            rows = driver.execute(_TICK, arguments, binary=True).fetchall()
+        return _advance(rows)
+
+    # What else may become of a claimed step
+
+    def release(self, step: Claimed) -> Head | None:
+        """Give a claimed step back: it is ready again.  None where it was lost meanwhile."""
+        back = (
+            update(steps)
+            .where(_held(step))
+            .values(status=int(StepStatus.READY), owner=None, due=db_now(LOST_SECONDS))
+            .returning(steps.c.id)
+        )
+        with self.database.write() as connection:
+            found = connection.scalar(back)
+        return None if found is None else Head(step.id, step.node, step.weight, step.queue, step.crashes)
+
+    def gate_passed(self, step: Claimed) -> Head | None:
+        """A step whose condition held, decided by a worker of another queue: ready, owed a message of its queue."""
+        return self.release(step)
+
+    def park(
+        self, step: Claimed, *, seconds: float, reason: str, message: str, calls: Sequence[CallRecord], attempt: bool
+    ) -> str:
+        """Let a claimed step wait.  `attempt`: it was one.  Returns parked | halted (its run has stopped) | refused."""
+        at = datetime.now(UTC)
+        with self.database.write() as connection:
+            self._facts(connection, encoding.calls(step, calls, step.attempt, at))
+            row = connection.execute(
+                update(steps)
+                .where(_held(step), steps.c.halted.is_(False))
+                .values(
+                    status=int(StepStatus.WAITING),
+                    owner=None,
+                    due=db_now(seconds),
+                    attempt=steps.c.attempt + (1 if attempt else 0),
+                )
+                .returning(steps.c.id)
+            ).first()
+            if row is not None:
+                self._tell(connection, step.run, step.row, f"step.{reason}", message)
+                return "parked"
+            held = connection.execute(select(steps.c.id).where(_held(step))).first()
+        return "refused" if held is None else "halted"
+
+    def _facts(self, connection: Connection, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            dialect = sqlite if self.database.sqlite else postgresql
+            connection.execute(dialect.insert(ledger).on_conflict_do_nothing(), rows)
+
+    def wake(self, ids: Sequence[int]) -> list[Head]:
+        """Make waiting steps whose time has come ready."""
+        awake = (
+            update(steps)
+            .where(steps.c.id.in_(ids), steps.c.status == int(StepStatus.WAITING), steps.c.due <= db_now(0.005))
+            .values(status=int(StepStatus.READY), due=db_now(LOST_SECONDS))
+            .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
+        )
+        with self.database.write() as connection:
+            return [Head(*row) for row in connection.execute(awake)]
+
+    def expand(
+        self,
+        step: Claimed,
+        rows: Sequence[Row],
+        *,
+        phase: str,
+        round: int = 0,  # noqa: A002  the loop's word
+        items: Sequence[Any] | None = None,
+        window: int | None = None,
+        reduce: int | None = None,
+    ) -> tuple[list[Head], int] | None:
+        """Turn a claimed composite into its children; it waits for them.
+
+        `rows` count from 0.  `window`: how many items may be under way; items beyond it have a dependency that the
+        composite releases.  Returns the heads and the first child's row; None where the step was lost or its run has
+        stopped.
+        """
+        with self.database.write() as connection:
+            parent = connection.execute(
+                select(steps.c.id).where(_held(step), steps.c.halted.is_(False)).with_for_update()
+            ).first()
+            if parent is None:
+                return None
+            base = connection.execute(
+                update(runs)
+                .where(runs.c.id == step.run)
+                .values(next_row=runs.c.next_row + len(rows))
+                .returning(runs.c.next_row)
+            ).scalar_one() - len(rows)
+            if base + len(rows) > ROW_MASK:
+                raise Conflict(f"A run may have at most {ROW_MASK} steps; step {step.row} would expand beyond that.")
+            connection.execute(
+                update(steps)
+                .where(steps.c.id == step.id)
+                .values(
+                    status=int(StepStatus.WAITING),
+                    owner=None,
+                    due=None,
+                    deps_left=len(rows),
+                    window_next=None if window is None else base + window,
+                    window_end=None if window is None else base + len(rows) - (0 if reduce is None else 1),
+                )
+            )
+            connection.execute(
+                insert(expansions).values(
+                    step_id=step.id,
+                    round=round,
+                    phase=phase,
+                    base=base,
+                    count=len(rows),
+                    reduce=None if reduce is None else base + reduce,
+                    items=None if items is None else encoding.dump(list(items)),
+                )
+            )
+            self._insert_rows(connection, step.run, rows, offset=base)
+            self._tell(connection, step.run, step.row, "step.expanded", f"{len(rows)} steps")
+        heads = [
+            Head(step_id(step.run, base + row.row), row.node, int(row.weight), row.queue)
+            for row in rows
+            if not row.deps_left
+        ]
+        return heads, base
+
+    # Stopping
+
+    def fail(
+        self, worker: Worker, keep: Keep, finish: Finish, *, container: int, keeps: frozenset[int], run_fails: bool
+    ) -> Advance:
+        """Finish a failed step and stop what is around it: no new step starts, calls in flight finish.
+
+        `container`: the row that goes on when the last of them has ended (a composite, or the run's gate).
+        `keeps`: top-level rows that still may run (the engine's own, on_error, finally).
+        """
+        with self.database.write() as connection:
+            if connection.execute(select(steps.c.id).where(_held(finish.step))).first() is None:
+                return self._tick(connection, worker, keep, finishes=[finish])
+            heads = self._halt(connection, finish.step.run, container, keeps, "the run stopped: a step had failed")
+            if run_fails:
+                self._finishing(connection, finish.step.run, error=finish.result.error)
+            advance = self._tick(connection, worker, keep, finishes=[finish])
+            advance.ready += heads
+        return advance
+
+    def stop(
+        self, run: int, *, gate: int, keeps: frozenset[int], error: Mapping[str, Any] | None, reason: str
+    ) -> list[Head]:
+        """Cancel a run (or fail it, where `error` is given): nothing new starts but its final steps.
+
+        Raises Conflict where it is finished already.  A run that is finishing is left to it.
+        """
+        with self.database.write() as connection:
+            row = connection.execute(select(runs.c.status).where(runs.c.id == run).with_for_update()).one()
+            if row.status in FINISHED_RUN:
+                raise Conflict(f"The run is {RunStatus(row.status).name.lower()} already.")
+            if error is None:
+                connection.execute(update(runs).where(runs.c.id == run).values(cancelled=True))
+            if row.status == RunStatus.FINISHING:
+                return []
+            heads = self._halt(connection, run, gate, keeps, reason)
+            self._finishing(connection, run, error=error)
+        return heads
+
+    def _finishing(self, connection: Connection, run: int, *, error: Mapping[str, Any] | None) -> None:
+        changed = connection.execute(
+            update(runs)
+            .where(runs.c.id == run, runs.c.status.in_([int(status) for status in _LIVE[:3]]))
+            .values(
+                status=int(RunStatus.FINISHING),
+                active=True,
+                error=None if error is None else encoding.dump(dict(error)),
+            )
+        )
+        if changed.rowcount:
+            self._tell(connection, run, None, "run.finishing", str(error["message"]) if error else None)
+
+    def _halt(
+        self, connection: Connection, run: int, container: int, keeps: frozenset[int], reason: str
+    ) -> list[Head]:
+        """Cancel what has not started under `container`, and let it wait for what is running.
+
+        Rows are locked ascending, as in `tick`.
+        """
+        low, high = step_id(run, 0), step_id(run + 1, 0)
+        rows = connection.execute(
+            select(steps.c.id, steps.c.status, steps.c.parent, steps.c.node, steps.c.weight, steps.c.queue)
+            .where(steps.c.id >= low, steps.c.id < high, steps.c.status < int(StepStatus.SUCCEEDED))
+            .order_by(steps.c.id)
+            .with_for_update()
+        ).all()
+        parents = {row.id & ROW_MASK: row.parent for row in rows}
+        top = container in keeps
+
+        def under(number: int) -> bool:
+            if top:
+                return number not in keeps
+            parent = parents.get(number)
+            while parent is not None and parent != container:
+                parent = parents.get(parent)
+            return parent == container
+
+        inside = [row for row in rows if under(row.id & ROW_MASK)]
+        running = [row.id for row in inside if row.status == StepStatus.RUNNING]
+        stopped = [row.id for row in inside if row.status != StepStatus.RUNNING]
+        now = datetime.now(UTC)
+        for ids in _chunks(stopped):
+            connection.execute(update(steps).where(steps.c.id.in_(ids)).values(status=int(StepStatus.CANCELLED)))
+            connection.execute(delete(backlog).where(backlog.c.step_id.in_(ids)))
+            detail = encoding.dump({"reason": reason})
+            connection.execute(
+                insert(checkpoints),
+                [
+                    {"step_id": key, "status": 8, "attempts": 0, "finished_at": now, "detail": detail}
+                    for key in ids
+                ],
+            )
+        for ids in _chunks(running):
+            connection.execute(
+                update(steps).where(steps.c.id.in_(ids)).values(halted=True, parent=container, successors=[])
+            )
+        if stopped:
+            self._tell(connection, run, None, "run.stopping", f"{len(stopped)} steps will not start: {reason}")
+        ready = not running
+        found = connection.execute(
+            update(steps)
+            .where(
+                steps.c.id == step_id(run, container),
+                steps.c.status.in_([int(StepStatus.PENDING), int(StepStatus.WAITING)]),
+            )
+            .values(
+                deps_left=len(running),
+                window_next=steps.c.window_end,
+                status=int(StepStatus.READY) if ready else steps.c.status,
+                due=db_now(LOST_SECONDS) if ready else None,
+            )
+            .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
+        ).first()
+        return [Head(*found)] if found is not None and ready else []
+
+    def finish_run(
+        self,
+        worker: Worker,
+        finish: Finish,
+        *,
+        status: RunStatus,
+        outputs: Any,
+        error: Mapping[str, Any] | None,
+    ) -> None:
+        """Finish the run's last step and the run with it."""
+        with self.database.write() as connection:
+            advance = self._tick(connection, worker, Keep(fast=0), finishes=[finish])
+            if advance.refused:
+                return
+            connection.execute(
+                update(runs)
+                .where(runs.c.id == finish.step.run, runs.c.status.not_in([int(state) for state in FINISHED_RUN]))
+                .values(
+                    status=int(status),
+                    active=False,
+                    outputs=None if outputs is None else encoding.dump(outputs),
+                    error=None if error is None else encoding.dump(dict(error)),
+                    started_at=func.coalesce(runs.c.started_at, db_now()),
+                    finished_at=db_now(),
+                )
+            )
+            self._tell(
+                connection,
+                finish.step.run,
+                None,
+                f"run.{status.name.lower()}",
+                str(error["message"]) if error else None,
+            )
+
+    @staticmethod
+    def _tell(connection: Connection, run: int, row: int | None, kind: str, message: str | None) -> None:
+        connection.execute(
+            insert(events).values(run_id=run, row=row, kind=kind, message=encoding.clean(message), at=db_now())
+        )
+
+    def tell(self, run: int, row: int | None, kind: str, message: str | None) -> None:
+        """Write one line of the run's journal."""
+        with self.database.write() as connection:
+            self._tell(connection, run, row, kind, message)
+
+    # Reading what is finished
+
+    def checkpoints(self, ids: Sequence[int]) -> dict[int, Checkpoint]:
+        """Return the checkpoints of those of the steps that are finished."""
+        found: dict[int, Checkpoint] = {}
+        with self.database.read() as connection:
+            for part in _chunks(ids):
+                query = (
+                    select(checkpoints, blobs.c.body)
+                    .select_from(checkpoints.outerjoin(blobs, blobs.c.step_id == checkpoints.c.step_id))
+                    .where(checkpoints.c.step_id.in_(part))
+                )
+                for row in connection.execute(query):
+                    found[row.step_id] = _checkpoint(row)
+        return found
+
+    def adoptable(self, root: int, fingerprint: str) -> Checkpoint | None:
+        """Return the step of this run or of one that it continues that has done the same work already."""
+        with self.database.read() as connection:
+            found = connection.scalar(
+                select(fingerprints.c.step_id).where(
+                    fingerprints.c.root_id == root, fingerprints.c.hash == fingerprint
+                )
+            )
+        return None if found is None else self.checkpoints([found]).get(found)
+
+    def expansions(self, step: int) -> list[Expansion]:
+        """Return how a composite was expanded, oldest round first."""
+        query = select(expansions).where(expansions.c.step_id == step).order_by(expansions.c.round)
+        with self.database.read() as connection:
+            return [
+                Expansion(
+                    id=row.step_id,
+                    phase=row.phase,
+                    base=row.base,
+                    count=row.count,
+                    round=row.round,
+                    items=json.loads(row.items) if row.items else (),
+                    reduce=row.reduce,
+                )
+                for row in connection.execute(query)
+            ]
+
+    # The canvas
+
+    def carry(self, ids: Sequence[int]) -> None:
+        """Mark pending steps whose message a canvas will send."""
+        with self.database.write() as connection:
+            connection.execute(
+                update(steps)
+                .where(steps.c.id.in_(ids), steps.c.status == int(StepStatus.PENDING))
+                .values(carried=True)
+            )
+
+    def drop(self, ids: Sequence[int]) -> list[Head]:
+        """Take steps off their canvas; those that are ready already are owed a message now."""
+        left = (
+            update(steps)
+            .where(steps.c.id.in_(ids), steps.c.carried)
+            .values(carried=False)
+            .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes, steps.c.status)
+        )
+        with self.database.write() as connection:
+            return [Head(*row[:5]) for row in connection.execute(left) if row.status == StepStatus.READY]
+
+    # The backlog
+
+    def shelve(self, heads: Sequence[Head], team: str, *, first: bool = False) -> None:
+        """Put ready steps on the backlog, in fair order among teams; `first`: recovered ones, before all others."""
+        if not heads:
+            return
+        with self.database.write() as connection:
+            for part in _chunks([head.id for head in heads]):
+                connection.execute(
+                    update(steps).where(steps.c.id.in_(part), steps.c.status == int(StepStatus.READY)).values(due=None)
+                )
+            by_queue: dict[int, list[Head]] = {}
+            for head in heads:
+                by_queue.setdefault(head.queue, []).append(head)
+            for queue, members in sorted(by_queue.items()):
+                rank = -1 if first else self._rank(connection, queue, team, len(members))
+                dialect = sqlite if self.database.sqlite else postgresql
+                connection.execute(
+                    dialect.insert(backlog).on_conflict_do_nothing(),
+                    [
+                        {"queue": queue, "rank": rank if first else rank + place, "step_id": head.id}
+                        for place, head in enumerate(members)
+                    ],
+                )
+
+    def _rank(self, connection: Connection, queue: int, team: str, count: int) -> int:
+        """Return the team's first rank for `count` more steps: where it stands, but not before what waits now."""
+        now = connection.scalar(select(func.min(backlog.c.rank)).where(backlog.c.queue == queue, backlog.c.rank >= 0))
+        self._upsert(connection, shares, {"queue": queue, "team": team, "next_rank": 0}, ["queue", "team"])
+        own = shares.c.next_rank
+        start = own if now is None else case((own < now, literal(now)), else_=own)
+        after = connection.execute(
+            update(shares)
+            .where(shares.c.queue == queue, shares.c.team == team)
+            .values(next_rank=start + count)
+            .returning(own)
+        ).scalar_one()
+        return int(after) - count
+
+    def unshelve(self, queue: int, count: int, *, target: str, home: str) -> list[Head]:
+        """Take the next steps of a queue from the backlog; they are owed a message."""
+        picked = (
+            select(backlog.c.queue, backlog.c.rank, backlog.c.step_id)
+            .join(runs, runs.c.id == backlog.c.step_id.op(">>")(ROW_BITS))
+            .where(backlog.c.queue == queue, runs.c.active, runs.c.target == target, runs.c.home == home)
+            .order_by(backlog.c.rank, backlog.c.step_id)
+            .limit(count)
+            .with_for_update(of=backlog, skip_locked=True)
+        )
+        with self.database.write() as connection:
+            found = connection.execute(picked).all()
+            ids = [row.step_id for row in found]
+            if not ids:
+                return []
+            connection.execute(delete(backlog).where(backlog.c.queue == queue, backlog.c.step_id.in_(ids)))
+            rows = connection.execute(
+                update(steps)
+                .where(steps.c.id.in_(ids), steps.c.status == int(StepStatus.READY))
+                .values(due=db_now(LOST_SECONDS))
+                .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
+            ).all()
+            by_id = {row.id: Head(*row) for row in rows}
+        return [by_id[key] for key in ids if key in by_id]
+
+    def shelved(self) -> dict[int, int]:
+        """Return queue → steps on the backlog."""
+        query = select(backlog.c.queue, func.count()).group_by(backlog.c.queue)
+        with self.database.read() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
+    # The sweep
+
+    def lead(self, name: str, owner: str, seconds: float) -> bool:
+        """Become or stay the one that does a job, for so many seconds."""
+        with self.database.write() as connection:
+            self._upsert(connection, leaders, {"name": name, "owner": owner, "until": db_now(-1)}, ["name"])
+            taken = connection.execute(
+                update(leaders)
+                .where(leaders.c.name == name, or_(leaders.c.owner == owner, leaders.c.until < db_now()))
+                .values(owner=owner, until=db_now(seconds))
+            )
+            return taken.rowcount == 1
+
+    def reap(self, *, home: str) -> list[tuple[Head, int]]:
+        """Take the steps of dead workers back: ready again, with their tokens.
+
+        If the dead worker held a suspect (a step whose owners died twice), only the suspects are blamed, else all.
+        """
+        dead = select(workers.c.id).where(
+            workers.c.reaped.is_(False), workers.c.lease_until < db_now(), workers.c.home == home
+        )
+        taken: list[tuple[Head, int]] = []
+        with self.database.write() as connection:
+            for owner in connection.scalars(dead.with_for_update(skip_locked=True)).all():
+                held = connection.execute(
+                    select(steps.c.id, steps.c.crashes)
+                    .select_from(_live_steps())
+                    .where(_is_live(home), steps.c.status == int(StepStatus.RUNNING), steps.c.owner == owner)
+                    .order_by(steps.c.id)
+                    .with_for_update(of=steps)
+                ).all()
+                suspects = {row.id for row in held if row.crashes >= POISON_CRASHES - 1}
+                for row in held:
+                    blamed = not suspects or row.id in suspects
+                    back = connection.execute(
+                        update(steps)
+                        .where(steps.c.id == row.id)
+                        .values(
+                            status=int(StepStatus.READY),
+                            owner=None,
+                            due=db_now(LOST_SECONDS),
+                            crashes=steps.c.crashes + (1 if blamed else 0),
+                        )
+                        .returning(
+                            steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes, steps.c.token
+                        )
+                    ).one()
+                    taken.append((Head(*back[:5]), back.token))
+                    self._tell(connection, row.id >> ROW_BITS, row.id & ROW_MASK, "step.recovered", "its worker died")
+                connection.execute(update(workers).where(workers.c.id == owner).values(reaped=True))
+        return taken
+
+    def overdue(self, *, home: str, limit: int = 2000) -> tuple[list[tuple[Head, datetime]], list[int]]:
+        """Return ready steps whose message may be lost (with the time it became so), and waiting ones to wake."""
+        query = (
+            select(
+                steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes, steps.c.due, steps.c.status
+            )
+            .select_from(_live_steps())
+            .where(
+                _is_live(home),
+                runs.c.active,
+                steps.c.status.in_([int(StepStatus.READY), int(StepStatus.WAITING)]),
+                steps.c.due < db_now(),
+            )
+            .order_by(steps.c.id)
+            .limit(limit)
+        )
+        late: list[tuple[Head, datetime]] = []
+        sleepers: list[int] = []
+        with self.database.read() as connection:
+            for row in connection.execute(query):
+                if row.status == StepStatus.READY:
+                    late.append((Head(*row[:5]), row.due))
+                else:
+                    sleepers.append(row.id)
+        return late, sleepers
+
+    def redispatch(self, ids: Sequence[int]) -> list[int]:
+        """Note that messages of ready steps are sent anew; returns the steps that are still ready."""
+        still: list[int] = []
+        with self.database.write() as connection:
+            for part in _chunks(ids):
+                still += connection.scalars(
+                    update(steps)
+                    .where(steps.c.id.in_(part), steps.c.status == int(StepStatus.READY))
+                    .values(due=db_now(LOST_SECONDS), carried=False)
+                    .returning(steps.c.id)
+                )
+        return still
+
+    def expired_runs(self, *, home: str) -> list[int]:
+        """Return the live runs whose time is up."""
+        query = select(runs.c.id).where(
+            runs.c.status.in_([int(status) for status in _LIVE[:3]]), runs.c.deadline < db_now(), runs.c.home == home
+        )
+        with self.database.read() as connection:
+            return list(connection.scalars(query))
+
+    def orphaned(self, run: int) -> bool:
+        """Tell whether an embedded run has no living worker any more."""
+        with self.database.read() as connection:
+            home = connection.scalar(select(runs.c.home).where(runs.c.id == run))
+            alive = connection.scalar(
+                select(func.count()).where(workers.c.home == home, workers.c.lease_until > db_now())
+            )
+        return bool(home) and not alive
+
+
+def _initial(row: Row) -> int:
+    if row.status is not None:
+        return int(row.status)
+    return int(StepStatus.PENDING if row.deps_left else StepStatus.READY)
+
+
+def _null(value: Any) -> str:
+    return "\\N" if value is None else str(value)
+
+
+def _chunks(ids: Sequence[int]) -> Iterable[Sequence[int]]:
+    for start in range(0, len(ids), CHUNK):
+        yield ids[start : start + CHUNK]
+
+
+def _iso(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} cannot be stored")
+
+
+def _held(step: Claimed) -> Any:
+    return and_(
+        steps.c.id == step.id, steps.c.token == step.token, steps.c.status == int(StepStatus.RUNNING)
+    )
+
+
+def _live_steps() -> Any:
+    low = runs.c.id.op("<<")(ROW_BITS)
+    return runs.join(steps, and_(steps.c.id >= low, steps.c.id < low + (1 << ROW_BITS)))
+
+
+def _is_live(home: str) -> Any:
+    return and_(runs.c.status.in_([int(status) for status in _LIVE]), runs.c.home == home)
+
+
+def _encoded(
+    finishes: Sequence[Finish],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return (finishes, calls, skips) as `tick.sql` takes them."""
+    said: list[dict[str, Any]] = []
+    facts: list[dict[str, Any]] = []
+    skips: list[dict[str, Any]] = []
+    for finish in finishes:
+        said.append(encoding.checkpoint(finish))
+        if finish.result.calls:
+            at = finish.result.finished_at or datetime.now(UTC)
+            facts += encoding.calls(finish.step, finish.result.calls, finish.result.attempts, at)
+        run = finish.step.run
+        skips += [
+            {"i": step_id(run, row), "d": encoding.dump({"reason": reason})} for row, reason in finish.skipped.items()
+        ]
+    return said, facts, skips
+
+
+def _advance(rows: Sequence[tuple[Any, ...]]) -> Advance:
+    advance = Advance()
+    for what, key, token, node, weight, queue, attempt, parent, position, crashes in rows:
+        if what == 1:
+            advance.mine.append(Claimed(key, token, node, weight, queue, attempt, parent, position, crashes))
+        elif what == 2:
+            advance.ready.append(Head(key, node, weight, queue, crashes))
+        else:
+            advance.refused.append(key)
+    return advance
+
+
+def _checkpoint(row: Any) -> Checkpoint:
+    detail = json.loads(row.detail) if row.detail else {}
+    body = row.body if row.body is not None else row.output
+    return Checkpoint(
+        id=row.step_id,
+        status=StepStatus(row.status),
+        output=None if body is None else json.loads(body),
+        error=detail.pop("error", None),
+        reason=detail.pop("reason", None),
+        detail=detail,
+        attempts=row.attempts,
+    )
+
+
+def tick_function() -> str:
+    """Return the SQL text of `gorgon_tick`, for migrations."""
+    return resources.files("gorgon_common.persistence").joinpath("sql/tick.sql").read_text()
+

@@ -1,0 +1,284 @@
+"""Every table, once.  Each carries `org_id`: the tenant.
+
+`steps` is narrow and has no index but its key, so that every update of it stays on its page (HOT): a step is updated
+three times in its life.  What a finished step leaves behind is written once, to `checkpoints`.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.visitors import InternalTraversal
+from sqlalchemy.types import TypeDecorator
+
+SQLITE_TIME = "%Y-%m-%d %H:%M:%S.%f"
+"""How times are stored on SQLite: UTC text that sorts as it reads."""
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """`timestamptz` on PostgreSQL, text in UTC on SQLite; always an aware datetime in Python."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Store UTC; SQLite stores no zone."""
+        if value is None or dialect.name != "sqlite":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return an aware datetime."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class db_now(ColumnElement[datetime]):  # noqa: N801  (reads as the SQL function it is)
+    """The database's clock, `seconds` from now.  Leases and due times compare with nothing else."""
+
+    inherit_cache = True
+    type = UtcTime()
+    _traverse_internals = [("seconds", InternalTraversal.dp_plain_obj)]  # noqa: RUF012
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = float(seconds)
+
+
+@compiles(db_now, "postgresql")
+def _now_postgresql(element: db_now, _compiler: Any, **_: Any) -> str:
+    return f"(clock_timestamp() + make_interval(secs => {element.seconds!r}))"
+
+
+@compiles(db_now, "sqlite")
+def _now_sqlite(element: db_now, _compiler: Any, **_: Any) -> str:
+    return f"gorgon_now({element.seconds!r})"
+
+
+BigKey = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
+metadata = MetaData(
+    naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "uq": "uq_%(table_name)s_%(column_0_N_name)s"}
+)
+
+
+def _org() -> Column[int]:
+    return Column("org_id", Integer, nullable=False, server_default="1")
+
+
+plans = Table(
+    "plans",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    _org(),
+    Column("body", Text, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", BigKey, primary_key=True, autoincrement=True),
+    _org(),
+    Column("public_id", String(40), nullable=False, unique=True),
+    Column("team", String(100), nullable=False),
+    Column("workflow", String(200), nullable=False),
+    Column("plan_hash", String(64), nullable=False),
+    Column("inputs", Text, nullable=False),
+    Column("target", String(20), nullable=False),
+    Column("home", String(100), nullable=False, server_default=""),
+    Column("root_id", BigInteger, nullable=False),
+    Column("resumed_from", BigInteger),
+    Column("status", SmallInteger, nullable=False),
+    Column("active", Boolean, nullable=False),
+    Column("cancelled", Boolean, nullable=False),
+    Column("next_row", Integer, nullable=False),
+    Column("idempotency_key", String(200)),
+    Column("request_hash", String(64)),
+    Column("outputs", Text),
+    Column("error", Text),
+    Column("created_at", UtcTime, nullable=False),
+    Column("deadline", UtcTime),
+    Column("started_at", UtcTime),
+    Column("finished_at", UtcTime),
+    UniqueConstraint("org_id", "idempotency_key"),
+    Index("ix_runs_live", "status"),
+)
+"""`active`: steps of the run may be claimed.  `cancelled`: somebody asked it to end."""
+
+steps = Table(
+    "steps",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("due", UtcTime),
+    Column("org_id", Integer, nullable=False, server_default="1"),
+    Column("token", Integer, nullable=False),
+    Column("owner", Integer),
+    Column("node", Integer, nullable=False),
+    Column("deps_left", Integer, nullable=False),
+    Column("status", SmallInteger, nullable=False),
+    Column("attempt", SmallInteger, nullable=False),
+    Column("crashes", SmallInteger, nullable=False),
+    Column("weight", SmallInteger, nullable=False),
+    Column("queue", SmallInteger, nullable=False),
+    Column("grouped", Boolean, nullable=False),
+    Column("carried", Boolean, nullable=False),
+    Column("halted", Boolean, nullable=False, server_default="0"),
+    Column("parent", Integer),
+    Column("position", Integer),
+    Column("window_next", Integer),
+    Column("window_end", Integer),
+    Column("successors", ARRAY(Integer).with_variant(JSON, "sqlite"), nullable=False),
+    postgresql_with={"fillfactor": 70},
+)
+"""`due`: a ready step's message counts as lost after it; a waiting step wakes at it.
+`carried`: a canvas in flight sends this step's message when it becomes ready.
+`halted`: the step ran on when its run (or group) was stopped; it may finish, but neither expand nor wait.
+`parent`, `successors`, `window_*`: rows of the same run.  A windowed composite releases row `window_next` for each child
+that finishes, up to `window_end`."""
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("step_id", BigInteger, primary_key=True, autoincrement=False),
+    _org(),
+    Column("status", SmallInteger, nullable=False),
+    Column("attempts", SmallInteger, nullable=False),
+    Column("started_at", UtcTime),
+    Column("finished_at", UtcTime),
+    Column("output", Text),
+    Column("detail", Text),
+)
+"""`output`: JSON, or NULL where `blobs` has it.  `detail`: JSON of error, reason, provider, model, …; NULL if empty."""
+
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("step_id", BigInteger, primary_key=True, autoincrement=False),
+    _org(),
+    Column("body", Text, nullable=False),
+)
+
+fingerprints = Table(
+    "fingerprints",
+    metadata,
+    Column("root_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", String(64), primary_key=True),
+    _org(),
+    Column("step_id", BigInteger, nullable=False),
+)
+"""What a run and its resumes have finished: a step whose fingerprint is here is adopted, not paid again."""
+
+expansions = Table(
+    "expansions",
+    metadata,
+    Column("step_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    _org(),
+    Column("phase", String(10), nullable=False),
+    Column("base", Integer, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("reduce", Integer),
+    Column("items", Text),
+)
+
+ledger = Table(
+    "ledger",
+    metadata,
+    Column("step_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("token", Integer, primary_key=True, autoincrement=False),
+    Column("ordinal", SmallInteger, primary_key=True, autoincrement=False),
+    _org(),
+    Column("at", UtcTime, nullable=False),
+    Column("provider", String(40), nullable=False),
+    Column("model", String(200), nullable=False),
+    Column("role", String(100)),
+    Column("attempt", SmallInteger, nullable=False),
+    Column("input_tokens", Integer, nullable=False),
+    Column("cache_read_tokens", Integer, nullable=False),
+    Column("cache_write_tokens", Integer, nullable=False),
+    Column("output_tokens", Integer, nullable=False),
+    Column("reasoning_tokens", Integer, nullable=False),
+    Column("cost_micro", BigInteger),
+    Column("price_version", String(60)),
+    Column("latency_ms", Integer, nullable=False),
+    Column("outcome", String(40), nullable=False),
+    Column("request_id", String(200)),
+)
+"""One row a call: a fact, kept whether or not the step's claim still held.  `cost_micro` NULL: the model has no price."""
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", BigKey, primary_key=True, autoincrement=True),
+    Column("run_id", BigInteger, nullable=False),
+    Column("row", Integer),
+    _org(),
+    Column("kind", String(30), nullable=False),
+    Column("at", UtcTime, nullable=False),
+    Column("message", Text),
+    Index("ix_events_run", "run_id", "seq"),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    _org(),
+    Column("name", String(200), nullable=False),
+    Column("target", String(20), nullable=False),
+    Column("home", String(100), nullable=False),
+    Column("queues", String(200), nullable=False),
+    Column("slots", Integer, nullable=False),
+    Column("started_at", UtcTime, nullable=False),
+    Column("lease_until", UtcTime, nullable=False),
+    Column("reaped", Boolean, nullable=False),
+)
+
+backlog = Table(
+    "backlog",
+    metadata,
+    Column("queue", SmallInteger, primary_key=True, autoincrement=False),
+    Column("rank", BigInteger, primary_key=True, autoincrement=False),
+    Column("step_id", BigInteger, primary_key=True, autoincrement=False),
+    _org(),
+)
+"""Ready steps for which the broker has no room yet, in fair order; recovered ones have rank -1."""
+
+shares = Table(
+    "shares",
+    metadata,
+    Column("queue", SmallInteger, primary_key=True, autoincrement=False),
+    Column("team", String(100), primary_key=True),
+    _org(),
+    Column("next_rank", BigInteger, nullable=False),
+)
+"""Where each team stands in the fair order of a queue (start-time fair queueing)."""
+
+leaders = Table(
+    "leaders",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    _org(),
+    Column("owner", String(80), nullable=False),
+    Column("until", UtcTime, nullable=False),
+)

@@ -1,0 +1,261 @@
+"""What `tick.sql` does, on SQLite: the same parts in the same order, inside one BEGIN IMMEDIATE transaction.
+
+There is one writer at a time, so nothing needs to be locked; statements are plain and go row by row.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from gorgon_common.engine.records import ROW_BITS, ROW_MASK, Keep
+from gorgon_common.engine.states import StepStatus
+from gorgon_common.persistence.tables import SQLITE_TIME
+
+_COLUMNS = "id, token, node, weight, queue, attempt, parent, position, crashes"
+_KINDS = {5: "step.succeeded", 6: "step.failed", 7: "step.skipped", 8: "step.cancelled"}
+_CALL = (
+    "step_id",
+    "token",
+    "ordinal",
+    "at",
+    "provider",
+    "model",
+    "role",
+    "attempt",
+    "input_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "cost_micro",
+    "price_version",
+    "latency_ms",
+    "outcome",
+    "request_id",
+)
+_INSERT_CALL = (
+    f"INSERT INTO ledger ({', '.join(_CALL)}) VALUES ({', '.join(f':{name}' for name in _CALL)}) ON CONFLICT DO NOTHING"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """The worker that asks."""
+
+    owner: int
+    target: str
+    home: str
+    queues: Sequence[int]
+    lost: float
+
+
+def tick(
+    db: sqlite3.Connection,
+    who: Who,
+    keep: Keep,
+    *,
+    suspects: bool = False,
+    claims: Sequence[int] = (),
+    finishes: Sequence[Mapping[str, Any]] = (),
+    calls: Sequence[Mapping[str, Any]] = (),
+    skips: Sequence[Mapping[str, Any]] = (),
+) -> list[tuple[Any, ...]]:
+    """Return rows as `gorgon_tick` does: (what, id, token, node, weight, queue, attempt, parent, position, crashes)."""
+    out: list[tuple[Any, ...]] = []
+    for call in calls:
+        db.execute(_INSERT_CALL, {**call, "at": _time(call["at"])})
+    done: list[tuple[int, str, int | None]] = []
+    for finish in finishes:
+        row = _fence(db, finish)
+        if row is None:
+            out.append((3, finish["i"], *(None,) * 8))
+        else:
+            done.append(row)
+    if skips and done:
+        done += _skip(db, skips)
+    pending = _Taker(db, who, keep)
+    if done:
+        out += pending.advance(done)
+    claims = [*claims, *pending.pull(len(out))]
+    out += _claim(db, who, claims, suspects=suspects)
+    return out
+
+
+def _time(moment: datetime | None) -> str | None:
+    return moment and moment.astimezone(UTC).strftime(SQLITE_TIME)
+
+
+def _fence(db: sqlite3.Connection, finish: Mapping[str, Any]) -> tuple[int, str, int | None] | None:
+    row: tuple[int, str, int | None] | None = db.execute(
+        "UPDATE steps SET status = ?, owner = NULL WHERE id = ? AND token = ? AND status IN (1, 2)"
+        " RETURNING id, successors, parent",
+        (finish["s"], finish["i"], finish["t"]),
+    ).fetchone()
+    if row is None:
+        return None
+    ended = _time(finish["en"])
+    db.execute(
+        "INSERT INTO checkpoints (step_id, status, attempts, started_at, finished_at, output, detail)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (row[0], finish["s"], finish["a"], _time(finish["st"]), ended, finish["o"], finish["d"]),
+    )
+    if finish["b"] is not None:
+        db.execute("INSERT INTO blobs (step_id, body) VALUES (?, ?)", (row[0], finish["b"]))
+    if finish["f"] is not None:
+        db.execute(
+            "INSERT INTO fingerprints (root_id, hash, step_id) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+            (finish["r"], finish["f"], row[0]),
+        )
+    _tell(db, row[0], _KINDS[finish["s"]], ended)
+    return row
+
+
+def _tell(db: sqlite3.Connection, step: int, kind: str, at: str | None) -> None:
+    db.execute(
+        "INSERT INTO events (run_id, row, kind, at) VALUES (?, ?, ?, coalesce(?, gorgon_now(0)))",
+        (step >> ROW_BITS, step & ROW_MASK, kind, at),
+    )
+
+
+def _skip(db: sqlite3.Connection, skips: Iterable[Mapping[str, Any]]) -> list[tuple[int, str, int | None]]:
+    gone = []
+    for skip in skips:
+        row = db.execute(
+            "UPDATE steps SET status = 7 WHERE id = ? AND status IN (0, 1) RETURNING id, successors, parent", (skip["i"],)
+        ).fetchone()
+        if row is not None:
+            gone.append(row)
+            db.execute(
+                "INSERT INTO checkpoints (step_id, status, attempts, finished_at, detail)"
+                " VALUES (?, 7, 0, gorgon_now(0), ?)",
+                (row[0], skip["d"]),
+            )
+            _tell(db, row[0], "step.skipped", None)
+    return gone
+
+
+class _Taker:
+    """Decrements what depends on the finished steps, and takes over what the worker may and can."""
+
+    def __init__(self, db: sqlite3.Connection, who: Who, keep: Keep) -> None:
+        self.db = db
+        self.who = who
+        self.fast = keep.fast
+        self.slow = keep.slow
+        self.pulls = keep.pull
+        self._active: dict[int, bool] = {}
+
+    def active(self, step: int) -> bool:
+        run = step >> ROW_BITS
+        if run not in self._active:
+            self._active[run] = bool(self.db.execute("SELECT active FROM runs WHERE id = ?", (run,)).fetchone()[0])
+        return self._active[run]
+
+    def take(self, step: int, weight: int, *, ours: bool) -> bool:
+        """Tell whether the worker takes the step over, and count it."""
+        if not ours or not self.active(step):
+            return False
+        if weight == 2:
+            self.slow -= 1
+            return self.slow >= 0
+        self.fast -= 1
+        return self.fast >= 0
+
+    def advance(self, done: Sequence[tuple[int, str, int | None]]) -> list[tuple[Any, ...]]:
+        counts: Counter[int] = Counter()
+        for step, successors, parent in done:
+            run = step & ~ROW_MASK
+            for row in _rows(successors):
+                counts[run | row] += 1
+            if parent is not None:
+                counts[run | parent] += 1
+        out: list[tuple[Any, ...]] = []
+        for step in sorted(counts):
+            out += self._decrement(step, counts[step])
+        return out
+
+    def _decrement(self, step: int, times: int) -> list[tuple[Any, ...]]:
+        row = self.db.execute(
+            "SELECT deps_left, weight, queue, carried, grouped, window_next, window_end FROM steps"
+            " WHERE id = ? AND status IN (0, 3)",
+            (step,),
+        ).fetchone()
+        if row is None:
+            return []
+        left, weight, queue, carried, grouped, window, end = row
+        moved = None if window is None else min(end, window + times)
+        out: list[tuple[Any, ...]] = []
+        if left > times:
+            self.db.execute(
+                "UPDATE steps SET deps_left = deps_left - ?, window_next = ? WHERE id = ?", (times, moved, step)
+            )
+        else:
+            self.db.execute("UPDATE steps SET window_next = ? WHERE id = ?", (moved, step))
+            ours = weight == 0 or (queue in self.who.queues and not carried and not grouped)
+            out += self._open(step, self.take(step, weight, ours=ours), told=not carried)
+        if window is not None and moved is not None:
+            for opened in range(window, moved):
+                out += self._release((step & ~ROW_MASK) | opened)
+        return out
+
+    def _release(self, step: int) -> list[tuple[Any, ...]]:
+        row = self.db.execute("SELECT weight, queue FROM steps WHERE id = ? AND status = 0", (step,)).fetchone()
+        if row is None:
+            return []
+        return self._open(step, self.take(step, row[0], ours=row[0] == 0 or row[1] in self.who.queues), told=True)
+
+    def _open(self, step: int, taken: bool, *, told: bool) -> list[tuple[Any, ...]]:
+        if taken:
+            row = self.db.execute(
+                "UPDATE steps SET deps_left = 0, status = 2, token = token + 1, owner = ?, due = NULL"
+                f" WHERE id = ? RETURNING {_COLUMNS}",
+                (self.who.owner, step),
+            ).fetchone()
+            return [(1, *row)]
+        row = self.db.execute(
+            f"UPDATE steps SET deps_left = 0, status = 1, due = gorgon_now(?) WHERE id = ? RETURNING {_COLUMNS}",
+            (self.who.lost, step),
+        ).fetchone()
+        return [(2, *row)] if told else []
+
+    def pull(self, brought: int) -> list[int]:
+        wanted = self.pulls - brought
+        if wanted <= 0:
+            return []
+        marks = ", ".join("?" * len(self.who.queues))
+        picked = self.db.execute(
+            "SELECT b.queue, b.rank, b.step_id FROM backlog b JOIN runs r ON r.id = b.step_id >> 20"
+            f" WHERE b.queue IN ({marks}) AND r.active AND r.target = ? AND r.home = ?"
+            " ORDER BY b.rank, b.step_id LIMIT ?",
+            (*self.who.queues, self.who.target, self.who.home, wanted),
+        ).fetchall()
+        self.db.executemany("DELETE FROM backlog WHERE queue = ? AND rank = ? AND step_id = ?", picked)
+        return [step for _, _, step in picked]
+
+
+def _rows(successors: str) -> list[int]:
+    inner = successors.strip()[1:-1]
+    return [int(row) for row in inner.split(",")] if inner else []
+
+
+def _claim(db: sqlite3.Connection, who: Who, claims: Sequence[int], *, suspects: bool) -> list[tuple[Any, ...]]:
+    out = []
+    for step in claims:
+        row = db.execute(
+            "UPDATE steps SET status = 2, token = token + 1, owner = ?, due = NULL"
+            " WHERE id = ? AND status = 1 AND (crashes < 2 OR ?) AND EXISTS (SELECT 1 FROM runs r"
+            " WHERE r.id = steps.id >> 20 AND r.active AND r.target = ? AND r.home = ?)"
+            f" RETURNING {_COLUMNS}",
+            (who.owner, step, suspects, who.target, who.home),
+        ).fetchone()
+        if row is not None:
+            out.append((1, *row))
+    return out
+
+
+assert StepStatus.READY == 1 and StepStatus.RUNNING == 2 and StepStatus.SKIPPED == 7  # the literals above
