@@ -1,0 +1,274 @@
+"""What went wrong with a call to a model → the error that says what to do; the same for every provider."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+from gorgon_common import errors
+from gorgon_common.clock import SYSTEM_CLOCK
+from gorgon_common.costs.usage import Usage
+
+_Failure = TypeVar("_Failure", bound=errors.ProviderError)
+
+_LONGEST_WAIT = 86_400.0
+_NO_MONEY = ("insufficient_quota", "billing", "credit_balance", "spend_limit", "payment")
+_STATUS_OF = {
+    "overloaded_error": 529,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "timeout_error": 504,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "billing_error": 402,
+    "invalid_request_error": 400,
+    "invalid_prompt": 400,
+    "bio_policy": 400,
+    "misalignment_policy_violation": 400,
+}
+"""The words for errors inside a stream or a failed response → the HTTP status that they would have had."""
+_TOO_LONG = ("context_length", "context window", "prompt is too long", "maximum context", "exceeds the context")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Who was called: the provider's name for people, its URL, and the settings that a person would correct."""
+
+    label: str
+    url: str
+    key_variable: str
+    url_variable: str
+    models: tuple[str, ...] = ()
+    """Names to suggest from."""
+    sandbox: bool = False
+    official: bool = True
+    """Whether `url` is the provider's own."""
+
+    def __str__(self) -> str:
+        return self.label if self.official else f"{self.label} at {self.url}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP error: `code` and `type` are the words of the body that name it, `said` its message."""
+
+    status: int
+    code: str = ""
+    type: str = ""
+    said: str = ""
+    headers: Mapping[str, str] | None = None
+    request_id: str | None = None
+
+
+def missing_key(server: Server) -> errors.Final:
+    """There is no key at all."""
+    return _free(
+        errors.Final(
+            f"There is no API key for {server.label}: {server.key_variable} is not set.",
+            kind="auth",
+            hint=f"Set {server.key_variable} in the environment or in .env, or run on the sandbox (without --live).",
+        )
+    )
+
+
+def unsendable_key(server: Server) -> errors.Final:
+    """The key holds characters that no HTTP header can."""
+    return _free(
+        errors.Final(
+            f"The API key for {server.label} holds characters that a key cannot have.",
+            kind="auth",
+            hint=f"Copy it again into {server.key_variable}: no quotes, blanks or line breaks.",
+        )
+    )
+
+
+def unreachable(server: Server, reason: str) -> errors.Retryable:
+    """No connection came about, so nothing was charged."""
+    where = (
+        "Is the sandbox running? Start it with `gorgon sandbox`."
+        if server.sandbox
+        else f"Check the network, the proxy and {server.url_variable}."
+    )
+    return _free(
+        errors.Retryable(f"Cannot reach {server.label} at {server.url}: {reason}", kind="connection", hint=where)
+    )
+
+
+def wrong_address(server: Server, reason: str) -> errors.Final:
+    """The URL is none."""
+    return _free(errors.Final(f"{server.url!r} is not the address of a server: {reason}", hint=_address(server)))
+
+
+def broken_off(server: Server, reason: str) -> errors.Retryable:
+    """The connection ended before the reply did; whether it is charged nobody knows."""
+    return errors.Retryable(
+        f"The connection to {server} broke before the reply was complete: {reason}",
+        kind="connection",
+        hint="It is tried again as `retry:` says.",
+    )
+
+
+def timed_out(server: Server, model: str, timeout: float) -> errors.Retryable:
+    """The call's time was over; whether it is charged nobody knows."""
+    return errors.Retryable(
+        f"{model} gave no complete reply within {timeout:g} s.",
+        kind="timeout",
+        hint="Give the step a longer `timeout:`, ask for less, or lower `effort:`.",
+    )
+
+
+def too_large(server: Server) -> errors.OutputTooLarge:
+    """The reply does not end."""
+    return errors.OutputTooLarge(
+        f"{server} sent more than the 64 MB that one reply may have.", hint="Lower `max_tokens:`, or ask for less."
+    )
+
+
+def unreadable(server: Server, what: str, request_id: str | None = None) -> errors.Malformed:
+    """The body is not what the API promises."""
+    hint = (
+        "It is tried again as `retry:` says."
+        if server.official or server.sandbox
+        else f"Check that {server.url_variable} is the address of an API, not of a web page."
+    )
+    return errors.Malformed(f"The reply of {server} cannot be read: {what}", request_id=request_id, hint=hint)
+
+
+def from_answer(server: Server, model: str, answer: Answer) -> errors.ProviderError:
+    """Return the error for an answer that is one.
+
+    For an HTTP status of 300 and above nothing is charged.  An error within a reply (status 200) is judged by the words
+    that it has for itself, and what is charged for it nobody knows.
+    """
+    within = answer.status < 300
+    status = next((s for word, s in _STATUS_OF.items() if word in (answer.code, answer.type)), 500)
+    error = _classify(server, model, replace(answer, status=status) if within else answer)
+    error.status = answer.status
+    error.request_id = answer.request_id
+    error.headers = rate_headers(answer.headers or {})
+    return error if within else _free(error)
+
+
+def _classify(server: Server, model: str, answer: Answer) -> errors.ProviderError:
+    status, said = answer.status, _short(answer.said)
+    words = f"{answer.code} {answer.type}".lower()
+    if any(word in words for word in _NO_MONEY) or status == 402 or "credit balance" in answer.said.lower():
+        return errors.Final(
+            f"The account at {server} has no credit left: {said}",
+            kind="quota",
+            hint=f"Add credit or raise the spending limit there, or use another key in {server.key_variable}.",
+        )
+    if status == 429:
+        return errors.RateLimited(
+            f"{server} limits the rate for {model}: {said}", retry_after=retry_after(answer.headers or {})
+        )
+    if status >= 500:
+        overloaded = status == 529 or "overloaded" in words
+        return errors.Retryable(
+            f"{server} {'is overloaded' if overloaded else 'failed'} (HTTP {status}): {said}",
+            kind="overloaded" if overloaded else "server",
+            hint="It is tried again as `retry:` says.",
+        )
+    if status == 408:
+        return errors.Retryable(f"{server} gave up waiting (HTTP 408): {said}", kind="timeout")
+    if status in (409, 425):
+        return errors.Retryable(f"{server} could not take the call just now (HTTP {status}): {said}", kind="server")
+    return _rejected(server, model, answer, words, said)
+
+
+def _rejected(server: Server, model: str, answer: Answer, words: str, said: str) -> errors.Final:
+    """The call is wrong, and would be the next time."""
+    status = answer.status
+    if status == 401:
+        return errors.Final(
+            f"{server} does not accept the API key: {said}", kind="auth", hint=f"Check {server.key_variable}."
+        )
+    if status == 403:
+        return errors.Final(
+            f"{server} does not let this key use {model}: {said}",
+            kind="auth",
+            hint=f"Use another model, or a key in {server.key_variable} whose project may use it.",
+        )
+    if "model_not_found" in words or (status == 404 and "model" in answer.said.lower()):
+        return errors.Final(f"{server} has no model {model!r}.", kind="unknown_model", hint=_suggestion(server, model))
+    if status == 404 or 300 <= status < 400:
+        return errors.Final(
+            f"There is no such API at {server.url} (HTTP {status}).", kind="rejected", hint=_address(server)
+        )
+    if status == 413 or any(word in f"{words} {answer.said.lower()}" for word in _TOO_LONG):
+        return errors.Final(
+            f"The prompt is too long for {model}: {said}",
+            kind="context_length",
+            hint="Pass less into the prompt, lower `max_tokens:`, or use a model with a larger context window.",
+        )
+    return errors.Final(
+        f"{server} rejected the call to {model} (HTTP {status}): {said}", hint="Correct the step as the message says."
+    )
+
+
+def _suggestion(server: Server, model: str) -> str:
+    near = difflib.get_close_matches(model, server.models, n=3, cutoff=0.6)
+    if near and server.official:
+        return f"Did you mean {' or '.join(near)}?  A tier (fast, standard, strong) works too."
+    if not server.official and not server.sandbox:
+        return f"Give the step a `model:` that {server.url} serves."
+    return "Use a tier (fast, standard, strong), or a name from the provider's list of models."
+
+
+def _address(server: Server) -> str:
+    example = "https://…/v1" if server.url_variable.startswith("OPENAI") else "https://…, without /v1"
+    return f"Check {server.url_variable}; it looks like {example}."
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds to wait from `retry-after-ms` or `retry-after` (number or date), None where they say none."""
+    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * scale
+        except ValueError:
+            continue
+        if 0 <= seconds < _LONGEST_WAIT:
+            return seconds
+    try:
+        moment = parsedate_to_datetime(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - SYSTEM_CLOCK.now()).total_seconds()
+    return min(max(0.0, seconds), _LONGEST_WAIT)
+
+
+def rate_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers that say something about limits, lower-case."""
+    return {
+        name.lower(): value
+        for name, value in headers.items()
+        if name.lower().startswith(("x-ratelimit-", "anthropic-ratelimit-", "retry-after", "x-should-retry"))
+    }
+
+
+def body_error(body: Any) -> tuple[str, str, str]:
+    """Return (code, type, message) of an error body in either provider's form, empty where it says nothing."""
+    entry = body.get("error", body) if isinstance(body, dict) else body
+    if not isinstance(entry, dict):
+        return "", "", str(entry or "")
+    return tuple(str(entry.get(name) or "") for name in ("code", "type", "message"))  # type: ignore[return-value]
+
+
+def known_models(*lists: Iterable[str]) -> tuple[str, ...]:
+    """Join lists of names, without repeats."""
+    return tuple(dict.fromkeys(name for names in lists for name in names))
+
+
+def _short(text: str) -> str:
+    joined = " ".join(text.split())
+    return (joined[:300] + " …" if len(joined) > 300 else joined) or "no reason given"
+
+
+def _free(error: _Failure) -> _Failure:
+    error.usage = Usage()
+    return error

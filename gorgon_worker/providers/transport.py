@@ -1,0 +1,166 @@
+"""The HTTP client of both model SDKs: calls that can be cancelled, with a deadline for the whole of each.
+
+A thread that waits for a model sits in `recv` for minutes, and neither SDK can call it back.  So the wait is cut into
+slices of a quarter of a second, and between two slices the call's `cancelled()` and its deadline are looked at.  That
+works with and without streaming and costs some 30 µs a slice.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpcore2
+import httpx2
+
+from gorgon_common import errors
+
+SLICE = 0.25
+"""Seconds between two looks at `cancelled()`."""
+CONNECT_TIMEOUT = 5.0
+"""Seconds for TCP and TLS each; a cancelled call waits for them."""
+MAX_RECEIVED = 64 * 1024**2
+"""Bytes of one call; a server that sends more without end would fill the memory."""
+
+_WRITE_CHUNK = 256 * 1024
+
+
+@dataclass(slots=True)
+class Watch:
+    """What the transport looks at while this thread makes a call.
+
+    `deadline` is on time.monotonic().  `ended` says why the transport gave up: cancelled, timeout or too_large; SDKs
+    wrap what is raised here in errors of their own.
+    """
+
+    deadline: float
+    cancelled: Callable[[], bool]
+    received: int = 0
+    ended: str | None = None
+
+    def remaining(self) -> float:
+        """Return the seconds that are left; gives the call up where there are none, or where it was cancelled."""
+        left = self.deadline - time.monotonic()
+        if self.cancelled():
+            self.ended = "cancelled"
+            raise errors.Cancelled
+        if left <= 0:
+            self.ended = "timeout"
+            raise httpcore2.ReadTimeout("the call's time is over")
+        return left
+
+    def count(self, data: bytes) -> bytes:
+        """Count what was received; gives the call up over MAX_RECEIVED."""
+        self.received += len(data)
+        if self.received > MAX_RECEIVED:
+            self.ended = "too_large"
+            raise errors.OutputTooLarge
+        return data
+
+
+class _Current(threading.local):
+    watch: Watch | None = None
+
+
+_current = _Current()
+
+
+@contextmanager
+def watching(timeout: float, cancelled: Callable[[], bool]) -> Iterator[Watch]:
+    """Hold every request that this thread makes inside to `timeout` seconds in all, and to `cancelled`."""
+    watch = Watch(time.monotonic() + timeout, cancelled)
+    before, _current.watch = _current.watch, watch
+    try:
+        yield watch
+    finally:
+        _current.watch = before
+
+
+class _WatchedStream(httpcore2.NetworkStream):
+    def __init__(self, inner: httpcore2.NetworkStream) -> None:
+        self._inner = inner
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        watch = _current.watch
+        if watch is None:
+            return self._inner.read(max_bytes, timeout)
+        while True:
+            try:
+                # To receive again after a timeout is safe, with TLS too: a part of a record stays in its buffer.
+                return watch.count(self._inner.read(max_bytes, min(SLICE, watch.remaining())))
+            except httpcore2.ReadTimeout:
+                if watch.ended:
+                    raise
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        watch = _current.watch
+        if watch is None:
+            return self._inner.write(buffer, timeout)
+        # A write that timed out half-way cannot be taken up again, so this one is cut by size, not by time.
+        for start in range(0, len(buffer), _WRITE_CHUNK):
+            self._inner.write(buffer[start : start + _WRITE_CHUNK], watch.remaining())
+        return None
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(
+        self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.NetworkStream:
+        return _WatchedStream(self._inner.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+class _WatchedBackend(httpcore2.NetworkBackend):
+    """Connects, and keeps silent connections alive: NAT routers drop them, and a thinking model says nothing."""
+
+    def __init__(self, inner: httpcore2.NetworkBackend) -> None:
+        self._inner = inner
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.NetworkStream:
+        options = [*(socket_options or ()), *_keep_alive()]
+        watch = _current.watch
+        if watch is not None:
+            timeout = min(timeout or CONNECT_TIMEOUT, watch.remaining())
+        return _WatchedStream(self._inner.connect_tcp(host, port, timeout, local_address, options))
+
+
+def _keep_alive() -> list[tuple[int, int, int]]:
+    wanted = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 60, "TCP_KEEPCNT": 5}
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    for name, value in wanted.items():
+        if hasattr(socket, name):
+            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+    return options
+
+
+def http_client(*, idle_connections: int = 100) -> httpx2.Client:
+    """Return a client for an SDK: as many connections as there are calls, `idle_connections` of them kept open.
+
+    The environment's proxies apply.  Redirects are not followed: a key must not travel to where it was not meant for.
+    """
+    client = httpx2.Client(
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=idle_connections, keepalive_expiry=30.0),
+        timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT),
+        follow_redirects=False,
+    )
+    for transport in (client._transport, *client._mounts.values()):
+        if isinstance(transport, httpx2.HTTPTransport):
+            # httpx2 has no parameter for it; tests/contract/test_agent_providers.py notices when this stops working.
+            pool = transport._pool
+            pool._network_backend = _WatchedBackend(pool._network_backend)
+    return client
