@@ -54,10 +54,11 @@ def add_commands(app: typer.Typer) -> None:
 
 def init(
     path: Annotated[str, typer.Argument(help="The file to write.")] = "workflow.yaml",
+    template: Annotated[str, typer.Option("--template", "-t", help="minimal, map or review.")] = "minimal",
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
     """Write a first workflow to change and run."""
-    lazy.load("gorgon_common.cli.files:init")(path, force=force)
+    lazy.load("gorgon_common.cli.files:init")(path, template=template, force=force)
 
 
 def validate(files: Files, as_json: AsJson = False) -> None:

@@ -272,9 +272,10 @@ def usage_of(run: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def ending(run: Mapping[str, Any], *, full: bool, now: datetime) -> Group:
+def ending(run: Mapping[str, Any], *, full: bool, now: datetime, server: str | None = None) -> Group:
     """Return how a run ended: one sentence, the error and what to do, the outputs."""
     run_id, status = str(run["run_id"]), str(run["status"])
+    named = f"{run_id} --server {server}" if server else run_id
     symbol, style = _SYMBOLS.get(status, ("·", "quiet"))
     took = elapsed(run, now)
     parts = [f"in {terminal.seconds(took)}" if took is not None else "", *usage_of(run)]
@@ -288,10 +289,10 @@ def ending(run: Mapping[str, Any], *, full: bool, now: datetime) -> Group:
     if hint:
         drawn.append(Text(f"  {hint}", style="hint"))
     if status in ("failed", "cancelled"):
-        drawn.append(Text.assemble(("  Continue where it ended:  ", "quiet"), f"gorgon runs resume {run_id}"))
+        drawn.append(Text.assemble(("  Continue where it ended:  ", "quiet"), f"gorgon runs resume {named}"))
     outputs = run.get("outputs") or {}
     if outputs:
-        drawn += [Text(), *_outputs(outputs, run_id, full=full)]
+        drawn += [Text(), *_outputs(outputs, named, full=full)]
     return Group(*drawn)
 
 
@@ -299,7 +300,7 @@ def _plain_style(style: str) -> str:
     return {"ok": "green", "bad": "red", "wait": "yellow", "busy": "cyan"}.get(style, "")
 
 
-def _outputs(outputs: Mapping[str, Any], run_id: str, *, full: bool) -> Iterator[RenderableType]:
+def _outputs(outputs: Mapping[str, Any], named: str, *, full: bool) -> Iterator[RenderableType]:
     cut = False
     for name, value in outputs.items():
         lines, more = cut_lines(value, full=full)
@@ -310,7 +311,7 @@ def _outputs(outputs: Mapping[str, Any], run_id: str, *, full: bool) -> Iterator
         if more:
             yield Text(f"  … {more}", style="quiet")
     if cut:
-        yield Text.assemble(("\nAll of it:  ", "quiet"), f"gorgon runs show {run_id} --full")
+        yield Text.assemble(("\nAll of it:  ", "quiet"), f"gorgon runs show {named} --full")
 
 
 def cut_lines(value: Any, *, full: bool) -> tuple[list[str], str]:

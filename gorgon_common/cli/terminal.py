@@ -66,6 +66,11 @@ def emit(document: Any) -> None:
     say(json.dumps(document, indent=2, ensure_ascii=False, default=str))
 
 
+def styled(text: str, style: str) -> Any:
+    """Return a text in a style, for a cell of a table."""
+    return lazy.load("rich.text:Text")(text, style=style)
+
+
 def draw(drawing: RenderableType) -> None:
     """Print something of rich on stdout."""
     console().print(drawing)

@@ -16,7 +16,6 @@ from urllib.parse import quote
 import httpx2
 
 from gorgon_common import errors
-from gorgon_common.client.schemas import RUN_FINISHED
 
 PROBLEM_TYPE = "urn:gorgon:error:"
 """What the `type` of an error begins with; the rest is a key of ERROR_TYPES."""
@@ -118,29 +117,31 @@ class Client:
         """Return what `/health/ready` says, whether good or bad."""
         return self._ask("GET", "/health/ready", also=503)
 
-    def events(self, run_id: str, *, after: int = 0) -> Iterator[dict[str, Any]]:
+    def events(self, run_id: str, *, after: int = 0, follow: bool = True) -> Iterator[dict[str, Any]]:
         """Yield the run's journal after sequence number `after` as it is written, until the run is finished.
 
-        A broken connection is taken up again where it broke.
+        A broken connection is taken up again where it broke.  Without `follow`: only what is written by now.
         """
         failures = 0
         while True:
             try:
-                for event in self._stream(run_id, after):
+                for event in self._stream(run_id, after, follow=follow):
+                    if event is None:
+                        return
                     after, failures = int(event["seq"]), 0
                     yield event
-                if str(self.run(run_id)["status"]) in RUN_FINISHED:
-                    return
             except errors.Unavailable:
                 if failures >= _RECONNECTS:
                     raise
             failures += 1
             time.sleep(min(0.1 * 2**failures, _RECONNECT_CAP))
 
-    def _stream(self, run_id: str, after: int) -> Iterator[dict[str, Any]]:
+    def _stream(self, run_id: str, after: int, *, follow: bool) -> Iterator[dict[str, Any] | None]:
+        """Yield events of one connection, then None where the server says that these were all."""
         try:
             with self._http.sse(
                 f"{_path(run_id)}/events",
+                params={} if follow else {"follow": "false"},
                 headers={"Last-Event-ID": str(after)} if after else {},
                 timeout=httpx2.Timeout(10.0, read=60.0),  # the server sends a comment at least every 15 s
             ) as source:
@@ -148,8 +149,7 @@ class Client:
                     source.response.read()
                     raise self._error(source.response)
                 for event in source:
-                    if event.event != "end":
-                        yield json.loads(event.data)
+                    yield None if event.event == "end" else json.loads(event.data)
         except httpx2.TransportError as error:
             raise self._unreachable(error) from error
 

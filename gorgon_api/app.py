@@ -1,0 +1,43 @@
+"""The FastAPI application: routes, errors, limits; everything it needs comes as an argument."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI
+
+from gorgon_api.auth import KeyRing
+from gorgon_api.errors import add_handlers
+from gorgon_api.routes import health, runs, workflows
+from gorgon_common.bootstrap import Services
+
+MAX_BODY = 1_000_000
+"""Bytes that a request may have."""
+
+_DESCRIPTION = """Start, follow and look at runs of Gorgon workflows.
+
+Send the key as `Authorization: Bearer KEY` or `X-API-Key: KEY`. Errors are `application/problem+json`.
+Times are RFC 3339 in UTC. Money is US dollars."""
+
+
+def create_app(services: Services, keys: KeyRing) -> FastAPI:
+    """Return the application.  It does not own the services: whoever built them closes them."""
+    app = FastAPI(
+        title="Gorgon",
+        version=_version(),
+        description=_DESCRIPTION,
+        max_body_size=MAX_BODY,
+        openapi_url="/openapi.json",
+    )
+    app.state.services, app.state.keys = services, keys
+    add_handlers(app)
+    for router in (runs.router, workflows.router, health.router):
+        app.include_router(router)
+    return app
+
+
+def _version() -> str:
+    try:
+        return version("gorgon")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,72 @@
+"""Who is asking.  A key ring answers what a key stands for; keys hashed in the database become another ring."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from typing import Protocol
+
+from fastapi import Request
+
+from gorgon_api.errors import Unauthorized
+
+_PREFIX = "gk_"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who made a request: a name for logs, and the team that its runs belong to."""
+
+    name: str
+    team: str = "default"
+
+
+class KeyRing(Protocol):
+    """Knows the keys."""
+
+    def find(self, key: str) -> Principal | None:
+        """Return whom the key belongs to, None where nobody."""
+        ...
+
+
+class SingleKey:
+    """The one key of GORGON_API_KEY; only its hash is kept."""
+
+    def __init__(self, key: str, principal: Principal = Principal("api-key")) -> None:
+        self._digest = _digest(key)
+        self._principal = principal
+
+    def find(self, key: str) -> Principal | None:
+        """Return the principal where it is the key, compared in constant time."""
+        return self._principal if hmac.compare_digest(_digest(key), self._digest) else None
+
+
+def generate_key() -> str:
+    """Return a new key of 256 random bits."""
+    return _PREFIX + secrets.token_urlsafe(32)
+
+
+def authenticate(request: Request) -> Principal:
+    """Return who makes the request.  Raises Unauthorized."""
+    key = _presented(request)
+    if key is None:
+        raise Unauthorized
+    ring: KeyRing = request.app.state.keys
+    principal = ring.find(key)
+    if principal is None:
+        raise Unauthorized("This API key is not known.")
+    return principal
+
+
+def _presented(request: Request) -> str | None:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return request.headers.get("X-API-Key") or None
+
+
+def _digest(key: str) -> bytes:
+    # The keys have 256 random bits: a slow hash would protect nothing more and cost every request.
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

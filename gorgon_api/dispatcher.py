@@ -1,0 +1,36 @@
+"""From a submission to a run: compile, refuse what cannot run, create and publish.
+
+Publishing is by task name, inside `Services.submit`: no code of the worker is imported here.
+"""
+
+from __future__ import annotations
+
+from gorgon_api.auth import Principal
+from gorgon_common.bootstrap import Services, Submitted
+from gorgon_common.client.schemas import Source, Submission
+from gorgon_common.errors import InputInvalid, NotAvailable, Problem
+from gorgon_common.workflow import catalogue
+from gorgon_common.workflow.plan import Plan
+
+
+def read(services: Services, asked: Source | Submission) -> tuple[Plan, list[Problem]]:
+    """Return the compiled workflow and its warnings.  Raises WorkflowInvalid, NotFound, InputInvalid."""
+    if (asked.workflow is None) == (asked.source is None):
+        raise InputInvalid(
+            "Exactly one of `workflow` and `source` is needed.",
+            hint="`workflow` is the name of a bundled workflow, `source` the text of a YAML file.",
+        )
+    if asked.source is not None:
+        return services.read(asked.source)
+    return services.read(catalogue.source(str(asked.workflow)), file=asked.workflow)
+
+
+def dispatch(services: Services, submission: Submission, caller: Principal, key: str | None) -> Submitted:
+    """Start the run that a submission asks for.
+
+    Raises WorkflowInvalid, NotFound, InputInvalid, NotAvailable, Conflict, Unavailable.
+    """
+    plan, _ = read(services, submission)
+    if plan.unavailable:
+        raise NotAvailable("This workflow cannot run yet: " + " ".join(plan.unavailable))
+    return services.submit(plan, submission.inputs, target=submission.target, team=caller.team, idempotency_key=key)

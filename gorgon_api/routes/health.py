@@ -1,0 +1,48 @@
+"""Whether the server lives and can work, and its figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from gorgon_api.dependencies import Caller, TheServices
+from gorgon_api.errors import documented
+from gorgon_common import metrics
+from gorgon_common.client.schemas import Health
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health", response_model=Health, summary="Is the server up?")
+def alive() -> dict[str, Any]:
+    """Answer: the process lives.  Asks nothing of the database."""
+    return {"status": "ok", "checks": {}}
+
+
+@router.get(
+    "/health/ready",
+    response_model=Health,
+    summary="Can the server work?",
+    responses={503: {"model": Health, "description": "Something that it needs cannot be reached"}},
+)
+def ready(services: TheServices, response: Response) -> dict[str, Any]:
+    """Check database and broker.  Details stay in the log: this needs no key."""
+    checks = {name: {"ok": bool(check["ok"])} for name, check in services.health().items()}
+    fine = all(check["ok"] for check in checks.values())
+    response.status_code = 200 if fine else 503
+    return {"status": "ok" if fine else "unavailable", "checks": checks}
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Text exposition"},
+        **documented(401),
+    },
+)
+def figures(_caller: Caller) -> Response:
+    """Return this process's metrics."""
+    return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,171 @@
+"""Runs: start, list, look at, follow, cancel, resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import anyio
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from gorgon_api.dependencies import Caller, RunId, TheServices
+from gorgon_api.dispatcher import dispatch
+from gorgon_api.errors import documented
+from gorgon_common.bootstrap import Services
+from gorgon_common.client.schemas import (
+    MAX_PAGE,
+    RUN_FINISHED,
+    Accepted,
+    Run,
+    RunPage,
+    RunStatus,
+    StepList,
+    Submission,
+)
+
+router = APIRouter(prefix="/v1/runs", tags=["runs"], responses=documented(401, 422, 503))
+
+_EVENTS = 500
+_FASTEST, _SLOWEST, _PING = 0.1, 1.0, 15.0
+_Text = Query(max_length=200, pattern=r"^[^\x00]*$")
+_IdempotencyKey = Header(
+    min_length=1,
+    max_length=200,
+    pattern=r"^[\x21-\x7e]+$",
+    description="The same key gives the same run, however often it is sent.",
+)
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=Accepted,
+    summary="Start a run",
+    responses=documented(404, 409, 413),
+)
+def start(
+    submission: Submission,
+    services: TheServices,
+    caller: Caller,
+    response: Response,
+    idempotency_key: Annotated[str | None, _IdempotencyKey] = None,
+) -> dict[str, Any]:
+    """Start a run of a bundled workflow or of a YAML text; it goes on by itself."""
+    submitted = dispatch(services, submission, caller, idempotency_key)
+    response.headers["Location"] = f"/v1/runs/{submitted.run_id}"
+    return {
+        "run_id": submitted.run_id,
+        "created": submitted.created,
+        "reused": submitted.reused,
+        "to_run": submitted.to_run,
+    }
+
+
+@router.get("", response_model=RunPage, summary="List runs")
+def page(
+    services: TheServices,
+    _caller: Caller,
+    status: Annotated[RunStatus | None, Query(description="Only runs in this state.")] = None,
+    workflow: Annotated[str | None, _Text] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
+    cursor: Annotated[str | None, _Text] = None,
+) -> JSONResponse:
+    """Return runs, newest first; `next` is the cursor of the next page."""
+    return JSONResponse(services.runs(status=status, workflow=workflow, limit=limit, cursor=cursor))
+
+
+@router.get("/{run}", response_model=Run, summary="Look at a run", responses=documented(404))
+def one(
+    run: RunId,
+    services: TheServices,
+    _caller: Caller,
+    expand: Annotated[str | None, Query(pattern="^steps$", description="`steps` to have them inside.")] = None,
+) -> JSONResponse:
+    """Return the run: what `gorgon run --json` prints."""
+    return JSONResponse(services.run(run, steps=expand == "steps"))
+
+
+@router.get("/{run}/steps", response_model=StepList, summary="List a run's steps", responses=documented(404))
+def steps(run: RunId, services: TheServices, _caller: Caller) -> JSONResponse:
+    """Return the steps of the run, items and iterations included."""
+    return JSONResponse({"items": services.run(run, steps=True)["steps"]})
+
+
+@router.get(
+    "/{run}/events",
+    summary="Follow a run",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Server-sent events"},
+        **documented(404),
+    },
+)
+async def events(
+    run: RunId,
+    services: TheServices,
+    _caller: Caller,
+    last_event_id: Annotated[int, Header(ge=0, le=2**63 - 1)] = 0,
+    follow: Annotated[bool, Query(description="false: only what is written by now.")] = True,
+) -> StreamingResponse:
+    """Stream the run's journal as server-sent events, from after `Last-Event-ID`, until the run is finished.
+
+    Each event has its sequence number as id, its kind as name and the `Event` as data; `end` closes the stream.
+    """
+    await run_in_threadpool(services.run, run)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(
+        _journal(services, run, last_event_id, follow=follow), media_type="text/event-stream", headers=headers
+    )
+
+
+async def _journal(services: Services, run: str, after: int, *, follow: bool) -> AsyncIterator[str]:
+    """Poll the journal: every poll is a read of its own, so that no transaction stays open while nothing happens."""
+    pause, silent = _FASTEST, 0.0
+    yield ": connected\n\n"
+    while True:
+        # The status is read before the events: what is written in between comes with this turn or the next.
+        state = str((await run_in_threadpool(services.run, run))["status"])
+        found = await run_in_threadpool(services.events, run, after=after, limit=_EVENTS)
+        for event in found:
+            after = int(event["seq"])
+            data = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+            yield f"id: {after}\nevent: {event['kind']}\ndata: {data}\n\n"
+        if len(found) == _EVENTS:
+            continue
+        if state in RUN_FINISHED or not follow:
+            yield f"event: end\ndata: {json.dumps({'status': state})}\n\n"
+            return
+        pause = _FASTEST if found else min(_SLOWEST, pause * 1.5)
+        silent = 0.0 if found else silent + pause
+        if silent >= _PING:
+            silent = 0.0
+            yield ": still there\n\n"
+        await anyio.sleep(pause)
+
+
+@router.post("/{run}/cancel", response_model=Run, summary="Cancel a run", responses=documented(404, 409))
+def cancel(run: RunId, services: TheServices, _caller: Caller) -> JSONResponse:
+    """End the run: calls in flight are aborted, no new step starts.  409 where it is finished already."""
+    return JSONResponse(services.cancel(run))
+
+
+@router.post(
+    "/{run}/resume",
+    status_code=202,
+    response_model=Accepted,
+    summary="Continue a run",
+    responses=documented(404, 409),
+)
+def resume(run: RunId, services: TheServices, _caller: Caller, response: Response) -> dict[str, Any]:
+    """Continue a failed, cancelled or orphaned run as a new one that adopts what is finished."""
+    submitted = services.resume(run)
+    response.headers["Location"] = f"/v1/runs/{submitted.run_id}"
+    return {
+        "run_id": submitted.run_id,
+        "created": submitted.created,
+        "reused": submitted.reused,
+        "to_run": submitted.to_run,
+    }

@@ -1,0 +1,54 @@
+"""Workflows and roles: what there is, and what a YAML text means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from gorgon_api.dependencies import Caller, TheServices
+from gorgon_api.dispatcher import read
+from gorgon_api.errors import documented
+from gorgon_common.client.schemas import PlanView, RoleList, Source, Validation, WorkflowList
+from gorgon_common.client.views import plan_view
+from gorgon_common.errors import WorkflowInvalid
+from gorgon_common.roles.catalogue import load_roles
+from gorgon_common.workflow import catalogue
+
+router = APIRouter(prefix="/v1", tags=["workflows"], responses=documented(401, 422))
+
+
+@router.get("/workflows", response_model=WorkflowList, summary="List the bundled workflows")
+def workflows(_caller: Caller) -> dict[str, Any]:
+    """Return the bundled workflows, each to be started by its name."""
+    return {"items": [entry.to_dict() for entry in catalogue.entries()]}
+
+
+@router.post(
+    "/workflows/validate", response_model=Validation, summary="Check a workflow", responses=documented(404, 413)
+)
+def validate(source: Source, services: TheServices, _caller: Caller) -> dict[str, Any]:
+    """Return everything that is wrong with a YAML text, and every warning; 200 in both cases."""
+    try:
+        _, warnings = read(services, source)
+    except WorkflowInvalid as error:
+        return {"valid": False, "problems": [problem.to_dict() for problem in error.problems]}
+    return {"valid": True, "problems": [problem.to_dict() for problem in warnings]}
+
+
+@router.post("/workflows/plan", response_model=PlanView, summary="Compile a workflow", responses=documented(404, 413))
+def plan(source: Source, services: TheServices, _caller: Caller) -> dict[str, Any]:
+    """Return the compiled workflow: its inputs, its steps and what they wait for."""
+    compiled, warnings = read(services, source)
+    return plan_view(compiled, warnings)
+
+
+@router.get("/roles", response_model=RoleList, summary="List the roles")
+def roles(_caller: Caller) -> dict[str, Any]:
+    """Return the roles that agents play."""
+    return {
+        "items": [
+            {"name": role.name, "purpose": role.purpose, "provider": role.provider, "tier": role.tier}
+            for role in load_roles().values()
+        ]
+    }

@@ -1,0 +1,90 @@
+"""`gorgon api` and `gorgon sandbox`: from settings to a listening server."""
+
+from __future__ import annotations
+
+import ipaddress
+import runpy
+import socket
+import sys
+
+import uvicorn
+
+from gorgon_api.app import create_app
+from gorgon_api.auth import SingleKey, generate_key
+from gorgon_common import bootstrap, logs
+from gorgon_common.cli import terminal
+from gorgon_common.errors import ConfigurationError
+from gorgon_common.settings import Settings, get_settings
+
+_GRACE = 5
+"""Seconds that open streams get when the server stops."""
+
+
+def api(*, host: str | None, port: int | None) -> None:
+    """Serve the REST API until stopped."""
+    settings = get_settings()
+    address = host or settings.host
+    key, generated = _key(settings, address)
+    logs.configure(settings.log_level, settings.log_format, secrets=(*settings.secret_values(), key))
+    listener = _listen(address, settings.api_port if port is None else port)
+    services = bootstrap.build(settings)
+    try:
+        shown = f"[{address}]" if ":" in address else address
+        terminal.note(f"Gorgon API at http://{shown}:{listener.getsockname()[1]}   (docs: /docs)")
+        if generated:
+            terminal.note(f"No GORGON_API_KEY is set; the key of this start is {key}")
+        if settings.embedded:
+            terminal.note("No broker is set: runs wait until GORGON_REDIS_URL names one and a worker listens there.")
+        config = uvicorn.Config(
+            create_app(services, SingleKey(key)),
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=_GRACE,
+            server_header=False,
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        services.close()
+
+
+def _key(settings: Settings, address: str) -> tuple[str, bool]:
+    """Return the key, and whether it was made up: only where nobody else can reach the server."""
+    if settings.api_key is not None:
+        return settings.api_key.get_secret_value(), False
+    if not _loopback(address):
+        raise ConfigurationError(
+            f"Listening on {address} needs a key: others could start runs at your expense.",
+            hint=f"Set GORGON_API_KEY, for example to {generate_key()}",
+        )
+    return generate_key(), True
+
+
+def _loopback(address: str) -> bool:
+    try:
+        return address == "localhost" or ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    """Return a listening socket, so that a taken port is told in a sentence."""
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(2048)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Cannot listen on {address} port {port}: {error.strerror or error}.",
+            hint="Another server may have it; --port 0 takes any free one.",
+        ) from None
+    return listener
+
+
+def sandbox(*, host: str | None, port: int | None) -> None:
+    """Serve the sandbox until stopped."""
+    settings = get_settings()
+    arguments = ["--host", host or settings.host, "--port", str(settings.sandbox_port if port is None else port)]
+    sys.argv = ["gorgon sandbox", *arguments]
+    runpy.run_module("gorgon_api.sandbox", run_name="__main__", alter_sys=True)

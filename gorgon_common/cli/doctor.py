@@ -1,0 +1,278 @@
+"""`gorgon doctor`: what is set, what is installed, what can be reached, and what to do about the rest."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+from urllib.parse import urlsplit
+
+import typer
+
+from gorgon_common import bootstrap, errors, lazy, persistence
+from gorgon_common.cli import terminal
+from gorgon_common.settings import Settings, describe, get_settings, unknown_variables, variable_of
+
+_OLDEST, _NEWEST = (3, 11), (3, 13)
+_PACKAGES = ("celery", "kombu", "sqlalchemy", "pydantic", "redis", "psycopg", "openai", "anthropic", "fastapi")
+_SKEW = 2.0
+"""Seconds that the clock may differ from the database's: step times would read oddly beyond it."""
+_KEYS = {"openai_api_key": "OpenAI", "anthropic_api_key": "Anthropic"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report.  `state`: ok, info, warning (works, but look at it) or problem (something required)."""
+
+    name: str
+    state: str
+    detail: str
+    hint: str = ""
+
+
+def doctor(*, as_json: bool) -> None:
+    """Report; exits 1 where something required is broken."""
+    settings = get_settings()
+    findings = [
+        *_system(),
+        *_storage(settings),
+        *_services(settings),
+        *_redis(settings),
+        *_keys(settings),
+        *_commands(settings),
+        *_strangers(),
+    ]
+    broken = any(finding.state == "problem" for finding in findings)
+    if as_json:
+        terminal.emit(
+            {
+                "ok": not broken,
+                "checks": [asdict(finding) for finding in findings],
+                "settings": [setting._asdict() for setting in describe(settings)],
+                "packages": _versions(),
+            }
+        )
+    else:
+        _print(findings, settings)
+    if broken:
+        raise typer.Exit(terminal.EXIT_RUN_FAILED)
+
+
+def upgrade_database(*, as_json: bool) -> None:
+    """Create the tables or bring them up to date."""
+    settings = get_settings()
+    persistence.upgrade(settings.database_url)
+    shown = next(setting.value for setting in describe(settings) if setting.variable == "GORGON_DATABASE_URL")
+    if as_json:
+        terminal.emit({"database_url": shown, "upgraded": True})
+    else:
+        terminal.say(f"The tables of {shown} are up to date.")
+
+
+def _system() -> Iterator[Finding]:
+    python = ".".join(map(str, sys.version_info[:3]))
+    fine = _OLDEST <= sys.version_info[:2] <= _NEWEST
+    yield Finding(
+        "Python",
+        "ok" if fine else "problem",
+        f"{python} on {platform.system()} {platform.machine()}",
+        "" if fine else "Python 3.11, 3.12 or 3.13 is needed.",
+    )
+    missing = sorted(name for name, found in _versions().items() if found is None)
+    yield Finding(
+        "Packages",
+        "problem" if missing else "ok",
+        f"missing: {', '.join(missing)}" if missing else ", ".join(f"{k} {v}" for k, v in _versions().items()),
+        "Install them: pip install gorgon" if missing else "",
+    )
+    if os.environ.get("PYTHONDONTWRITEBYTECODE"):
+        yield Finding(
+            "Start-up",
+            "warning",
+            "PYTHONDONTWRITEBYTECODE is set: every start compiles everything again",
+            "Unset it.",
+        )
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name in ("gorgon", *_PACKAGES):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _storage(settings: Settings) -> Iterator[Finding]:
+    home = settings.home
+    existing = next(path for path in (home, *home.parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        yield Finding("Home", "problem", f"{home} cannot be written", "Set GORGON_HOME to a directory of yours.")
+        return
+    free = shutil.disk_usage(existing).free
+    small = free < 200_000_000
+    yield Finding(
+        "Home",
+        "warning" if small else "ok",
+        f"{home}, {free / 1e9:.1f} GB free",
+        "Make room: the database grows with every run." if small else "",
+    )
+
+
+def _services(settings: Settings) -> Iterator[Finding]:
+    try:
+        services = bootstrap.build(settings)
+    except errors.GorgonError as error:
+        yield Finding(
+            "Database", "problem", _masked(error.message, settings), error.hint or "Check GORGON_DATABASE_URL."
+        )
+        return
+    try:
+        for name, check in services.health().items():
+            good = bool(check["ok"])
+            variable = "GORGON_DATABASE_URL" if name == "database" else "GORGON_BROKER_URL and GORGON_REDIS_URL"
+            yield Finding(
+                name.capitalize(),
+                "ok" if good else "problem",
+                _masked(str(check.get("detail") or ""), settings),
+                "" if good else f"Is it running? Check {variable}.",
+            )
+            if check.get("now"):
+                yield _clock(str(check["now"]))
+    finally:
+        services.close()
+
+
+def _clock(theirs: str) -> Finding:
+    skew = (datetime.now(UTC) - datetime.fromisoformat(theirs)).total_seconds()
+    bad = abs(skew) > _SKEW
+    return Finding(
+        "Clock",
+        "warning" if bad else "ok",
+        f"{skew:+.1f} s against the database's" if bad else "agrees with the database's",
+        "Synchronise the clocks (NTP)." if bad else "",
+    )
+
+
+def _redis(settings: Settings) -> Iterator[Finding]:
+    if settings.redis_url is None:
+        yield Finding("Redis", "info", "not set: messages stay in the process (embedded)")
+        return
+    try:
+        client = lazy.load("redis:Redis").from_url(settings.redis_url, socket_timeout=3, socket_connect_timeout=3)
+        info: dict[str, Any] = client.info("server")
+        policy = _ask(lambda: client.config_get("maxmemory-policy")["maxmemory-policy"])
+        client.close()
+    except lazy.load("redis:RedisError") as error:
+        yield Finding("Redis", "problem", _masked(str(error), settings), "Is it running? Check GORGON_REDIS_URL.")
+        return
+    yield Finding("Redis", "ok", f"{info.get('redis_version')} at {_address(settings.redis_url)}")
+    if policy is None:
+        yield Finding(
+            "Redis memory", "warning", "CONFIG is not allowed here", "See that maxmemory-policy is noeviction."
+        )
+    elif policy != "noeviction":
+        yield Finding(
+            "Redis memory",
+            "problem",
+            f"maxmemory-policy is {policy}: Redis may throw messages away",
+            "redis-cli CONFIG SET maxmemory-policy noeviction",
+        )
+    else:
+        yield Finding("Redis memory", "ok", "maxmemory-policy noeviction")
+
+
+def _ask(question: Callable[[], Any]) -> Any:
+    try:
+        return question()
+    except lazy.load("redis:ResponseError"):
+        return None
+
+
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    return parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
+
+
+def _keys(settings: Settings) -> Iterator[Finding]:
+    for name, who in _KEYS.items():
+        key = getattr(settings, name)
+        if key is None:
+            yield Finding(who, "info", "no key: only the sandbox", f"{variable_of(name)} is needed for --live.")
+        else:
+            yield Finding(who, "ok", f"key {_mask(key.get_secret_value())}")
+    key = settings.api_key
+    yield Finding(
+        "API key", "info" if key is None else "ok", "not set" if key is None else _mask(key.get_secret_value())
+    )
+
+
+def _mask(secret: str) -> str:
+    return f"{secret[:4]}…{secret[-4:]}" if len(secret) >= 20 else "********"
+
+
+def _commands(settings: Settings) -> Iterator[Finding]:
+    allowed = settings.commands_allow
+    if not allowed:
+        yield Finding("Commands", "info", "off", "GORGON_COMMANDS_ALLOW=git,pytest lets `run:` steps call these.")
+        return
+    missing = [name for name in allowed if name != "*" and shutil.which(name) is None]
+    yield Finding(
+        "Commands",
+        "warning" if missing else "ok",
+        "any" if "*" in allowed else ", ".join(allowed),
+        f"Not found on PATH: {', '.join(missing)}." if missing else "",
+    )
+
+
+def _strangers() -> Iterator[Finding]:
+    for name in unknown_variables():
+        yield Finding("Settings", "warning", f"{name} means nothing", "Is it misspelt? The settings are listed below.")
+
+
+def _masked(text: str, settings: Settings) -> str:
+    for secret in (*settings.secret_values(), *_passwords(settings)):
+        text = text.replace(secret, "********")
+    return " ".join(text.split())
+
+
+def _passwords(settings: Settings) -> Iterator[str]:
+    for url in (settings.database_url, settings.redis_url, settings.broker_url):
+        password = urlsplit(url).password if url else None
+        if password:
+            yield password
+
+
+def _print(findings: list[Finding], settings: Settings) -> None:
+    text = lazy.load("rich.text:Text")
+    screen = terminal.console()
+    symbols = {"ok": ("✓", "ok"), "info": ("·", "quiet"), "warning": ("!", "wait"), "problem": ("✗", "bad")}
+    grid = lazy.load("rich.table:Table").grid(padding=(0, 2, 0, 0))
+    for finding in findings:
+        detail = text(finding.detail)
+        if finding.hint:
+            detail.append("\n" if finding.detail else "").append(finding.hint, style="hint")
+        grid.add_row(text(*symbols[finding.state]), text(finding.name), detail)
+    screen.print(grid)
+    screen.print()
+    for setting in describe(settings):
+        line = text.assemble((f"{setting.variable:<24} ", "name"), setting.value or "–")
+        if setting.value == setting.default or not setting.value:
+            line.stylize("quiet", 25)
+        else:
+            line.append(f"   (default {setting.default or '–'})", style="quiet")
+        screen.print(line, soft_wrap=True)
+        screen.print(text(f"{'':<25}{setting.description}", style="quiet"), soft_wrap=True)
+    count = sum(finding.state == "problem" for finding in findings)
+    screen.print()
+    if count:
+        screen.print(text(f"{count} {'thing needs' if count == 1 else 'things need'} mending.", style="bad"))
+    else:
+        screen.print(text("Everything that is needed works.", style="ok"))

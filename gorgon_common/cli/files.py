@@ -1,0 +1,144 @@
+"""`gorgon init validate fmt schema graph`: everything about workflow files that needs no database."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from gorgon_common import bootstrap, errors, lazy
+from gorgon_common.cli import terminal
+from gorgon_common.cli.sources import Workflow, find_workflow, read_text
+from gorgon_common.client.views import ENGINE_KINDS, plan_nodes
+from gorgon_common.workflow import catalogue, formatter
+from gorgon_common.workflow import graph as drawings
+from gorgon_common.workflow import schema as language
+
+
+def init(path: str, *, template: str, force: bool) -> None:
+    """Write a first workflow."""
+    target = Path(path)
+    if target.is_dir():
+        target = target / "workflow.yaml"
+    if target.exists() and not force:
+        raise errors.Conflict(f"{target} exists already.", hint="Give another name, or --force to overwrite it.")
+    text = catalogue.template(template)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise errors.InputInvalid(f"{target}: {error.strerror}.") from None
+    terminal.say(f"Wrote {target}.")
+    terminal.say()
+    terminal.say(f"  gorgon validate {target}    check it")
+    terminal.say(f"  gorgon graph {target}       see its steps")
+    terminal.say(f"  gorgon run {target}         run it, offline on the sandbox")
+
+
+def validate(files: Sequence[str], *, as_json: bool) -> None:
+    """Check files; exits 2 where one does not load."""
+    problems: list[errors.Problem] = []
+    for name in files:
+        workflow = _open(name)
+        try:
+            plan, found = bootstrap.read_workflow(workflow.text, file=workflow.file)
+        except errors.WorkflowInvalid as error:
+            found, plan = error.problems, None
+        problems += found
+        if not as_json:
+            terminal.tell_problems(found, stream=sys.stdout, source=workflow.text)
+            if plan is not None:
+                steps = sum(node.kind not in ENGINE_KINDS for node in plan.nodes[: plan.top])
+                terminal.draw(_verdict(workflow.file, steps, len(found)))
+    valid = not any(problem.severity == "error" for problem in problems)
+    if as_json:
+        terminal.emit({"valid": valid, "problems": [problem.to_dict() for problem in problems]})
+    elif not valid:
+        count = sum(problem.severity == "error" for problem in problems)
+        terminal.say(f"\n{count} {'problem' if count == 1 else 'problems'}.")
+    if not valid:
+        raise typer.Exit(terminal.EXIT_BAD_INPUT)
+
+
+def _verdict(file: str, steps: int, warnings: int) -> Any:
+    text = lazy.load("rich.text:Text")
+    told = f" is valid: {steps} {'step' if steps == 1 else 'steps'}"
+    if warnings:
+        told += f", {warnings} {'warning' if warnings == 1 else 'warnings'}"
+    return text.assemble(("✓ ", "ok"), (file, "name"), told)
+
+
+def _open(name: str) -> Workflow:
+    return find_workflow(name)
+
+
+def fmt(files: Sequence[str], *, check: bool) -> None:
+    """Rewrite files in canonical form; with `check` only tell, and exit 1 where one would change."""
+    changed = 0
+    for name in files:
+        text = sys.stdin.read() if name == "-" else read_text(_existing(name))
+        made = formatter.format_text(text, file="<stdin>" if name == "-" else name)
+        if name == "-" and not check:
+            sys.stdout.write(made)
+            continue
+        if made == text:
+            continue
+        changed += 1
+        if check:
+            lines = difflib.unified_diff(text.splitlines(), made.splitlines(), name, f"{name}, formatted", lineterm="")
+            terminal.say("\n".join(lines))
+        else:
+            Path(name).write_text(made, encoding="utf-8")
+            terminal.note(f"formatted {name}")
+    if check and changed:
+        terminal.note(f"{changed} of {len(files)} would change: gorgon fmt {' '.join(files)}")
+        raise typer.Exit(terminal.EXIT_RUN_FAILED)
+
+
+def _existing(name: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise errors.NotFound(f"There is no file {name}.")
+    return path
+
+
+def schema(output: str | None) -> None:
+    """Print the JSON Schema, or write it."""
+    text = json.dumps(language.json_schema(), indent=2, ensure_ascii=False)
+    if output is None:
+        terminal.say(text)
+        return
+    try:
+        Path(output).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise errors.InputInvalid(f"{output}: {error.strerror}.") from None
+    terminal.note(f"Wrote {output}.  First line of a workflow file:")
+    terminal.note(f"# yaml-language-server: $schema={output}")
+
+
+def graph(file: str, *, mermaid: bool, canvas: bool, as_json: bool) -> None:
+    """Draw the steps, then the canvas."""
+    workflow = find_workflow(file)
+    plan, warnings = bootstrap.read_workflow(workflow.text, file=workflow.file)
+    lowering = lazy.load("gorgon_common.canvas.lowering")
+    if as_json:
+        nodes = plan_nodes(plan)
+        edges = [{"from": need, "to": node["id"]} for node in nodes for need in node["needs"]]
+        terminal.emit({"workflow": plan.name, "nodes": nodes, "edges": edges, "canvas": lowering.to_dict(plan)})
+        return
+    if warnings:
+        terminal.tell_problems(warnings, stream=sys.stderr, source=workflow.text)
+    if mermaid:
+        terminal.say(drawings.to_mermaid(plan))
+        return
+    if not canvas:
+        terminal.draw(terminal.styled(plan.name, "name"))
+        terminal.say(drawings.to_text(plan))
+        terminal.say()
+        terminal.draw(terminal.styled("Celery canvas", "name"))
+    terminal.say(lowering.describe(plan))

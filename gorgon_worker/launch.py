@@ -1,0 +1,265 @@
+"""`gorgon run`, `gorgon runs resume` and `gorgon worker`: where runs meet a worker."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import typer
+
+from gorgon_common import errors, lazy, queues
+from gorgon_common.bootstrap import Services, Submitted
+from gorgon_common.cli import terminal
+from gorgon_common.cli.follow import EventWait, follow
+from gorgon_common.cli.inputs import read_inputs
+from gorgon_common.cli.runs import choose_view, conclude
+from gorgon_common.cli.sources import Workflow, connect, find_workflow, local_services, looks_like_path, resolve_run
+from gorgon_common.client.http import Client
+from gorgon_common.client.views import plan_nodes
+from gorgon_common.ids import new_id
+from gorgon_common.settings import Settings, get_settings, variable_of
+from gorgon_common.workflow.plan import Plan
+from gorgon_worker.sandbox_process import SandboxProcess
+
+_KEYS = {queues.OPENAI: "openai_api_key", queues.ANTHROPIC: "anthropic_api_key"}
+_BASE_URLS = {queues.OPENAI: "openai_base_url"}
+_SDKS = {queues.OPENAI: "openai", queues.ANTHROPIC: "anthropic"}
+
+
+def run(
+    file: str,
+    *,
+    inputs: Sequence[str],
+    inputs_file: str | None,
+    live: bool,
+    server: str | None,
+    detach: bool,
+    full: bool,
+    as_json: bool,
+) -> None:
+    """Run a workflow and show it; ends the command with the exit code that says how it went."""
+    target = "live" if live else "sandbox"
+    if server is not None:
+        with connect(server) as client:
+            _run_on_server(client, file, inputs, inputs_file, target=target, detach=detach, full=full, as_json=as_json)
+        return
+    settings = get_settings()
+    with ExitStack() as stack:
+        sandbox = _own_sandbox(stack, settings, needed=not live and not detach)
+        services = stack.enter_context(local_services(settings))
+        plan = compile_file(services, find_workflow(file), quiet=as_json)
+        if live:
+            require_keys(plan, settings)
+        values = read_inputs(inputs, inputs_file, plan.inputs)
+        if detach:
+            _detach(services, plan, values, target=target, as_json=as_json)
+        document, interrupted = run_embedded(
+            services,
+            plan,
+            lambda home: services.submit(plan, values, target=target, home=home),
+            target=target,
+            sandbox=sandbox,
+            as_json=as_json,
+        )
+    conclude(document, left=interrupted, full=full, as_json=as_json)
+
+
+def _own_sandbox(stack: ExitStack, settings: Settings, *, needed: bool) -> Callable[[], str] | None:
+    """Start a sandbox in the background unless one runs already; returns what waits for its address."""
+    if not needed:
+        return None
+    if settings.sandbox_url is not None:
+        url = settings.sandbox_url
+        return lambda: url
+    return stack.enter_context(SandboxProcess(settings)).url
+
+
+def compile_file(services: Services, workflow: Workflow, *, quiet: bool = False) -> Plan:
+    """Return the plan of a workflow that can run now; warnings are printed on stderr.
+
+    Raises WorkflowInvalid, and NotAvailable where a step cannot be executed yet.
+    """
+    plan, warnings = services.read(workflow.text, file=workflow.file)
+    if warnings and not quiet:
+        terminal.tell_problems(warnings, stream=sys.stderr, source=workflow.text)
+    if plan.unavailable:
+        raise errors.NotAvailable(
+            "This workflow cannot run yet:" + "".join(f"\n  {sentence}" for sentence in plan.unavailable),
+            hint="It is valid, and `gorgon graph` shows it; take these steps out to run the rest.",
+        )
+    return plan
+
+
+def require_keys(plan: Plan, settings: Settings) -> None:
+    """Raise ConfigurationError that names the variable of each key that the plan needs and that is not set."""
+    needed = {node.queue for node in plan.nodes} & _KEYS.keys()
+    missing = [
+        (name, variable_of(_KEYS[name]))
+        for name in sorted(str(queue) for queue in needed)
+        if getattr(settings, _KEYS[name]) is None and not getattr(settings, _BASE_URLS.get(name, ""), None)
+    ]
+    if missing:
+        told = ", ".join(f"{variable} (for {name})" for name, variable in missing)
+        raise errors.ConfigurationError(
+            f"--live needs {told}, which {'is' if len(missing) == 1 else 'are'} not set.",
+            hint="Export it or write it into .env; without --live the sandbox is used and no key is needed.",
+        )
+
+
+def run_embedded(
+    services: Services,
+    plan: Plan,
+    submit: Callable[[str], Submitted],
+    *,
+    target: str,
+    sandbox: Callable[[], str] | None,
+    as_json: bool = False,
+) -> tuple[dict[str, Any], bool]:
+    """Submit a run and execute it in this process, shown live; returns it, and whether it was interrupted.
+
+    `submit` gets the name of this process's home: no other worker takes the run.
+    """
+    home = new_id("home")
+    served = sorted({node.queue for node in plan.nodes if node.queue} | {queues.CONTROL})
+    lazy.preload(_SDKS[name] for name in served if name in _SDKS)
+    url = sandbox() if sandbox is not None else None
+    embedded = lazy.load("gorgon_worker.embedded:embedded")
+    slots = services.settings.slots
+    with embedded(services, queues=served, slots=slots, home=home, target=target, sandbox_url=url):
+        submitted = submit(home)
+        if submitted.reused and not as_json:
+            terminal.note(f"{submitted.reused} reused, {submitted.to_run} to run")
+        view = choose_view(plan_nodes(plan), as_json=as_json, target=target)
+        try:
+            return follow(services, submitted.run_id, view, cancels=True)
+        finally:
+            view.close()
+
+
+def _detach(services: Services, plan: Plan, values: Mapping[str, Any], *, target: str, as_json: bool) -> None:
+    if services.settings.embedded:
+        raise errors.ConfigurationError(
+            "--detach leaves the run to a worker, and none can be reached: messages stay in this process.",
+            hint="Set GORGON_REDIS_URL and start `gorgon worker`, or use --server.",
+        )
+    submitted = services.submit(plan, values, target=target)
+    _left(submitted.run_id, None, as_json=as_json)
+
+
+def _left(run_id: str, server: str | None, *, as_json: bool) -> None:
+    if as_json:
+        terminal.emit({"run_id": run_id, "status": "queued"})
+    else:
+        terminal.say(run_id)
+        where = f" --server {server}" if server else ""
+        terminal.note(f"It goes on by itself: gorgon runs watch {run_id}{where}")
+    raise typer.Exit(terminal.EXIT_WAITING)
+
+
+def _run_on_server(
+    client: Client,
+    file: str,
+    inputs: Sequence[str],
+    inputs_file: str | None,
+    *,
+    target: str,
+    detach: bool,
+    full: bool,
+    as_json: bool,
+) -> None:
+    asked = _asked_of_server(file)
+    plan = client.plan(**asked)
+    if plan["unavailable"]:
+        raise errors.NotAvailable("This workflow cannot run yet: " + " ".join(plan["unavailable"]))
+    values = read_inputs(inputs, inputs_file, plan["inputs"])
+    # The key makes a repeated request after a lost reply give the same run.
+    submitted = client.submit(**asked, inputs=values, target=target, idempotency_key=new_id("cli"))
+    run_id = str(submitted["run_id"])
+    if detach:
+        _left(run_id, client.base_url, as_json=as_json)
+    view = choose_view(plan["nodes"], as_json=as_json, target=target)
+    try:
+        wait = EventWait(client, run_id)
+        document, interrupted = follow(client, run_id, view, cancels=True, wait=wait, expect_worker=True)
+    finally:
+        view.close()
+    conclude(document, left=interrupted, full=full, as_json=as_json, server=client.base_url)
+
+
+def _asked_of_server(file: str) -> dict[str, str]:
+    """A file's text travels; a name is looked up among the server's own workflows."""
+    try:
+        found = find_workflow(file)
+    except errors.NotFound:
+        if looks_like_path(file):
+            raise
+        return {"workflow": file}
+    return {"workflow": found.name} if found.name else {"source": found.text}
+
+
+def resume(run: str, *, file: str | None, detach: bool, server: str | None, as_json: bool) -> None:
+    """Continue a run as a new one, here or on the server that has it."""
+    if server is not None:
+        with connect(server) as client:
+            _resume_on_server(client, run, file=file, detach=detach, as_json=as_json)
+        return
+    settings = get_settings()
+    with ExitStack() as stack:
+        services = stack.enter_context(local_services(settings))
+        run_id = resolve_run(services, run)
+        before = services.run(run_id)
+        target = str(before.get("target") or "sandbox")
+        plan = services.plan_of(run_id) if file is None else compile_file(services, find_workflow(file), quiet=as_json)
+        if target == "live":
+            require_keys(plan, settings)
+        if detach:
+            if settings.embedded:
+                raise errors.ConfigurationError("--detach needs a broker.", hint="Set GORGON_REDIS_URL.")
+            _left(services.resume(run_id, plan=plan).run_id, None, as_json=as_json)
+        sandbox = _own_sandbox(stack, settings, needed=target == "sandbox")
+        document, interrupted = run_embedded(
+            services,
+            plan,
+            lambda home: services.resume(run_id, plan=plan, home=home),
+            target=target,
+            sandbox=sandbox,
+            as_json=as_json,
+        )
+    conclude(document, left=interrupted, full=False, as_json=as_json)
+
+
+def _resume_on_server(client: Client, run: str, *, file: str | None, detach: bool, as_json: bool) -> None:
+    if file is not None:
+        raise errors.NotAvailable("--file cannot be used with --server yet.", hint="Resume it as it was.")
+    submitted = client.resume(resolve_run(client, run))
+    run_id = str(submitted["run_id"])
+    if not as_json:
+        terminal.note(f"{submitted['reused']} reused, {submitted['to_run']} to run")
+    if detach:
+        _left(run_id, client.base_url, as_json=as_json)
+    view = choose_view((), as_json=as_json)
+    try:
+        wait = EventWait(client, run_id)
+        document, interrupted = follow(client, run_id, view, cancels=True, wait=wait, expect_worker=True)
+    finally:
+        view.close()
+    conclude(document, left=interrupted, full=False, as_json=as_json, server=client.base_url)
+
+
+def worker(*, queues: Sequence[str] | None, slots: int | None, live: bool) -> None:
+    """Run steps from the broker until stopped."""
+    settings = get_settings()
+    known = lazy.load("gorgon_common.queues:ALL")
+    unknown = [name for name in queues or () if name not in known]
+    if unknown:
+        raise errors.InputInvalid(f"There is no queue {unknown[0]!r}.", hint=f"Queues: {', '.join(known)}.")
+    if settings.embedded:
+        raise errors.ConfigurationError(
+            "A worker needs a broker that others can reach.",
+            hint="Set GORGON_REDIS_URL, for example to redis://127.0.0.1:6379/0. `gorgon run` needs none.",
+        )
+    lazy.load("gorgon_worker.worker:main")(
+        queues=list(queues or known), slots=slots or settings.slots, target="live" if live else "sandbox"
+    )

@@ -1,0 +1,95 @@
+"""A sandbox of one's own: a process beside this one, on a free port, that ends with it."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+from types import TracebackType
+from typing import Self
+
+from gorgon_common.errors import Unavailable
+from gorgon_common.settings import Settings
+
+_READY = 20.0
+_URL = re.compile(r"https?://\S+")
+
+
+class SandboxProcess:
+    """Starts when it is made; `url()` waits until it answers.  A context manager that ends it.
+
+    The process reads its stdin, a pipe from here, and ends when that closes: also where this process is killed.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        for name in ("PYTHONDONTWRITEBYTECODE",):
+            environment.pop(name, None)
+        command = [sys.executable, "-m", "gorgon_api.sandbox", "--host", "127.0.0.1", "--port", "0", "--watch-stdin"]
+        command += ["--seed", str(settings.sandbox_seed)]
+        if settings.sandbox_latency is not None:
+            command += ["--latency", f"{settings.sandbox_latency}s"]
+        # A session of its own: Ctrl-C in the terminal must not end it before the run has been cancelled.
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+            start_new_session=True,
+        )
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._said: list[str] = []
+        self._url: str | None = None
+        threading.Thread(target=self._read_output, name="gorgon-sandbox-out", daemon=True).start()
+        threading.Thread(target=self._read_errors, name="gorgon-sandbox-err", daemon=True).start()
+
+    def url(self) -> str:
+        """Return its address, as soon as it answers.  Raises Unavailable where it does not start."""
+        while self._url is None:
+            try:
+                line = self._lines.get(timeout=_READY)
+            except queue.Empty:
+                line = None
+            if line is None:
+                said = self._said[-1] if self._said else "it said nothing"
+                raise Unavailable(f"The sandbox did not start: {said}", hint="`gorgon sandbox` shows why.")
+            found = _URL.search(line)
+            self._url = found[0].rstrip("/") if found else None
+        return self._url
+
+    def close(self) -> None:
+        """End it."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(3)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None and pipe is self._process.stdin:
+                pipe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read_output(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def _read_errors(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._said = [*self._said[-20:], line.strip()]
