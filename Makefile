@@ -30,7 +30,7 @@ check: $(READY) ## ruff, mypy, import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 fmt: $(READY) ## format the code
 	@$(BIN)/ruff check --fix .

@@ -68,9 +68,9 @@ class Settings(BaseSettings):
     database_url: str = Field(
         default_factory=_database,
         json_schema_extra=_shown("sqlite:///$GORGON_HOME/gorgon.db"),
-        description="The database: sqlite:///… or postgresql://…",
+        description="The database: a sqlite:/// or postgresql:// URL.",
     )
-    redis_url: str | None = Field(None, description="Redis: redis://… or unix://…; without it everything is embedded.")
+    redis_url: str | None = Field(None, description="A redis:// or unix:// URL; without it everything is embedded.")
     broker_url: str = Field(
         default_factory=_broker,
         json_schema_extra=_shown("GORGON_REDIS_URL, else gmem:// (embedded)"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -14,7 +15,31 @@ import redis
 from gorgon_common.settings import get_settings
 from tests.support import servers
 
+STRICT = bool(os.environ.get("GORGON_TEST_STRICT"))  # CI: a test that is skipped is a test that fails
 _KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "NO_COLOR", "FORCE_COLOR")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Turn a skip into a failure where nothing may be skipped."""
+    report = yield
+    _no_skip(report, item.nodeid)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    """The same for whole modules (importorskip)."""
+    report = yield
+    _no_skip(report, collector.nodeid)
+    return report
+
+
+def _no_skip(report: Any, name: str) -> None:
+    if STRICT and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{name}: nothing may be skipped here (GORGON_TEST_STRICT). {reason}"
 
 
 @pytest.fixture(autouse=True)
