@@ -1,0 +1,1 @@
+"""One file for each provider: its paths, shapes, headers and errors."""
