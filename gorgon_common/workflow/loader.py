@@ -78,11 +78,14 @@ def load(
     data, old = document.data, legacy.detect(document.data)
     if old:
         translated = legacy.translate(data)
-        data, positions.moved = translated.data, translated.moved
+        # Findings are told at paths of the file, so before the paths of the spec mean something.
         problems += [
-            positions.problem(entry.message, entry.path, file=file, hint=entry.hint, severity=entry.severity)
+            positions.problem(
+                entry.message, entry.path, file=file, hint=entry.hint, severity=entry.severity, key=entry.key
+            )
             for entry in translated.findings
         ]
+        data, positions.moved = translated.data, translated.moved
     spec = None
     try:
         spec = Workflow.model_validate(data, context={"legacy": old})
