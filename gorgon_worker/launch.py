@@ -47,7 +47,7 @@ def run(
         return
     settings = get_settings()
     with ExitStack() as stack:
-        sandbox = _own_sandbox(stack, settings, needed=not live and not detach)
+        sandbox = own_sandbox(stack, settings, needed=not live and not detach)
         services = stack.enter_context(local_services(settings))
         plan = compile_file(services, find_workflow(file), quiet=as_json)
         if live:
@@ -66,7 +66,7 @@ def run(
     conclude(document, left=interrupted, full=full, as_json=as_json)
 
 
-def _own_sandbox(stack: ExitStack, settings: Settings, *, needed: bool) -> Callable[[], str] | None:
+def own_sandbox(stack: ExitStack, settings: Settings, *, needed: bool) -> Callable[[], str] | None:
     """Start a sandbox in the background unless one runs already; returns what waits for its address."""
     if not needed:
         return None
@@ -110,7 +110,7 @@ def require_keys(plan: Plan, settings: Settings) -> None:
 
 def run_embedded(
     services: Services,
-    plan: Plan,
+    plan: Plan | None,
     submit: Callable[[str], Submitted],
     *,
     target: str,
@@ -119,10 +119,12 @@ def run_embedded(
 ) -> tuple[dict[str, Any], bool]:
     """Submit a run and execute it in this process, shown live; returns it, and whether it was interrupted.
 
-    `submit` gets the name of this process's home: no other worker takes the run.
+    `plan` says which queues are needed, all where it is None.  `submit` gets the name of this process's home: no other
+    worker takes the run.
     """
     home = new_id("home")
-    served = sorted({node.queue for node in plan.nodes if node.queue} | {queues.CONTROL})
+    needed = queues.ALL if plan is None else {node.queue for node in plan.nodes if node.queue}
+    served = sorted({*needed, queues.CONTROL})
     lazy.preload(_SDKS[name] for name in served if name in _SDKS)
     url = sandbox() if sandbox is not None else None
     embedded = lazy.load("gorgon_worker.embedded:embedded")
@@ -131,7 +133,7 @@ def run_embedded(
         submitted = submit(home)
         if submitted.reused and not as_json:
             terminal.note(f"{submitted.reused} reused, {submitted.to_run} to run")
-        view = choose_view(plan_nodes(plan), as_json=as_json, target=target)
+        view = choose_view(plan_nodes(plan) if plan else (), as_json=as_json, target=target)
         try:
             return follow(services, submitted.run_id, view, cancels=True)
         finally:
@@ -211,14 +213,14 @@ def resume(run: str, *, file: str | None, detach: bool, server: str | None, as_j
         run_id = resolve_run(services, run)
         before = services.run(run_id)
         target = str(before.get("target") or "sandbox")
-        plan = services.plan_of(run_id) if file is None else compile_file(services, find_workflow(file), quiet=as_json)
-        if target == "live":
+        plan = None if file is None else compile_file(services, find_workflow(file), quiet=as_json)
+        if target == "live" and plan is not None:
             require_keys(plan, settings)
         if detach:
             if settings.embedded:
                 raise errors.ConfigurationError("--detach needs a broker.", hint="Set GORGON_REDIS_URL.")
             _left(services.resume(run_id, plan=plan).run_id, None, as_json=as_json)
-        sandbox = _own_sandbox(stack, settings, needed=target == "sandbox")
+        sandbox = own_sandbox(stack, settings, needed=target == "sandbox")
         document, interrupted = run_embedded(
             services,
             plan,

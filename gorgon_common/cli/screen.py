@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -217,9 +218,10 @@ def _fit(lines: Sequence[Line], room: int) -> tuple[list[Line], str]:
 def _table(lines: Sequence[Line], *, narrow: bool) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0), expand=False)
     table.add_column(no_wrap=True, overflow="ellipsis", max_width=32)
-    table.add_column(overflow="fold" if not narrow else "ellipsis", max_width=64)
-    for _ in range(3):
-        table.add_column(justify="right", no_wrap=True)
+    # Widths that do not follow the numbers: a tree that moves while it grows is hard to read.
+    table.add_column(overflow="fold" if not narrow else "ellipsis", min_width=28 if narrow else 44, max_width=64)
+    for width in (10, 7, 6):
+        table.add_column(justify="right", no_wrap=True, min_width=width)
     for line in lines:
         table.add_row(
             _name(line),
@@ -305,9 +307,13 @@ def _outputs(outputs: Mapping[str, Any], named: str, *, full: bool) -> Iterator[
     for name, value in outputs.items():
         lines, more = cut_lines(value, full=full)
         cut = cut or bool(more)
+        if len(lines) == 1 and not more and not isinstance(value, (Mapping, list)):
+            yield Text.assemble((name, "name"), "  ", lines[0])
+            continue
         yield Text(name, style="name")
         for line in lines:
-            yield Text(f"  {line}")
+            # A pipe gets the lines as they are; on a terminal what is too long is wrapped within its indent.
+            yield Padding.indent(Text(line), 2) if terminal.interactive() else Text(f"  {line}")
         if more:
             yield Text(f"  … {more}", style="quiet")
     if cut:

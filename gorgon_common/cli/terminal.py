@@ -72,8 +72,8 @@ def styled(text: str, style: str) -> Any:
 
 
 def draw(drawing: RenderableType) -> None:
-    """Print something of rich on stdout."""
-    console().print(drawing)
+    """Print something of rich on stdout; in a pipe nothing is wrapped."""
+    console().print(drawing, soft_wrap=not interactive())
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[str] = ()) -> None:

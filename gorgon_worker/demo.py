@@ -1,0 +1,198 @@
+"""`gorgon demo`: the points worth showing, each in a minute, offline on the sandbox."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from gorgon_common import lazy
+from gorgon_common.bootstrap import Services
+from gorgon_common.cli import terminal
+from gorgon_common.cli.outline import elapsed
+from gorgon_common.cli.runs import conclude
+from gorgon_common.cli.screen import cut_lines
+from gorgon_common.cli.sources import Workflow, find_workflow, local_services
+from gorgon_common.clock import SYSTEM_CLOCK
+from gorgon_common.errors import InputInvalid, Unavailable
+from gorgon_common.settings import Settings, get_settings
+from gorgon_worker.launch import compile_file, own_sandbox, run_embedded
+
+_FAN = 8
+_KILL_AFTER = 3
+"""Finished agent steps after which `demo resume` kills the run."""
+
+_PARALLEL = """
+name: {name}
+steps:
+  - id: look
+    role: analyst
+    map: {{over: ["orders", "refunds", "stock", "prices", "clicks", "mails", "calls", "returns"], as: topic,
+          max_parallel: {lanes}}}
+    prompt: "What stands out in this week's {{{{topic}}}}?"
+  - id: report
+    role: reporter
+    prompt: "Bring this together: {{{{look.output}}}}"
+outputs: {{report: "{{{{report.summary}}}}"}}
+"""
+
+_ROLES = """
+name: three-roles
+inputs:
+  request: {type: string, default: "Customers can export their orders as CSV"}
+steps:
+  - {id: plan, role: planner, prompt: "Plan this: {{inputs.request}}"}
+  - {id: build, role: builder, prompt: "Build this: {{plan.output}}"}
+  - {id: review, role: reviewer, prompt: "Review the code from {{build.output}}"}
+outputs: {planner: "{{plan.output}}", builder: "{{build.output}}", reviewer: "{{review.output}}"}
+"""
+
+_INTRODUCTION = """\
+A planner splits a request into tasks, builders work on them side by side, a tester and a security auditor
+look at the result together, a reviewer decides, a documenter writes it up. It runs offline: the sandbox
+stands in for OpenAI and Anthropic with invented replies; everything else is real.
+"""
+
+
+def demo(which: str) -> None:
+    """Run one of the demonstrations."""
+    shows = {"": _feature, "parallel": _parallel, "resume": _resume, "roles": _roles}
+    if which not in shows:
+        raise InputInvalid(
+            f"There is no demo {which!r}.", hint=f"Demos: {', '.join(name for name in shows if name)}; or none of them."
+        )
+    shows[which]()
+
+
+def _say(text: str) -> None:
+    terminal.draw(lazy.load("rich.text:Text").from_markup(text))
+
+
+@contextmanager
+def _stage(settings: Settings | None = None) -> Iterator[tuple[Services, Any]]:
+    """The services, and what waits for the sandbox's address."""
+    settings = settings or get_settings()
+    with ExitStack() as stack:
+        sandbox = own_sandbox(stack, settings, needed=True)
+        yield stack.enter_context(local_services(settings)), sandbox
+
+
+def _run(stage: tuple[Services, Any], text: str, name: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    services, sandbox = stage
+    plan = compile_file(services, Workflow(text, name))
+    document, interrupted = run_embedded(
+        services,
+        plan,
+        lambda home: services.submit(plan, inputs, target="sandbox", home=home),
+        target="sandbox",
+        sandbox=sandbox,
+    )
+    if document["status"] != "succeeded":
+        conclude(document, left=interrupted, full=False, as_json=False)
+    return document
+
+
+def _feature() -> None:
+    _say("[bold]A team of agents builds a feature.[/]")
+    _say(_INTRODUCTION)
+    with _stage() as stage:
+        workflow = find_workflow("feature-build")
+        document = _run(stage, workflow.text, workflow.file, {})
+    conclude(document, left=False, full=False, as_json=False)
+    run_id = document["run_id"]
+    _say("\n[bright_black]What next[/]")
+    _say(f"  gorgon runs show {run_id} --step plan     what the planner said")
+    _say("  gorgon workflows show feature-build       the file behind it")
+    _say("  gorgon demo parallel | resume | roles     more to see")
+    _say("  gorgon init                               your own workflow")
+
+
+def _parallel() -> None:
+    _say(f"[bold]Fan-out against one after the other.[/]  {_FAN} analysts, then a reporter, 400 ms a call.\n")
+    settings = get_settings().model_copy(update={"sandbox_latency": 0.4})
+    with _stage(settings) as stage:
+        times = []
+        for name, lanes in (("one-after-the-other", 1), ("side-by-side", _FAN)):
+            document = _run(stage, _PARALLEL.format(name=name, lanes=lanes), name, {})
+            times.append(elapsed(document, SYSTEM_CLOCK.now()) or 0.0)
+            _say("")
+    serial, parallel = times
+    _say(f"One after the other   {terminal.seconds(serial):>8}")
+    faster = f"{serial / max(parallel, 0.001):.1f} times as fast"
+    _say(f"Side by side          {terminal.seconds(parallel):>8}   [green]{faster}[/]")
+    _say("\nThe only difference in the file is [bold]max_parallel[/] of the map.")
+
+
+def _roles() -> None:
+    _say("[bold]The same request, three roles.[/]  Each has its own prompt, model and form of answer.\n")
+    with _stage() as stage:
+        document = _run(stage, _ROLES, "three-roles", {})
+    for role, answer in (document["outputs"] or {}).items():
+        _say(f"\n[bold]{role}[/]")
+        lines, more = cut_lines(answer, full=False)
+        for line in lines:
+            terminal.say(f"  {line}")
+        if more:
+            _say(f"  [bright_black]… {more}[/]")
+    _say("\n[bright_black]`gorgon roles show planner` prints a role's prompt and the schema of its answer.[/]")
+
+
+def _resume() -> None:
+    _say("[bold]A run is killed in the middle, and continued.[/]")
+    _say("A second process runs feature-build; after three agents are done it is killed with SIGKILL.\n")
+    settings = get_settings().model_copy(update={"sandbox_latency": 0.6})
+    with _stage(settings) as stage:
+        services, sandbox = stage
+        run_id, finished = _killed_run(services, sandbox())
+        _say(f"Killed {run_id}: {finished} steps were done and paid for. Resuming it here.\n")
+        before = services.run(run_id, steps=True)
+        document, interrupted = run_embedded(
+            services,
+            compile_file(services, find_workflow("feature-build")),
+            lambda home: services.resume(run_id, home=home),
+            target="sandbox",
+            sandbox=sandbox,
+        )
+    terminal.say()
+    if document["status"] != "succeeded":
+        conclude(document, left=interrupted, full=False, as_json=False)
+    _say(f"[green]✓[/] finished as {document['run_id']}")
+    _say(f"  the killed run cost   {terminal.money(before.get('cost_usd'))}")
+    _say(f"  the rest cost         {terminal.money(document.get('cost_usd'))}")
+    _say("  what was done before was taken over from its checkpoints, and not paid again")
+
+
+def _killed_run(services: Services, url: str) -> tuple[str, int]:
+    """Run feature-build in a process of its own and kill that; returns the run and how many steps it had finished."""
+    last = services.runs(limit=1)["items"]
+    known = last[0]["run_id"] if last else ""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gorgon_common.cli", "run", "feature-build"],
+        env={**os.environ, "GORGON_SANDBOX_URL": url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None  # it is a pipe
+    run_id, finished = "", 0
+    try:
+        for line in process.stdout:
+            words = line.split()
+            if not run_id and words and words[0].startswith("run_"):
+                run_id = words[0]
+            terminal.say(f"  {line.rstrip()}")
+            finished += len(words) > 1 and words[1] == "succeeded"
+            if finished >= _KILL_AFTER:
+                break
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        _, said = process.communicate()
+    if not run_id or run_id == known:
+        raise Unavailable(f"The second process did not start a run. {said.strip()}")
+    terminal.say()
+    return run_id, finished
