@@ -296,9 +296,10 @@ class _Checker:
                 return ANY
             if field in kind.fields:
                 return kind.fields[field]
-            return self.complain(
-                f"{tree.describe(operand)} has no field `{field}`", offset, did_you_mean(field, kind.fields)
-            )
+            told = f"{tree.describe(operand)} has no field `{field}`"
+            if operand == tree.Ident(operand.offset, "inputs"):
+                told = f"there is no input `{field}`"
+            return self.complain(told, offset, did_you_mean(field, kind.fields))
         if kind.kind == "any":
             return ANY
         return self.complain(f"{tree.describe(operand)} is {_WORDS[kind.kind]}: it has no field `{field}`", offset)

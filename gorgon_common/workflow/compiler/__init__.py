@@ -1,0 +1,35 @@
+"""From a validated workflow to its Plan.
+
+`layout` decides which nodes there are, `specs` what each carries, `names` what the names in its expressions stand for,
+`build` joins them and says everything that is wrong at once.  `inputs` checks what a run is given.
+
+What a node's `spec` holds, by kind (a key is absent where the file says nothing; texts are templates):
+
+=========== ==========================================================================================================
+agent       provider, model ("" : the role's tier at that provider), models ["provider:model", …], tier, role, system,
+            prompt (None: `standing` is the task, `context` the names whose values follow it), schema, max_tokens,
+            effort, tools, cache {ttl}, estimated_tokens
+command     argv [template, …] or shell (text, unsubstituted) with exports {ENV: name}, env {ENV: template}, stdin,
+            allow_failure, timeout (s), schema
+action      uses, with, effect, on_doubt
+workflow    workflow, with
+approval    message, approvers, timeout (s), on_timeout, preview
+wait        for (s), until, event, timeout (s)
+aggregate   from, how
+checkpoint  name, message
+map         over, as, max_items, max_parallel, on_item_failure, min_success (0..1)
+loop        until (expression or condition), max
+group       max_parallel, fail_fast
+=========== ==========================================================================================================
+
+Any of them: budget_usd, tokens, on_budget, trust.
+
+Order of nodes: steps, on_error, finally, `$gate`, `$finally`, `$end`, then the bodies.  `$gate` depends on the steps
+that nothing else depends on, which is the same as on all of them.  A step of an older file waits for what it refers to
+without passing its skip on (an `order` edge), and its `depends_on` joins with `none_failed`.
+"""
+
+from gorgon_common.workflow.compiler.build import Compiled, compile_workflow, try_compile
+from gorgon_common.workflow.compiler.inputs import check_inputs
+
+__all__ = ["Compiled", "check_inputs", "compile_workflow", "try_compile"]

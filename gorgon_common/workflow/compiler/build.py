@@ -1,0 +1,523 @@
+"""Drafts to nodes: every expression read, every name resolved, every edge drawn, every problem told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from gorgon_common.errors import Problem, WorkflowInvalid
+from gorgon_common.workflow.compiler import specs
+from gorgon_common.workflow.compiler.layout import PHASES, Draft, Layout, Place
+from gorgon_common.workflow.compiler.names import Meaning, Names, Unknown
+from gorgon_common.workflow.compiler.sources import Bare, Operations, Roles, Source
+from gorgon_common.workflow.expressions import (
+    Complaint,
+    Expression,
+    ExpressionSyntaxError,
+    Path,
+    Template,
+    Type,
+    check,
+    check_condition,
+    condition_expressions,
+    did_you_mean,
+    infer,
+    parse_template,
+)
+from gorgon_common.workflow.expressions.types import ANY
+from gorgon_common.workflow.plan import Dep, Join, Kind, Node, OnFailure, Plan, Ref
+from gorgon_common.workflow.schema import StepBody, Workflow, refused_env
+
+_LISTS = frozenset({"list", "any"})
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What became of a workflow: the plan where there is no error, and every problem, warnings among them."""
+
+    plan: Plan | None
+    problems: list[Problem] = field(default_factory=list)
+
+
+def compile_workflow(spec: Source | Workflow, *, roles: Roles, operations: Operations | None = None) -> Plan:
+    """Return the Plan of a workflow.  Raises WorkflowInvalid with every problem found.
+
+    `spec` is what the loader returns, or a bare Workflow (its problems have no line).  `roles`: name or alias → Role.
+    `operations`: name → operation, None where they are not known.  Warnings: see `try_compile`.
+    """
+    made = try_compile(spec, roles=roles, operations=operations)
+    if made.plan is None:
+        raise WorkflowInvalid(made.problems)
+    return made.plan
+
+
+def try_compile(spec: Source | Workflow, *, roles: Roles, operations: Operations | None = None) -> Compiled:
+    """Return the Plan with the warnings, or every problem where there is an error among them."""
+    source: Source = Bare(spec) if isinstance(spec, Workflow) else spec
+    builder = _Builder(source, roles, operations)
+    plan = builder.plan()
+    problems = sorted(builder.problems, key=lambda entry: (entry.line or 0, entry.column or 0))
+    broken = any(problem.severity == "error" for problem in problems)
+    return Compiled(None if broken else plan, problems)
+
+
+class _Builder:
+    def __init__(self, source: Source, roles: Roles, operations: Operations | None) -> None:
+        self.source = source
+        self.workflow = source.spec
+        self.lenient = self.workflow.lenient
+        self.roles = roles
+        self.operations = operations
+        self.layout = Layout(self.workflow)
+        self.names = Names(self.layout, roles)
+        self.problems: list[Problem] = []
+        self.unavailable: list[str] = []
+        self._told: set[tuple[Place, int | None, str]] = set()
+
+    # ── problems ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def tell(
+        self, message: str, place: Place, *, hint: str = "", offset: int | None = None, severity: str = "error"
+    ) -> None:
+        """Note a problem, once."""
+        key = (place, offset, message)
+        if key not in self._told:
+            self._told.add(key)
+            self.problems.append(self.source.problem(message, place, hint=hint, offset=offset, severity=severity))
+
+    def tell_all(self, complaints: list[Complaint], place: Place) -> None:
+        """Note what the types say; older files were never checked, so for them it is a warning."""
+        severity = "warning" if self.lenient else "error"
+        for complaint in complaints:
+            at = (*place, *complaint.at)
+            self.tell(complaint.message, at, hint=complaint.hint, offset=complaint.offset, severity=severity)
+
+    # ── the plan ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def plan(self) -> Plan:
+        """Return the plan; it is of use only where no error was told."""
+        defaults = self.workflow.defaults
+        for draft in self.layout.drafts:
+            if draft.step is not None:
+                draft.spec = specs.spec_of(draft, defaults, self.roles, lenient=self.lenient)
+        for draft in self.layout.drafts:
+            if draft.step is not None:
+                self.expressions(draft, draft.step)
+        for draft in self.layout.drafts:
+            if draft.step is not None and draft.outer:
+                self.written_deps(draft, draft.step)
+        for draft in self.layout.drafts:
+            if draft.step is not None:
+                self.standing(draft, draft.step)
+                self.check_step(draft, draft.step)
+        self.own_nodes()
+        self.cycles()
+        outputs, output_refs = self.outputs()
+        self.concurrency()
+        workflow = self.workflow
+        return Plan(
+            name=workflow.name,
+            nodes=tuple(self.node(draft) for draft in self.layout.drafts),
+            top=self.layout.top,
+            version=workflow.version,
+            team=workflow.team,
+            inputs=workflow.inputs,
+            outputs=outputs,
+            output_refs=output_refs,
+            limits=workflow.limits.model_dump(exclude_none=True),
+            concurrency=workflow.concurrency.model_dump(exclude_none=True) if workflow.concurrency else None,
+            secrets=tuple(workflow.secrets),
+            lenient=self.lenient,
+            unavailable=tuple(self.unavailable),
+        )
+
+    def node(self, draft: Draft) -> Node:
+        """Freeze a draft."""
+        step = draft.step
+        made = Node(
+            id=draft.id,
+            kind=draft.kind,
+            deps=tuple(Dep(index, order) for index, order in sorted(draft.deps.items())),
+            join=draft.join,
+            spec=draft.spec,
+            refs=dict(sorted(draft.refs.items())),
+            container=draft.container,
+            bodies={role: tuple(body) for role, body in draft.bodies.items()},
+            phase=draft.phase,
+        )
+        if step is None:
+            return made
+        defaults = self.workflow.defaults
+        return replace(
+            made,
+            queue=specs.queue_of(draft, draft.spec),
+            join=self.join(step) if draft.outer else Join.ALL_SUCCESS,
+            condition=self.condition(step) if draft.outer else None,
+            retry=specs.retry_of(draft, defaults, self.operations),
+            on_failure=specs.on_failure_of(step, defaults, self.roles) if draft.outer else OnFailure(),
+            timeout=specs.timeout_of(draft, defaults),
+            deadline=(step.deadline or defaults.deadline) if draft.outer else None,
+            publishes=tuple(step.publishes) if draft.outer else (),
+        )
+
+    def join(self, step: StepBody) -> Join:
+        """Older files pass no skip on: what follows a skipped step runs."""
+        join = Join(step.join)
+        return Join.NONE_FAILED if self.lenient and join is Join.ALL_SUCCESS else join
+
+    @staticmethod
+    def condition(step: StepBody) -> Any:
+        """The canonical condition of a step."""
+        if step.when is not None:
+            return step.when
+        return step.condition.plain() if step.condition is not None else None
+
+    # ── expressions ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def expressions(self, draft: Draft, step: StepBody) -> None:
+        """Read every expression of a node: refs, edges and complaints."""
+        if draft.outer:
+            if step.when is not None:
+                self.read_condition(draft, step.when, (*draft.place, "when"))
+            if step.condition is not None:
+                self.read_condition(draft, step.condition.plain(), (*draft.place, "condition"))
+        if draft.kind is Kind.LOOP:
+            self.read_condition(draft, draft.spec["until"], (*draft.place, "loop", "until"), until=True)
+        for at, value in specs.texts(draft):
+            place = (*draft.place, *at)
+            for inner, template in self.templates(value, place):
+                types = self.read(draft, template, inner, secrets=at[0] in ("with", "env"))
+                self.tell_all(check(template, types), inner)
+                if at == ("map", "over"):
+                    self.over(draft, template, types, inner)
+        if draft.kind is Kind.COMMAND:
+            self.command(draft, step)
+
+    def templates(self, value: Any, place: Place) -> Iterator[tuple[Place, Template]]:
+        """Yield every text with an expression in it, inside a nested value."""
+        if isinstance(value, str):
+            try:
+                template = parse_template(value, self.lenient)
+            except ExpressionSyntaxError as error:
+                self.tell(error.message, place, hint=error.hint, offset=error.offset)
+                return
+            if not template.is_literal:
+                yield place, template
+        elif isinstance(value, Mapping):
+            for key, entry in value.items():
+                yield from self.templates(entry, (*place, str(key)))
+        elif isinstance(value, (list, tuple)):
+            for index, entry in enumerate(value):
+                yield from self.templates(entry, (*place, index))
+
+    def read(
+        self,
+        draft: Draft,
+        expression: Expression | Template,
+        place: Place,
+        *,
+        secrets: bool = False,
+        until: bool = False,
+    ) -> dict[str, Type]:
+        """Resolve the names of an expression; return their types."""
+        types: dict[str, Type] = {}
+        for path in expression.paths:
+            if path.root == "secrets" and "secrets" not in self.layout.ids:
+                self.secret(path, place, allowed=secrets)
+            try:
+                meaning = self.names.meaning(draft.index, path, until=until)
+                self.connect(draft, meaning, until=until)
+            except Unknown as unknown:
+                self.tell(unknown.message, place, hint=unknown.hint, offset=path.offset)
+                continue
+            self.bind(draft.refs, types, path.root, meaning)
+        return types
+
+    @staticmethod
+    def bind(refs: dict[str, Ref], types: dict[str, Type], name: str, meaning: Meaning) -> None:
+        """Note what a name stands for; `steps` gathers every step that is reached through it."""
+        ref, kind = meaning.ref, meaning.type
+        if ref.kind == "steps":
+            if name in refs:
+                ref = replace(ref, nodes=tuple(sorted({*refs[name].nodes, *ref.nodes})))
+            if name in types:
+                kind = Type("object", fields={**(types[name].fields or {}), **(kind.fields or {})})
+        refs[name] = ref
+        types[name] = kind
+
+    def connect(self, draft: Draft, meaning: Meaning, *, until: bool = False) -> None:
+        """Draw the edges that using a name needs.  Raises Unknown."""
+        for index in meaning.steps:
+            edge = self.names.edge(draft.index, index, until=until)
+            if edge is not None:
+                deps = self.layout.drafts[edge.after].deps
+                deps[edge.before] = deps.get(edge.before, True) and self.lenient
+
+    def secret(self, path: Path, place: Place, *, allowed: bool) -> None:
+        """Secrets have their places, and their names are declared."""
+        if not allowed:
+            self.tell(
+                f"`{path}` would put a secret where it can be read: into a text, a condition or a model's prompt",
+                place,
+                hint="secrets may stand under `with:` and `env:` only",
+                offset=path.offset,
+            )
+        elif not path.fields:
+            self.tell("`secrets` needs a name: `secrets.GITHUB_TOKEN`", place, offset=path.offset)
+        elif path.fields[0] not in self.workflow.secrets:
+            hint = did_you_mean(str(path.fields[0]), self.workflow.secrets, none="")
+            hint = hint or f"declare it at the top of the file: `secrets: [{path.fields[0]}]`"
+            self.tell(f"the secret `{path.fields[0]}` is not declared", place, hint=hint, offset=path.offset)
+
+    def read_condition(self, draft: Draft, condition: Any, place: Place, *, until: bool = False) -> None:
+        """Resolve and check a condition."""
+        types: dict[str, Type] = {}
+        try:
+            for at, expression in condition_expressions(condition, self.lenient):
+                types.update(self.read(draft, expression, (*place, *at), until=until))
+            complaints = check_condition(condition, types, legacy=self.lenient)
+        except ExpressionSyntaxError as error:
+            self.tell(
+                error.message, place, hint=error.hint, offset=error.offset if isinstance(condition, str) else None
+            )
+            return
+        self.tell_all(complaints, place)
+
+    def over(self, draft: Draft, template: Template, types: Mapping[str, Type], place: Place) -> None:
+        """`over` gives a list; its items' type is that of the `as:` name."""
+        kind = infer(template, types)
+        kind = kind.output or ANY if kind.kind == "step" else kind
+        if kind.kind not in _LISTS and not self.lenient:
+            hint = '`lines(x)` and `split(x, ",")` make a list of a text' if kind.kind == "string" else ""
+            self.tell("`over` needs a list", place, hint=hint)
+        if kind.item is not None:
+            self.names.items[draft.index] = kind.item
+
+    def command(self, draft: Draft, step: StepBody) -> None:
+        """A command's program is fixed; its values are arguments, environment or input."""
+        if step.shell is None:
+            argv = step.run if isinstance(step.run, list) else []
+            filled = ["{{" in argument or (self.lenient and "${" in argument) for argument in argv]
+            for at, message, hint in specs.command_faults(step, filled):
+                self.tell(message, (*draft.place, *at), hint=hint)
+            return
+        known = {**self.workflow.inputs, **self.layout.publishers}
+        exports = {}
+        for name in specs.shell_names(step.shell, known):
+            place = (*draft.place, "run")
+            if refused_env(name):
+                hint = "rename it: as an environment variable it would change what the command is"
+                self.tell(f"the command refers to `{name}`, a name that may not be exported", place, hint=hint)
+                continue
+            if name in self.layout.publishers:
+                try:
+                    meaning = self.names.meaning(draft.index, Path(name, (), 0))
+                    self.connect(draft, meaning)
+                except Unknown as unknown:
+                    self.tell(unknown.message, place, hint=unknown.hint)
+                    continue
+                draft.refs[name] = meaning.ref
+            else:
+                draft.refs[name] = Ref("input", field=name)
+            exports[name] = name
+        if exports:
+            draft.spec = {**draft.spec, "exports": exports}
+
+    # ── what is written ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def written_deps(self, draft: Draft, step: StepBody) -> None:
+        """`depends_on`, and the order of older files."""
+        for number, name in enumerate(step.depends_on):
+            self.dependency(draft, name, (*draft.place, "depends_on", number), order=False)
+        for name in step.order_after:
+            self.dependency(draft, name, draft.place, order=True)
+
+    def dependency(self, draft: Draft, name: str, place: Place, *, order: bool) -> None:
+        """Draw one written edge."""
+        if name not in self.layout.ids:
+            hint = did_you_mean(name, [known for known in self.layout.ids if known != draft.id])
+            self.tell(f"there is no step `{name}` to depend on", place, hint=hint)
+            return
+        if self.layout.ids[name] == draft.index:
+            self.tell(f"step `{name}` depends on itself", place, hint="remove it from `depends_on`")
+            return
+        try:
+            edge = self.names.edge(draft.index, self.layout.ids[name])
+        except Unknown as unknown:
+            self.tell(unknown.message, place, hint=unknown.hint)
+            return
+        if edge is not None:
+            deps = self.layout.drafts[edge.after].deps
+            deps[edge.before] = order and deps.get(edge.before, True)
+
+    def standing(self, draft: Draft, step: StepBody) -> None:
+        """An agent with a role and no prompt gets the role's task, and what it depends on as material."""
+        if draft.kind is not Kind.AGENT or step.prompt is not None:
+            return
+        context: list[str] = []
+        if self.workflow.inputs and "inputs" not in self.layout.ids:
+            context.append("inputs")
+            draft.refs["inputs"] = Ref("input")
+        for outer in self.layout.ancestors(draft.index):
+            container = self.layout.drafts[outer.container] if outer.container is not None else None
+            if container is not None and container.kind is Kind.MAP and container.step and container.step.map:
+                name = container.step.map.as_ if outer.role == "item" else "results"
+                if outer.role in ("item", "reduce") and name not in draft.refs:
+                    draft.refs[name] = Ref("item" if outer.role == "item" else "results", container.index)
+                    context.append(name)
+            for index in sorted(outer.deps):
+                before = self.layout.drafts[index]
+                if before.step is not None and before.id not in context:
+                    context.append(before.id)
+                    draft.refs.setdefault(before.id, Ref("step", index))
+            if outer.outer and outer.deps:
+                break
+        if context:
+            draft.spec = {**draft.spec, "context": context}
+
+    def check_step(self, draft: Draft, step: StepBody) -> None:
+        """What does not fit together in a step, and what cannot run yet."""
+        if not draft.inner:
+            return
+        if draft.kind is Kind.APPROVAL and not any(outer.deps for outer in self.layout.ancestors(draft.index)):
+            self.tell(
+                f"the approval `{draft.id}` depends on nothing: it would ask as soon as the run starts",
+                (*draft.place, "approval"),
+                hint="name the step whose result is to be approved in `depends_on:`",
+                severity="warning" if self.lenient else "error",
+            )
+        if draft.kind is Kind.AGENT:
+            self.agent(draft, step)
+        hidden = sorted(set(_fields(draft)) & {"output", "status", "error"})
+        for name in hidden:
+            self.tell(
+                f"the output field `{name}` is hidden by the step's own `{name}`",
+                (*draft.place, "output") if step.output else draft.place,
+                hint=f"it is reached as `{draft.id}.output.{name}`",
+                severity="warning",
+            )
+        reason = _unavailable(draft, step)
+        if reason:
+            self.unavailable.append(reason)
+            self.tell(reason, draft.place, hint="`gorgon run` refuses the workflow until then", severity="warning")
+
+    def agent(self, draft: Draft, step: StepBody) -> None:
+        """Roles and tools of an agent step."""
+        if step.role and step.role not in self.roles:
+            hint = did_you_mean(step.role, self.roles)
+            self.tell(f"there is no role `{step.role}`", (*draft.place, "role"), hint=hint)
+        elif step.role and step.tools:
+            allowed = list(self.roles[step.role].allowed_tools)
+            for number, tool in enumerate(step.tools):
+                if tool not in allowed:
+                    hint = did_you_mean(tool, allowed, none="this role uses no tools")
+                    self.tell(
+                        f"the role `{step.role}` may not use `{tool}`", (*draft.place, "tools", number), hint=hint
+                    )
+        if step.prompt is None and not step.role:
+            self.tell("an agent step needs a `prompt` or a `role`", draft.place)
+
+    # ── the engine's own nodes ───────────────────────────────────────────────────────────────────────────────────────
+
+    def own_nodes(self) -> None:
+        """Join the phases: `$gate` after the steps, `$finally` after on_error, `$end` after finally."""
+        layout = self.layout
+        joins = {"main": layout.gate, "on_error": layout.last, "finally": layout.end}
+        before: int | None = None
+        for phase in PHASES:
+            steps = [d for d in layout.drafts[: layout.top] if d.step is not None and d.phase == phase]
+            for draft in steps:
+                if before is not None:
+                    draft.deps.setdefault(before, True)
+            followed = {index for draft in steps for index in draft.deps}
+            join = layout.drafts[joins[phase]]
+            join.deps = {draft.index: False for draft in steps if draft.index not in followed}
+            if before is not None and not join.deps:
+                join.deps = {before: False}
+            before = join.index
+
+    def cycles(self) -> None:
+        """Name every cycle, one for each set of steps that may depend on each other."""
+        for body in self.layout.bodies_of_siblings():
+            sorter = TopologicalSorter({index: list(self.layout.drafts[index].deps) for index in body})
+            try:
+                sorter.prepare()
+            except CycleError as error:
+                found = [self.layout.drafts[index] for index in reversed(error.args[1])]
+                first = min(range(len(found) - 1), key=lambda position: found[position].index)
+                ring = [*found[first:-1], *found[:first], found[first]]
+                told = " → ".join(draft.id for draft in ring)
+                self.tell(
+                    f"the steps wait for each other in a circle: {told}",
+                    ring[0].place,
+                    hint="each waits for the one after it; remove one `depends_on` or one reference",
+                )
+
+    # ── the run's own texts ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def outputs(self) -> tuple[dict[str, Any], dict[str, Ref]]:
+        """Read the workflow's outputs; in older files a name that nothing publishes is null, with a warning."""
+        end = self.layout.drafts[self.layout.end]
+        made: dict[str, Any] = {}
+        for name, value in self.workflow.outputs.items():
+            place: Place = ("outputs", name)
+            made[name] = value
+            if self.lenient and self.unpublished(value):
+                self.tell(f"no step publishes `{name}`: this output will be null", place, severity="warning")
+                made[name] = None
+                continue
+            for inner, template in self.templates(value, place):
+                deps = dict(end.deps)
+                types = self.read(end, template, inner)
+                end.deps = deps  # `$end` comes after everything anyway
+                self.tell_all(check(template, types), inner)
+        refs, end.refs = end.refs, {}
+        return made, dict(sorted(refs.items()))
+
+    def unpublished(self, value: Any) -> bool:
+        """Whether an older file's output names something that does not exist."""
+        if not isinstance(value, str):
+            return value is None
+        template = parse_template(value, True)
+        known = {*self.layout.publishers, *self.layout.ids, *self.workflow.inputs, "inputs", "steps", "run"}
+        return not template.names <= known
+
+    def concurrency(self) -> None:
+        """A concurrency key is decided before the run: inputs and the run are all it has."""
+        if self.workflow.concurrency is None:
+            return
+        place: Place = ("concurrency", "key")
+        for inner, template in self.templates(self.workflow.concurrency.key, place):
+            for path in template.paths:
+                bare = self.lenient and path.root in self.workflow.inputs
+                if path.root not in ("inputs", "run") and not bare:
+                    hint = "write `inputs.name`: the key is needed before any step has run"
+                    self.tell(f"`{path.root}` cannot be part of the key", inner, hint=hint, offset=path.offset)
+            self.tell_all(check(template, {"inputs": self.names.inputs}), inner)
+
+
+def _fields(draft: Draft) -> Mapping[str, Any]:
+    schema = draft.spec.get("schema")
+    found = schema.get("properties") if isinstance(schema, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _unavailable(draft: Draft, step: StepBody) -> str | None:
+    """Why a step cannot run yet, in one sentence."""
+    told = f"step `{draft.id}`"
+    match draft.kind:
+        case Kind.ACTION if str(step.uses).startswith("mcp."):
+            return f"{told} uses {step.uses}: MCP is not available yet"
+        case Kind.ACTION:
+            return f"{told} uses {step.uses}: integrations are not available yet"
+        case Kind.APPROVAL:
+            return f"{told} waits for an approval: approvals are not available yet"
+        case Kind.WAIT:
+            return f"{told} waits for a time or an event: waiting is not available yet"
+        case Kind.WORKFLOW:
+            return f"{told} runs the workflow {step.workflow}: sub-workflows are not available yet"
+        case Kind.AGENT if step.tools:
+            return f"{told} gives the model tools: tools are not available yet"
+    return None

@@ -1,0 +1,76 @@
+"""What a run is given, checked against what the workflow declares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from gorgon_common.errors import InputInvalid
+from gorgon_common.workflow.expressions import conform, did_you_mean
+from gorgon_common.workflow.plan import Plan
+
+
+def check_inputs(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the run's inputs: what was given, the defaults, and None for an optional input that was not given.
+
+    Whole numbers become decimals where the schema says `number`.  Raises InputInvalid that names everything that is
+    missing, unknown or of the wrong type.
+    """
+    faults: list[str] = []
+    made: dict[str, Any] = {}
+    for name in given:
+        if name not in plan.inputs:
+            hint = did_you_mean(name, plan.inputs, none="the workflow takes no inputs")
+            faults.append(f"`{name}` is not an input of this workflow: {hint}")
+    for name, declared in plan.inputs.items():
+        schema = input_schema(declared)
+        if name not in given:
+            if "default" in declared:
+                made[name] = conform(declared["default"], schema)
+            elif declared.get("required"):
+                told = f" ({declared['description']})" if declared.get("description") else ""
+                faults.append(f"`{name}` is missing{told}")
+            else:
+                made[name] = None
+            continue
+        value = given[name]
+        if value is None and not declared.get("required"):
+            made[name] = None
+            continue
+        found = [_explain(name, error) for error in Draft202012Validator(schema).iter_errors(value)]
+        faults.extend(found)
+        made[name] = conform(value, schema)
+    if faults:
+        raise InputInvalid("; ".join(faults) if len(faults) == 1 else _listed(faults), hint=_usage(plan))
+    return made
+
+
+def input_schema(declared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON Schema of an input, without the `required: bool` that stands beside it."""
+    schema = {key: value for key, value in declared.items() if key not in ("required", "x-required")}
+    if "x-required" in declared:
+        schema["required"] = declared["x-required"]
+    return schema
+
+
+def _explain(name: str, error: Any) -> str:
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
+    message = str(error.message)
+    return f"`{name}{where}`: {message if len(message) <= 200 else message[:199] + '…'}"
+
+
+def _listed(faults: list[str]) -> str:
+    return "the inputs do not fit the workflow:\n" + "\n".join(f"  - {fault}" for fault in faults)
+
+
+def _usage(plan: Plan) -> str:
+    if not plan.inputs:
+        return ""
+    parts = []
+    for name, declared in plan.inputs.items():
+        kind = declared.get("type", "any")
+        kind = "|".join(kind) if isinstance(kind, list) else kind
+        parts.append(f"{name} ({kind}{'' if declared.get('required') else ', optional'})")
+    return f"it takes: {', '.join(parts)}"

@@ -1,0 +1,301 @@
+"""What a name stands for at a place of the workflow, and which edges follow from using it there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from gorgon_common.workflow.compiler.layout import PHASES, Draft, Layout
+from gorgon_common.workflow.compiler.sources import Roles
+from gorgon_common.workflow.compiler.specs import output_schema
+from gorgon_common.workflow.expressions import Path, Type, did_you_mean
+from gorgon_common.workflow.expressions import types as kinds
+from gorgon_common.workflow.plan import Kind, Ref
+
+_RUN = Type("object", fields=dict.fromkeys(("id", "workflow", "team", "started_at"), kinds.STRING))
+_ERROR = Type("object", fields=dict.fromkeys(("step", "message", "kind", "summary"), kinds.STRING))
+
+
+class Unknown(Exception):  # control flow inside the compiler, never seen outside
+    """A name that means nothing at its place."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+@dataclass(slots=True)
+class Meaning:
+    """What a root name stands for, and the steps (outer nodes) that must come first."""
+
+    ref: Ref
+    type: Type
+    steps: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Edge:
+    """`before` must end before `after` starts; both are siblings."""
+
+    after: int
+    before: int
+
+
+class Names:
+    """Resolves names.  `lenient` adds what only older files have: bare inputs and published names."""
+
+    def __init__(self, layout: Layout, roles: Roles) -> None:
+        self.layout = layout
+        self.roles = roles
+        self.lenient = layout.workflow.lenient
+        self.items: dict[int, Type] = {}
+        """Map → the type of its items; filled in by `build`, which reads `over` before the bodies."""
+        self._outputs: dict[int, Type] = {}
+        self._steps: dict[int, Type] = {}
+
+    # ── types ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def output(self, index: int) -> Type:
+        """Return the type of what a step gives (outer node)."""
+        if index not in self._outputs:
+            self._outputs[index] = self._output(self.layout.drafts[index])
+        return self._outputs[index]
+
+    def _output(self, draft: Draft) -> Type:
+        step = draft.step
+        if step is None:
+            return kinds.ANY
+        return self._with_default(draft, self._body_output(draft))
+
+    def _body_output(self, draft: Draft) -> Type:
+        step = draft.step
+        assert step is not None
+        if draft.kind is Kind.MAP:
+            if reduce := draft.bodies.get("reduce"):
+                return self.output(reduce[0])
+            item = self._body_output(self.layout.drafts[draft.bodies["item"][0]])
+            failing = step.map is not None and step.map.on_item_failure == "continue"
+            return Type("list", item=kinds.ANY if failing else item)
+        if draft.kind is Kind.LOOP:
+            return self._body_output(self.layout.drafts[draft.bodies["body"][0]])
+        if schema := output_schema(step, self.roles, lenient=self.lenient):
+            return Type.from_schema(schema)
+        if draft.kind is Kind.AGGREGATE and step.aggregate is not None:
+            return {"concat": kinds.STRING, "json": kinds.LIST, "merge": kinds.OBJECT}.get(
+                step.aggregate.how, kinds.ANY
+            )
+        return {Kind.AGENT: kinds.FREE_TEXT, Kind.COMMAND: kinds.STRING}.get(draft.kind, kinds.ANY)
+
+    def _with_default(self, draft: Draft, output: Type) -> Type:
+        """Where something else may stand in, less is known."""
+        step = draft.step
+        if not draft.outer or step is None or step.on_failure != "fallback" or step.fallback is None:
+            return output
+        if step.fallback.type == "model":
+            return output
+        value = step.fallback.value
+        if step.fallback.type == "default_value" and isinstance(value, dict) and output.fields is not None:
+            return Type("object", fields={**dict.fromkeys(value, kinds.ANY), **output.fields})
+        return output if step.fallback.type == "default_value" and value is None else kinds.ANY
+
+    def step_type(self, index: int) -> Type:
+        """Return the type of a step's name (outer node)."""
+        if index not in self._steps:
+            draft = self.layout.drafts[index]
+            published = dict.fromkeys(draft.step.publishes, kinds.ANY) if draft.step else {}
+            command = draft.kind is not Kind.MAP and self.layout.innermost(index).kind is Kind.COMMAND
+            self._steps[index] = Type.of_step(self.output(index), command=command, published=published)
+        return self._steps[index]
+
+    @cached_property
+    def inputs(self) -> Type:
+        """The type of `inputs`."""
+        declared = self.layout.workflow.inputs
+        fields = {name: Type.from_schema({**schema, "required": []}) for name, schema in declared.items()}
+        return Type("object", fields=fields)
+
+    @cached_property
+    def secrets(self) -> Type:
+        """The type of `secrets`."""
+        return Type("object", fields=dict.fromkeys(self.layout.workflow.secrets, kinds.STRING))
+
+    # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def meaning(self, owner: int, path: Path, *, until: bool = False) -> Meaning:
+        """Return what the root of a path stands for in the expressions of the node `owner`.
+
+        `until`: in the loop's `until:`, which is read after an iteration, not before the step.  Raises Unknown.
+        """
+        name = path.root
+        if found := self._local(owner, name):
+            return found
+        if self.lenient and (found := self._old(owner, name)):
+            return found
+        if name in self.layout.ids:
+            index = self.layout.ids[name]
+            return self._step(owner, index, until=until)
+        if found := self._root(owner, path, until=until):
+            return found
+        if self.lenient and name in self.layout.workflow.inputs:
+            return Meaning(Ref("input", field=name), kinds.ANY)
+        raise self._nothing(owner, name)
+
+    def _local(self, owner: int, name: str) -> Meaning | None:
+        """Names that a map or loop around gives."""
+        role = ""
+        for draft in self.layout.ancestors(owner):
+            step = draft.step
+            if draft.kind is Kind.MAP and step is not None and step.map is not None:
+                if role == "item" and (name == step.map.as_ or (self.lenient and name == "item")):
+                    return Meaning(Ref("item", draft.index), self.items.get(draft.index, kinds.ANY))
+                if role == "reduce" and name in (("results", "items", "map_results") if self.lenient else ("results",)):
+                    kind = self._body_output(self.layout.drafts[draft.bodies["item"][0]])
+                    failing = step.map.on_item_failure == "continue"
+                    return Meaning(Ref("results", draft.index), Type("list", item=kinds.ANY if failing else kind))
+            if name == "index" and role in ("item", "body") and "index" not in self.layout.ids:
+                return Meaning(Ref("index", draft.index), kinds.INT)
+            role = draft.role
+        return None
+
+    def _old(self, owner: int, name: str) -> Meaning | None:
+        """Names of older files that come before the ids of steps: published ones, then inputs."""
+        publishers = self.layout.publishers.get(name)
+        if publishers:
+            others = [index for index in publishers if not self._inside(owner, index)]
+            before = [index for index in others if self._comes_before(index, owner)] or others
+            if before:
+                last = before[-1]
+                more = tuple(reversed(before[:-1]))
+                return Meaning(Ref("published", last, name, more), kinds.ANY, list(before))
+        if name in self.layout.workflow.inputs and name not in self.layout.ids:
+            return Meaning(Ref("input", field=name), kinds.ANY)
+        return None
+
+    def _inside(self, owner: int, index: int) -> bool:
+        return any(draft.index == index for draft in self.layout.ancestors(owner))
+
+    def _comes_before(self, index: int, owner: int) -> bool:
+        return self.layout.drafts[index].place < self.layout.drafts[owner].place or not self.layout.drafts[owner].place
+
+    def _root(self, owner: int, path: Path, *, until: bool) -> Meaning | None:
+        match path.root:
+            case "inputs":
+                return Meaning(Ref("input"), self.inputs)
+            case "secrets":
+                return Meaning(Ref("secret"), self.secrets)
+            case "run":
+                return Meaning(Ref("run"), _RUN)
+            case "error":
+                drafts = list(self.layout.ancestors(owner))
+                if drafts[-1].phase == "main" and not any(draft.role == "fallback" for draft in drafts):
+                    raise Unknown(
+                        "`error` means something in on_error, finally and fallback steps only",
+                        "a step's own error is `step.error`",
+                    )
+                return Meaning(Ref("error"), _ERROR)
+            case "results":
+                raise Unknown(
+                    "`results` means something in a map's `reduce:` only", "a map's own results are `id.output`"
+                )
+            case "steps":
+                return self._by_key(owner, path, until=until)
+        return None
+
+    def _by_key(self, owner: int, path: Path, *, until: bool) -> Meaning:
+        """`steps["run-tests"]`."""
+        if not path.fields or not isinstance(path.fields[0], str):
+            raise Unknown(
+                "`steps` needs the id of a step, written out",
+                'write `steps["run-tests"].output`: dependencies are read from it',
+            )
+        name = path.fields[0]
+        if name not in self.layout.ids:
+            raise Unknown(f"there is no step `{name}`", did_you_mean(name, self.layout.ids))
+        index = self.layout.ids[name]
+        found = self._step(owner, index, until=until)
+        assert found.ref.node is not None
+        ref = Ref("steps", nodes=(found.ref.node,))
+        return Meaning(ref, Type("object", fields={name: found.type}), found.steps)
+
+    def _step(self, owner: int, index: int, *, until: bool) -> Meaning:
+        """A step by its id; its own id, in `until:` and in the body of its loop, is the last iteration."""
+        target = self.layout.drafts[index]
+        kind = self.step_type(index)
+        if self._inside(owner, index):
+            for draft in self.layout.ancestors(owner):
+                if draft.kind is Kind.LOOP and draft.step is target.step and (until or draft.index != owner):
+                    return Meaning(Ref("step", draft.bodies["body"][0]), kind)
+            if owner == index:
+                raise Unknown(
+                    f"step `{target.id}` refers to itself", "only a step with `loop:` may: its last iteration"
+                )
+            raise Unknown(
+                f"this refers to `{target.id}`, the step that it is part of", "refer to a step beside it, or to `error`"
+            )
+        return Meaning(Ref("step", index), kind, [index])
+
+    def _nothing(self, owner: int, name: str) -> Unknown:
+        step = self.layout.drafts[owner].step
+        if step is not None and step.map is not None and name == step.map.as_:
+            return Unknown(
+                f"`{name}` is not known here: condition and `over` are decided once, before the items",
+                "choose the items in `over:`, for example `{{plan.tasks.filter(t, t.open)}}`",
+            )
+        known = [*self.layout.ids, "inputs", "run", "steps"]
+        for draft in self.layout.ancestors(owner):
+            container = self.layout.drafts[draft.container].step if draft.container is not None else None
+            if draft.role == "item" and container is not None and container.map is not None:
+                known.append(container.map.as_)
+        if self.lenient:
+            known += [*self.layout.publishers, *self.layout.workflow.inputs]
+        hint = did_you_mean(name, known)
+        if name in self.layout.workflow.inputs:
+            hint = f"there is an input of that name: write `inputs.{name}`"
+        elif name in ("True", "False", "None", "nil"):
+            hint = f"write `{ {'True': 'true', 'False': 'false'}.get(name, 'null') }`"
+        return Unknown(f"there is nothing called `{name}`", hint)
+
+    # ── edges ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def edge(self, owner: int, index: int, *, until: bool = False) -> Edge | None:
+        """Return the edge that follows where `owner` needs the step `index`, or None where none is needed.
+
+        A step inside a group that needs one outside makes the group wait, and the other way round.  Raises Unknown
+        where the step cannot be seen from there.
+        """
+        mine, theirs = self.layout.path(owner), self.layout.path(index)
+        target = self.layout.drafts[index]
+        depth = 0
+        while depth < min(len(mine), len(theirs)) and mine[depth] == theirs[depth]:
+            depth += 1
+        if depth == len(theirs):
+            raise Unknown(f"this step is part of `{target.id}` and cannot wait for it")
+        if depth == len(mine):
+            if until:
+                return None  # it looks at the iteration that just ended
+            raise Unknown(
+                f"`{target.id}` is inside `{self.layout.drafts[owner].id}`, which cannot wait for its own inner step"
+            )
+        after, before = self.layout.drafts[mine[depth]], self.layout.drafts[theirs[depth]]
+        for inner in theirs[depth:]:
+            self._visible(self.layout.drafts[inner], target)
+        if after.role != before.role:
+            raise Unknown(f"`{target.id}` is in another part of the same step and cannot be seen from here")
+        if after.container is None and after.phase != before.phase:
+            if after.kind is not Kind.END and PHASES.index(after.phase) < PHASES.index(before.phase):
+                raise Unknown(f"`{target.id}` runs in `{before.phase}:`, after all of the steps")
+            return None  # the engine's own joins stand between the phases
+        return Edge(after.index, before.index)
+
+    def _visible(self, draft: Draft, target: Draft) -> None:
+        container = self.layout.drafts[draft.container] if draft.container is not None else None
+        if draft.role == "item" and container is not None:
+            raise Unknown(
+                f"`{target.id}` runs once for each item of `{container.id}`: there is more than one of it",
+                f"`{container.id}.output` is the list of results",
+            )
+        if draft.role == "fallback" and container is not None:
+            raise Unknown(
+                f"`{target.id}` stands in where `{container.id}` fails", f"`{container.id}.output` is what it gives"
+            )
