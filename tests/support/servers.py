@@ -31,6 +31,8 @@ import psycopg
 import redis
 from psycopg import sql
 
+from gorgon_common.persistence import upgrade
+
 ROOT = Path(__file__).resolve().parents[2]
 POSTGRES_VARIABLE = "GORGON_TEST_DATABASE_URL"
 REDIS_VARIABLE = "GORGON_TEST_REDIS_URL"
@@ -169,9 +171,7 @@ def _schema_hash() -> str:
 
 def migrate(url: str) -> None:
     """Bring a database to the newest schema with our own migrations."""
-    upgrade = getattr(importlib.import_module("gorgon_common.persistence"), "upgrade", None)
-    if upgrade is not None:
-        upgrade(url)
+    upgrade(url)
 
 
 def ensure_template(admin: str) -> str:
