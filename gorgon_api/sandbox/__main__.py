@@ -29,7 +29,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
     parser.add_argument("--port", type=int, default=8900, help="0 takes a free port (default: 8900)")
-    parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same replies (GORGON_SANDBOX_SEED)")
+    parser.add_argument(
+        "--seed", type=int, default=None, help="the same seed gives the same replies (GORGON_SANDBOX_SEED)"
+    )
     parser.add_argument("--latency", default=None, help="total time of a reply, such as 500ms (GORGON_SANDBOX_LATENCY)")
     parser.add_argument("--limits", default=None, help="limits as JSON, or @FILE; what POST /_limits takes")
     parser.add_argument("--faults", default=None, help="faults as JSON, or @FILE; what POST /_faults takes")
@@ -43,6 +45,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         default=None,
         metavar="PID",
         help="end when the process that started this one (PID where given) has ended",
+    )
+    parser.add_argument(
+        "--watch-stdin", action="store_true", help="end when standard input, a pipe from the parent, closes"
     )
     options = parser.parse_args(argv)
     try:
@@ -85,6 +90,17 @@ async def watch_parent(pid: int, done: asyncio.Event) -> None:
     done.set()
 
 
+def read_stdin(loop: asyncio.AbstractEventLoop, done: asyncio.Event) -> None:
+    """Throw away what comes on standard input; set `done` at its end."""
+    try:
+        ended = not os.read(0, 4096)
+    except BlockingIOError:
+        return
+    if ended:
+        loop.remove_reader(0)
+        done.set()
+
+
 async def serve(options: argparse.Namespace) -> int:
     """Serve until SIGTERM, SIGINT or the parent's end; return the exit code."""
     desk = Desk(options.seed, options.latency, Faults(options.seed), Limits(), Log())
@@ -106,6 +122,9 @@ async def serve(options: argparse.Namespace) -> int:
     host = f"[{options.host}]" if ":" in options.host else options.host
     tell_ready(f"http://{host}:{port}", options)
     watcher = asyncio.create_task(watch_parent(options.exit_with_parent, done)) if options.exit_with_parent else None
+    if options.watch_stdin:
+        os.set_blocking(0, False)
+        loop.add_reader(0, read_stdin, loop, done)
     await done.wait()
     if watcher is not None:
         watcher.cancel()

@@ -7,16 +7,13 @@ import json
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 TRIGGER = re.compile(r"\[\[sandbox:\s*", re.IGNORECASE)
 _ROLE = re.compile(r"^\s*(?:#+\s*)?role:\s*([A-Za-z][\w-]*)", re.IGNORECASE)
 _YOU_ARE = re.compile(r"\byou are (?:a|an|the)?\s*([\w -]{3,60})", re.IGNORECASE)
-ROLES = (
-    "planner builder tester reviewer architect documenter data_analyst devops security_auditor security_analyst security "
-    "migrator data_engineer analyst visualizer reporter model_builder"
-).split()
+ROLES = ["planner", "builder", "tester", "reviewer", "architect", "documenter", "data_analyst", "devops", "security_auditor", "security_analyst", "security", "migrator", "data_engineer", "analyst", "visualizer", "reporter", "model_builder"]
 _UNESSENTIAL = ("stream", "stream_options", "metadata", "user", "safety_identifier", "store")
 
 
@@ -33,7 +30,7 @@ class Usage:
 
     def to_dict(self) -> dict[str, int]:
         """Return the fields as a dict."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,6 @@ class ModelCall:
     prompt: str
     input_tokens: int
     schema: Mapping[str, Any] | None = None
-    schema_wanted: bool = False
     tool: Tool | None = None
     max_tokens: int | None = None
     stop_sequences: tuple[str, ...] = ()
@@ -97,6 +93,23 @@ class ModelReply:
     stop: str = "end"
     stop_sequence: str | None = None
     usage: Usage = field(default_factory=Usage)
+
+
+class Known:
+    """A set of texts that forgets all when it has grown large."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self._texts: set[str] = set()
+        self._most = most
+
+    def __contains__(self, text: object) -> bool:
+        return text in self._texts
+
+    def add(self, text: str) -> None:
+        """Remember a text."""
+        if len(self._texts) >= self._most:
+            self._texts.clear()
+        self._texts.add(text)
 
 
 def role_of(system: str) -> str:

@@ -190,7 +190,9 @@ class Desk:
         self, dialect: Dialect, gate: Gate | None, failure: ProviderFailure, entry: dict[str, Any], now: float
     ) -> Response:
         """Return an error and log it."""
-        stored = self.log.add({**entry, "status": failure.status, "error": failure.code or failure.kind, "delivered": True})
+        stored = self.log.add(
+            {**entry, "status": failure.status, "error": failure.code or failure.kind, "delivered": True}
+        )
         headers = dialect.headers(gate.levels(now) if gate else {}, stored.get("request_id", ""))
         headers |= dialect.retry_headers(failure)
         body = dialect.error(failure, stored.get("request_id", ""))
@@ -227,8 +229,8 @@ class Desk:
         elif call.tool is not None:
             reply.tool, reply.stop = call.tool, "tool"
             reply.tool_input = structured(call.tool.schema, hints, rng, wrong=bool(effects.first("wrong_schema")))
-        elif call.schema_wanted:
-            value = structured(call.schema or {"type": "object"}, hints, rng, wrong=bool(effects.first("wrong_schema")))
+        elif call.schema is not None:
+            value = structured(call.schema, hints, rng, wrong=bool(effects.first("wrong_schema")))
             if effects.first("huge"):
                 value = swollen(value, effects.first("huge"), hints.sentence(0))
             reply.text = json.dumps(value, ensure_ascii=False)

@@ -17,21 +17,17 @@ from typing import Any
 
 from gorgon_api.sandbox.calls import TRIGGER, trigger_end
 
-_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m)$")
+_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|)$")
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(B|kB|KB|MB|GB)?$")
 _SIZES = {None: 1, "B": 1, "kB": 1000, "KB": 1000, "MB": 1000_000, "GB": 1000_000_000}
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "": 1.0}
 _PAIR = re.compile(r"\s*([a-z_]+)(=)?")
 STOPS = ("max_tokens", "pause", "context", "refusal")
 
 
 def parse_duration(text: str | float) -> float:
-    """Return seconds for `500ms`, `2s`, `1.5m` or 0; a JSON number is seconds.  Raises ValueError."""
-    if isinstance(text, int | float) and not isinstance(text, bool):
-        return float(text)
-    if text == "0":
-        return 0.0
-    found = _DURATION.match(str(text))
+    """Return seconds for `500ms`, `2s`, `1.5m` or a bare number of seconds.  Raises ValueError."""
+    found = _DURATION.match(str(text).strip())
     if not found:
         raise ValueError(f"{text!r} is no duration; write 500ms or 2s")
     return float(found.group(1)) * _SECONDS[found.group(2)]
@@ -208,7 +204,9 @@ def _flag(value: Any) -> bool:
 
 
 _READERS: dict[str, Any] = {
-    **dict.fromkeys(("provider", "account", "model", "role", "contains", "key", "code", "message", "stop", "text"), str),
+    **dict.fromkeys(
+        ("provider", "account", "model", "role", "contains", "key", "code", "message", "stop", "text"), str
+    ),
     **dict.fromkeys(("after", "nth", "every", "times", "status"), _whole),
     **dict.fromkeys(("truncate", "malformed", "wrong_schema", "refuse", "drop", "reset", "hang"), _flag),
     **dict.fromkeys(("delay", "retry_after"), parse_duration),
@@ -216,9 +214,7 @@ _READERS: dict[str, Any] = {
     "huge": parse_size,
 }
 _WORDS = {item.name for item in fields(Fault)} - {"matched", "fired"}
-_ACTIONS = (
-    "status code retry_after delay truncate malformed wrong_schema refuse drop reset hang huge stop text json usage"
-).split()
+_ACTIONS = ["status", "code", "retry_after", "delay", "truncate", "malformed", "wrong_schema", "refuse", "drop", "reset", "hang", "huge", "stop", "text", "json", "usage"]
 
 
 def read_triggers(text: str) -> list[dict[str, Any]]:

@@ -150,7 +150,8 @@ class Connection(asyncio.Protocol):
             request = self._read()
         except BadRequest as error:
             self._transport.write(
-                b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain\r\n\r\n" + str(error).encode()
+                b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain\r\n\r\n"
+                + str(error).encode()
             )
             self._transport.close()
             return

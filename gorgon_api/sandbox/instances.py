@@ -65,6 +65,7 @@ class Impossible(ValueError):
 def instance(schema: Schema, rng: random.Random, hint: Hint | None = None) -> Any:
     """Return a valid instance of `schema`.  Raises Impossible where none was found in a bounded number of tries."""
     walk = _Walk(schema, rng, hint or _no_hint)
+    certain = not _chancy(schema)
     last: Any = MISSING
     for attempt in range(ATTEMPTS):
         walk.loose = attempt
@@ -73,9 +74,31 @@ def instance(schema: Schema, rng: random.Random, hint: Hint | None = None) -> An
             last = walk.make(schema, (), 0, {})
         except Impossible:
             continue
-        if fits(schema, last):
+        if certain or fits(schema, last):
             return last
     raise Impossible("no instance of the schema was found" if last is MISSING else "the instance does not fit")
+
+
+_CHANCY = frozenset(
+    (
+        "not",
+        "if",
+        "oneOf",
+        "allOf",
+        "contains",
+        "propertyNames",
+        "patternProperties",
+        "dependentRequired",
+        "dependentSchemas",
+    )
+)
+
+
+def _chancy(node: Any) -> bool:
+    """Return whether a schema has keywords that the walk may get wrong, so that the instance has to be checked."""
+    if isinstance(node, dict):
+        return not _CHANCY.isdisjoint(node) or any(map(_chancy, node.values()))
+    return isinstance(node, list) and any(map(_chancy, node))
 
 
 def _no_hint(path: Path, kind: str, siblings: Mapping[str, Any]) -> Any:
@@ -123,6 +146,8 @@ class _Walk:
             raise Impossible("nothing fits the schema false")
         if hops > 30:
             raise Impossible("the references go round in a circle")
+        if "$ref" not in schema and "allOf" not in schema:
+            return schema if isinstance(schema, dict) else dict(schema)
         flat = dict(schema)
         if "$ref" in flat:
             try:
@@ -132,7 +157,7 @@ class _Walk:
             flat = self.merge(self.flatten(target, hops + 1), flat)
         for part in flat.pop("allOf", ()):
             flat = self.merge(flat, self.flatten(part, hops + 1))
-        return self.flatten(flat, hops + 1) if "$ref" in flat or "allOf" in flat else flat
+        return self.flatten(flat, hops + 1)
 
     def merge(self, left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
         """Return one schema for what has to fit both.  Raises Impossible where that is plain to see."""
@@ -269,6 +294,8 @@ class _Walk:
     def typed(self, flat: dict[str, Any], path: Path, depth: int, siblings: Mapping[str, Any]) -> Any:
         """Make a value of the first type that works, null last."""
         declared = flat.get("type") or self.implied_type(flat)
+        if isinstance(declared, str) and "not" not in flat:
+            return self.of_type(declared, flat, path, depth, siblings)
         kinds = list(declared) if isinstance(declared, list) else [declared]
         if self.loose:
             self.rng.shuffle(kinds)
@@ -367,7 +394,13 @@ class _Walk:
 
     def multiple(self, flat: Mapping[str, Any], factor: float, low: float, high: float) -> float:
         """Return a multiple of `factor` within the bounds."""
-        first = math.ceil(low / factor) if math.isfinite(low) else min(1, math.floor(high / factor)) if math.isfinite(high) else 1
+        first = (
+            math.ceil(low / factor)
+            if math.isfinite(low)
+            else min(1, math.floor(high / factor))
+            if math.isfinite(high)
+            else 1
+        )
         steps = [first + step for step in range(200)] + [first - step for step in range(1, 5)]
         for step in steps:
             value: float = step * factor
@@ -386,6 +419,8 @@ class _Walk:
             raise Impossible("minLength is above maxLength")
         wanted = self.hinted(path, "string", siblings)
         text = str(wanted) if wanted is not MISSING else f"{path[-1] if path else 'text'} {self.rng.randrange(100)}"
+        if shortest <= len(text) <= longest and "pattern" not in flat and "format" not in flat:
+            return text
         if "pattern" in flat:
             if fits({**flat, "type": "string"}, text, self.root):
                 return text
@@ -401,7 +436,7 @@ class _Walk:
 
     def by_pattern(self, flat: Mapping[str, Any], shortest: int) -> str:
         """Return a text that the pattern matches and the lengths allow.  Raises Impossible."""
-        for extra in range(0, max(shortest + 1, 8)):
+        for extra in range(max(shortest + 1, 8)):
             try:
                 text = matching_text(flat["pattern"], self.rng, extra)
             except (ValueError, re.error) as error:
@@ -532,5 +567,3 @@ def wrong_instance(schema: Schema, rng: random.Random, hint: Hint | None = None)
         if not fits(schema, other):
             return other
     return value
-
-

@@ -54,7 +54,9 @@ class Limit:
     def applies(self, provider: str, account: str, model: str) -> bool:
         """Return whether this limit is for calls of that kind."""
         return (
-            fnmatchcase(provider, self.provider) and fnmatchcase(account, self.account) and fnmatchcase(model, self.model)
+            fnmatchcase(provider, self.provider)
+            and fnmatchcase(account, self.account)
+            and fnmatchcase(model, self.model)
         )
 
 
@@ -259,5 +261,3 @@ class Limits:
         ]
         rules = [{field.name: getattr(rule, field.name) for field in fields(rule)} for rule in self._rules]
         return {"rules": rules, "accounts": states}
-
-

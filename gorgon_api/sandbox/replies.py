@@ -13,19 +13,29 @@ from gorgon_api.sandbox.instances import MISSING, Impossible, Path, instance, wr
 
 _WORD = re.compile(r"[^\W\d_][\w'-]{3,30}", re.UNICODE)
 _DULL = frozenset(
-    "about above after again against also analyze asked been before being below between both cannot could does doing done "
-    "down each else every following from given have having here into itself just like make many more most must need needs "
-    "only other output over please prompt result results role same shall should some step such sure tell than that their "
-    "them then there these they this those through under until upon using very want well were what when where which while "
-    "whom will with within without would write your yours review create implement produce answer return task work none "
-    "null true false json text string".split()
+    ["about", "above", "after", "again", "against", "also", "analyze", "asked", "been", "before", "being", "below", "between", "both", "cannot", "could", "does", "doing", "done", "down", "each", "else", "every", "following", "from", "given", "have", "having", "here", "into", "itself", "just", "like", "make", "many", "more", "most", "must", "need", "needs", "only", "other", "output", "over", "please", "prompt", "result", "results", "role", "same", "shall", "should", "some", "step", "such", "sure", "tell", "than", "that", "their", "them", "then", "there", "these", "they", "this", "those", "through", "under", "until", "upon", "using", "very", "want", "well", "were", "what", "when", "where", "which", "while", "whom", "will", "with", "within", "without", "would", "write", "your", "yours", "review", "create", "implement", "produce", "answer", "return", "task", "work", "none", "null", "true", "false", "json", "text", "string"]
 )
 
-GOOD = ("approved", "passed", "pass", "success", "succeeded", "completed", "complete", "done", "ok", "ready", "low", "info")
+GOOD = (
+    "approved",
+    "passed",
+    "pass",
+    "success",
+    "succeeded",
+    "completed",
+    "complete",
+    "done",
+    "ok",
+    "ready",
+    "low",
+    "info",
+)
 """The values of an enumeration that let a workflow go on, dearest first."""
 
-_BAD = re.compile(r"error|fail|block|reject|vulnerab|critical|duplicate|truncated|urgent|^(needs|requires|is_spam)|breaking")
-_EMPTY_LISTS = frozenset("questions open_questions errors failures blockers blocking_issues missing".split())
+_BAD = re.compile(
+    r"error|fail|block|reject|vulnerab|critical|duplicate|truncated|urgent|^(needs|requires|is_spam)|breaking"
+)
+_EMPTY_LISTS = frozenset(["questions", "open_questions", "errors", "failures", "blockers", "blocking_issues", "missing"])
 _NUMBERS: dict[str, tuple[float, float]] = {
     "score": (0.9, 88),
     "confidence": (0.9, 0.9),
@@ -59,6 +69,16 @@ TEST = """def test_{name}_counts_each_item() -> None:
 def test_{name}_of_nothing_is_empty() -> None:
     assert {name}([]) == {{}}
 """
+
+
+SENTENCES = (
+    "the {} part is covered and behaves as asked.",
+    "keep {} small and check it on its own.",
+    "what matters most here is {}; the rest follows from it.",
+    "{} works for the normal case and for an empty input.",
+    "for {}, the simplest way that can be measured was taken.",
+    "the risk lies in {}: a test has to show that it holds.",
+)
 
 
 class Topic:
@@ -160,14 +180,10 @@ class Hints:
     def sentence(self, index: int, about: str = "") -> str:
         """Return a sentence that mentions the prompt."""
         subject = self.topic.phrase(index)
-        forms = (
-            f"The {subject} part is covered and behaves as asked.",
-            f"Keep {subject} small and check it on its own.",
-            f"What matters most here is {subject}; the rest follows from it.",
-            f"{subject.capitalize()} works for the normal case and for an empty input.",
-        )
-        text = forms[(index + self.rng.randrange(len(forms))) % len(forms)]
-        return f"{about.replace('_', ' ').capitalize()}: {text}" if about and self.rng.random() < 0.2 else text
+        chance = self.rng.random()
+        text = SENTENCES[(index + int(chance * 1000)) % len(SENTENCES)].format(subject)
+        text = text[0].upper() + text[1:]
+        return f"{about.replace('_', ' ').capitalize()}: {text}" if about and chance < 0.2 else text
 
     def _title(self, index: int) -> str:
         return f"{_VERBS[index % len(_VERBS)]} {self.topic.phrase(index)}"
@@ -176,7 +192,9 @@ class Hints:
         return f"{self.topic.word(index)} {('count', 'rate', 'check', 'share')[index % 4]}"
 
     def _summary(self, index: int) -> str:
-        return f"{self.topic.phrase(0).capitalize()}: done in small steps that can be checked alone. " + self.sentence(1)
+        return f"{self.topic.phrase(0).capitalize()}: done in small steps that can be checked alone. " + self.sentence(
+            1
+        )
 
     def _description(self, index: int) -> str:
         return f"{self.sentence(index)} Done when a test shows it."
@@ -250,9 +268,7 @@ class Hints:
         return f"2026-03-{2 + index % 26:02d}"
 
 
-_FIELDS = frozenset(
-    name[1:] for name in vars(Hints) if name.startswith("_") and not name.startswith("__")
-)
+_FIELDS = frozenset(name[1:] for name in vars(Hints) if name.startswith("_") and not name.startswith("__"))
 
 
 def hints_for(call: ModelCall, rng: random.Random) -> Hints:

@@ -212,17 +212,16 @@ def _fits_object(schema: Mapping[str, Any], value: dict[str, Any], root: Schema)
     for name, needed in schema.get("dependentRequired", {}).items():
         if name in value and any(other not in value for other in needed):
             return False
-    return all(
-        fits(part, value, root) for name, part in schema.get("dependentSchemas", {}).items() if name in value
-    )
+    return all(fits(part, value, root) for name, part in schema.get("dependentSchemas", {}).items() if name in value)
 
 
 def property_schemas(schema: Mapping[str, Any], name: str) -> list[Schema]:
     """Return every schema that the property `name` of an object has to fit."""
-    found: list[Schema] = []
-    if name in schema.get("properties", {}):
-        found.append(schema["properties"][name])
-    found += [part for pattern, part in schema.get("patternProperties", {}).items() if matches_pattern(pattern, name)]
+    own = schema.get("properties", {})
+    found: list[Schema] = [own[name]] if name in own else []
+    if "patternProperties" in schema:
+        patterns = schema["patternProperties"]
+        found += [part for pattern, part in patterns.items() if matches_pattern(pattern, name)]
     if not found and "additionalProperties" in schema:
         found.append(schema["additionalProperties"])
     return found

@@ -10,24 +10,18 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from gorgon_api.sandbox.calls import ModelCall, ModelReply, Tool, Usage, tokens_in
+from gorgon_api.sandbox.calls import Known, ModelCall, ModelReply, Tool, Usage, tokens_in
 from gorgon_api.sandbox.desk import Desk, ProviderFailure, account_of, dump, event, log_entry, pieces
 from gorgon_api.sandbox.http import Request, Response
 from gorgon_api.sandbox.limits import Denied, Level
 
-MODELS = (
-    "claude-opus-5-5 claude-sonnet-5-5 claude-haiku-5-5 claude-fable-5-2 claude-mythos-5-2 claude-opus-5 claude-sonnet-5 "
-    "claude-fable-5 claude-opus-4-8 claude-opus-4-7 claude-opus-4-6 claude-sonnet-4-6 claude-opus-4-5 claude-sonnet-4-5 "
-    "claude-haiku-4-5"
-).split()
+MODELS = ["claude-opus-5-5", "claude-sonnet-5-5", "claude-haiku-5-5", "claude-fable-5-2", "claude-mythos-5-2", "claude-opus-5", "claude-sonnet-5", "claude-fable-5", "claude-opus-4-8", "claude-opus-4-7", "claude-opus-4-6", "claude-sonnet-4-6", "claude-opus-4-5", "claude-sonnet-4-5", "claude-haiku-4-5"]
 CONTEXT = 1_000_000
 MOST_OUTPUT = 128_000
 IMAGE_TOKENS = 1100
 EFFORT_SHARE = {"low": 0.15, "medium": 0.3, "high": 0.6, "xhigh": 1.2, "max": 1.5}
 PARAMETERS = frozenset(
-    "max_tokens messages model cache_control container diagnostics inference_geo metadata output_config service_tier speed "
-    "stop_sequences system thinking tool_choice tools user_profile_id workspace_id stream output_format betas mcp_servers "
-    "context_management".split()
+    ["max_tokens", "messages", "model", "cache_control", "container", "diagnostics", "inference_geo", "metadata", "output_config", "service_tier", "speed", "stop_sequences", "system", "thinking", "tool_choice", "tools", "user_profile_id", "workspace_id", "stream", "output_format", "betas", "mcp_servers", "context_management"]
 )
 KINDS = {
     400: ("invalid_request_error", "The request is not valid."),
@@ -41,6 +35,9 @@ KINDS = {
     504: ("timeout_error", "Request timed out"),
     529: ("overloaded_error", "Overloaded"),
 }
+ACCEPTED = Known()
+"""Schemas that were found good already."""
+
 STOPS = {
     "end": "end_turn",
     "max_tokens": "max_tokens",
@@ -103,7 +100,9 @@ class Dialect:
         """Return Anthropic's own error for a status; what OpenAI calls insufficient_quota is a 402 here."""
         if code == "insufficient_quota":
             status, code = 402, None
-        kind, text = KINDS.get(status, ("api_error" if status >= 500 else "invalid_request_error", f"HTTP status {status}"))
+        kind, text = KINDS.get(
+            status, ("api_error" if status >= 500 else "invalid_request_error", f"HTTP status {status}")
+        )
         return ProviderFailure(status, kind, message or text.format(model=model), code)
 
     def denial(self, denied: Denied, model: str) -> ProviderFailure:
@@ -156,7 +155,9 @@ def texts(content: Any) -> Iterable[str]:
                 yield json.dumps(block.get("input"))
             elif kind in ("tool_result", "document"):
                 inner = block.get("content", block.get("source"))
-                yield from texts(inner if not isinstance(inner, Mapping) else [{"type": "text", "text": json.dumps(inner)}])
+                yield from texts(
+                    inner if not isinstance(inner, Mapping) else [{"type": "text", "text": json.dumps(inner)}]
+                )
             else:
                 yield str(block.get("text") or block.get("thinking") or "")
 
@@ -169,8 +170,16 @@ def prefixes_of(body: Mapping[str, Any]) -> tuple[tuple[str, int, str], ...]:
     def pass_over(block: Any) -> None:
         nonlocal tokens
         control = block.get("cache_control") if isinstance(block, Mapping) else None
-        bare = {key: value for key, value in block.items() if key != "cache_control"} if isinstance(block, Mapping) else block
-        text = "".join(texts([bare])) if isinstance(bare, Mapping) and "type" in bare and "input_schema" not in bare else None
+        bare = (
+            {key: value for key, value in block.items() if key != "cache_control"}
+            if isinstance(block, Mapping)
+            else block
+        )
+        text = (
+            "".join(texts([bare]))
+            if isinstance(bare, Mapping) and "type" in bare and "input_schema" not in bare
+            else None
+        )
         tokens += tokens_in(text if text else bare if isinstance(bare, str) else json.dumps(bare))
         digest.update(json.dumps(bare, sort_keys=True).encode("utf-8", "surrogatepass"))
         if control:
@@ -217,15 +226,22 @@ def check_schema(schema: Any, path: str = "output_config.format.schema") -> None
         check_schema(schema.get(keyword), f"{path}.{keyword}")
 
 
-def schema_of(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the schema of structured output, None where none is asked for.  Raises ProviderFailure."""
+def schema_of(body: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, int]:
+    """Return the schema of structured output, None where none is asked for, and its tokens.  Raises ProviderFailure."""
     form = (body.get("output_config") or {}).get("format") or body.get("output_format")
     if not form:
-        return None
-    if not isinstance(form, Mapping) or form.get("type") != "json_schema" or not isinstance(form.get("schema"), Mapping):
+        return None, 0
+    if (
+        not isinstance(form, Mapping)
+        or form.get("type") != "json_schema"
+        or not isinstance(form.get("schema"), Mapping)
+    ):
         raise bad_request("output_config.format: Input should be {'type': 'json_schema', 'schema': {…}}")
-    check_schema(form["schema"])
-    return form["schema"]  # type: ignore[no-any-return]
+    text = json.dumps(form["schema"])
+    if text not in ACCEPTED:
+        check_schema(form["schema"])
+        ACCEPTED.add(text)
+    return form["schema"], tokens_in(text)
 
 
 def tool_of(body: Mapping[str, Any], answered: bool) -> Tool | None:
@@ -257,11 +273,15 @@ def check_parameters(body: Mapping[str, Any], counting: bool) -> str:
     limit = body.get("max_tokens")
     if not counting:
         if not isinstance(limit, int) or isinstance(limit, bool):
-            raise bad_request("max_tokens: Field required" if limit is None else "max_tokens: Input should be a valid integer")
+            raise bad_request(
+                "max_tokens: Field required" if limit is None else "max_tokens: Input should be a valid integer"
+            )
         if limit < 1:
             raise bad_request("max_tokens: Input should be greater than or equal to 1")
         if limit > MOST_OUTPUT:
-            text = f"max_tokens: {limit} > {MOST_OUTPUT}, which is the maximum allowed number of output tokens for {model}"
+            text = (
+                f"max_tokens: {limit} > {MOST_OUTPUT}, which is the maximum allowed number of output tokens for {model}"
+            )
             raise bad_request(text)
     effort = (body.get("output_config") or {}).get("effort")
     if effort is not None and effort not in EFFORT_SHARE:
@@ -292,12 +312,11 @@ def read_call(body: Mapping[str, Any], counting: bool = False) -> ModelCall:
             blocks = item["content"] if isinstance(item["content"], list) else ()
             answered = answered or any(block.get("type") == "tool_result" for block in blocks)
     if messages[0]["role"] != "user":
-        raise bad_request("messages: first message must use the \"user\" role")
-    schema = schema_of(body)
+        raise bad_request('messages: first message must use the "user" role')
+    schema, schema_tokens = schema_of(body)
+    tokens += schema_tokens
     if body.get("tools"):
         tokens += tokens_in(json.dumps(body["tools"]))
-    if schema is not None:
-        tokens += tokens_in(json.dumps(schema))
     if tokens > CONTEXT:
         raise bad_request(f"prompt is too long: {tokens} tokens > {CONTEXT} maximum")
     thinking = (body.get("thinking") or {}).get("type") in ("enabled", "adaptive")
@@ -311,7 +330,6 @@ def read_call(body: Mapping[str, Any], counting: bool = False) -> ModelCall:
         prompt="\n".join(prompt),
         input_tokens=tokens,
         schema=schema,
-        schema_wanted=schema is not None,
         tool=tool_of(body, answered),
         max_tokens=body.get("max_tokens"),
         stop_sequences=tuple(body.get("stop_sequences") or ()),
@@ -351,7 +369,9 @@ def content_of(reply: ModelReply) -> list[dict[str, Any]]:
         signature = hashlib.sha256(reply.id.encode()).hexdigest()
         blocks.append({"type": "thinking", "thinking": reply.reasoning, "signature": signature})
     if reply.tool is not None:
-        blocks.append({"type": "tool_use", "id": f"toolu_{reply.id}", "name": reply.tool.name, "input": reply.tool_input})
+        blocks.append(
+            {"type": "tool_use", "id": f"toolu_{reply.id}", "name": reply.tool.name, "input": reply.tool_input}
+        )
     else:
         blocks.append({"type": "text", "text": reply.text, "citations": None})
     return blocks
@@ -387,7 +407,11 @@ def message_events(call: ModelCall, reply: ModelReply) -> list[bytes]:
             add(kind, index=index, **data)
         if index == 0:
             add("ping")
-    counted = {key: value for key, value in whole["usage"].items() if key not in ("cache_creation", "service_tier", "inference_geo")}
+    counted = {
+        key: value
+        for key, value in whole["usage"].items()
+        if key not in ("cache_creation", "service_tier", "inference_geo")
+    }
     add("message_delta", delta=stop_of(reply), usage=counted)
     add("message_stop")
     return events

@@ -12,35 +12,43 @@ from array import array
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gorgon_api.sandbox.calls import ModelCall, ModelReply, Tool, Usage, tokens_in
+from gorgon_api.sandbox.calls import Known, ModelCall, ModelReply, Tool, Usage, tokens_in
 from gorgon_api.sandbox.desk import Desk, ProviderFailure, account_of, dump, event, log_entry, pieces
 from gorgon_api.sandbox.http import Request, Response
 from gorgon_api.sandbox.limits import Denied, Level
 
-MODELS = (
-    "gpt-6-astra gpt-6-sol gpt-6-luna gpt-5.6-sol gpt-5.6-terra gpt-5.6-luna gpt-5.5 gpt-5.4 gpt-5.4-mini gpt-5.4-nano gpt-5.2 "
-    "gpt-5.1 gpt-5 gpt-5-mini gpt-5-nano gpt-4.1 gpt-4.1-mini gpt-4.1-nano gpt-4o gpt-4o-mini o3 o4-mini "
-    "text-embedding-3-small text-embedding-3-large"
-).split()
+MODELS = ["gpt-6-astra", "gpt-6-sol", "gpt-6-luna", "gpt-5.6-sol", "gpt-5.6-terra", "gpt-5.6-luna", "gpt-5.5", "gpt-5.4", "gpt-5.4-mini", "gpt-5.4-nano", "gpt-5.2", "gpt-5.1", "gpt-5", "gpt-5-mini", "gpt-5-nano", "gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano", "gpt-4o", "gpt-4o-mini", "o3", "o4-mini", "text-embedding-3-small", "text-embedding-3-large"]
 CONTEXT = 1_000_000
 IMAGE_TOKENS = 765
 REASONING = re.compile(r"^(o\d|gpt-[5-9])")
 CACHE_WRITES = re.compile(r"^gpt-(5\.[6-9]|[6-9])")
 """Models that count what is written to the prompt cache."""
 
+ACCEPTED = Known()
+"""Strict schemas that were found good already."""
+
 EFFORT_SHARE = {"none": 0.0, "minimal": 0.05, "low": 0.15, "medium": 0.3, "high": 0.6, "xhigh": 1.2, "max": 1.5}
 RESPONSE_PARAMETERS = frozenset(
-    "access_programs background background_options context_management conversation image include input instructions "
-    "max_output_tokens max_tool_calls metadata model moderation parallel_tool_calls previous_response_id prompt "
-    "prompt_cache_key prompt_cache_options prompt_cache_retention reasoning safety_identifier service_tier store stream "
-    "stream_options temperature text tool_choice tools top_logprobs top_p truncation user".split()
+    ["access_programs", "background", "background_options", "context_management", "conversation", "image", "include", "input", "instructions", "max_output_tokens", "max_tool_calls", "metadata", "model", "moderation", "parallel_tool_calls", "previous_response_id", "prompt", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "reasoning", "safety_identifier", "service_tier", "store", "stream", "stream_options", "temperature", "text", "tool_choice", "tools", "top_logprobs", "top_p", "truncation", "user"]
 )
 KINDS = {
     400: ("invalid_request_error", None, "The request is not valid."),
     401: ("invalid_request_error", "invalid_api_key", "Incorrect API key provided."),
-    403: ("invalid_request_error", "unsupported_country_region_territory", "Country, region, or territory not supported"),
-    404: ("invalid_request_error", "model_not_found", "The model `{model}` does not exist or you do not have access to it."),
-    429: ("requests", "rate_limit_exceeded", "Rate limit reached for {model} on requests per min. Please try again later."),
+    403: (
+        "invalid_request_error",
+        "unsupported_country_region_territory",
+        "Country, region, or territory not supported",
+    ),
+    404: (
+        "invalid_request_error",
+        "model_not_found",
+        "The model `{model}` does not exist or you do not have access to it.",
+    ),
+    429: (
+        "requests",
+        "rate_limit_exceeded",
+        "Rate limit reached for {model} on requests per min. Please try again later.",
+    ),
     500: ("server_error", None, "The server had an error while processing your request. Sorry about that!"),
     503: ("server_error", None, "The engine is currently overloaded, please try again later."),
 }
@@ -123,7 +131,12 @@ class Dialect:
     def costs(self, call: ModelCall) -> dict[str, float]:
         """Return what a call is expected to use: OpenAI lets in by the larger of input and max_tokens."""
         expected = max(call.input_tokens, call.max_tokens or 0)
-        return {"requests": 1, "tokens": expected, "input_tokens": call.input_tokens, "output_tokens": call.max_tokens or 0}
+        return {
+            "requests": 1,
+            "tokens": expected,
+            "input_tokens": call.input_tokens,
+            "output_tokens": call.max_tokens or 0,
+        }
 
     def used(self, usage: Usage) -> dict[str, float]:
         """Return what a call has used in the end."""
@@ -193,7 +206,9 @@ def tools_of(body: Mapping[str, Any], answered: bool) -> Tool | None:
     for item in body.get("tools") or ():
         function = item.get("function", item)
         if item.get("type") == "function":
-            functions[function.get("name")] = Tool(function.get("name"), function.get("parameters") or {"type": "object"})
+            functions[function.get("name")] = Tool(
+                function.get("name"), function.get("parameters") or {"type": "object"}
+            )
     choice = body.get("tool_choice", "auto")
     if not functions or choice == "none":
         return None
@@ -240,12 +255,12 @@ def check_strict(schema: Any, where: str, path: tuple[str, ...] = ()) -> None:
     check_strict(schema.get("anyOf"), where, (*path, "anyOf"))
 
 
-def schema_of(form: Any, param: str) -> tuple[bool, Mapping[str, Any] | None]:
-    """Return whether JSON is wanted, and its schema.  Raises ProviderFailure."""
+def schema_of(form: Any, param: str) -> tuple[Mapping[str, Any] | None, str]:
+    """Return the schema of the reply, None for plain text, and its text as it counts.  Raises ProviderFailure."""
     if not isinstance(form, Mapping) or form.get("type") in (None, "text"):
-        return False, None
+        return None, ""
     if form["type"] == "json_object":
-        return True, {"type": "object", "properties": {"result": {"type": "string"}, "summary": {"type": "string"}}}
+        return {"type": "object", "properties": {"result": {"type": "string"}, "summary": {"type": "string"}}}, ""
     if form["type"] != "json_schema":
         raise bad_request(f"Invalid value: '{form['type']}'.", f"{param}.type", "invalid_value")
     details = form.get("json_schema", form)
@@ -255,9 +270,11 @@ def schema_of(form: Any, param: str) -> tuple[bool, Mapping[str, Any] | None]:
     if schema.get("type") != "object":
         text = f"Invalid schema for response_format '{details['name']}': schema must be a JSON Schema of 'type: \"object\"', "
         raise bad_request(text + f"got 'type: \"{schema.get('type')}\"'.", f"{param}.schema", "invalid_json_schema")
-    if details.get("strict"):
+    text = json.dumps(schema)
+    if details.get("strict") and text not in ACCEPTED:
         check_strict(schema, f"response_format '{details['name']}'")
-    return True, schema
+        ACCEPTED.add(text)
+    return schema, text
 
 
 def check_model(body: Mapping[str, Any]) -> str:
@@ -319,19 +336,23 @@ def read_call(body: Mapping[str, Any], operation: str) -> ModelCall:
         if body.get("previous_response_id"):
             text = f"Previous response with id '{body['previous_response_id']}' not found."
             raise bad_request(text, "previous_response_id", "previous_response_not_found")
-        form, param, effort = (body.get("text") or {}).get("format"), "text.format", (body.get("reasoning") or {}).get("effort")
+        form, param, effort = (
+            (body.get("text") or {}).get("format"),
+            "text.format",
+            (body.get("reasoning") or {}).get("effort"),
+        )
         limit = read_tokens(body.get("max_output_tokens"), "max_output_tokens")
         stop = ()
         if body.get("instructions"):
             system.insert(0, body["instructions"])
             tokens += tokens_in(body["instructions"]) + 3
-    wanted, schema = schema_of(form, param)
-    extras = tokens_in(json.dumps(body["tools"])) if body.get("tools") else 0
-    extras += tokens_in(json.dumps(schema)) if schema else 0
+    schema, schema_text = schema_of(form, param)
+    tools = json.dumps(body["tools"]) if body.get("tools") else ""
+    extras = tokens_in(tools) + tokens_in(schema_text)
     tokens += extras
     check_room(model, tokens)
     head = "\n".join(system)
-    prefix = hashlib.sha256(f"{json.dumps(body.get('tools'))}{json.dumps(schema)}{head}".encode()).hexdigest()[:24]
+    prefix = hashlib.sha256(f"{tools}{schema_text}{head}".encode("utf-8", "surrogatepass")).hexdigest()[:24]
     return ModelCall(
         provider="openai",
         operation=operation,
@@ -341,7 +362,6 @@ def read_call(body: Mapping[str, Any], operation: str) -> ModelCall:
         prompt="\n".join(user),
         input_tokens=max(1, tokens),
         schema=schema,
-        schema_wanted=wanted,
         tool=tools_of(body, answered),
         max_tokens=limit,
         stop_sequences=(stop,) if isinstance(stop, str) else tuple(stop),
@@ -447,7 +467,11 @@ def response_events(call: ModelCall, reply: ModelReply) -> list[bytes]:
         if item["type"] == "reasoning":
             add("response.output_item.added", output_index=index, item=item)
         elif item["type"] == "function_call":
-            add("response.output_item.added", output_index=index, item={**item, "status": "in_progress", "arguments": ""})
+            add(
+                "response.output_item.added",
+                output_index=index,
+                item={**item, "status": "in_progress", "arguments": ""},
+            )
             for piece in pieces(item["arguments"]):
                 add("response.function_call_arguments.delta", **at, delta=piece)
             add("response.function_call_arguments.done", **at, name=item["name"], arguments=item["arguments"])
@@ -567,7 +591,11 @@ def embed(desk: Desk, request: Request, account: str, body: Mapping[str, Any]) -
     """Answer a request for embeddings.  Raises ProviderFailure."""
     model = check_model(body)
     given = body.get("input")
-    texts_given = [given] if isinstance(given, str) or (isinstance(given, list) and given and isinstance(given[0], int)) else given
+    texts_given = (
+        [given]
+        if isinstance(given, str) or (isinstance(given, list) and given and isinstance(given[0], int))
+        else given
+    )
     if not isinstance(texts_given, list) or not texts_given:
         raise bad_request("'$.input' is invalid. Please check the API reference.", "input")
     inputs = [text if isinstance(text, str) else json.dumps(text) for text in texts_given]
