@@ -115,11 +115,6 @@ class Names:
         fields = {name: Type.from_schema({**schema, "required": []}) for name, schema in declared.items()}
         return Type("object", fields=fields)
 
-    @cached_property
-    def secrets(self) -> Type:
-        """The type of `secrets`."""
-        return Type("object", fields=dict.fromkeys(self.layout.workflow.secrets, kinds.STRING))
-
     # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def meaning(self, owner: int, path: Path, *, until: bool = False) -> Meaning:
@@ -128,7 +123,7 @@ class Names:
         `until`: in the loop's `until:`, which is read after an iteration, not before the step.  Raises Unknown.
         """
         name = path.root
-        if found := self._local(owner, name):
+        if found := self._local(owner, name, until=until):
             return found
         if self.lenient and (found := self._old(owner, name)):
             return found
@@ -141,9 +136,9 @@ class Names:
             return Meaning(Ref("input", field=name), kinds.ANY)
         raise self._nothing(owner, name)
 
-    def _local(self, owner: int, name: str) -> Meaning | None:
+    def _local(self, owner: int, name: str, *, until: bool) -> Meaning | None:
         """Names that a map or loop around gives."""
-        role = ""
+        role = "body" if until else ""
         for draft in self.layout.ancestors(owner):
             step = draft.step
             if draft.kind is Kind.MAP and step is not None and step.map is not None:
@@ -162,15 +157,33 @@ class Names:
         """Names of older files that come before the ids of steps: published ones, then inputs."""
         publishers = self.layout.publishers.get(name)
         if publishers:
-            others = [index for index in publishers if not self._inside(owner, index)]
+            others = [index for index in publishers if not self._inside(owner, index) and self._reachable(owner, index)]
             before = [index for index in others if self._comes_before(index, owner)] or others
             if before:
                 last = before[-1]
                 more = tuple(reversed(before[:-1]))
+                if last > owner and self._repeated(owner, last):
+                    return Meaning(Ref("published", last, name), kinds.ANY)
                 return Meaning(Ref("published", last, name, more), kinds.ANY, list(before))
+            again = [index for index in publishers if self._repeated(owner, index)]
+            if again:
+                return Meaning(Ref("published", again[0], name), kinds.ANY)
         if name in self.layout.workflow.inputs and name not in self.layout.ids:
             return Meaning(Ref("input", field=name), kinds.ANY)
         return None
+
+    def _repeated(self, owner: int, index: int) -> bool:
+        """Whether both are in the body of one loop, so that the name may be what the iteration before published."""
+        around = set(self.layout.path(index))
+        loops = [draft for draft in self.layout.ancestors(owner) if draft.kind is Kind.LOOP]
+        return any(loop.index in around and loop.index != owner for loop in loops)
+
+    def _reachable(self, owner: int, index: int) -> bool:
+        try:
+            self.edge(owner, index, until=True)
+        except Unknown:
+            return False
+        return True
 
     def _inside(self, owner: int, index: int) -> bool:
         return any(draft.index == index for draft in self.layout.ancestors(owner))
@@ -183,7 +196,7 @@ class Names:
             case "inputs":
                 return Meaning(Ref("input"), self.inputs)
             case "secrets":
-                return Meaning(Ref("secret"), self.secrets)
+                return Meaning(Ref("secret"), kinds.ANY)  # `build` checks their names
             case "run":
                 return Meaning(Ref("run"), _RUN)
             case "error":
