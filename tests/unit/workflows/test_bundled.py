@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
+from gorgon_common.errors import InputInvalid
 from gorgon_common.roles.catalogue import load_roles
+from gorgon_common.workflow.compiler import check_inputs, try_compile
 from gorgon_common.workflow.loader import load
+from gorgon_common.workflow.plan import Kind, Plan
 
 FOLDER = resources.files("workflows")
 INDEX: dict[str, dict[str, Any]] = yaml.safe_load((FOLDER / "index.yaml").read_text(encoding="utf-8"))["workflows"]
@@ -36,13 +39,44 @@ def test_an_entry_says_what_the_file_says(name: str) -> None:
     assert spec.description == entry["description"]
 
 
-@BUNDLED
-def test_it_loads_without_a_warning(name: str) -> None:
-    assert load(bundled(name), file=name, roles=load_roles()).problems == []
+def compiled(text: str) -> Plan:
+    """The plan of a text about which nothing is to say, not even a warning."""
+    loaded = load(text, roles=load_roles())
+    made = try_compile(loaded, roles=load_roles())
+    assert [*loaded.problems, *made.problems] == []
+    assert made.plan is not None
+    assert made.plan.unavailable == ()
+    return made.plan
 
 
 @BUNDLED
-def test_it_runs_without_arguments(name: str) -> None:
+def test_it_compiles_without_a_warning(name: str) -> None:
+    assert compiled(bundled(name)).name == name
+
+
+@BUNDLED
+def test_it_takes_its_defaults_and_no_unknown_input(name: str) -> None:
+    plan = compiled(bundled(name))
+    assert check_inputs(plan, {}).keys() == plan.inputs.keys()
+    with pytest.raises(InputInvalid):
+        check_inputs(plan, {"no_such_input": 1})
+
+
+def test_together_they_use_every_kind_that_can_run() -> None:
+    kinds = {node.kind for name in INDEX for node in compiled(bundled(name)).nodes}
+    assert kinds >= {Kind.AGENT, Kind.COMMAND, Kind.MAP, Kind.LOOP, Kind.GROUP, Kind.AGGREGATE, Kind.CHECKPOINT}
+
+
+def test_feature_build_tests_and_audits_side_by_side() -> None:
+    plan = compiled(bundled("feature-build"))
+    needs = {node.id: {plan.nodes[dep.node].id for dep in node.deps} for node in plan.nodes}
+    assert needs["tests"] == {"build", "plan"}
+    assert needs["audit"] == {"build"}
+    assert {"build", "tests", "audit"} <= needs["review"]
+
+
+@BUNDLED
+def test_every_input_has_a_default_and_says_what_it_is(name: str) -> None:
     for field, schema in load(bundled(name)).spec.inputs.items():
         assert "default" in schema, field
         assert not schema["required"]
@@ -76,7 +110,7 @@ def test_every_step_is_used_or_checked(name: str) -> None:
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_template_loads_and_is_commented(template: str) -> None:
     text = (FOLDER / "templates" / template).read_text(encoding="utf-8")
-    assert load(text, file=template, roles=load_roles()).problems == []
+    assert compiled(text).name.startswith("my-")
     assert text.startswith("# ")
     assert len(text.splitlines()) <= 40
 
