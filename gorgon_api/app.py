@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 
 from gorgon_api.auth import KeyRing
+from gorgon_api.body_limit import BodyLimit
 from gorgon_api.errors import add_handlers
 from gorgon_api.routes import health, runs, workflows
 from gorgon_common.bootstrap import Services
@@ -26,10 +27,10 @@ def create_app(services: Services, keys: KeyRing) -> FastAPI:
         title="Gorgon",
         version=_version(),
         description=_DESCRIPTION,
-        max_body_size=MAX_BODY,
         openapi_url="/openapi.json",
     )
     app.state.services, app.state.keys = services, keys
+    app.add_middleware(BodyLimit, maximum=MAX_BODY)
     add_handlers(app)
     for router in (runs.router, workflows.router, health.router):
         app.include_router(router)

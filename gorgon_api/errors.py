@@ -32,7 +32,6 @@ _STATUS: dict[type[errors.GorgonError], int] = {
 _HINTS = {
     404: "GET /openapi.json lists what there is.",
     405: "GET /openapi.json says which methods a path takes.",
-    413: "A request may have at most 1 MB.",
 }
 
 
@@ -111,7 +110,7 @@ async def _of_the_request(_request: Request, error: Exception) -> JSONResponse:
 async def _of_the_framework(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = error.status_code
-    kind = HTTPStatus(code).phrase.lower().replace(" ", "-")
+    kind = "content-too-large" if code == 413 else HTTPStatus(code).phrase.lower().replace(" ", "-")
     return problem(code, kind, str(error.detail), hint=_HINTS.get(code), headers=error.headers)
 
 

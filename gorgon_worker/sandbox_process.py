@@ -21,32 +21,32 @@ _URL = re.compile(r"https?://\S+")
 class SandboxProcess:
     """Starts when it is made; `url()` waits until it answers.  A context manager that ends it.
 
-    The process reads its stdin, a pipe from here, and ends when that closes: also where this process is killed.
+    The process looks whether its parent still lives, and ends when it does not: also where this process is killed.
     """
 
     def __init__(self, settings: Settings) -> None:
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        for name in ("PYTHONDONTWRITEBYTECODE",):
-            environment.pop(name, None)
-        command = [sys.executable, "-m", "gorgon_api.sandbox", "--host", "127.0.0.1", "--port", "0", "--watch-stdin"]
-        command += ["--seed", str(settings.sandbox_seed)]
+        command = [sys.executable, "-m", "gorgon_api.sandbox", "--host", "127.0.0.1", "--port", "0"]
+        command += ["--seed", str(settings.sandbox_seed), "--exit-with-parent", str(os.getpid())]
         if settings.sandbox_latency is not None:
             command += ["--latency", f"{settings.sandbox_latency}s"]
         # A session of its own: Ctrl-C in the terminal must not end it before the run has been cancelled.
         self._process = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment,
             text=True,
             start_new_session=True,
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._said: list[str] = []
         self._url: str | None = None
-        threading.Thread(target=self._read_output, name="gorgon-sandbox-out", daemon=True).start()
-        threading.Thread(target=self._read_errors, name="gorgon-sandbox-err", daemon=True).start()
+        self._readers = [
+            threading.Thread(target=read, name="gorgon-sandbox-output", daemon=True)
+            for read in (self._read_output, self._read_errors)
+        ]
+        for thread in self._readers:
+            thread.start()
 
     def url(self) -> str:
         """Return its address, as soon as it answers.  Raises Unavailable where it does not start."""
@@ -71,9 +71,8 @@ class SandboxProcess:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if pipe is not None and pipe is self._process.stdin:
-                pipe.close()
+        for thread in self._readers:
+            thread.join(1)
 
     def __enter__(self) -> Self:
         return self
@@ -84,12 +83,14 @@ class SandboxProcess:
         self.close()
 
     def _read_output(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line)
+        assert self._process.stdout is not None  # it is a pipe
+        with self._process.stdout as output:
+            for line in output:
+                self._lines.put(line)
         self._lines.put(None)
 
     def _read_errors(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self._said = [*self._said[-20:], line.strip()]
+        assert self._process.stderr is not None  # it is a pipe
+        with self._process.stderr as output:
+            for line in output:
+                self._said = [*self._said[-20:], line.strip()]

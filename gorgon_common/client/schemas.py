@@ -6,9 +6,10 @@ is renamed or removed within /v1.
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Target = Literal["sandbox", "live"]
 RunStatus = Literal["queued", "running", "paused", "finishing", "succeeded", "failed", "cancelled"]
@@ -152,6 +153,15 @@ class Submission(_Received):
     source: str | None = Field(None, min_length=1, max_length=262_144)
     inputs: dict[str, Any] = Field(default_factory=dict)
     target: Target = "sandbox"
+
+    @field_validator("inputs")
+    @classmethod
+    def _storable(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError):
+            raise ValueError("the values must be JSON: no NaN or Infinity, no half of a surrogate pair") from None
+        return value
 
 
 class Accepted(_Sent):
