@@ -71,8 +71,11 @@ class _Conversation:
             raise
         violations: list[str] = []
         if not unusable and call.schema is not None:
-            data, violations = judge(call.schema, reply)
-            reply = replace(reply, data=data)
+            try:
+                data, violations = judge(call.schema, reply)
+                reply = replace(reply, data=data)
+            except errors.Final as error:
+                unusable = error
         outcome = "ok"
         if unusable:
             outcome = unusable.kind if isinstance(unusable, errors.Refused) else "invalid"
@@ -160,7 +163,8 @@ def converse(
 def judge(schema: Mapping[str, Any], reply: AgentReply) -> tuple[Any, list[str]]:
     """Return the reply's data and what is wrong with it, one sentence each, at most 20; none where it fits the schema.
 
-    `reply.data` is judged, or the text where the adapter could not parse it.
+    `reply.data` is judged, or the text where the adapter could not parse it.  Raises Final where the schema itself is
+    broken.
     """
     data = reply.data
     if data is None:
@@ -168,7 +172,13 @@ def judge(schema: Mapping[str, Any], reply: AgentReply) -> tuple[Any, list[str]]
             data = json.loads(reply.text)
         except ValueError as error:
             return None, [f"the reply is not JSON: {error}"]
-    found = sorted(_validator(schema).iter_errors(data), key=lambda error: list(map(str, error.absolute_path)))
+    try:
+        found = sorted(_validator(schema).iter_errors(data), key=lambda error: list(map(str, error.absolute_path)))
+    except load("referencing.exceptions:Unresolvable") as error:
+        raise errors.Final(
+            f"The output schema refers to {error.ref!r}, which is not in it.",
+            hint="Put it under `$defs` and refer to it as `#/$defs/name`.",
+        ) from None
     sentences = list(dict.fromkeys(_sentence(error) for error in found))
     if len(sentences) > _SHOWN_VIOLATIONS:
         sentences[_SHOWN_VIOLATIONS:] = [f"… and {len(sentences) - _SHOWN_VIOLATIONS} more"]
