@@ -13,13 +13,17 @@ from typing import Any
 TRIGGER = re.compile(r"\[\[sandbox:\s*", re.IGNORECASE)
 _ROLE = re.compile(r"^\s*(?:#+\s*)?role:\s*([A-Za-z][\w-]*)", re.IGNORECASE)
 _YOU_ARE = re.compile(r"\byou are (?:a|an|the)?\s*([\w -]{3,60})", re.IGNORECASE)
-ROLES = ["planner", "builder", "tester", "reviewer", "architect", "documenter", "data_analyst", "devops", "security_auditor", "security_analyst", "security", "migrator", "data_engineer", "analyst", "visualizer", "reporter", "model_builder"]
+_ROLES_TEXT = """
+    planner builder tester reviewer architect documenter data_analyst devops security_auditor security_analyst
+    security migrator data_engineer analyst visualizer reporter model_builder
+"""
+ROLES = tuple(_ROLES_TEXT.split())
 _UNESSENTIAL = ("stream", "stream_options", "metadata", "user", "safety_identifier", "store")
 
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens of a call.  `input` counts every input token, the cached ones included; `reasoning` is part of `output`."""
+    """Tokens of a call.  `input` counts all input, cached or not; `reasoning` is part of `output`."""
 
     input: int = 0
     cached: int = 0
@@ -45,8 +49,9 @@ class Tool:
 class ModelCall:
     """What was asked.
 
-    `prompt` is the text of the user's turns, `said` what triggers are looked for in (system and user).  `tool` is the tool to
-    be called now, if any.  `prefixes` are the cacheable beginnings of the input, short to long: (digest, tokens, kind).
+    `prompt` is the text of the user's turns, `said` what triggers are looked for in (system and user).  `tool` is the
+    tool to be called now, if any.  `prefixes` are the cacheable beginnings of the input, short to long: (digest,
+    tokens, kind).
     """
 
     provider: str

@@ -88,7 +88,7 @@ class Dialect(Protocol):
 
 @dataclass(slots=True)
 class Desk:
-    """Everything that the sandbox remembers.  `latency` is the total time of a reply in seconds, None for a lifelike one."""
+    """All that the sandbox remembers.  `latency` is the total time of a reply in seconds, None for a lifelike one."""
 
     seed: int
     latency: float | None
@@ -278,7 +278,7 @@ class Desk:
     def use_cache(self, call: ModelCall, account: str, usage: Usage, now: float) -> None:
         """Count which beginnings of the input were read from the prompt cache and which were written to it."""
         known = 0
-        for digest, tokens, kind in call.prefixes:
+        for digest, tokens, _ in call.prefixes:
             key = (account, call.model, digest)
             if tokens < CACHE_FEWEST:
                 continue
@@ -384,7 +384,7 @@ def pieces(text: str) -> list[str]:
 
 
 def account_of(key: str) -> str:
-    """Return how an API key is shown in the log: as it is where it is short, else its ends alone, it may be a real one."""
+    """Return how an API key is shown: as it is where it is short, else its beginning alone, it may be a real one."""
     return key if len(key) <= 32 else f"{key[:6]}…{hashlib.sha256(key.encode()).hexdigest()[:6]}"
 
 

@@ -1,7 +1,7 @@
 """Faults: what goes wrong, for which requests, how often.
 
-A rule comes from `POST /_faults` as a JSON object or stands in the prompt as `[[sandbox: status=500 times=2 key=abc]]`; the
-words are the same in both.
+A rule comes from `POST /_faults` as a JSON object or stands in the prompt as `[[sandbox: status=500 times=2
+key=abc]]`; the words are the same in both.
 """
 
 from __future__ import annotations
@@ -48,10 +48,9 @@ def parse_size(text: str | int) -> int:
 class Fault:
     """A rule: which requests, how often, and what happens to them.
 
-    Which: `provider`, `account`, `model` and `role` are patterns, `contains` is a text in what was sent.  How often: `after`
-    lets the first ones pass, `nth` takes only that one (from 1), `every` each n-th, `probability` that share of them, `times`
-    at most so many.
-    What: see docs/sandbox.md.
+    Which: `provider`, `account`, `model` and `role` are patterns, `contains` is a text in what was sent.  How often:
+    `after` lets the first ones pass, `nth` takes only that one (from 1), `every` each n-th, `probability` that share
+    of them, `times` at most so many. What: see docs/sandbox.md.
     """
 
     provider: str = "*"
@@ -118,9 +117,9 @@ class Fault:
             return False
         if (self.every is not None and turn % self.every) or (self.times is not None and self.fired >= self.times):
             return False
-        if self.probability is not None:
-            if random.Random(f"{seed}:{self.key}:{self.matched}").random() >= self.probability:
-                return False
+        chance = random.Random(f"{seed}:{self.key}:{self.matched}").random() if self.probability is not None else 0.0
+        if self.probability is not None and chance >= self.probability:
+            return False
         self.fired += 1
         return True
 
@@ -214,7 +213,10 @@ _READERS: dict[str, Any] = {
     "huge": parse_size,
 }
 _WORDS = {item.name for item in fields(Fault)} - {"matched", "fired"}
-_ACTIONS = ["status", "code", "retry_after", "delay", "truncate", "malformed", "wrong_schema", "refuse", "drop", "reset", "hang", "huge", "stop", "text", "json", "usage"]
+_ACTIONS_TEXT = """
+    status code retry_after delay truncate malformed wrong_schema refuse drop reset hang huge stop text json usage
+"""
+_ACTIONS = tuple(_ACTIONS_TEXT.split())
 
 
 def read_triggers(text: str) -> list[dict[str, Any]]:

@@ -82,7 +82,7 @@ def _parse_head(head: bytes) -> tuple[str, str, dict[str, str], dict[str, str]]:
 
 def _parse_chunks(data: bytes, start: int) -> tuple[bytes, int] | None:
     """Return a chunked body and where it ends, None while it is incomplete.  Raises BadRequest."""
-    parts = []
+    parts: list[bytes] = []
     while True:
         line = data.find(b"\r\n", start)
         if line < 0:
@@ -117,20 +117,24 @@ class Connection(asyncio.Protocol):
         self._writable.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Tell those who wait for the client that it has gone."""
         self._connections.discard(self)
         self._writable.set()
         if not self._closed.done():
             self._closed.set_result(None)
 
     def pause_writing(self) -> None:
+        """The client reads too slowly."""
         self._writable.clear()
 
     def resume_writing(self) -> None:
+        """The client has caught up."""
         self._writable.set()
 
     def close(self) -> None:
@@ -140,6 +144,7 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        """Collect what comes; answer when a request is whole."""
         self._buffer += data
         if self._task is None:
             self._next()

@@ -1,7 +1,8 @@
 """Makes a valid instance of a JSON Schema, with plausible values where a hint is known.
 
-The walk builds an instance that fits by construction wherever it can; what needs luck (`not`, `if`, overlapping `oneOf`) is
-tried again with other random choices.  The same schema, hints and random source always give the same instance.
+The walk builds an instance that fits by construction wherever it can; what needs luck (`not`, `if`, overlapping
+`oneOf`) is tried again with other random choices.  The same schema, hints and random source always give the same
+instance.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from gorgon_api.sandbox.schemas import (
     canonical,
     fits,
     is_multiple,
+    matches_pattern,
     property_schemas,
     resolve_pointer,
 )
@@ -31,7 +33,8 @@ MISSING: Any = object()
 Hint = Callable[[Path, str, Mapping[str, Any]], Any]
 """`hint(path, kind, siblings)`: a plausible value for the place, `kind` being a JSON Schema type.
 
-For `array` it is the number of items that would look right.  `siblings` holds what is decided already of the object around.
+For `array` it is the number of items that would look right.  `siblings` holds what is decided already of the object
+around.
 """
 
 ATTEMPTS = 24
@@ -546,7 +549,8 @@ class _Walk:
             return str(name)
         if flat.get("additionalProperties", True) is False:
             for pattern in flat.get("patternProperties", {}):
-                return matching_text(pattern, self.rng, number % 6)
+                name = matching_text(pattern, self.rng, number % 6)
+                return f"{name}{number}" if matches_pattern(pattern, f"{name}{number}") else name
             raise Impossible("no further property is allowed")
         stem = str(path[-1]).rstrip("s") if path and isinstance(path[-1], str) else "item"
         return f"{stem}_{number}"
@@ -563,7 +567,8 @@ def wrong_instance(schema: Schema, rng: random.Random, hint: Hint | None = None)
             without = {key: item for key, item in value.items() if key != name}
             if not fits(schema, without):
                 return without
-    for other in ({"unexpected": True}, [], "unexpected", 17, None):
+    others: tuple[Any, ...] = ({"unexpected": True}, [], "unexpected", 17, None)
+    for other in others:
         if not fits(schema, other):
             return other
     return value

@@ -15,10 +15,11 @@ DIMENSIONS = ("requests", "tokens", "input_tokens", "output_tokens")
 class Limit:
     """What an account may use.
 
-    `provider`, `account` and `model` are patterns (`*`, `gpt-*`).  `requests` and the tokens are for `per` seconds; None is
-    no limit.  `mode`: `bucket` refills continuously up to `burst` (a share of the limit); `window` starts afresh every `window`
-    seconds, with the limit's share of that time.  `concurrent` bounds calls in flight.  `quota_tokens` is all that the account
-    has; when it is used up, nothing is answered any more.  `retry_after: false` leaves the header out of a 429.
+    `provider`, `account` and `model` are patterns (`*`, `gpt-*`).  `requests` and the tokens are for `per` seconds;
+    None is no limit.  `mode`: `bucket` refills continuously up to `burst` (a share of the limit); `window` starts
+    afresh every `window` seconds, with the limit's share of that time.  `concurrent` bounds calls in flight.
+     `quota_tokens` is all that the account has; when it is used up, nothing is answered any more.  `retry_after:
+    false` leaves the header out of a 429.
     """
 
     provider: str = "*"
@@ -145,7 +146,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """Why a call is not let in.  `kind` is a dimension, `concurrent` or `quota`; `wait` is in seconds (infinity: never)."""
+    """Why a call is not let in.  `kind` is a dimension or `concurrent`; `wait` is in seconds (infinity: never)."""
 
     kind: str
     wait: float

@@ -25,8 +25,8 @@ _ANY = _LETTERS + _LETTERS.upper() + "0123456789 -_.,:/@"
 def matching_text(pattern: str, rng: random.Random, extra: int = 0) -> str:
     """Return a text that `pattern` most likely matches; each repetition is `extra` longer than it must be.
 
-    Raises re.error for a broken pattern and ValueError for a construct that is not known here.  Assertions are ignored, so
-    the caller checks the text.
+    Raises re.error for a broken pattern and ValueError for a construct that is not known here.  Assertions are
+    ignored, so the caller checks the text.
     """
     groups: dict[int, str] = {}
     return "".join(_node(op, argument, rng, extra, groups) for op, argument in _PARSER.parse(pattern))

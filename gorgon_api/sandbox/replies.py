@@ -12,9 +12,15 @@ from gorgon_api.sandbox.calls import ModelCall, without_triggers
 from gorgon_api.sandbox.instances import MISSING, Impossible, Path, instance, wrong_instance
 
 _WORD = re.compile(r"[^\W\d_][\w'-]{3,30}", re.UNICODE)
-_DULL = frozenset(
-    ["about", "above", "after", "again", "against", "also", "analyze", "asked", "been", "before", "being", "below", "between", "both", "cannot", "could", "does", "doing", "done", "down", "each", "else", "every", "following", "from", "given", "have", "having", "here", "into", "itself", "just", "like", "make", "many", "more", "most", "must", "need", "needs", "only", "other", "output", "over", "please", "prompt", "result", "results", "role", "same", "shall", "should", "some", "step", "such", "sure", "tell", "than", "that", "their", "them", "then", "there", "these", "they", "this", "those", "through", "under", "until", "upon", "using", "very", "want", "well", "were", "what", "when", "where", "which", "while", "whom", "will", "with", "within", "without", "would", "write", "your", "yours", "review", "create", "implement", "produce", "answer", "return", "task", "work", "none", "null", "true", "false", "json", "text", "string"]
-)
+_DULL_TEXT = """
+    about above after again against also analyze asked been before being below between both cannot could does doing
+    done down each else every following from given have having here into itself just like make many more most must
+    need needs only other output over please prompt result results role same shall should some step such sure tell
+    than that their them then there these they this those through under until upon using very want well were what
+    when where which while whom will with within without would write your yours review create implement produce
+    answer return task work none null true false json text string
+"""
+_DULL = frozenset(_DULL_TEXT.split())
 
 GOOD = (
     "approved",
@@ -35,7 +41,7 @@ GOOD = (
 _BAD = re.compile(
     r"error|fail|block|reject|vulnerab|critical|duplicate|truncated|urgent|^(needs|requires|is_spam)|breaking"
 )
-_EMPTY_LISTS = frozenset(["questions", "open_questions", "errors", "failures", "blockers", "blocking_issues", "missing"])
+_EMPTY_LISTS = frozenset(("questions", "open_questions", "errors", "failures", "blockers", "missing"))
 _NUMBERS: dict[str, tuple[float, float]] = {
     "score": (0.9, 88),
     "confidence": (0.9, 0.9),
@@ -91,7 +97,7 @@ class Topic:
 
     def word(self, index: int) -> str:
         """Return one word, going round."""
-        return self.words[index % len(self.words)]
+        return str(self.words[index % len(self.words)])
 
     def phrase(self, index: int = 0) -> str:
         """Return two words that stood near each other."""

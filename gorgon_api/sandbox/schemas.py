@@ -115,15 +115,7 @@ def fits(schema: Schema, value: Any, root: Schema | None = None) -> bool:
             return True
         if not fits(target, value, root):
             return False
-    if "type" in schema:
-        types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        if not any(is_type(value, name) for name in types):
-            return False
-    if "enum" in schema and canonical(value) not in map(canonical, schema["enum"]):
-        return False
-    if "const" in schema and canonical(value) != canonical(schema["const"]):
-        return False
-    if not _fits_combination(schema, value, root):
+    if not _fits_value(schema, value) or not _fits_combination(schema, value, root):
         return False
     if isinstance(value, str):
         return _fits_string(schema, value)
@@ -134,6 +126,16 @@ def fits(schema: Schema, value: Any, root: Schema | None = None) -> bool:
     if isinstance(value, dict):
         return _fits_object(schema, value, root)
     return True
+
+
+def _fits_value(schema: Mapping[str, Any], value: Any) -> bool:
+    if "type" in schema:
+        types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        if not any(is_type(value, name) for name in types):
+            return False
+    if "enum" in schema and canonical(value) not in map(canonical, schema["enum"]):
+        return False
+    return "const" not in schema or canonical(value) == canonical(schema["const"])
 
 
 def _fits_combination(schema: Mapping[str, Any], value: Any, root: Schema) -> bool:

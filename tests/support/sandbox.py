@@ -1,4 +1,4 @@
-"""Starts a real sandbox process for tests, the demo and benchmarks: `start_sandbox(**options)`, or the fixture `sandbox`."""
+"""Starts a real sandbox process: `start_sandbox(**options)`, or the fixture `sandbox`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Sandbox:
             return json.load(response)
 
     def log(self, **fields: Any) -> list[dict[str, Any]]:
-        """Return the requests that it has seen, oldest first, those with the given fields (`status=200`, `role="planner"`)."""
+        """Return the requests it has seen, oldest first: those with the given fields (`status=200, role="planner"`)."""
         entries: list[dict[str, Any]] = self.ask("GET", f"/_log?{urlencode(fields)}")["entries"]
         return entries
 
@@ -118,7 +118,8 @@ def start_sandbox(
 ) -> Sandbox:
     """Start a sandbox on a free port and return it when it answers.  It ends with this process.
 
-    `latency` is the total time of a reply (`500ms`), None for lifelike times.  Raises RuntimeError where it does not start.
+    `latency` is the total time of a reply (`500ms`), None for lifelike times.  Raises RuntimeError where it does not
+    start.
     """
     command = [sys.executable, "-m", "gorgon_api.sandbox", "--port", str(port), "--seed", str(seed)]
     command += ["--exit-with-parent", str(os.getpid())]

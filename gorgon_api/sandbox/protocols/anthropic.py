@@ -15,14 +15,22 @@ from gorgon_api.sandbox.desk import Desk, ProviderFailure, account_of, dump, eve
 from gorgon_api.sandbox.http import Request, Response
 from gorgon_api.sandbox.limits import Denied, Level
 
-MODELS = ["claude-opus-5-5", "claude-sonnet-5-5", "claude-haiku-5-5", "claude-fable-5-2", "claude-mythos-5-2", "claude-opus-5", "claude-sonnet-5", "claude-fable-5", "claude-opus-4-8", "claude-opus-4-7", "claude-opus-4-6", "claude-sonnet-4-6", "claude-opus-4-5", "claude-sonnet-4-5", "claude-haiku-4-5"]
+_MODELS_TEXT = """
+    claude-opus-5-5 claude-sonnet-5-5 claude-haiku-5-5 claude-fable-5-2 claude-mythos-5-2 claude-opus-5
+    claude-sonnet-5 claude-fable-5 claude-opus-4-8 claude-opus-4-7 claude-opus-4-6 claude-sonnet-4-6 claude-opus-4-5
+    claude-sonnet-4-5 claude-haiku-4-5
+"""
+MODELS = tuple(_MODELS_TEXT.split())
 CONTEXT = 1_000_000
 MOST_OUTPUT = 128_000
 IMAGE_TOKENS = 1100
 EFFORT_SHARE = {"low": 0.15, "medium": 0.3, "high": 0.6, "xhigh": 1.2, "max": 1.5}
-PARAMETERS = frozenset(
-    ["max_tokens", "messages", "model", "cache_control", "container", "diagnostics", "inference_geo", "metadata", "output_config", "service_tier", "speed", "stop_sequences", "system", "thinking", "tool_choice", "tools", "user_profile_id", "workspace_id", "stream", "output_format", "betas", "mcp_servers", "context_management"]
-)
+_PARAMETERS_TEXT = """
+    max_tokens messages model cache_control container diagnostics inference_geo metadata output_config service_tier
+    speed stop_sequences system thinking tool_choice tools user_profile_id workspace_id stream output_format betas
+    mcp_servers context_management
+"""
+PARAMETERS = frozenset(_PARAMETERS_TEXT.split())
 KINDS = {
     400: ("invalid_request_error", "The request is not valid."),
     401: ("authentication_error", "invalid x-api-key"),
@@ -112,7 +120,8 @@ class Dialect:
         else:
             what = denied.kind.replace("_", " ")
             text = f"This request would exceed your organization's rate limit of {denied.limit:,.0f} {what} per minute"
-            text += f" (model: {model}). Please reduce the prompt length or the maximum tokens requested, or try again later."
+            text += f" (model: {model}). Please reduce the prompt length or the maximum tokens requested, "
+            text += "or try again later."
         after = denied.wait if denied.retry_after and math.isfinite(denied.wait) else None
         return ProviderFailure(429, "rate_limit_error", text, None, None, after)
 

@@ -17,7 +17,12 @@ from gorgon_api.sandbox.desk import Desk, ProviderFailure, account_of, dump, eve
 from gorgon_api.sandbox.http import Request, Response
 from gorgon_api.sandbox.limits import Denied, Level
 
-MODELS = ["gpt-6-astra", "gpt-6-sol", "gpt-6-luna", "gpt-5.6-sol", "gpt-5.6-terra", "gpt-5.6-luna", "gpt-5.5", "gpt-5.4", "gpt-5.4-mini", "gpt-5.4-nano", "gpt-5.2", "gpt-5.1", "gpt-5", "gpt-5-mini", "gpt-5-nano", "gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano", "gpt-4o", "gpt-4o-mini", "o3", "o4-mini", "text-embedding-3-small", "text-embedding-3-large"]
+_MODELS_TEXT = """
+    gpt-6-astra gpt-6-sol gpt-6-luna gpt-5.6-sol gpt-5.6-terra gpt-5.6-luna gpt-5.5 gpt-5.4 gpt-5.4-mini
+    gpt-5.4-nano gpt-5.2 gpt-5.1 gpt-5 gpt-5-mini gpt-5-nano gpt-4.1 gpt-4.1-mini gpt-4.1-nano gpt-4o gpt-4o-mini o3
+    o4-mini text-embedding-3-small text-embedding-3-large
+"""
+MODELS = tuple(_MODELS_TEXT.split())
 CONTEXT = 1_000_000
 IMAGE_TOKENS = 765
 REASONING = re.compile(r"^(o\d|gpt-[5-9])")
@@ -28,9 +33,13 @@ ACCEPTED = Known()
 """Strict schemas that were found good already."""
 
 EFFORT_SHARE = {"none": 0.0, "minimal": 0.05, "low": 0.15, "medium": 0.3, "high": 0.6, "xhigh": 1.2, "max": 1.5}
-RESPONSE_PARAMETERS = frozenset(
-    ["access_programs", "background", "background_options", "context_management", "conversation", "image", "include", "input", "instructions", "max_output_tokens", "max_tool_calls", "metadata", "model", "moderation", "parallel_tool_calls", "previous_response_id", "prompt", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "reasoning", "safety_identifier", "service_tier", "store", "stream", "stream_options", "temperature", "text", "tool_choice", "tools", "top_logprobs", "top_p", "truncation", "user"]
-)
+_RESPONSE_PARAMETERS_TEXT = """
+    access_programs background background_options context_management conversation image include input instructions
+    max_output_tokens max_tool_calls metadata model moderation parallel_tool_calls previous_response_id prompt
+    prompt_cache_key prompt_cache_options prompt_cache_retention reasoning safety_identifier service_tier store
+    stream stream_options temperature text tool_choice tools top_logprobs top_p truncation user
+"""
+RESPONSE_PARAMETERS = frozenset(_RESPONSE_PARAMETERS_TEXT.split())
 KINDS = {
     400: ("invalid_request_error", None, "The request is not valid."),
     401: ("invalid_request_error", "invalid_api_key", "Incorrect API key provided."),
@@ -53,8 +62,8 @@ KINDS = {
     503: ("server_error", None, "The engine is currently overloaded, please try again later."),
 }
 QUOTA = (
-    "You exceeded your current quota, please check your plan and billing details. For more information on this error, read "
-    "the docs: https://platform.openai.com/docs/guides/error-codes/api-errors."
+    "You exceeded your current quota, please check your plan and billing details. For more information on this error, "
+    "read the docs: https://platform.openai.com/docs/guides/error-codes/api-errors."
 )
 WHAT = {"requests": "requests per min (RPM)", "tokens": "tokens per min (TPM)", "concurrent": "concurrent requests"}
 
@@ -121,7 +130,8 @@ class Dialect:
         what = WHAT.get(denied.kind, denied.kind)
         if math.isinf(denied.wait):
             text = f"Request too large for {model} in organization org-sandbox on {what}: Limit {denied.limit:.0f}, "
-            text += f"Requested {denied.requested:.0f}. The input or output tokens must be reduced in order to run successfully."
+            text += f"Requested {denied.requested:.0f}. "
+            text += "The input or output tokens must be reduced in order to run successfully."
             return ProviderFailure(429, denied.kind, text, "rate_limit_exceeded")
         text = f"Rate limit reached for {model} in organization org-sandbox on {what}: Limit {denied.limit:.0f}, Used "
         text += f"{denied.used:.0f}, Requested {denied.requested:.0f}. Please try again in {duration(denied.wait)}."
@@ -268,8 +278,12 @@ def schema_of(form: Any, param: str) -> tuple[Mapping[str, Any] | None, str]:
         raise bad_request(f"Missing required parameter: '{param}.name'.", f"{param}.name", "missing_required_parameter")
     schema = details.get("schema") or {}
     if schema.get("type") != "object":
-        text = f"Invalid schema for response_format '{details['name']}': schema must be a JSON Schema of 'type: \"object\"', "
-        raise bad_request(text + f"got 'type: \"{schema.get('type')}\"'.", f"{param}.schema", "invalid_json_schema")
+        text = f"Invalid schema for response_format '{details['name']}': schema must be a JSON Schema of "
+        raise bad_request(
+            text + f"'type: \"object\"', got 'type: \"{schema.get('type')}\"'.",
+            f"{param}.schema",
+            "invalid_json_schema",
+        )
     text = json.dumps(schema)
     if details.get("strict") and text not in ACCEPTED:
         check_strict(schema, f"response_format '{details['name']}'")
@@ -326,8 +340,8 @@ def read_call(body: Mapping[str, Any], operation: str) -> ModelCall:
     if chat:
         form, param, effort = body.get("response_format"), "response_format", body.get("reasoning_effort")
         if "max_tokens" in body and REASONING.match(model):
-            text = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
-            raise bad_request(text, "max_tokens", "unsupported_parameter")
+            text = "Unsupported parameter: 'max_tokens' is not supported with this model."
+            raise bad_request(f"{text} Use 'max_completion_tokens' instead.", "max_tokens", "unsupported_parameter")
         limit = read_tokens(body.get("max_completion_tokens", body.get("max_tokens")), "max_completion_tokens")
         stop = body.get("stop") or ()
     else:
@@ -480,7 +494,7 @@ def response_events(call: ModelCall, reply: ModelReply) -> list[bytes]:
             part = item["content"][0]
             field = "text" if part["type"] == "output_text" else "refusal"
             kind = "response.output_text" if field == "text" else "response.refusal"
-            more = {"logprobs": []} if field == "text" else {}
+            more: dict[str, Any] = {"logprobs": []} if field == "text" else {}
             add("response.content_part.added", **at, content_index=0, part={**part, field: ""})
             for piece in pieces(part[field]):
                 add(f"{kind}.delta", **at, content_index=0, delta=piece, **more)
@@ -632,8 +646,8 @@ def authenticate(request: Request) -> str:
     """Return the API key.  Raises ProviderFailure."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
-        text = "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth "
-        raise ProviderFailure(401, "invalid_request_error", text + "(i.e. Authorization: Bearer YOUR_KEY).")
+        text = "You didn't provide an API key. You need to provide your API key in an Authorization header using "
+        raise ProviderFailure(401, "invalid_request_error", text + "Bearer auth (i.e. Authorization: Bearer YOUR_KEY).")
     key = key.strip()
     if key.startswith("bad"):
         text = f"Incorrect API key provided: {key[:3]}***. You can find your API key at https://platform.openai.com/account/api-keys."
