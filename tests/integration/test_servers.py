@@ -76,5 +76,6 @@ def test_redis_dies_with_its_owner(tmp_path: Path) -> None:
 def test_what_to_install_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr("sys.prefix", "/nowhere")
     with pytest.raises(servers.ServerMissing, match="apt-get install redis-server"):
         servers.redis_executable()
