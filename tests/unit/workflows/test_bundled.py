@@ -11,6 +11,7 @@ import yaml
 from gorgon_common.errors import InputInvalid
 from gorgon_common.roles.catalogue import load_roles
 from gorgon_common.workflow.compiler import check_inputs, try_compile
+from gorgon_common.workflow.formatter import format_text
 from gorgon_common.workflow.loader import load
 from gorgon_common.workflow.plan import Kind, Plan
 
@@ -92,6 +93,11 @@ def test_it_has_limits_outputs_and_metadata(name: str) -> None:
 
 
 @BUNDLED
+def test_it_is_formatted(name: str) -> None:
+    assert format_text(bundled(name)) == bundled(name)
+
+
+@BUNDLED
 def test_its_first_comment_says_how_to_run_it(name: str) -> None:
     head = bundled(name).partition("\nname:")[0]
     assert head.startswith("# ")
@@ -111,6 +117,7 @@ def test_every_step_is_used_or_checked(name: str) -> None:
 def test_a_template_loads_and_is_commented(template: str) -> None:
     text = (FOLDER / "templates" / template).read_text(encoding="utf-8")
     assert compiled(text).name.startswith("my-")
+    assert format_text(text) == text
     assert text.startswith("# ")
     assert len(text.splitlines()) <= 40
 
