@@ -13,10 +13,11 @@ from typing import Any
 from gorgon_common import lazy
 from gorgon_common.bootstrap import Services
 from gorgon_common.cli import terminal
+from gorgon_common.cli.backends import local_services
 from gorgon_common.cli.outline import elapsed
 from gorgon_common.cli.runs import conclude
 from gorgon_common.cli.screen import cut_lines
-from gorgon_common.cli.sources import Workflow, find_workflow, local_services
+from gorgon_common.cli.sources import Workflow, find_workflow
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.errors import InputInvalid, Unavailable
 from gorgon_common.settings import Settings, get_settings

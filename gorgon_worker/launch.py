@@ -12,10 +12,11 @@ import typer
 from gorgon_common import errors, lazy, queues
 from gorgon_common.bootstrap import Services, Submitted
 from gorgon_common.cli import terminal
+from gorgon_common.cli.backends import connect, local_services, resolve_run
 from gorgon_common.cli.follow import EventWait, follow
 from gorgon_common.cli.inputs import read_inputs
 from gorgon_common.cli.runs import choose_view, conclude
-from gorgon_common.cli.sources import Workflow, connect, find_workflow, local_services, looks_like_path, resolve_run
+from gorgon_common.cli.sources import Workflow, find_workflow, looks_like_path
 from gorgon_common.client.http import Client
 from gorgon_common.client.views import plan_nodes
 from gorgon_common.ids import new_id

@@ -11,10 +11,10 @@ from typing import Any
 
 import typer
 
-from gorgon_common import bootstrap, errors, lazy
+from gorgon_common import errors, lazy
 from gorgon_common.cli import terminal
-from gorgon_common.cli.sources import Workflow, find_workflow, read_text
-from gorgon_common.client.views import ENGINE_KINDS, plan_nodes
+from gorgon_common.cli.sources import compile_text, find_workflow, read_text
+from gorgon_common.client.views import ENGINE_KINDS
 from gorgon_common.workflow import catalogue, formatter
 from gorgon_common.workflow import graph as drawings
 from gorgon_common.workflow import schema as language
@@ -44,9 +44,9 @@ def validate(files: Sequence[str], *, as_json: bool) -> None:
     """Check files; exits 2 where one does not load."""
     problems: list[errors.Problem] = []
     for name in files:
-        workflow = _open(name)
+        workflow = find_workflow(name)
         try:
-            plan, found = bootstrap.read_workflow(workflow.text, file=workflow.file)
+            plan, found = compile_text(workflow.text, file=workflow.file)
         except errors.WorkflowInvalid as error:
             found, plan = error.problems, None
         problems += found
@@ -71,10 +71,6 @@ def _verdict(file: str, steps: int, warnings: int) -> Any:
     if warnings:
         told += f", {warnings} {'warning' if warnings == 1 else 'warnings'}"
     return text.assemble(("✓ ", "ok"), (file, "name"), told)
-
-
-def _open(name: str) -> Workflow:
-    return find_workflow(name)
 
 
 def fmt(files: Sequence[str], *, check: bool) -> None:
@@ -124,12 +120,10 @@ def schema(output: str | None) -> None:
 def graph(file: str, *, mermaid: bool, canvas: bool, as_json: bool) -> None:
     """Draw the steps, then the canvas."""
     workflow = find_workflow(file)
-    plan, warnings = bootstrap.read_workflow(workflow.text, file=workflow.file)
+    plan, warnings = compile_text(workflow.text, file=workflow.file)
     lowering = lazy.load("gorgon_common.canvas.lowering")
     if as_json:
-        nodes = plan_nodes(plan)
-        edges = [{"from": need, "to": node["id"]} for node in nodes for need in node["needs"]]
-        terminal.emit({"workflow": plan.name, "nodes": nodes, "edges": edges, "canvas": lowering.to_dict(plan)})
+        terminal.emit({**drawings.to_dict(plan), "canvas": lowering.to_dict(plan)})
         return
     if warnings:
         terminal.tell_problems(warnings, stream=sys.stderr, source=workflow.text)
@@ -137,8 +131,7 @@ def graph(file: str, *, mermaid: bool, canvas: bool, as_json: bool) -> None:
         terminal.say(drawings.to_mermaid(plan))
         return
     if not canvas:
-        terminal.draw(terminal.styled(plan.name, "name"))
-        terminal.say(drawings.to_text(plan))
+        terminal.say(drawings.to_text(plan).rstrip())
         terminal.say()
         terminal.draw(terminal.styled("Celery canvas", "name"))
     terminal.say(lowering.describe(plan))

@@ -12,10 +12,10 @@ import typer
 from gorgon_common import errors
 from gorgon_common.bootstrap import Services
 from gorgon_common.cli import terminal
+from gorgon_common.cli.backends import resolve_run, runs_of
 from gorgon_common.cli.follow import EventWait, follow
 from gorgon_common.cli.outline import elapsed, error_text, label
 from gorgon_common.cli.screen import Plain, RunDrawing, Silent, Tree, View, cut_lines, ending, usage_of
-from gorgon_common.cli.sources import resolve_run, runs_of
 from gorgon_common.client.http import Client
 from gorgon_common.client.schemas import RUN_FINISHED
 from gorgon_common.clock import SYSTEM_CLOCK

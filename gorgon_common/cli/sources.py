@@ -1,19 +1,18 @@
-"""Where commands find things: workflow texts, the services of this machine, or a server."""
+"""Where workflow texts come from, and what they mean; needs no database."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gorgon_common import bootstrap, errors
-from gorgon_common.bootstrap import Services
-from gorgon_common.client.http import Client
-from gorgon_common.settings import Settings, get_settings
-from gorgon_common.workflow import catalogue
+from gorgon_common import errors
+from gorgon_common.operations.catalogue import load_operations
+from gorgon_common.roles.catalogue import load_roles
+from gorgon_common.workflow import catalogue, loader
+from gorgon_common.workflow.compiler import try_compile
+from gorgon_common.workflow.plan import Plan
 
 _MAX_BYTES = 1_000_000
 
@@ -43,6 +42,16 @@ def find_workflow(given: str) -> Workflow:
     return Workflow(catalogue.source(given), given, given)
 
 
+def compile_text(text: str, *, file: str) -> tuple[Plan, list[errors.Problem]]:
+    """Return the plan and the warnings, with no database at hand.  Raises WorkflowInvalid."""
+    roles, operations = load_roles(), load_operations()
+    loaded = loader.load(text, file=file, roles=roles, operations=operations)
+    made = try_compile(loaded, roles=roles, operations=operations)
+    if made.plan is None:
+        raise errors.WorkflowInvalid(made.problems)
+    return made.plan, [*loaded.problems, *made.problems]
+
+
 def looks_like_path(given: str) -> bool:
     """Tell whether somebody means a file and not a bundled workflow."""
     return given.endswith((".yaml", ".yml", ".json")) or os.sep in given
@@ -60,44 +69,3 @@ def read_text(path: Path) -> str:
         raise errors.InputInvalid(f"{path} is not UTF-8 text (byte {error.start}).") from None
     except OSError as error:
         raise errors.InputInvalid(f"{path}: {error.strerror}.") from None
-
-
-@contextmanager
-def local_services(settings: Settings | None = None) -> Iterator[Services]:
-    """Give the services of the configured database, closed afterwards."""
-    services = bootstrap.build(settings or get_settings())
-    try:
-        yield services
-    finally:
-        services.close()
-
-
-@contextmanager
-def runs_of(server: str | None) -> Iterator[Services | Client]:
-    """Give what knows the runs: the server where one is named, else the configured database."""
-    if server is None:
-        with local_services() as services:
-            yield services
-    else:
-        with connect(server) as client:
-            yield client
-
-
-def connect(server: str) -> Client:
-    """Return a client of a server; it sends GORGON_API_KEY.  Raises InputInvalid."""
-    if not server.startswith(("http://", "https://")):
-        raise errors.InputInvalid(
-            f"--server {server} is not a URL.", hint="Write it with its scheme: --server http://127.0.0.1:8000"
-        )
-    key = get_settings().api_key
-    return Client(server, api_key=key.get_secret_value() if key else None)
-
-
-def resolve_run(runs: Services | Client, given: str) -> str:
-    """Return a run's id; `last` is the newest run.  Raises NotFound."""
-    if given != "last":
-        return given
-    items = runs.runs(limit=1)["items"]
-    if not items:
-        raise errors.NotFound("There are no runs yet.", hint="`gorgon demo` makes one.")
-    return str(items[0]["run_id"])

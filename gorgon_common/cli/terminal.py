@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -128,9 +129,8 @@ def tell_problems(problems: Sequence[errors.Problem], *, stream: TextIO, source:
             number = f"{problem.line:>5} "
             screen.print(text.assemble((f"{number}│ ", "quiet"), shown), soft_wrap=True)
             if problem.column is not None and problem.column <= len(shown) + 1:
-                width = max(1, min(len(problem.text.partition("\n")[0]), len(shown) - problem.column + 1))
-                gap = " " * (problem.column - 1)
-                mark = gap + "^" * width
+                word = re.match(r"\W?\w*", shown[problem.column - 1 :])
+                mark = " " * (problem.column - 1) + "^" * max(1, len(word[0]) if word else 1)
                 screen.print(text.assemble((" " * len(number) + "│ ", "quiet"), (mark, "bad" if bad else "wait")))
         if problem.hint:
             screen.print(text(f"      {problem.hint}", style="hint"), soft_wrap=True)

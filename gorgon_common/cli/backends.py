@@ -1,0 +1,52 @@
+"""Where runs are: the configured database, or a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gorgon_common import bootstrap, errors
+from gorgon_common.bootstrap import Services
+from gorgon_common.client.http import Client
+from gorgon_common.settings import Settings, get_settings
+
+
+@contextmanager
+def local_services(settings: Settings | None = None) -> Iterator[Services]:
+    """Give the services of the configured database, closed afterwards."""
+    services = bootstrap.build(settings or get_settings())
+    try:
+        yield services
+    finally:
+        services.close()
+
+
+@contextmanager
+def runs_of(server: str | None) -> Iterator[Services | Client]:
+    """Give what knows the runs: the server where one is named, else the configured database."""
+    if server is None:
+        with local_services() as services:
+            yield services
+    else:
+        with connect(server) as client:
+            yield client
+
+
+def connect(server: str) -> Client:
+    """Return a client of a server; it sends GORGON_API_KEY.  Raises InputInvalid."""
+    if not server.startswith(("http://", "https://")):
+        raise errors.InputInvalid(
+            f"--server {server} is not a URL.", hint="Write it with its scheme: --server http://127.0.0.1:8000"
+        )
+    key = get_settings().api_key
+    return Client(server, api_key=key.get_secret_value() if key else None)
+
+
+def resolve_run(runs: Services | Client, given: str) -> str:
+    """Return a run's id; `last` is the newest run.  Raises NotFound."""
+    if given != "last":
+        return given
+    items = runs.runs(limit=1)["items"]
+    if not items:
+        raise errors.NotFound("There are no runs yet.", hint="`gorgon demo` makes one.")
+    return str(items[0]["run_id"])
