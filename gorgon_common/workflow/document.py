@@ -40,6 +40,9 @@ _TOKEN = re.compile(r"\[(\d+)\]|\[(\"(?:[^\"\\]|\\.)*\")\]|\.?([^.\[\]]+)")
 _SIMPLE = re.compile(r"[^.\[\]\"\s]+")
 
 
+_SHORT_FORMS = {"models": "model", "retry": "max_retries", "shell": "run", "fallback": "default_output"}
+
+
 class Mark(NamedTuple):
     """Where a node is: `start` and `end` are offsets in the text, `line` and `column` count from 1."""
 
@@ -48,6 +51,7 @@ class Mark(NamedTuple):
     line: int
     column: int
     style: str = ""  # of a scalar: "" plain, ' and " quoted, | and > block
+    scalar: bool = True
 
 
 def format_path(path: Path) -> str:
@@ -78,8 +82,8 @@ def parse_path(text: str) -> Path:
 class Positions:
     """Where everything is in the file.
 
-    A path may be given as a tuple or as text (`steps[2].prompt`).  A path that is not in the file resolves to its nearest
-    ancestor that is, so a value that was filled in still points at the step it belongs to.
+    A path may be given as a tuple or as text (`steps[2].prompt`).  A path that is not in the file resolves to its
+    nearest ancestor that is, so a value that was filled in still points at the step it belongs to.
     """
 
     source: str = ""
@@ -103,9 +107,16 @@ class Positions:
         if key and whole in self.keys:
             return self.keys[whole]
         for length in range(len(whole), -1, -1):
-            if whole[:length] in self.values:
-                return self.values[whole[:length]]
+            found = self.values.get(whole[:length]) or self._folded(whole[:length])
+            if found is not None:
+                return found
         return None
+
+    def _folded(self, path: Path) -> Mark | None:
+        """The mark of the short form of a value, such as `model` where the spec has `models`."""
+        if not path or path[-1] not in _SHORT_FORMS:
+            return None
+        return self.values.get((*path[:-1], _SHORT_FORMS[str(path[-1])]))
 
     def at(self, path: Path | str, *, key: bool = False) -> tuple[int | None, int | None]:
         """Return line and column, from 1, of a value (or of its key)."""
@@ -115,8 +126,9 @@ class Positions:
     def inside(self, path: Path | str, offset: int) -> tuple[int | None, int | None]:
         """Return line and column of the character at `offset` of a text value, such as that of an expression in it."""
         whole = self.origin(path)
-        mark = self.values.get(whole)
-        if mark is None or offset <= 0 and not mark.style:
+        # `approval: text` is read as `approval.message`: then the text is one step up.
+        mark = self.values.get(whole) or self.values.get(whole[:-1])
+        if mark is None or not mark.scalar:
             return self.at(path)
         place = _offset(self.source, mark, offset)
         before = self.source.rfind("\n", 0, place)
@@ -218,7 +230,7 @@ def _block_offset(source: str, place: int, end: int, indent: int, offset: int, *
     return end
 
 
-# ── Reading ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Reading ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(slots=True)
@@ -365,7 +377,8 @@ class _Reader:
         end = event.end_mark if frame.flow else event.start_mark
         start = frame.start
         self.positions.values.setdefault(
-            frame.path, Mark(start.index, max(end.index, start.index), start.line + 1, start.column + 1)
+            frame.path,
+            Mark(start.index, max(end.index, start.index), start.line + 1, start.column + 1, scalar=False),
         )
         self._place(frame.made, start)
 
@@ -573,15 +586,29 @@ _EXPLAINED = (
     ),
     ("did not find expected ',' or ']'", "a list opened with `[` here is not closed", "Add `]` or `,`.", True),
     ("did not find expected ',' or '}'", "a mapping opened with `{{` here is not closed", "Add `}` or `,`.", True),
-    ("block sequence entries are not allowed", "a `- ` that is not allowed here", "Begin the list on a new line.", False),
-    ("unknown escape character", "an unknown escape in double quotes", "Write \\\\ for a backslash, or use 'quotes'.", False),
+    (
+        "block sequence entries are not allowed",
+        "a `- ` that is not allowed here",
+        "Begin the list on a new line.",
+        False,
+    ),
+    (
+        "unknown escape character",
+        "an unknown escape in double quotes",
+        "Write \\\\ for a backslash, or use 'quotes'.",
+        False,
+    ),
     ("control characters are not allowed", "a control character", "Remove it; in double quotes write \\x01.", False),
     ("special characters are not allowed", "a control character", "Remove it; in double quotes write \\x01.", False),
     ("undefined alias", "aliases are not allowed", "Write the value out where it is needed.", False),
     ("found undefined tag handle", "tags (`!…`) are not allowed", "Put text that begins with `!` in quotes.", False),
     ("did not find expected alphabetic", "text cannot begin with `*` or `&`", "Put the whole value in quotes.", False),
-    ("did not find expected <document start>", "this does not belong to what stands before it",
-     "Check the indentation of this line and the one before.", False),
+    (
+        "did not find expected <document start>",
+        "this does not belong to what stands before it",
+        "Check the indentation of this line and the one before.",
+        False,
+    ),
 )
 
 

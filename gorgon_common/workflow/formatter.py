@@ -1,8 +1,8 @@
 """`gorgon fmt`: a workflow file in canonical form, comments kept.
 
-What changes: indentation (two spaces, lists indented), the order of the top-level keys, `id` first in a step, short forms
-of values (`depends_on: a` → `[a]`, `90s` → `1m30s`, `0.9` → `90%`, …).  What stays: comments, blank lines, quotes, flow or
-block style, the order of keys inside a step.  The meaning never changes: the result is read again and compared.
+What changes: indentation (two spaces, lists indented), the order of the top-level keys, `id` first in a step, short
+forms of values (`depends_on: a` → `[a]`, `90s` → `1m30s`, `0.9` → `90%`).  What stays: comments, blank lines, quotes,
+flow or block style, the order of keys inside a step.  The meaning never changes: the result is read again and compared.
 
 Files in the older format and JSON are not converted; of the older ones only the indentation changes.
 """
@@ -22,7 +22,7 @@ from gorgon_common.workflow import legacy
 from gorgon_common.workflow.document import Path, Positions, read_document
 from gorgon_common.workflow.schema import JSON_TYPES, Workflow, duration, duration_text
 
-_TOP = Workflow.keys()
+_TOP = Workflow.written_keys()
 _DURATIONS = frozenset({"timeout", "deadline", "initial", "cap", "ttl", "for"})
 
 
@@ -119,7 +119,7 @@ def _compare(before: dict[str, Any], made: str, file: str | None, *, old: bool) 
         )
 
 
-# ── Values ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Values ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _workflow(tree: Any) -> None:
@@ -294,12 +294,12 @@ def _output(output: Any) -> None:
     if not isinstance(output, CommentedMap) or output.get("type") in JSON_TYPES:
         return
     for name, entry in output.items():
-        if isinstance(entry, CommentedMap) and set(entry) == {"type"} and entry["type"] in JSON_TYPES:
-            if not entry.ca.items and entry.fa.flow_style():
-                output[name] = str(entry["type"])
+        alone = isinstance(entry, CommentedMap) and set(entry) == {"type"} and entry["type"] in JSON_TYPES
+        if alone and not entry.ca.items and entry.fa.flow_style():
+            output[name] = str(entry["type"])
 
 
-# ── Order of keys ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Order of keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _reorder(text: str) -> str:
@@ -361,8 +361,7 @@ def _top_order(text: str) -> str:
     head_end = _header(lines, starts[0], document.positions.keys[(keys[0],)].line - 1)
     starts[0] = head_end
     chunks = {
-        key: _trimmed(lines[start:end])
-        for key, start, end in zip(keys, starts, [*starts[1:], len(lines)], strict=True)
+        key: _trimmed(lines[start:end]) for key, start, end in zip(keys, starts, [*starts[1:], len(lines)], strict=True)
     }
     made = _trimmed(lines[:head_end])
     for position, key in enumerate(wanted):

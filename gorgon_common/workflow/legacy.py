@@ -1,8 +1,9 @@
 """Older workflow formats → the present one, so that files written for the earlier Gorgon load, plan and run unchanged.
 
-Three forms are recognised (`detect`): YAML or JSON with a `type:` on every step, JSON of `{id, steps: [{id, type, action,
-params, next_step}], variables}`, and graphs of `nodes` and `edges`.  The last two become the first, the first becomes what
-`schema.Workflow` reads; `Translated.moved` remembers where everything stood, so that problems point at the file as written.
+Three forms are recognised (`detect`): YAML or JSON with a `type:` on every step, JSON of `{id, steps: [{id, type,
+action, params, next_step}], variables}`, and graphs of `nodes` and `edges`.  The last two become the first, the first
+becomes what `schema.Workflow` reads; `Translated.moved` remembers where everything stood, so that problems point at the
+file as written.
 
 ============================================  =========================================================================
 written                                       becomes
@@ -12,19 +13,19 @@ written                                       becomes
 `shell` (`command`)                           the unsubstituted text for `sh -c` (`shell`); a list becomes `run`
 `parallel` (`steps`, `max_workers`)           `steps`, a group without order of its own
 `checkpoint` (`message`)                      `checkpoint`
-`fan_out` (`items`, `step_template`)          `map` (`as: item`) on the template's action; a template with a condition, or
-                                              one that is itself composite, becomes a group inside the map
+`fan_out` (`items`, `step_template`)          `map` (`as: item`) on the template's action; a template with a condition,
+                                              or itself composite, becomes a group inside the map
 `map_reduce` (`map_step`, `reduce_step`)      the same with `reduce`
 `fan_in` (`concat`, …)                        `aggregate`
 `fan_in` (`claude_code`, `openai`)            `prompt` with `${items}` replaced by the input's expression
-`branch` (`condition`, `then`, `else`)        a group of two groups with opposite conditions; where `then` and `else` name
-                                              steps, the condition goes to these
-`loop` (`steps`, `condition` | `until`)       `loop` on a group whose steps follow each other; `while` runs at least once;
-                                              `count` and `for_each` become a `map` of one at a time
+`branch` (`condition`, `then`, `else`)        a group of two groups with opposite conditions; where `then` and `else`
+                                              name steps, the condition goes to these
+`loop` (`steps`, `condition` | `until`)       `loop` on a group whose steps follow each other; `while` runs at least
+                                              once; `count` and `for_each` become a `map` of one at a time
 `mcp_tool` (`server`, `tool`, `arguments`)    `uses: mcp.call`
 `approval` (`prompt`, `preview_from`)         `approval` (`message`, `$preview`), which also waits for what it shows
-`github`, `notion`, `gmail`, `slack`          `uses: <type>.<operation>`, the other `params` under `with:`; operations that
-                                              have been renamed get their present name
+`github`, `notion`, `gmail`, `slack`          `uses: <type>.<operation>`, the other `params` under `with:`; operations
+                                              that have been renamed get their present name
 `outputs: [a, b]` of a step                   `$legacy: {publishes: [a, b]}`
 `condition`                                   `condition` with `on_missing: false`
 `on_failure`, `fallback`, `default_output`    the same; `callback` cannot be run and is an error
@@ -38,8 +39,8 @@ a step without `depends_on`                   `$legacy: {order_after: [the step 
 `next_step`, `edges`                          `order_after`; an edge out of a branch carries the branch's condition on
 ============================================  =========================================================================
 
-The result is *lenient* (`Workflow.lenient`): every edge, also one from `depends_on` or from an expression, only waits and
-passes no skip on; missing values render as nothing.  `${…}` stays as written: the expression language reads it.
+The result is *lenient* (`Workflow.lenient`): every edge, also one from `depends_on` or from an expression, only waits
+and passes no skip on; missing values render as nothing.  `${…}` stays as written: the expression language reads it.
 In the JSON forms `{{id_output}}` is a step's output, so a step without `outputs:` publishes that name there.
 A key that the older format did not know was ignored by it and is ignored here, with a warning.
 """
@@ -47,7 +48,7 @@ A key that the older format did not know was ignored by it and is ignored here, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,25 +87,71 @@ TYPES = (
 _KNOWN_TYPES = frozenset({*TYPES, *_AGENTS})
 
 _STEP_KEYS = frozenset(
-    "id type params condition on_failure max_retries timeout_seconds outputs depends_on fallback default_output "
-    "circuit_breaker_key name description action next_step".split()
+    [
+        "id",
+        "type",
+        "params",
+        "condition",
+        "on_failure",
+        "max_retries",
+        "timeout_seconds",
+        "outputs",
+        "depends_on",
+        "fallback",
+        "default_output",
+        "circuit_breaker_key",
+        "name",
+        "description",
+        "action",
+        "next_step",
+    ]
 )
 _WORKFLOW_KEYS = frozenset(
-    "id workflow_id name version description inputs outputs steps metadata token_budget timeout_seconds settings "
-    "variables team nodes edges $schema created_at updated_at status tags author category".split()
+    [
+        "id",
+        "workflow_id",
+        "name",
+        "version",
+        "description",
+        "inputs",
+        "outputs",
+        "steps",
+        "metadata",
+        "token_budget",
+        "timeout_seconds",
+        "settings",
+        "variables",
+        "team",
+        "nodes",
+        "edges",
+        "$schema",
+        "created_at",
+        "updated_at",
+        "status",
+        "tags",
+        "author",
+        "category",
+    ]
 )
 _PARAMS: dict[str, frozenset[str]] = {
-    "agent": frozenset("role prompt model max_tokens system_prompt estimated_tokens".split()),
+    "agent": frozenset(["role", "prompt", "model", "max_tokens", "system_prompt", "estimated_tokens"]),
     "shell": frozenset({"command", "allow_failure"}),
-    "parallel": frozenset("steps max_workers fail_fast strategy rate_limit".split()),
+    "parallel": frozenset(["steps", "max_workers", "fail_fast", "strategy", "rate_limit"]),
     "checkpoint": frozenset({"message"}),
-    "fan_out": frozenset("items max_concurrent fail_fast step_template collect_errors".split()),
-    "fan_in": frozenset("input aggregation aggregate_prompt role model max_tokens system_prompt".split()),
-    "map_reduce": frozenset("items max_concurrent fail_fast map_step reduce_step".split()),
+    "fan_out": frozenset(["items", "max_concurrent", "fail_fast", "step_template", "collect_errors"]),
+    "fan_in": frozenset(["input", "aggregation", "aggregate_prompt", "role", "model", "max_tokens", "system_prompt"]),
+    "map_reduce": frozenset(["items", "max_concurrent", "fail_fast", "map_step", "reduce_step"]),
     "mcp_tool": frozenset({"server", "tool", "arguments"}),
-    "approval": frozenset("prompt message preview_from timeout_hours approvers".split()),
+    "approval": frozenset(["prompt", "message", "preview_from", "timeout_hours", "approvers"]),
 }
-_TYPE_NAMES = {"list": "array", "text": "string", "str": "string", "int": "integer", "float": "number", "bool": "boolean"}
+_TYPE_NAMES = {
+    "list": "array",
+    "text": "string",
+    "str": "string",
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+}
 _TYPE_NAMES |= {"dict": "object", "map": "object", "file": "string", "path": "string", "any": ""}
 _THEN = ("then", "if_true", "true", "true_steps", "on_true", "then_steps")
 _ELSE = ("else", "if_false", "false", "false_steps", "on_false", "else_steps")
@@ -195,7 +242,7 @@ class _Part:
             self.result.moved[new] = old
 
 
-# ── JSON with next_step ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── JSON with next_step ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class _Json(_Part):
@@ -251,7 +298,7 @@ class _Json(_Part):
         return made
 
 
-# ── Graphs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Graphs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class _Graph(_Part):
@@ -415,7 +462,7 @@ class _Graph(_Part):
         return dict(condition) if taken else {"not": dict(condition)}
 
 
-# ── Steps with `type:` ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Steps with `type:` ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class _File(_Part):
@@ -660,6 +707,7 @@ class _File(_Part):
         command = params.get("command")
         key = "run" if isinstance(command, list) else "$shell"
         self.move((*new, key), (*old, "params", "command"))
+        self.move((*new, "run"), (*old, "params", "command"))
         if command is None or command == "":
             self.error("a shell step needs `params.command`", old)
             command = ":"
@@ -785,7 +833,10 @@ class _File(_Part):
             source = (*old, "params", way[0])
             self.move(at, source)
             self.move((*at, "condition"), (*old, "params", key))
-            group = {"id": f"{step.get('id', 'branch')}_{'then' if taken else 'else'}", **self._decided(condition, taken)}
+            group = {
+                "id": f"{step.get('id', 'branch')}_{'then' if taken else 'else'}",
+                **self._decided(condition, taken),
+            }
             group["steps"] = self._steps(inline, source, (*at, "steps"), in_order=True)
             groups.append(group)
         return {"steps": groups} if groups else {"checkpoint": ""}

@@ -1,8 +1,8 @@
 """A workflow file → a checked `Workflow`, or everything that is wrong with it at once.
 
 `load` reads the text (`document`), turns the older formats into the present one (`legacy`), validates it against the
-models (`schema`) and checks what the models cannot know: ids, roles, operations.  What needs the whole graph (references,
-types, cycles) is the compiler's; `read_workflow` does both.
+models (`schema`) and checks what the models cannot know: ids, roles, operations.  What needs the whole graph
+(references, types, cycles) is the compiler's; `source.read_workflow` does both.
 
 Messages are for somebody who sees the language for the first time: what is wrong, where, and what to write instead.
 """
@@ -20,6 +20,7 @@ from gorgon_common.errors import Problem, WorkflowInvalid
 from gorgon_common.workflow import legacy
 from gorgon_common.workflow.document import Path, Positions, quoted, read_document
 from gorgon_common.workflow.expressions import check_id
+from gorgon_common.workflow.repair import repair
 from gorgon_common.workflow.schema import Workflow, suggest
 
 MAX_PROBLEMS = 100
@@ -56,6 +57,24 @@ class LoadedWorkflow:
         )
 
 
+@dataclass(slots=True)
+class Inspected:
+    """What could be made of a file.
+
+    `loaded` is None where nothing worth compiling is left.  Where `problems` has errors it may be a repaired reading:
+    then it only serves to find more problems, but none in steps with `dropped` keys, which are not what was meant.
+    """
+
+    loaded: LoadedWorkflow | None
+    problems: list[Problem]
+    dropped: list[Path] = field(default_factory=list)
+
+    @property
+    def broken(self) -> bool:
+        """There is an error among the problems."""
+        return any(problem.severity == "error" for problem in self.problems)
+
+
 def load(
     text: str,
     *,
@@ -67,14 +86,28 @@ def load(
 
     `roles` and `operations` hold the names that a step may use (mappings do); None leaves them unchecked.
     """
+    found = inspect(text, file=file, roles=roles, operations=operations)
+    if found.loaded is None or found.broken:
+        raise WorkflowInvalid(found.problems)
+    return found.loaded
+
+
+def inspect(
+    text: str,
+    *,
+    file: str | None = None,
+    roles: Iterable[str] | None = None,
+    operations: Iterable[str] | None = None,
+) -> Inspected:
+    """Read a workflow file as far as it goes.  Raises nothing; see `load` for the arguments."""
     document = read_document(text, file=file)
     if not document.whole:
-        raise WorkflowInvalid(_sorted(document.problems))
+        return Inspected(None, tidy(document.problems))
     positions, problems = document.positions, document.problems
     if not isinstance(document.data, dict):
         hint = "Begin with `name:`, then `steps:` with a list."
         problems.append(positions.problem("a workflow is a mapping (`key: value`)", (), file=file, hint=hint))
-        raise WorkflowInvalid(_sorted(problems))
+        return Inspected(None, tidy(problems))
     data, old = document.data, legacy.detect(document.data)
     if old:
         translated = legacy.translate(data)
@@ -86,25 +119,33 @@ def load(
             for entry in translated.findings
         ]
         data, positions.moved = translated.data, translated.moved
-    spec = None
+    spec: Workflow | None = None
+    dropped: list[Path] = []
     try:
         spec = Workflow.model_validate(data, context={"legacy": old})
     except ValidationError as error:
         problems += _translate(error, positions, file)
-    problems += _check_names(data, positions, file, old=old, roles=roles, operations=operations)
-    if spec is None or any(problem.severity == "error" for problem in problems):
-        raise WorkflowInvalid(_sorted(problems))
-    return LoadedWorkflow(spec, positions, old, _sorted(problems), file)
+        if not old:
+            guess = repair(data, error)
+            spec, dropped = guess.spec, guess.dropped
+            positions.moved = guess.renamed
+    names = list(_check_names(data, positions, file, old=old, roles=roles, operations=operations))
+    if any(problem.path.endswith("id") for problem in names):
+        # What the ids mean is open, so whatever depends on them would be told wrongly.
+        spec = None
+    problems = tidy([*problems, *names])
+    loaded = LoadedWorkflow(spec, positions, old, problems, file) if spec is not None else None
+    return Inspected(loaded, problems, dropped)
 
 
-def _sorted(problems: list[Problem]) -> list[Problem]:
-    """In the order of the file, each told once, errors never crowded out by their number."""
+def tidy(problems: Iterable[Problem]) -> list[Problem]:
+    """Return the problems in the order of the file, each told once."""
     ordered = sorted(problems, key=lambda entry: (entry.line or 0, entry.column or 0, entry.severity))
-    unique = list({(entry.line, entry.column, entry.path, entry.message): entry for entry in ordered}.values())
+    unique = list({(entry.line, entry.column, entry.message): entry for entry in reversed(ordered)}.values())[::-1]
     return unique[:MAX_PROBLEMS]
 
 
-# ── What the models found, in words ────────────────────────────────────────────────────────────────────────────────────
+# ── What the models found, in words ───────────────────────────────────────────────────────────────────────────────────
 
 
 def _translate(error: ValidationError, positions: Positions, file: str | None) -> Iterator[Problem]:
@@ -185,7 +226,7 @@ def _shown(value: Any, source: str) -> str:
     return f"`{source or value}`"
 
 
-# ── What the models cannot know ────────────────────────────────────────────────────────────────────────────────────────
+# ── What the models cannot know ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def _steps(data: Mapping[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -198,13 +239,14 @@ def _steps(data: Mapping[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
         if not isinstance(step, dict):
             continue
         yield path, step
-        inner = [((*path, owner, key), _get(step.get(owner), key)) for owner, key in (("fallback", "step"), ("map", "reduce"))]
-        waiting.extend(inner)
+        for owner, key in (("fallback", "step"), ("map", "reduce")):
+            waiting.append(((*path, owner, key), _get(step.get(owner), key)))
         waiting.extend(_entries((*path, "steps"), step.get("steps")))
 
 
 def _entries(path: Path, steps: Any) -> list[tuple[Path, Any]]:
-    return [((*path, index), step) for index, step in reversed(list(enumerate(steps)))] if isinstance(steps, list) else []
+    found = [((*path, index), step) for index, step in enumerate(steps)] if isinstance(steps, list) else []
+    return found[::-1]
 
 
 def _get(value: Any, key: str) -> Any:

@@ -1,8 +1,8 @@
 """The workflow file as pydantic models: the one definition of what a person may write.
 
-The same models validate a file and produce the JSON Schema for editors (`json_schema`).  The schema is closed: a key that
-is not here is an error with a suggestion.  Sugar is folded while a model is built, so that whoever reads a `Workflow`
-meets one form only:
+The same models validate a file and produce the JSON Schema for editors (`json_schema`).  The schema is closed: a key
+that is not here is an error with a suggestion.  Sugar is folded while a model is built, so that whoever reads a
+`Workflow` meets one form only:
 
 ==============================  ==========================================================================
 written                         read
@@ -69,13 +69,15 @@ ACTIONS = ("prompt", "uses", "run", "workflow", "approval", "wait", "aggregate",
 JSON_TYPES = ("string", "integer", "number", "boolean", "array", "object", "null")
 SCHEMA_URL = "https://gorgon.dev/schema/gorgon.schema.json"
 
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
+_DURATION = re.compile(
+    r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?"
+)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _REFUSED_ENV = frozenset({"PATH", "IFS", "BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "PS4", "PROMPT_COMMAND"})
 MAX_SECONDS = 10 * 365 * 86400.0
 
 
-# ── Faults ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Faults ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def fault(message: str, *at: str | int, hint: str = "", value: Any = None, key: bool = False) -> InitErrorDetails:
@@ -116,7 +118,7 @@ def _again(error: ValidationError) -> Iterator[InitErrorDetails]:
         yield InitErrorDetails(type=kind, loc=entry["loc"], input=entry["input"], ctx=context)
 
 
-# ── Scalars ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Scalars ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def duration(value: Any) -> float:
@@ -219,13 +221,49 @@ Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 
 
-# ── Schemas in shorthand ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── Schemas in shorthand ──────────────────────────────────────────────────────────────────────────────────────────────
 
 _KEYWORDS = frozenset(
-    "type items properties required additionalProperties patternProperties propertyNames description title default enum "
-    "const minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength pattern format minItems "
-    "maxItems uniqueItems prefixItems contains minProperties maxProperties anyOf oneOf allOf not examples $ref $defs "
-    "$schema $id $comment".split()
+    [
+        "type",
+        "items",
+        "properties",
+        "required",
+        "additionalProperties",
+        "patternProperties",
+        "propertyNames",
+        "description",
+        "title",
+        "default",
+        "enum",
+        "const",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "multipleOf",
+        "minLength",
+        "maxLength",
+        "pattern",
+        "format",
+        "minItems",
+        "maxItems",
+        "uniqueItems",
+        "prefixItems",
+        "contains",
+        "minProperties",
+        "maxProperties",
+        "anyOf",
+        "oneOf",
+        "allOf",
+        "not",
+        "examples",
+        "$ref",
+        "$defs",
+        "$schema",
+        "$id",
+        "$comment",
+    ]
 )
 _SNAKE = {
     "max_items": "maxItems",
@@ -293,36 +331,38 @@ def _field_schema(
         return {}
     made: dict[str, Any] = {}
     for key, entry in value.items():
-        name = _SNAKE.get(key, key)
-        if name not in _KEYWORDS:
-            hint = suggest(str(key), [*_KEYWORDS, *_SNAKE])
-            faults.append(fault(f"unknown key `{key}` in a field's schema", *at, key, hint=hint, key=True))
-        elif name == "type":
-            faults.extend(_type_fault(entry, (*at, key)))
-            made[name] = entry
-        elif name == "items" and isinstance(entry, str | dict):
-            made[name] = _field_schema(entry, (*at, key), faults, strict=strict)
-        elif name == "properties":
-            if isinstance(entry, dict):
-                made.update(_properties(entry, (*at, key), faults, strict=strict))
-            else:
-                faults.append(fault("`properties` must be a mapping of field to type", *at, key, value=entry))
-        elif name == "required":
-            if isinstance(entry, list):
-                made[name] = entry
-            elif not isinstance(entry, bool):
-                faults.append(fault("`required` is true or false", *at, key, value=entry))
-        else:
-            made[name] = entry
+        made |= _keyword(_SNAKE.get(str(key), str(key)), entry, (*at, key), faults, strict=strict)
     if isinstance(value.get("required"), list):
         made["required"] = value["required"]
     if "default" in made and not _fits(made["default"], made):
-        faults.append(
-            fault(
-                f"the default does not fit the type `{made['type']}`", *at, "default", value=made["default"]
-            )
-        )
+        message = f"the default does not fit the type `{made['type']}`"
+        faults.append(fault(message, *at, "default", value=made["default"]))
     return made
+
+
+def _keyword(
+    name: str, entry: Any, at: tuple[str | int, ...], faults: list[InitErrorDetails], *, strict: bool
+) -> dict[str, Any]:
+    """One key of a field → its part of the JSON Schema."""
+    if name not in _KEYWORDS:
+        hint = suggest(name, [*_KEYWORDS, *_SNAKE])
+        faults.append(fault(f"unknown key `{name}` in a field's schema", *at, hint=hint, key=True))
+        return {}
+    match name:
+        case "type":
+            faults.extend(_type_fault(entry, at))
+        case "items" if isinstance(entry, str | dict):
+            return {name: _field_schema(entry, at, faults, strict=strict)}
+        case "properties":
+            if isinstance(entry, dict):
+                return _properties(entry, at, faults, strict=strict)
+            faults.append(fault("`properties` must be a mapping of field to type", *at, value=entry))
+            return {}
+        case "required":
+            if not isinstance(entry, bool | list):
+                faults.append(fault("`required` is true or false", *at, value=entry))
+            return {}
+    return {name: entry}
 
 
 def _properties(
@@ -417,7 +457,7 @@ Output = Annotated[
 ]
 
 
-# ── The base of every mapping ──────────────────────────────────────────────────────────────────────────────────────────
+# ── The base of every mapping ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Closed(BaseModel):
@@ -431,21 +471,21 @@ class Closed(BaseModel):
     """Keys that people try here → what to write instead."""
 
     @classmethod
-    def keys(cls) -> list[str]:
+    def written_keys(cls) -> list[str]:
         """Return the keys as they are written."""
         return [field.alias or name for name, field in cls.model_fields.items()]
 
     @classmethod
-    def sugar(cls, value: Any) -> Any:
+    def _sugar(cls, value: Any) -> Any:
         """Turn a short form of the whole mapping (a text, a number) into the mapping."""
         return value
 
     @classmethod
-    def faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    def _faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
         """Yield what is wrong with the keys taken together."""
         yield from ()
 
-    def fold(self) -> None:
+    def _fold(self) -> None:
         """Fold sugar between keys, after every key was found valid."""
 
     @model_validator(mode="wrap")
@@ -453,11 +493,11 @@ class Closed(BaseModel):
     def _whole(cls, value: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
         if isinstance(value, cls):
             return value
-        value = cls.sugar(value)
+        value = cls._sugar(value)
         if not isinstance(value, dict):
             raise _refuse(f"{cls.noun} must be a mapping (`key: value`)")
         legacy = bool(info.context and info.context.get("legacy"))
-        keys = [key for key in cls.keys() if legacy or not key.startswith("$")]
+        keys = [key for key in cls.written_keys() if legacy or not key.startswith("$")]
         found = []
         for key in value:
             if key not in keys:
@@ -472,7 +512,7 @@ class Closed(BaseModel):
             if field.is_required() and (field.alias or name) not in known:
                 hint = field.description or ""
                 found.append(fault(f"`{field.alias or name}` is missing in {cls.noun}", hint=hint, value=value))
-        found.extend(cls.faults(known))
+        found.extend(cls._faults(known))
         made: Self | None = None
         try:
             made = handler(known)
@@ -482,13 +522,15 @@ class Closed(BaseModel):
             )
         if made is None or found:
             # pydantic runs a wrap validator twice for models that refer to each other.
-            found = list({(tuple(entry.get("loc", ())), str(entry.get("type")), str(entry.get("ctx"))): entry for entry in found}.values())
+            found = list(
+                {f"{entry.get('loc')} {entry['type']!r} {entry.get('ctx')}": entry for entry in found}.values()
+            )
             raise ValidationError.from_exception_data(cls.__name__, found)
-        made.fold()
+        made._fold()
         return made
 
 
-# ── Conditions ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Conditions ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Condition(Closed):
@@ -500,20 +542,22 @@ class Condition(Closed):
     operator: Literal[OPERATORS] | None = Field(None, description="How to compare.")  # type: ignore[valid-type]
     value: Any = Field(None, description="What to compare with; exists, is_empty and not_empty take none.")
     on_missing: Annotated[
-        Literal["error", "false"] | None, BeforeValidator(_on_missing), WithJsonSchema({"enum": ["error", "false", False]})
+        Literal["error", "false"] | None,
+        BeforeValidator(_on_missing),
+        WithJsonSchema({"enum": ["error", "false", False]}),
     ] = Field(None, description="What a missing or null field means: error (default) or false.")
     all: list[Condition] | None = Field(None, min_length=1, description="True when every one of these is.")
     any: list[Condition] | None = Field(None, min_length=1, description="True when at least one of these is.")
     not_: Condition | None = Field(None, alias="not", description="True when this is false.")
 
     @classmethod
-    def sugar(cls, value: Any) -> Any:
+    def _sugar(cls, value: Any) -> Any:
         if isinstance(value, str):
             raise _refuse("`condition` must be a mapping", f"Write it as an expression instead: when: {value}")
         return value
 
     @classmethod
-    def faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    def _faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
         forms = [key for key in ("field", "all", "any", "not") if key in value]
         if len(forms) != 1:
             told = "has none of" if not forms else "mixes"
@@ -559,7 +603,7 @@ Until = Annotated[
 ]
 
 
-# ── Parts of a step ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Parts of a step ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 RetryOn = Literal["timeout", "server", "connection", "invalid_output"]
 
@@ -581,7 +625,7 @@ class Retry(Closed):
     )
 
     @classmethod
-    def sugar(cls, value: Any) -> Any:
+    def _sugar(cls, value: Any) -> Any:
         return {"max": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -597,7 +641,7 @@ class Approval(Closed):
     preview: Any = Field(None, alias="$preview", description="Older files: what the person is shown.")
 
     @classmethod
-    def sugar(cls, value: Any) -> Any:
+    def _sugar(cls, value: Any) -> Any:
         return {"message": value} if isinstance(value, str) else value
 
 
@@ -612,11 +656,11 @@ class Wait(Closed):
     timeout: Duration | None = Field(None, description="How long to wait for the event.")
 
     @classmethod
-    def sugar(cls, value: Any) -> Any:
+    def _sugar(cls, value: Any) -> Any:
         return {"for": value} if isinstance(value, int | float | str) and not isinstance(value, bool) else value
 
     @classmethod
-    def faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    def _faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
         forms = [key for key in ("for", "until", "event") if key in value]
         if len(forms) != 1:
             hint = "Write wait: 10m, wait: {until: TIME} or wait: {event: NAME, timeout: 24h}."
@@ -653,7 +697,7 @@ class Cache(Closed):
     ttl: Duration = Field(description="How old the earlier call may be.")
 
     @classmethod
-    def sugar(cls, value: Any) -> Any:
+    def _sugar(cls, value: Any) -> Any:
         return {"ttl": value} if isinstance(value, int | float | str) and not isinstance(value, bool) else value
 
 
@@ -671,7 +715,7 @@ class Map(Closed):
     reduce: StepBody | None = Field(None, description="A step that reads {{results}}.")
 
     @classmethod
-    def faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    def _faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
         if "over" in value and not isinstance(value["over"], str | list):
             hint = 'Write over: "{{plan.tasks}}" or a list.'
             yield fault("`over` must be an expression or a list", "over", hint=hint, value=value["over"])
@@ -693,7 +737,7 @@ class Fallback(Closed):
     model: Text | None = Field(None, description="model: the other model, such as openai:gpt-6.")
 
     @classmethod
-    def faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    def _faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
         needs = {"default_value": "value", "alternate_step": "step", "model": "model"}
         chosen = value.get("type")
         if chosen not in needs:
@@ -730,11 +774,11 @@ Run = Annotated[
 ]
 
 
-# ── A step ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── A step ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _AGENT_ONLY = ("role", "provider", "model", "models", "system", "max_tokens", "effort", "tools")
 _ELSEWHERE = {
-    "type": "`type:` belongs to the older format, in which every step has it. Name the action itself: prompt, uses, run, …",
+    "type": "`type:` belongs to the older format, where every step has it. Name the action: prompt, uses, run, …",
     "params": "`params:` belongs to the older format. Write its keys on the step itself.",
     "needs": "Did you mean `depends_on`?",
     "after": "Did you mean `depends_on`?",
@@ -837,12 +881,12 @@ class StepBody(Closed):
     legacy: LegacyStep | None = Field(None, alias="$legacy", description="What only an older file can say.")
 
     @classmethod
-    def faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    def _faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
         yield from _action_faults(value)
         yield from _modifier_faults(value)
         yield from _failure_faults(value)
 
-    def fold(self) -> None:
+    def _fold(self) -> None:
         if self.model is not None:
             self.models = [self.model]
             self.model = None
@@ -920,7 +964,7 @@ def _action_faults(value: dict[str, Any]) -> Iterator[InitErrorDetails]:
         yield fault(f"the step has {len(actions)} actions: {_named(actions)}", actions[1], hint=hint, key=True)
         return
     action = "prompt" if agent else actions[0]
-    belongs = {key: ("prompt",) for key in _AGENT_ONLY} | {
+    belongs = dict.fromkeys(_AGENT_ONLY, ("prompt",)) | {
         "with": ("uses", "workflow"),
         "env": ("run",),
         "stdin": ("run",),
@@ -935,7 +979,7 @@ def _action_faults(value: dict[str, Any]) -> Iterator[InitErrorDetails]:
             yield fault(f"`{key}` has no meaning in a step with `{action}:`", key, key=True)
     text = value.get("run")
     if isinstance(text, str) and "{{" in text:
-        hint = "Values enter a command only whole: write a list, run: [program, \"{{x}}\"], or put them into `env:`."
+        hint = 'Values enter a command only whole: write a list, run: [program, "{{x}}"], or put them into `env:`.'
         yield fault("a command text is run by a shell as it is: `{{ … }}` is not filled in", "run", hint=hint)
     name = value.get("workflow")
     if isinstance(name, str) and not re.fullmatch(r"[A-Za-z0-9_./-]+(@(\d+|latest))?", name):
@@ -983,10 +1027,12 @@ def _failure_faults(value: dict[str, Any]) -> Iterator[InitErrorDetails]:
         if chosen == mode and key not in value:
             yield fault(f"`{mode}` needs `{key}`: what should stand in?", "on_failure", value=chosen)
         if key in value and chosen != mode:
-            yield fault(f"`{key}` has no effect without `on_failure: {mode}`", key, hint=f"Add on_failure: {mode}.", key=True)
+            yield fault(
+                f"`{key}` has no effect without `on_failure: {mode}`", key, hint=f"Add on_failure: {mode}.", key=True
+            )
 
 
-# ── The file ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The file ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Defaults(Closed):
@@ -1006,11 +1052,11 @@ class Defaults(Closed):
     retry: Retry | None = Field(None, description="Attempts after the first, in detail.")
 
     @classmethod
-    def faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    def _faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
         yield from _modifier_faults(value)
         yield from _failure_faults(value)
 
-    def fold(self) -> None:
+    def _fold(self) -> None:
         if self.model is not None:
             self.models = [self.model]
             self.model = None
@@ -1047,7 +1093,7 @@ class Concurrency(Closed):
     on_conflict: Literal["queue", "reject", "cancel_running"] = Field("queue", description="What one too many means.")
 
     @classmethod
-    def sugar(cls, value: Any) -> Any:
+    def _sugar(cls, value: Any) -> Any:
         return {"key": value} if isinstance(value, str) else value
 
 
@@ -1073,7 +1119,7 @@ class Trigger(Closed):
     inputs: dict[str, Any] = Field({}, description="Inputs of the run.")
 
     @classmethod
-    def faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    def _faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
         forms = [key for key in ("schedule", "webhook") if key in value]
         if len(forms) != 1:
             yield fault("a trigger has either `schedule` or `webhook`", *forms[1:], value=value)
@@ -1138,7 +1184,7 @@ class Workflow(Closed):
 Workflow.model_rebuild()
 
 
-# ── JSON Schema ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── JSON Schema ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _SHORT: dict[str, list[dict[str, Any]]] = {
     "Approval": [{"type": "string", "minLength": 1}],
@@ -1174,9 +1220,11 @@ def _tidy(node: Any) -> Any:
         elif key == "anyOf":
             kept = [_tidy(value) for value in entry if value != {"type": "null"}]
             made.update(kept[0] if len(kept) == 1 else {key: kept})
-        elif key == "title" or (key == "default" and entry in (None, [], {}, "")):
-            continue
-        elif key == "default" and "$ref" in node:
+        elif (
+            key == "title"
+            or (key == "default" and entry in (None, [], {}, ""))
+            or (key == "default" and "$ref" in node)
+        ):
             continue
         else:
             made[key] = _tidy(entry)

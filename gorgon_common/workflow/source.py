@@ -1,0 +1,43 @@
+"""A workflow text → its Plan: the loader, then the compiler.  What API, CLI and worker call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gorgon_common.errors import Problem, WorkflowInvalid
+from gorgon_common.workflow.compiler import try_compile
+from gorgon_common.workflow.document import Path, parse_path
+from gorgon_common.workflow.loader import inspect, tidy
+from gorgon_common.workflow.plan import Plan
+
+
+def read_workflow(text: str, *, file: str | None = None, roles: Any, operations: Any) -> tuple[Plan, list[Problem]]:
+    """Return the plan of a workflow and the warnings.  Raises WorkflowInvalid with every problem at once.
+
+    `roles`: name or alias → Role; `operations`: name → Operation.  A file with mistakes is compiled as well where they
+    leave enough to go by, so that wrong references are told together with misspelt keys.
+    """
+    found = inspect(text, file=file, roles=roles, operations=operations)
+    if found.loaded is None:
+        raise WorkflowInvalid(found.problems)
+    compiled = try_compile(found.loaded, roles=roles, operations=operations)
+    if not found.broken:
+        problems = tidy([*found.problems, *compiled.problems])
+        if compiled.plan is None:
+            raise WorkflowInvalid(problems)
+        return compiled.plan, problems
+    told = {(problem.line, problem.column) for problem in found.problems}
+    steps = {_step(path) for path in found.dropped}
+    more = [
+        problem
+        for problem in compiled.problems
+        if (problem.line, problem.column) not in told and _step(parse_path(problem.path)) not in steps
+    ]
+    raise WorkflowInvalid(tidy([*found.problems, *more]))
+
+
+def _step(path: Path) -> Path:
+    """The path of the step that a path lies in; the whole path outside of steps."""
+    if len(path) >= 2 and path[0] in {"steps", "on_error", "finally"}:
+        return path[:2]
+    return path
