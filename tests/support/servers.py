@@ -148,12 +148,19 @@ def shared_postgres() -> Iterator[str]:
 
 
 def _drop_leftovers(admin: str) -> None:
-    """Drop the databases of test processes that were killed."""
+    """Drop the databases of test processes that were killed, and templates of yesterday's migrations."""
     with psycopg.connect(admin, autocommit=True) as connection:
         rows = connection.execute("select datname from pg_database where datname like 'gorgon_test_%'").fetchall()
         for (name,) in rows:
             if not Path(f"/proc/{name.split('_')[2]}").exists():
                 connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+        old = (
+            "select datname from pg_database where datname like 'gorgon_template_%' and datname <> %s "
+            "and (pg_stat_file('base/' || oid || '/PG_VERSION')).modification < now() - interval '1 day'"
+        )
+        for (name,) in connection.execute(old, [_TEMPLATE]).fetchall():
+            connection.execute(sql.SQL("alter database {} is_template false").format(sql.Identifier(name)))
+            connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 
 def _with_database(url: str, name: str) -> str:
@@ -161,12 +168,18 @@ def _with_database(url: str, name: str) -> str:
 
 
 def _schema_hash() -> str:
-    """Name the state of the migrations: whoever changes them gets a new template."""
+    """Name the state of the migrations: whoever changes them gets a new template.
+
+    Taken once, when the migrations are imported: they may be edited while the tests run.
+    """
     digest = hashlib.sha256()
     for path in sorted((ROOT / "gorgon_common" / "persistence").rglob("*")):
         if path.suffix in {".py", ".sql", ".mako"}:
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+_TEMPLATE = f"gorgon_template_{_schema_hash()}"
 
 
 def migrate(url: str) -> None:
@@ -179,7 +192,7 @@ def ensure_template(admin: str) -> str:
 
     `is_template` is set last: a template that a kill left half made has no flag and is made again.
     """
-    name = f"gorgon_template_{_schema_hash()}"
+    name = _TEMPLATE
     with psycopg.connect(admin, autocommit=True) as connection:
         wanted = "select 1 from pg_database where datname = %s and datistemplate"
         if connection.execute(wanted, [name]).fetchone():
@@ -218,7 +231,7 @@ def fresh_database(admin: str) -> Iterator[str]:
 
 def sqlite_template(folder: Path) -> Path:
     """Return a migrated SQLite file in `folder`, made at the first call."""
-    path = folder / f"template-{_schema_hash()}.db"
+    path = folder / f"{_TEMPLATE}.db"
     if not path.exists():
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
