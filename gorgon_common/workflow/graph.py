@@ -169,11 +169,7 @@ def condition_text(condition: Any) -> str:
     sign = _SIGNS.get(operator, operator.replace("_", " "))
     if "value" not in condition:
         return f"{condition['field']} {sign}"
-    value = condition["value"]
-    shown = (
-        {True: "true", False: "false", None: "null"}.get(value) if value is None or isinstance(value, bool) else value
-    )
-    return _short(f"{condition['field']} {sign} {shown}")
+    return _short(f"{condition['field']} {sign} {json.dumps(condition['value'], ensure_ascii=False)}")
 
 
 def _short(text: Any, most: int = 60) -> str:

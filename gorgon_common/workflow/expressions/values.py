@@ -108,8 +108,11 @@ class Env(Mapping[str, Any]):
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Return a value as JSON text."""
-    return json.dumps(value, ensure_ascii=False, indent=indent, default=_plain)
+    """Return a value as JSON text.  Raises ExpressionError where it is nested too deeply."""
+    try:
+        return json.dumps(value, ensure_ascii=False, indent=indent, default=_plain)
+    except RecursionError:
+        raise ExpressionError("the data is nested too deeply to be written as text") from None
 
 
 def _plain(value: Any) -> Any:

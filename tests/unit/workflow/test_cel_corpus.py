@@ -1,0 +1,229 @@
+"""Our CEL beside cel-python: the same value where the semantics coincide, a stated one where they differ on purpose."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+import pytest
+
+from gorgon_common.errors import ExpressionError
+from gorgon_common.workflow.expressions import parse
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import celpy
+    import celpy.adapter
+    import celpy.celtypes
+
+NAMES: dict[str, Any] = {
+    "plan": {"approved": True, "title": "Shop", "tasks": [{"id": "a", "n": 1}, {"id": "b", "n": 2}], "note": None},
+    "tests": {"exit_code": 1, "stdout": "3 passed\n1 failed", "ratio": 0.75},
+    "xs": [3, 1, 2],
+    "empty": [],
+    "name": "Ünïcode ✓",
+}
+
+SAME = [
+    # arithmetic and precedence
+    "1 + 2 * 3",
+    "(1 + 2) * 3",
+    "10 - 4 - 3",
+    "7 / 2",
+    "-7 / 2",
+    "-7 % 3",
+    "7 % -3",
+    "2 * 3 % 4",
+    "-xs[0] + 1",
+    "1.5 * 2.0",
+    "9.0 / 2.0",
+    "0x1F + 1",
+    "1e3",
+    ".5 + .5",
+    "-9223372036854775808",
+    # strings
+    "'a' + \"b\"",
+    "'''tri'ple'''",
+    r"r'a\nb'",
+    r"'tab\tnew\nquote\'\x41\u00e9\101'",
+    "'abc'.contains('b')",
+    "'abc'.startsWith('ab')",
+    "'abc'.endsWith('bc')",
+    "size('abc')",
+    "'abc'.size()",
+    "size(name)",
+    "'abc' < 'abd'",
+    "'Z' < 'a'",
+    # regular expressions
+    "'task-42'.matches('[0-9]+')",
+    "'task'.matches('^[0-9]+$')",
+    "matches('abc', 'a.c')",
+    # comparison
+    "1 < 2",
+    "2 <= 2",
+    "3 > 4",
+    "1.5 >= 1.5",
+    "1 == 1",
+    "'a' != 'b'",
+    "true == true",
+    "null == null",
+    "[1, 2] == [1, 2]",
+    "[1, 2] == [2, 1]",
+    "{'a': 1} == {'a': 1}",
+    # logic
+    "true && false",
+    "true || false",
+    "!true",
+    "!!true",
+    "!(1 > 2)",
+    "true || false && false",
+    "false && (1 / 0 == 1)",
+    "(1 / 0 == 1) && false",
+    "true || (1 / 0 == 1)",
+    "(1 / 0 == 1) || true",
+    "1 < 2 ? 'yes' : 'no'",
+    "false ? 1 : true ? 2 : 3",
+    "false ? 1 / 0 : 7",
+    "1 + 1 == 2 && 3 in xs || false",
+    # lists and maps
+    "[1, 2] + [3]",
+    "[]",
+    "{'a': {'b': [1]}}.a.b[0]",
+    "xs[1]",
+    "size(xs)",
+    "2 in xs",
+    "5 in xs",
+    "'approved' in plan",
+    "'nothing' in plan",
+    "plan.tasks[1].id",
+    "plan['title']",
+    "plan.tasks[0]['n'] + 1",
+    # macros
+    "has(plan.title)",
+    "has(plan.nothing)",
+    "xs.all(x, x > 0)",
+    "xs.all(x, x > 1)",
+    "xs.exists(x, x == 2)",
+    "empty.exists(x, x == 2)",
+    "empty.all(x, false)",
+    "xs.exists_one(x, x > 2)",
+    "xs.exists_one(x, x > 1)",
+    "xs.map(x, x * 2)",
+    "xs.filter(x, x > 1)",
+    "plan.tasks.map(t, t.id)",
+    "plan.tasks.filter(t, t.n > 1).map(t, t.id)",
+    "xs.map(x, xs.filter(y, y < x).size())",
+    "plan.tasks.all(t, t.id in ['a', 'b'])",
+    "{'a': 1, 'b': 2}.all(k, k in ['a', 'b'])",
+    # conversions
+    "int('42')",
+    "int(3.9)",
+    "int(-3.9)",
+    "double('1.5')",
+    "double(2)",
+    "string(42)",
+    "bool('true')",
+    "timestamp('2026-05-01T12:00:00Z') < timestamp('2026-05-02T12:00:00Z')",
+    "timestamp('2026-05-01T12:30:15Z').getHours()",
+    "timestamp('2026-05-01T12:30:15Z').getMonth()",
+    "timestamp('2026-05-01T12:00:00Z') + duration('1h') == timestamp('2026-05-01T13:00:00Z')",
+    "duration('90s') == duration('1m30s')",
+    "1 // a comment\n + 1",
+]
+
+DIFFERENT: list[tuple[str, Any, str]] = [
+    ('"""a\nb"""', "a\nb", "as the specification has it; cel-python does not read the line break"),
+    ("[1, 2,]", [1, 2], "as the specification has it; cel-python refuses the last comma"),
+    ("string(true)", "true", "as the specification has it; cel-python says True"),
+    ("1 + 1.5", 2.5, "integers and decimals mix in arithmetic"),
+    ("3 * 0.5", 1.5, "integers and decimals mix in arithmetic"),
+    ("7 / 2.0", 3.5, "a decimal makes a decimal"),
+    ("1 < 1.5", True, "integers and decimals mix in comparison"),
+    ("1 == 1.0", True, "numbers are equal by value"),
+    ("tests.ratio > 0", True, "a decimal field beside an integer literal"),
+    ("1 == '1'", False, "values of two types are unequal, not an error"),
+    ("true == 1", False, "true is not a number"),
+    ("[1] == [1.0]", True, "equality by value goes into lists"),
+    ("5u + 1", 6, "unsigned integers are integers"),
+    ("string(3.0)", "3", "whole decimals are written as JSON does"),
+    ("has(plan.nothing.more)", False, "has() is false for the whole path, as default() is"),
+    ("default(plan.nothing, 'x')", "x", "ours: default()"),
+    ("default(plan.note, 'x')", "x", "default() takes null for missing"),
+    ("default(plan.a.b.c, 1)", 1, "default() reaches through what is missing"),
+    ("default(plan.title, 1 / 0)", "Shop", "default() is lazy"),
+    ("json(plan.tasks)", json.dumps(NAMES["plan"]["tasks"]), "ours: json()"),
+    ("lines(tests.stdout)", ["3 passed", "1 failed"], "ours: lines()"),
+    ("split('a,b', ',')", ["a", "b"], "ours: split()"),
+    ("'a,b'.split(',').size()", 2, "our functions are methods too"),
+    ("join(xs, '-')", "3-1-2", "ours: join() takes any scalar"),
+    ("truncate('abcdef', 4)", "abc…", "ours: truncate()"),
+    ("'abc'.matches('(a+)+$')", False, "RE2: linear in the text"),
+]
+
+FAILING = [
+    ("1 / 0", "division by zero"),
+    ("1.0 / 0.0", "division by zero"),
+    ("1 % 0", "division by zero"),
+    ("9223372036854775807 + 1", "too large"),
+    ("'a' + 1", "cannot join text and an integer"),
+    ("1 < 'a'", "cannot join"),
+    ("xs[7]", "has 3 items"),
+    ("plan.nothing", "has no field `nothing`"),
+    ("plan.note.x", "is null"),
+    ("nobody", "there is no `nobody`"),
+    ("1 && true", "where true or false is needed"),
+    ("!1", "where true or false is needed"),
+    ("'b' in 'abc'", "needs a list or an object"),
+    ("int('x')", "no integer"),
+    ("size(1)", "cannot take an integer"),
+    ("'a'.matches('(')", "not a regular expression"),
+    ("{'a': 1, 'a': 2}", "twice"),
+    ("name.map(x, x)", "needs a list or an object"),
+]
+
+
+def reference(source: str) -> Any:
+    """What cel-python gives."""
+    environment = celpy.Environment()
+    program = environment.program(environment.compile(source))
+    return program.evaluate({name: celpy.json_to_cel(value) for name, value in NAMES.items()})
+
+
+def plain(value: Any) -> Any:
+    """cel-python's values as Python's."""
+    if isinstance(value, celpy.celtypes.BoolType):
+        return bool(value)
+    if isinstance(value, celpy.celtypes.ListType):
+        return [plain(item) for item in value]
+    if isinstance(value, celpy.celtypes.MapType):
+        return {plain(key): plain(entry) for key, entry in value.items()}
+    for wide, narrow in ((int, int), (float, float), (str, str)):
+        if isinstance(value, wide):
+            return narrow(value)
+    return value
+
+
+@pytest.mark.parametrize("source", SAME)
+def test_same_as_cel(source: str) -> None:
+    ours = parse(source).evaluate(NAMES)
+    theirs = plain(reference(source))
+    assert ours == theirs
+    assert isinstance(ours, bool) == isinstance(theirs, bool)
+
+
+@pytest.mark.parametrize(("source", "value", "why"), DIFFERENT)
+def test_different_on_purpose(source: str, value: Any, why: str) -> None:
+    ours = parse(source).evaluate(NAMES)
+    assert ours == value, why
+    assert type(ours) is type(value)
+
+
+@pytest.mark.parametrize(("source", "message"), FAILING)
+def test_errors_say_what_is_wrong(source: str, message: str) -> None:
+    with pytest.raises(ExpressionError, match=message):
+        parse(source).evaluate(NAMES)
+
+
+def test_the_corpus_is_large_enough() -> None:
+    assert len(SAME) + len(DIFFERENT) + len(FAILING) >= 60
