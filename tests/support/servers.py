@@ -155,7 +155,7 @@ def _drop_leftovers(admin: str) -> None:
             if not Path(f"/proc/{name.split('_')[2]}").exists():
                 connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
         old = (
-            "select datname from pg_database where datname like 'gorgon_template_%' and datname <> %s "
+            "select datname from pg_database where datname like 'gorgon_template_%%' and datname <> %s "
             "and (pg_stat_file('base/' || oid || '/PG_VERSION')).modification < now() - interval '1 day'"
         )
         for (name,) in connection.execute(old, [_TEMPLATE]).fetchall():
