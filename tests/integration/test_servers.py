@@ -79,3 +79,19 @@ def test_what_to_install_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.prefix", "/nowhere")
     with pytest.raises(servers.ServerMissing, match="apt-get install redis-server"):
         servers.redis_executable()
+
+
+def test_a_template_that_was_left_half_made_is_made_again(postgres_admin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"gorgon_template_half_{os.getpid()}"
+    monkeypatch.setattr(servers, "_TEMPLATE", name)
+    with psycopg.connect(postgres_admin, autocommit=True) as connection:
+        connection.execute(f"create database {name}")
+        try:
+            assert servers.ensure_template(postgres_admin) == name
+            with servers.fresh_database(postgres_admin) as url, psycopg.connect(url) as fresh:
+                tables = fresh.execute("select count(*) from pg_tables where schemaname = 'public'").fetchone()
+                assert tables is not None
+                assert tables[0] > 3
+        finally:
+            connection.execute(f"alter database {name} is_template false")
+            connection.execute(f"drop database {name} with (force)")
