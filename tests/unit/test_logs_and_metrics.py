@@ -124,9 +124,7 @@ def test_lazy_loading() -> None:
     assert failure.value.hint == "Install it with: pip install 'gorgon'"
 
 
-def test_what_a_module_misses_itself_is_not_hidden(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_module_misses_itself_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "half_there.py").write_text("import something_it_needs")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="something_it_needs"):
