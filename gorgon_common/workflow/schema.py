@@ -49,6 +49,8 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from gorgon_common.workflow.environment import refused_variable
+
 PROVIDERS = ("anthropic", "openai")
 OPERATORS = (
     "equals",
@@ -73,7 +75,6 @@ _DURATION = re.compile(
     r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?"
 )
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_REFUSED_ENV = frozenset({"PATH", "IFS", "BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "PS4", "PROMPT_COMMAND"})
 MAX_SECONDS = 10 * 365 * 86400.0
 
 
@@ -993,7 +994,7 @@ def _action_faults(value: dict[str, Any]) -> Iterator[InitErrorDetails]:
 
 def refused_env(name: str) -> bool:
     """Tell whether a command's environment may not carry this name: it would change which program runs, or how."""
-    return name in _REFUSED_ENV or name.startswith(("LD_", "DYLD_", "BASH_FUNC_")) or not _ENV_NAME.fullmatch(name)
+    return refused_variable(name) is not None or not _ENV_NAME.fullmatch(name)
 
 
 def _modifier_faults(value: dict[str, Any]) -> Iterator[InitErrorDetails]:

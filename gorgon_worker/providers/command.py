@@ -21,7 +21,7 @@ from typing import IO
 
 from gorgon_common.engine.ports import CommandCall, CommandResult
 from gorgon_common.errors import Cancelled, CommandFailed, OutputTooLarge, Retryable
-from gorgon_common.operations.command import refused_value, refused_variable
+from gorgon_common.workflow.environment import refused_value, refused_variable
 
 _SUPERVISOR = Path(__file__).parents[1] / "supervise.py"
 _TICK = 0.05  # seconds between two looks at the cancel flag
