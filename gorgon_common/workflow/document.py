@@ -488,6 +488,10 @@ class _Reader:
             depth -= isinstance(end, yaml.CollectionEndEvent)
         frame = self.frames.pop()
         text = self.text[frame.start.index : end.end_mark.index]
+        rest = self.text[end.end_mark.index :].split("\n", 1)[0].rstrip()
+        if rest.strip() and not rest.lstrip().startswith("#") and not any(outer.flow for outer in self.frames):
+            # Text goes on behind it; the reader will stumble over that next.
+            text += rest
         self._tell_at(
             f"`{text}` must be in quotes", frame.start, hint=f"Write {quoted(text)}", text=text, path=frame.path
         )

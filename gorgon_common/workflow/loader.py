@@ -103,7 +103,7 @@ def inspect(
     document = read_document(text, file=file)
     if not document.whole:
         return Inspected(None, tidy(document.problems))
-    positions, problems = document.positions, document.problems
+    positions, problems = document.positions, list(document.problems)
     if not isinstance(document.data, dict):
         hint = "Begin with `name:`, then `steps:` with a list."
         problems.append(positions.problem("a workflow is a mapping (`key: value`)", (), file=file, hint=hint))
@@ -133,7 +133,9 @@ def inspect(
     if any(problem.path.endswith("id") for problem in names):
         # What the ids mean is open, so whatever depends on them would be told wrongly.
         spec = None
-    problems = tidy([*problems, *names])
+    # What could not be read as it stands was replaced; its line has been told about.
+    unread = {problem.line for problem in document.problems}
+    problems = tidy([*document.problems, *(entry for entry in [*problems, *names] if entry.line not in unread)])
     loaded = LoadedWorkflow(spec, positions, old, problems, file) if spec is not None else None
     return Inspected(loaded, problems, dropped)
 

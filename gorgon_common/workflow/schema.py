@@ -510,6 +510,8 @@ class Closed(BaseModel):
             if key in known and known[key] is None and field.annotation is not Any and not legacy:
                 hint = "Write a value, or remove the line."
                 found.append(fault(f"`{key}` has no value", key, hint=hint, key=True))
+                del known[key]
+                continue
             if field.is_required() and (field.alias or name) not in known:
                 hint = field.description or ""
                 found.append(fault(f"`{field.alias or name}` is missing in {cls.noun}", hint=hint, value=value))
