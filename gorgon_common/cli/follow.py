@@ -131,8 +131,9 @@ class EventWait:
 
     def _listen(self, client: Client, run_id: str) -> None:
         try:
-            for _ in client.events(run_id):
-                self._happened.set()
+            with client.copy() as own:
+                for _ in own.events(run_id):
+                    self._happened.set()
         except errors.GorgonError:
             return  # the polling goes on, and tells
         finally:

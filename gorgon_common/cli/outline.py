@@ -13,7 +13,7 @@ from gorgon_common.clock import parse_time
 
 FINISHED = frozenset({"succeeded", "failed", "skipped", "cancelled"})
 _BODY = re.compile(r"^(?P<parent>.+?)(?P<body>\[\]|#|\.reduce|\.fallback)$")
-_ENGINE_KINDS = frozenset({"gate", "finally", "end"})
+ENGINE_KINDS = frozenset({"gate", "finally", "end"})
 
 
 @dataclass(slots=True)
@@ -53,7 +53,7 @@ def outline(run: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]], now: dat
     `nodes` are the compiled steps (`views.plan_nodes`), for what is nested in what; without them the ids alone tell.
     """
     parents = {str(node["id"]): node.get("parent") for node in nodes}
-    rows = [step for step in run.get("steps") or () if step.get("kind") not in _ENGINE_KINDS]
+    rows = [step for step in run.get("steps") or () if step.get("kind") not in ENGINE_KINDS]
     branches: dict[str, _Branch] = {}
     order: list[_Branch] = []
     for step in rows:

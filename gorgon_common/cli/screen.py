@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gorgon_common.cli import terminal
-from gorgon_common.cli.outline import FINISHED, Line, elapsed, error_text, label, outline
+from gorgon_common.cli.outline import ENGINE_KINDS, FINISHED, Line, elapsed, error_text, label, outline
 from gorgon_common.client.schemas import RUN_FINISHED
 from gorgon_common.clock import SYSTEM_CLOCK, Clock
 
@@ -82,8 +82,8 @@ class Plain:
                 terminal.say(f"{run['run_id']}  {self._status}  {run['workflow']}")
         for step in run.get("steps") or ():
             name, status = label(step), str(step["status"])
-            shown = f"{status}: {step['reason']}" if status == "waiting" and step.get("reason") else status
-            if self._seen.get(name) == shown or status in ("pending", "ready") or step.get("kind") in ("gate", "end"):
+            shown = f"{status} {step.get('reason')}"
+            if self._seen.get(name) == shown or status in ("pending", "ready") or step.get("kind") in ENGINE_KINDS:
                 continue
             self._seen[name] = shown
             terminal.say("  ".join((name, status, *self._details(step))))
@@ -97,7 +97,7 @@ class Plain:
             yield f"{terminal.number(terminal.tokens_of(step))} tokens"
             yield terminal.money(step.get("cost_usd"))
         if step.get("reason"):
-            yield str(step["reason"])
+            yield " ".join(str(step["reason"]).split())
         message, hint = error_text(step.get("error"))
         if message:
             yield " ".join(f"{message} {hint}".split())

@@ -38,11 +38,11 @@ _THEME = {
 }
 
 
-def console(stream: TextIO | None = None) -> Console:
+def console(stream: TextIO | None = None, *, force_terminal: bool | None = None) -> Console:
     """Return a rich console on stdout (or on `stream`); colours follow the terminal, NO_COLOR and FORCE_COLOR."""
     theme = lazy.load("rich.theme:Theme")(_THEME)
     made: Console = lazy.load("rich.console:Console")(
-        file=stream or sys.stdout, theme=theme, highlight=False, soft_wrap=False, emoji=False
+        file=stream or sys.stdout, theme=theme, highlight=False, emoji=False, force_terminal=force_terminal
     )
     return made
 
@@ -164,6 +164,8 @@ def money(usd: float | None) -> str:
         return "–"
     if usd == 0:
         return "$0"
+    if usd < 0.0001:
+        return "<$0.0001"
     return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}"
 
 

@@ -51,7 +51,7 @@ class Client:
     ) -> None:
         self.base_url = base_url.rstrip("/")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._keyed = bool(api_key)
+        self._api_key, self._timeout, self._transport = api_key, timeout, transport
         self._http = httpx2.Client(base_url=self.base_url, headers=headers, timeout=timeout, transport=transport)
 
     def __enter__(self) -> Self:
@@ -63,6 +63,10 @@ class Client:
     def close(self) -> None:
         """Release the connections."""
         self._http.close()
+
+    def copy(self) -> Client:
+        """Return a client of the same server with connections of its own, for another thread to close."""
+        return Client(self.base_url, api_key=self._api_key, timeout=self._timeout, transport=self._transport)
 
     def submit(
         self,
@@ -187,7 +191,7 @@ class Client:
         detail = str(body.get("detail") or f"The server answered {response.status_code} {response.reason_phrase}.")
         hint = body.get("hint")
         if response.status_code in (401, 403):
-            what = "refused the API key" if self._keyed else "asks for an API key"
+            what = "refused the API key" if self._api_key else "asks for an API key"
             return errors.ConfigurationError(
                 f"The server {self.base_url} {what}.", hint="Set GORGON_API_KEY to a key of this server."
             )
