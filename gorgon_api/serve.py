@@ -24,9 +24,9 @@ def api(*, host: str | None, port: int | None) -> None:
     """Serve the REST API until stopped."""
     settings = get_settings()
     address = host or settings.host
-    key, generated = _key(settings, address)
+    key, generated = key_for(settings, address)
     logs.configure(settings.log_level, settings.log_format, secrets=(*settings.secret_values(), key))
-    listener = _listen(address, settings.api_port if port is None else port)
+    listener = listen(address, settings.api_port if port is None else port)
     services = bootstrap.build(settings)
     try:
         shown = f"[{address}]" if ":" in address else address
@@ -47,7 +47,7 @@ def api(*, host: str | None, port: int | None) -> None:
         services.close()
 
 
-def _key(settings: Settings, address: str) -> tuple[str, bool]:
+def key_for(settings: Settings, address: str) -> tuple[str, bool]:
     """Return the key, and whether it was made up: only where nobody else can reach the server."""
     if settings.api_key is not None:
         return settings.api_key.get_secret_value(), False
@@ -66,8 +66,9 @@ def _loopback(address: str) -> bool:
         return False
 
 
-def _listen(address: str, port: int) -> socket.socket:
+def listen(address: str, port: int) -> socket.socket:
     """Return a listening socket, so that a taken port is told in a sentence."""
+    listener: socket.socket | None = None
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -75,6 +76,8 @@ def _listen(address: str, port: int) -> socket.socket:
         listener.bind(where)
         listener.listen(2048)
     except OSError as error:
+        if listener is not None:
+            listener.close()
         raise ConfigurationError(
             f"Cannot listen on {address} port {port}: {error.strerror or error}.",
             hint="Another server may have it; --port 0 takes any free one.",

@@ -54,6 +54,8 @@ def run(
         if live:
             require_keys(plan, settings)
         values = read_inputs(inputs, inputs_file, plan.inputs)
+        if not live and not as_json:
+            terminal.whisper("On the sandbox, offline: replies are invented. --live calls the real providers.")
         if detach:
             _detach(services, plan, values, target=target, as_json=as_json)
         document, interrupted = run_embedded(

@@ -36,10 +36,8 @@ def list_roles(*, as_json: bool) -> None:
     if as_json:
         terminal.emit([role.to_dict() for role in roles.values()])
         return
-    rows = [
-        (role.name, role.purpose, f"{role.provider} {role.tier}", ", ".join(role.aliases)) for role in roles.values()
-    ]
-    terminal.table(("role", "what it is for", "runs on", "also called"), rows)
+    rows = [(role.name, role.purpose, f"{role.provider} {role.tier}") for role in roles.values()]
+    terminal.table(("role", "what it is for", "runs on"), rows)
 
 
 def show_role(name: str, *, as_json: bool) -> None:

@@ -62,6 +62,11 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def whisper(text: str) -> None:
+    """Print a line beside the answer that most people know already."""
+    console(sys.stderr).print(text, style="quiet", soft_wrap=True)
+
+
 def emit(document: Any) -> None:
     """Print the one JSON document of `--json`."""
     say(json.dumps(document, indent=2, ensure_ascii=False, default=str))
