@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import typer
 
+from gorgon_api.app import create_app
+from gorgon_api.auth import SingleKey
+from gorgon_common.bootstrap import Services
 from gorgon_common.cli import build
 from gorgon_common.engine.states import RUN_TRANSITIONS, STEP_TRANSITIONS, RunStatus, StepStatus
 from gorgon_common.roles.catalogue import load_roles
@@ -113,6 +116,13 @@ def test_every_key_of_a_step_and_of_the_limits_is_in_the_reference() -> None:
     from_schema = loader.Workflow.model_json_schema()["$defs"]
     for name in [*from_schema["Step"]["properties"], *from_schema["Limits"]["properties"]]:
         assert name.startswith("$") or name == "id" or re.search(rf"`[^`\n]*\b{name}\b|^{name}:", text), name
+
+
+def test_the_routes_of_the_table_are_those_of_the_api() -> None:
+    app = create_app(cast(Services, None), SingleKey("key"))  # nothing is asked of it
+    routes = {(verb.upper(), path) for path, verbs in app.openapi()["paths"].items() for verb in verbs}
+    text = (ROOT / "docs" / "http-api.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(GET|POST) (/\S+)` \|", text, re.MULTILINE)) == routes
 
 
 def drawn(first: str) -> set[tuple[str, str]]:
