@@ -165,11 +165,11 @@ class OpenAIProvider:
         system = _system(call, form)
         messages = [{"role": "system", "content": system}] if system else []
         messages += [{"role": message.role, "content": message.content} for message in call.messages]
+        model = resolve_model("openai", call.model)
         request: dict[str, Any] = {
-            "model": resolve_model("openai", call.model),
+            "model": model,
             "messages": messages,
-            # OpenAI refuses the older name for its newer models, compatible servers may know no other.
-            "max_completion_tokens" if self._official else "max_tokens": call.max_tokens,
+            self._max_tokens(model): call.max_tokens,
             "timeout": call.timeout,
         }
         if form is not None and (asked := _json_schema(call, form)):
@@ -184,6 +184,10 @@ class OpenAIProvider:
             raw = create(**request)
             body = raw.http_response.json()
         return self._reply_of_chat(call, form, body, _lower(raw.headers))
+
+    def _max_tokens(self, model: str) -> str:
+        """OpenAI refuses the older name for its newer models, behind a gateway too; other servers may know no other."""
+        return "max_completion_tokens" if self._official or model in get_args(ChatModel) else "max_tokens"
 
     def _joined(self, chunks: Any) -> dict[str, Any]:
         """Put a stream of chunks together to the body that a call in one piece would have had."""
