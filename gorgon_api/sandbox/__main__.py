@@ -70,7 +70,6 @@ def given(text: str | None) -> bytes:
 
 def tell_ready(url: str, options: argparse.Namespace) -> None:
     """Say where the sandbox is to be found."""
-    print(url, flush=True)
     if options.ready_fd is not None:
         os.write(options.ready_fd, f"{url}\n".encode())
         os.close(options.ready_fd)
@@ -78,6 +77,7 @@ def tell_ready(url: str, options: argparse.Namespace) -> None:
         unfinished = options.ready_file.with_name(options.ready_file.name + ".part")
         unfinished.write_text(f"{url}\n")
         unfinished.replace(options.ready_file)
+    print(url, flush=True)
 
 
 async def watch_parent(pid: int, done: asyncio.Event) -> None:

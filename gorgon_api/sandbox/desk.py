@@ -8,7 +8,7 @@ import json
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -140,6 +140,7 @@ class Desk:
         denied = gate.admit(reserved, now)
         if denied is not None:
             return self.fail(dialect, gate, dialect.denial(denied, call.model), entry, now)
+        streamed = False
         try:
             reply = self.compose(call, account, digest, effects, now)
             gate.settle(reserved, dialect.used(reply.usage), now)
@@ -154,10 +155,13 @@ class Desk:
                 events = self.spoil_events(dialect.events(call, reply), effects)
                 end = "truncate" if effects.first("truncate") else "whole"
                 head = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", **headers}
-                return Response(200, headers=head, stream=told(events, remaining, request, stored), end=end)
+                stored["delivered"] = end == "whole"
+                streamed = True
+                return Response(200, headers=head, stream=told(events, remaining, request, stored, gate), end=end)
             await asyncio.sleep(remaining)
         finally:
-            gate.leave()
+            if not streamed:
+                gate.leave()
         if request.closed.done():
             stored["delivered"] = False
         return self.whole(dialect.body(call, reply), headers, effects, stored)
@@ -176,6 +180,7 @@ class Desk:
         """Return the events, spoilt where a fault says so."""
         middle = len(events) // 2
         if effects.first("malformed"):
+            middle += b"event: ping" in events[middle]
             events[middle] = events[middle].rstrip()[:-4] + b"oops\n\n"
         return events[:middle] if effects.first("truncate") else events
 
@@ -320,9 +325,9 @@ def log_entry(request: Request, provider: str, account: str, operation: str) -> 
 
 
 async def told(
-    events: Sequence[bytes], seconds: float, request: Request, stored: dict[str, Any]
-) -> AsyncIterator[bytes]:
-    """Send events over `seconds`: a pause before the first, the rest in even portions."""
+    events: Sequence[bytes], seconds: float, request: Request, stored: dict[str, Any], gate: Gate
+) -> AsyncGenerator[bytes, None]:
+    """Send events over `seconds`: the first, a pause, the rest in even portions; then the call is over."""
     told_all = False
     try:
         if seconds <= 0:
@@ -342,7 +347,8 @@ async def told(
                 await asyncio.sleep(max(0.0, due - loop.time()))
         told_all = True
     finally:
-        stored["delivered"] = told_all and not request.closed.done()
+        gate.leave()
+        stored["delivered"] &= told_all and not request.closed.done()
 
 
 def repeated(sentence: str, size: int) -> str:

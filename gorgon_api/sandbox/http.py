@@ -7,7 +7,8 @@ after the work is done, never answer.  It also starts in milliseconds and needs 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote
 
@@ -53,7 +54,7 @@ class Response:
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
-    stream: AsyncIterator[bytes] | None = None
+    stream: AsyncGenerator[bytes, None] | None = None
     end: str = "whole"
 
 
@@ -162,6 +163,7 @@ class Connection(asyncio.Protocol):
             return
         if request is not None:
             self._task = self._loop.create_task(self._answer(request))
+            self._task.add_done_callback(self._ended)
 
     def _read(self) -> Request | None:
         """Take a request out of the buffer.  Raises BadRequest."""
@@ -210,6 +212,14 @@ class Connection(asyncio.Protocol):
         elif self._buffer:
             self._next()
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Show what went wrong in a handler; the client gets a 500 or a broken connection, not silence."""
+        if task.cancelled() or task.exception() is None:
+            return
+        self._loop.call_exception_handler({"message": "the sandbox failed on a request", "exception": task.exception()})
+        self._transport.write(b"HTTP/1.1 500 Internal Server Error\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        self._transport.close()
+
     async def _write(self, response: Response, keep: bool) -> bool:
         """Send the response; return whether the connection can go on."""
         head = [f"HTTP/1.1 {response.status} {REASONS.get(response.status, 'Unknown')}"]
@@ -224,11 +234,12 @@ class Connection(asyncio.Protocol):
             return keep and response.end == "whole"
         head.append("transfer-encoding: chunked\r\n\r\n")
         self._transport.write("\r\n".join(head).encode())
-        async for chunk in response.stream:
-            if self._transport.is_closing():
-                return False
-            self._transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-            await self._writable.wait()
+        async with aclosing(response.stream) as chunks:
+            async for chunk in chunks:
+                if self._transport.is_closing():
+                    return False
+                self._transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+                await self._writable.wait()
         if response.end != "whole":
             return False
         self._transport.write(b"0\r\n\r\n")

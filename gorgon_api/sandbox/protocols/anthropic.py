@@ -412,10 +412,10 @@ def message_events(call: ModelCall, reply: ModelReply) -> list[bytes]:
 
     add("message_start", message=started)
     for index, block in enumerate(whole["content"]):
-        for kind, data in block_events(block):
+        for number, (kind, data) in enumerate(block_events(block)):
             add(kind, index=index, **data)
-        if index == 0:
-            add("ping")
+            if index == number == 0:
+                add("ping")
     counted = {
         key: value
         for key, value in whole["usage"].items()
@@ -510,10 +510,14 @@ async def handle(desk: Desk, request: Request) -> Response:
             model = request.path.removeprefix("/v1/models/")
             check_parameters({"model": model}, counting=True)
             return free(desk, request, account, "models", model_info(model))
-        if request.method == "POST" and operation == "messages":
-            return await desk.answer(DIALECT, request, account, read_call(read_body(request)))
-        if request.method == "POST" and operation == "messages.count_tokens":
-            call = read_call(read_body(request), counting=True)
+        if request.method == "POST" and operation in ("messages", "messages.count_tokens"):
+            body = read_body(request)
+            try:
+                call = read_call(body, counting=operation != "messages")
+            except (AttributeError, KeyError, TypeError) as error:
+                raise bad_request(f"The request has an unexpected shape: {error}") from error
+            if operation == "messages":
+                return await desk.answer(DIALECT, request, account, call)
             return free(desk, request, account, operation, {"input_tokens": call.input_tokens})
         raise ProviderFailure(404, "not_found_error", "Not found")
     except ProviderFailure as failure:

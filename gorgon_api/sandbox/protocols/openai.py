@@ -689,7 +689,12 @@ async def handle(desk: Desk, request: Request) -> Response:
         if request.method == "POST" and operation == "embeddings":
             return embed(desk, request, account, read_body(request))
         if request.method == "POST" and operation in ("responses", "chat.completions"):
-            return await desk.answer(DIALECT, request, account, read_call(read_body(request), operation))
+            body = read_body(request)
+            try:
+                call = read_call(body, operation)
+            except (AttributeError, KeyError, TypeError) as error:
+                raise bad_request(f"The request has an unexpected shape: {error}") from error
+            return await desk.answer(DIALECT, request, account, call)
         text = f"Invalid URL ({request.method} {request.path})"
         raise ProviderFailure(404, "invalid_request_error", text)
     except ProviderFailure as failure:

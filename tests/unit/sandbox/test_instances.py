@@ -153,7 +153,7 @@ def test_the_own_check_agrees_with_jsonschema(schema: dict[str, Any], value: Any
 @given(schemas)
 def test_a_wrong_instance_misses_its_schema(schema: dict[str, Any]) -> None:
     validator = Draft202012Validator(schema)
-    candidates = ({"unexpected": True}, [], "unexpected", 17, None)
+    candidates: tuple[Any, ...] = ({"unexpected": True}, [], "unexpected", 17, None)
     if not all(validator.is_valid(value) for value in candidates):
         assert not validator.is_valid(wrong_instance(schema, random.Random(0)))
 
