@@ -6,7 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gorgon_common.errors import Problem
+from gorgon_common import lazy
+from gorgon_common.canvas import lowering
+from gorgon_common.canvas.celery import CeleryCanvas, make_app
+from gorgon_common.clock import SYSTEM_CLOCK
+from gorgon_common.engine import control
+from gorgon_common.engine.context import Knowledge
+from gorgon_common.engine.publish import Publisher
+from gorgon_common.engine.submit import submit
+from gorgon_common.engine.sweep import Sweep
+from gorgon_common.errors import GorgonError, Problem, Unavailable
+from gorgon_common.ids import new_id
+from gorgon_common.persistence import migrate
+from gorgon_common.persistence.database import Database
+from gorgon_common.persistence.store import Store
+from gorgon_common.persistence.views import Views
 from gorgon_common.settings import Settings
 from gorgon_common.workflow.plan import Plan
 
@@ -28,11 +42,38 @@ class Services:
     cost_usd, tokens: {input, output}, started_at, finished_at, …}`, with `steps: […]` where asked for.
     """
 
-    settings: Settings
+    def __init__(self, settings: Settings, database: Database, *, events: bool = False) -> None:
+        self.settings = settings
+        self.database = database
+        self.store = Store(database)
+        self.knowledge = Knowledge(self.store)
+        self.app = make_app(_broker(settings), events=events)
+        self.canvas = CeleryCanvas(self.app, _broker(settings))
+        self.views = Views(database, self.knowledge.plan)
+        self._publishers: dict[tuple[str, str], Publisher] = {}
+
+    def publisher(self, target: str, home: str) -> Publisher:
+        """Return what publishes the steps of runs of a target and home; one for each in a process."""
+        key = (target, home)
+        if key not in self._publishers:
+            self._publishers[key] = Publisher(self.store, self.knowledge, self.canvas, target=target, home=home)
+        return self._publishers[key]
+
+    def sweep(self) -> Sweep:
+        """Return a sweep for the runs that any worker may take: the API runs one, so that no worker has to."""
+        name = new_id("sweep")
+        return Sweep(
+            self.store, self.knowledge, self.publisher("sandbox", ""), self.canvas, name=name, home=""
+        )
 
     def read(self, text: str, *, file: str | None = None) -> tuple[Plan, list[Problem]]:
         """Load and compile a workflow; returns the plan and the warnings.  Raises WorkflowInvalid."""
-        raise NotImplementedError
+        roles = lazy.load("gorgon_common.roles.catalogue:load_roles")()
+        operations = lazy.load("gorgon_common.operations.catalogue:load_operations")()
+        plan, problems = lazy.load("gorgon_common.workflow.source:read_workflow")(
+            text, file=file, roles=roles, operations=operations
+        )
+        return plan, problems
 
     def submit(
         self,
@@ -49,46 +90,104 @@ class Services:
         `target`: live | sandbox.  `home`: "" for a run that any worker may take, else the embedded home that owns it.
         Raises InputInvalid, NotAvailable, Conflict (same key, different request), Unavailable.
         """
-        raise NotImplementedError
+        values = lazy.load("gorgon_common.workflow.compiler:check_inputs")(plan, inputs)
+        number, created = submit(
+            plan,
+            values,
+            store=self.store,
+            knowledge=self.knowledge,
+            publisher=self.publisher(target, home),
+            grouped=lowering.grouped(lowering.shape(plan)),
+            public_id=new_id("run"),
+            now=SYSTEM_CLOCK.now(),
+            target=target,
+            home=home,
+            team=team,
+            idempotency_key=idempotency_key,
+        )
+        return Submitted(self.views.public_id(number), created)
 
     def run(self, run_id: str, *, steps: bool = False) -> dict[str, Any]:
         """Return one run.  Raises NotFound."""
-        raise NotImplementedError
+        return self.views.run(run_id, with_steps=steps)
 
     def runs(
         self, *, status: str | None = None, workflow: str | None = None, limit: int = 50, cursor: str | None = None
     ) -> dict[str, Any]:
         """Return `{items: [run…], next: cursor | None}`, newest first."""
-        raise NotImplementedError
+        return self.views.runs(status=status, workflow=workflow, limit=limit, cursor=cursor)
 
     def events(self, run_id: str, *, after: int = 0, limit: int = 500) -> list[dict[str, Any]]:
         """Return the run's journal after sequence number `after`: `{seq, at, kind, step, message, data}`, oldest first.
 
         kinds: run.queued run.started run.finishing run.succeeded run.failed run.cancelled run.resumed
-        step.succeeded step.failed step.skipped step.cancelled step.retry step.waiting step.expanded step.checkpoint …
+        step.succeeded step.failed step.skipped step.cancelled step.retry step.waiting step.expanded step.recovered …
         """
-        raise NotImplementedError
+        return self.views.events(run_id, after=after, limit=limit)
 
     def cancel(self, run_id: str) -> dict[str, Any]:
         """Ask the run to end; returns it.  Raises NotFound, Conflict (finished already)."""
-        raise NotImplementedError
+        run = self.knowledge.run(self.views.number(run_id))
+        control.cancel(self.store, self.publisher(run.info.target, run.info.home), run)
+        return self.run(run_id)
 
     def resume(self, run_id: str, *, plan: Plan | None = None, home: str | None = None) -> Submitted:
         """Continue a finished, failed, cancelled or orphaned run as a new run that adopts what is finished.
 
         Raises NotFound, Conflict (it is still running).
         """
-        raise NotImplementedError
+        before = self.knowledge.run(self.views.number(run_id))
+        where = "" if home is None else home
+        number, reused, left = control.resume(
+            self.store,
+            self.knowledge,
+            before,
+            plan or before.plan,
+            publisher=self.publisher(before.info.target, where),
+            public_id=new_id("run"),
+            now=SYSTEM_CLOCK.now(),
+            home=where,
+            grouped=lowering.grouped(lowering.shape(plan or before.plan)),
+        )
+        return Submitted(self.views.public_id(number), True, reused, left)
 
     def health(self) -> dict[str, Any]:
         """Return `{database: {ok, detail}, broker: {ok, detail}}`."""
-        raise NotImplementedError
+        return {"database": _checked(self._database), "broker": _checked(self.canvas.health)}
+
+    def _database(self) -> str:
+        migrate.check(self.database)
+        return self.database.engine.url.render_as_string(hide_password=True)
 
     def close(self) -> None:
         """Release connections."""
-        raise NotImplementedError
+        self.canvas.close()
+        self.store.close()
 
 
-def build(settings: Settings) -> Services:
-    """Wire the services for these settings (database migrated on the SQLite tier, checked on PostgreSQL)."""
-    raise NotImplementedError
+def _checked(check: Any) -> dict[str, Any]:
+    try:
+        return {"ok": True, "detail": check()}
+    except GorgonError as error:
+        return {"ok": False, "detail": error.message, "hint": error.hint or None}
+
+
+def _broker(settings: Settings) -> str:
+    """Each embedded application has a broker of its own."""
+    return f"gmem://{new_id('app').lower()}" if settings.embedded else settings.broker_url
+
+
+def build(settings: Settings, *, events: bool = False) -> Services:
+    """Wire the services for these settings (database migrated on the SQLite tier, checked on PostgreSQL).
+
+    `events`: send the task events that Flower shows.  Raises ConfigurationError, Unavailable.
+    """
+    if settings.database_url.startswith("sqlite"):
+        migrate.upgrade(settings.database_url)
+    database = Database(settings.database_url)
+    try:
+        migrate.check(database)
+    except (GorgonError, Unavailable):
+        database.close()
+        raise
+    return Services(settings, database, events=events)

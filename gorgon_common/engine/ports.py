@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
 
-from gorgon_common.costs.usage import Usage
+from gorgon_common.costs.usage import CallRecord, Usage
+from gorgon_common.engine.records import Advance, Claimed, Finish, Head, Keep, Row, Weight
+from gorgon_common.engine.states import RunStatus
+
+if TYPE_CHECKING:
+    from gorgon_common.engine.context import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,4 +120,167 @@ class Pricer(Protocol):
 
     def price(self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None) -> int | None:
         """Return micro-dollars (rounded half up, never 0 where something was used), None where there is no price."""
+        ...
+
+
+class Member(Protocol):
+    """A worker process that is entered in the store."""
+
+    owner: int
+    target: str
+    home: str
+    queues: list[int]
+
+
+class Steps(Protocol):
+    """The store as the machine uses it.  Each call is one transaction; all raise Unavailable."""
+
+    def tick(
+        self,
+        worker: Any,
+        keep: Keep,
+        *,
+        claims: Sequence[int] = (),
+        finishes: Sequence[Finish] = (),
+        suspects: bool = False,
+    ) -> Advance:
+        """Claim and finish; what becomes ready is taken over as `keep` allows, else reported."""
+        ...
+
+    def release(self, step: Claimed, *, weight: Weight | None = None) -> Head | None:
+        """Give a claimed step back."""
+        ...
+
+    def park(
+        self, step: Claimed, *, seconds: float, reason: str, message: str, calls: Sequence[CallRecord], attempt: bool
+    ) -> str:
+        """Let a claimed step wait: parked | halted | refused."""
+        ...
+
+    def wake(self, ids: Sequence[int]) -> list[Head]:
+        """Make waiting steps whose time has come ready."""
+        ...
+
+    def expand(
+        self,
+        step: Claimed,
+        rows: Sequence[Row],
+        *,
+        phase: str,
+        round: int = 0,  # noqa: A002
+        items: Sequence[Any] | None = None,
+        window: int | None = None,
+        reduce: int | None = None,
+        calls: Sequence[CallRecord] = (),
+    ) -> tuple[list[Head], int] | None:
+        """Turn a claimed composite into its children."""
+        ...
+
+    def fail(
+        self, worker: Any, keep: Keep, finish: Finish, *, container: int, keeps: frozenset[int], run_fails: bool
+    ) -> Advance:
+        """Finish a failed step and stop what is around it."""
+        ...
+
+    def finish_run(
+        self, worker: Any, finish: Finish, *, status: RunStatus, outputs: Any, error: Mapping[str, Any] | None
+    ) -> None:
+        """Finish the run's last step and the run with it."""
+        ...
+
+
+class Shelf(Protocol):
+    """The store as the publisher and the sweep use it."""
+
+    def carry(self, ids: Sequence[int]) -> None:
+        """Mark pending steps whose message a canvas will send."""
+        ...
+
+    def drop(self, ids: Sequence[int]) -> list[Head]:
+        """Take steps off their canvas; returns those that are ready already."""
+        ...
+
+    def shelve(self, heads: Sequence[Head], team: str, *, first: bool = False) -> None:
+        """Put ready steps on the backlog."""
+        ...
+
+    def unshelve(self, queue: int, count: int, *, target: str, home: str) -> list[Head]:
+        """Take the next steps of a queue from the backlog."""
+        ...
+
+    def shelved(self) -> dict[int, int]:
+        """Return queue → steps on the backlog."""
+        ...
+
+    def redispatch(self, ids: Sequence[int]) -> list[int]:
+        """Note that messages of ready steps are sent anew; returns the steps that are still ready."""
+        ...
+
+    def slots(self, target: str, home: str) -> dict[int, int]:
+        """Return queue → slots of the workers that live and serve it."""
+        ...
+
+    def lead(self, name: str, owner: str, seconds: float) -> bool:
+        """Become or stay the one that does a job."""
+        ...
+
+    def reap(self, *, home: str) -> list[tuple[Head, int]]:
+        """Take the steps of dead workers back."""
+        ...
+
+    def overdue(self, *, home: str, limit: int = 2000, all_ready: bool = False) -> tuple[
+        list[tuple[Head, datetime]], list[int]
+    ]:
+        """Return ready steps whose message may be lost, and waiting ones to wake."""
+        ...
+
+    def wake(self, ids: Sequence[int]) -> list[Head]:
+        """Make waiting steps whose time has come ready."""
+        ...
+
+    def expired_runs(self, *, home: str) -> list[int]:
+        """Return the live runs whose time is up."""
+        ...
+
+    def watermarks(self, *, home: str) -> dict[int, float]:
+        """Return queue → when the newest message that a worker has claimed was sent."""
+        ...
+
+    def stop(
+        self, run: int, *, gate: int, keeps: frozenset[int], error: Mapping[str, Any] | None, reason: str
+    ) -> list[Head]:
+        """Cancel or fail a run."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """What is to be sent for some heads: a canvas of the adapter's own kind.
+
+    `carried`: pending steps whose message the canvas itself will send; `dropped`: steps that no canvas will send any
+    more, because a member of theirs travels alone.
+    """
+
+    canvas: Any
+    carried: Sequence[int] = ()
+    dropped: Sequence[int] = ()
+
+
+class Canvas(Protocol):
+    """Where messages are made and sent: the Celery adapter."""
+
+    def lower(self, run: Run, heads: Sequence[Head], join: int | None) -> Lowered:
+        """Return the canvas of ready heads of one run; `join`: the step id of the reduce that they lead to."""
+        ...
+
+    def send(self, lowered: Lowered) -> None:
+        """Publish it.  Raises Unavailable."""
+        ...
+
+    def depth(self, queue: int) -> int:
+        """Return how many messages a queue holds.  Raises Unavailable."""
+        ...
+
+    def epoch(self) -> str | None:
+        """Return a mark that vanishes with the broker's messages (and set a new one), None where that cannot be."""
         ...

@@ -30,6 +30,7 @@ from gorgon_common.engine.records import (
     NewRun,
     Row,
     RunInfo,
+    Weight,
     step_id,
 )
 from gorgon_common.engine.states import FINISHED_RUN, RunStatus, StepStatus
@@ -56,7 +57,8 @@ from gorgon_common.persistence.tables import (
 
 LOST_SECONDS = 5.0
 """A message that nobody has claimed for this long may be lost; the sweep finds out."""
-POISON_CRASHES = 3
+SUSPECT_CRASHES = 2
+"""A step whose owners died this often is a suspect; at one more it is poison."""
 CHUNK = 500
 """Ids in one `IN (…)`: SQLite takes 32,766 parameters, and plans stay small."""
 
@@ -116,15 +118,28 @@ class Store:
             owner = connection.execute(row.returning(workers.c.id)).scalar_one()
         return Worker(owner, target=target, home=home, queues=queues)
 
-    def heartbeat(self, worker: Worker, lease: float) -> bool:
-        """Prolong the lease.  False: it had run out and the worker's steps were taken from it."""
+    def heartbeat(self, worker: Worker, lease: float, watermarks: Mapping[int, float]) -> bool:
+        """Prolong the lease.  False: it had run out and the worker's steps were taken from it.
+
+        `watermarks`: queue → when the newest message that this worker has claimed was sent.
+        """
         beat = (
             update(workers)
             .where(workers.c.id == worker.owner, workers.c.reaped.is_(False))
-            .values(lease_until=db_now(lease))
+            .values(lease_until=db_now(lease), watermarks=encoding.dump(dict(watermarks)))
         )
         with self.database.write() as connection:
             return connection.execute(beat).rowcount == 1
+
+    def watermarks(self, *, home: str) -> dict[int, float]:
+        """Return queue → when the newest message that a worker has claimed was sent (seconds since 1970)."""
+        query = select(workers.c.watermarks).where(workers.c.home == home, workers.c.watermarks.is_not(None))
+        found: dict[int, float] = {}
+        with self.database.read() as connection:
+            for marks in connection.scalars(query.order_by(workers.c.id.desc()).limit(500)):
+                for queue, mark in json.loads(marks).items():
+                    found[int(queue)] = max(found.get(int(queue), 0.0), mark)
+        return found
 
     def retire(self, worker: Worker) -> None:
         """End a worker's lease now, so that what it still holds is taken over at once."""
@@ -405,21 +420,25 @@ class Store:
 
     # What else may become of a claimed step
 
-    def release(self, step: Claimed) -> Head | None:
-        """Give a claimed step back: it is ready again.  None where it was lost meanwhile."""
+    def release(self, step: Claimed, *, weight: Weight | None = None) -> Head | None:
+        """Give a claimed step back: it is ready again.  None where it was lost meanwhile.
+
+        `weight`: what it is from now on; a step whose condition holds is then one of its own queue.
+        """
         back = (
             update(steps)
             .where(_held(step))
-            .values(status=int(StepStatus.READY), owner=None, due=db_now(LOST_SECONDS))
-            .returning(steps.c.id)
+            .values(
+                status=int(StepStatus.READY),
+                owner=None,
+                due=db_now(LOST_SECONDS),
+                weight=step.weight if weight is None else int(weight),
+            )
+            .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
         )
         with self.database.write() as connection:
-            found = connection.scalar(back)
-        return None if found is None else Head(step.id, step.node, step.weight, step.queue, step.crashes)
-
-    def gate_passed(self, step: Claimed) -> Head | None:
-        """A step whose condition held, decided by a worker of another queue: ready, owed a message of its queue."""
-        return self.release(step)
+            found = connection.execute(back).first()
+        return None if found is None else Head(*found)
 
     def park(
         self, step: Claimed, *, seconds: float, reason: str, message: str, calls: Sequence[CallRecord], attempt: bool
@@ -471,6 +490,7 @@ class Store:
         items: Sequence[Any] | None = None,
         window: int | None = None,
         reduce: int | None = None,
+        calls: Sequence[CallRecord] = (),
     ) -> tuple[list[Head], int] | None:
         """Turn a claimed composite into its children; it waits for them.
 
@@ -482,6 +502,7 @@ class Store:
             parent = connection.execute(
                 select(steps.c.id).where(_held(step), steps.c.halted.is_(False)).with_for_update()
             ).first()
+            self._facts(connection, encoding.calls(step, calls, step.attempt, datetime.now(UTC)))
             if parent is None:
                 return None
             base = connection.execute(
@@ -500,6 +521,7 @@ class Store:
                     owner=None,
                     due=None,
                     deps_left=len(rows),
+                    weight=int(Weight.INLINE),  # whoever sees its last child end goes on with it
                     window_next=None if window is None else base + window,
                     window_end=None if window is None else base + len(rows) - (0 if reduce is None else 1),
                 )
@@ -700,6 +722,12 @@ class Store:
                     found[row.step_id] = _checkpoint(row)
         return found
 
+    def states(self, ids: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """Return step id → (status, queue) of those that exist."""
+        query = select(steps.c.id, steps.c.status, steps.c.queue).where(steps.c.id.in_(ids))
+        with self.database.read() as connection:
+            return {row.id: (row.status, row.queue) for row in connection.execute(query)}
+
     def adoptable(self, root: int, fingerprint: str) -> Checkpoint | None:
         """Return the step of this run or of one that it continues that has done the same work already."""
         with self.database.read() as connection:
@@ -726,6 +754,13 @@ class Store:
                 )
                 for row in connection.execute(query)
             ]
+
+    def place(self, step: int) -> tuple[int, int | None, int | None]:
+        """Return a row's (node, parent row, position).  They never change."""
+        query = select(steps.c.node, steps.c.parent, steps.c.position).where(steps.c.id == step)
+        with self.database.read() as connection:
+            row = connection.execute(query).one()
+        return row.node, row.parent, row.position
 
     # The canvas
 
@@ -850,7 +885,7 @@ class Store:
                     .order_by(steps.c.id)
                     .with_for_update(of=steps)
                 ).all()
-                suspects = {row.id for row in held if row.crashes >= POISON_CRASHES - 1}
+                suspects = {row.id for row in held if row.crashes >= SUSPECT_CRASHES}
                 for row in held:
                     blamed = not suspects or row.id in suspects
                     back = connection.execute(
@@ -871,8 +906,13 @@ class Store:
                 connection.execute(update(workers).where(workers.c.id == owner).values(reaped=True))
         return taken
 
-    def overdue(self, *, home: str, limit: int = 2000) -> tuple[list[tuple[Head, datetime]], list[int]]:
-        """Return ready steps whose message may be lost (with the time it became so), and waiting ones to wake."""
+    def overdue(
+        self, *, home: str, limit: int = 2000, all_ready: bool = False
+    ) -> tuple[list[tuple[Head, datetime]], list[int]]:
+        """Return ready steps whose message may be lost (with the time it became so), and waiting ones to wake.
+
+        `all_ready`: every ready step that was published, however short a time ago: the broker has lost them all.
+        """
         query = (
             select(
                 steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes, steps.c.due, steps.c.status
@@ -882,7 +922,9 @@ class Store:
                 _is_live(home),
                 runs.c.active,
                 steps.c.status.in_([int(StepStatus.READY), int(StepStatus.WAITING)]),
-                steps.c.due < db_now(),
+                or_(steps.c.due < db_now(), and_(steps.c.due.is_not(None), steps.c.status == int(StepStatus.READY)))
+                if all_ready
+                else steps.c.due < db_now(),
             )
             .order_by(steps.c.id)
             .limit(limit)
@@ -917,6 +959,41 @@ class Store:
         )
         with self.database.read() as connection:
             return list(connection.scalars(query))
+
+    def finished(self, run: int) -> tuple[bool, list[tuple[int, int]]]:
+        """Return whether a run has ended, and (row, node) of its steps that succeeded and have a fingerprint."""
+        query = (
+            select(steps.c.id, steps.c.node)
+            .select_from(
+                runs.join(fingerprints, fingerprints.c.root_id == runs.c.root_id).join(
+                    steps, steps.c.id == fingerprints.c.step_id
+                )
+            )
+            .where(runs.c.id == run)
+        )
+        with self.database.read() as connection:
+            status = connection.execute(select(runs.c.status).where(runs.c.id == run)).scalar_one()
+            rows = connection.execute(query).all()
+        return status in FINISHED_RUN, [(row.id & ROW_MASK, row.node) for row in rows]
+
+    def close_orphan(self, run: int) -> None:
+        """End a run whose process died: it is failed, what it left undone is cancelled."""
+        with self.database.write() as connection:
+            connection.execute(
+                update(steps)
+                .where(
+                    steps.c.id >= step_id(run, 0),
+                    steps.c.id < step_id(run + 1, 0),
+                    steps.c.status < int(StepStatus.SUCCEEDED),
+                )
+                .values(status=int(StepStatus.CANCELLED))
+            )
+            connection.execute(
+                update(runs)
+                .where(runs.c.id == run)
+                .values(status=int(RunStatus.FAILED), active=False, finished_at=db_now())
+            )
+            self._tell(connection, run, None, "run.failed", "its process died")
 
     def orphaned(self, run: int) -> bool:
         """Tell whether an embedded run has no living worker any more."""

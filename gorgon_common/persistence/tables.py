@@ -252,6 +252,7 @@ workers = Table(
     Column("started_at", UtcTime, nullable=False),
     Column("lease_until", UtcTime, nullable=False),
     Column("reaped", Boolean, nullable=False),
+    Column("watermarks", Text),
 )
 
 backlog = Table(

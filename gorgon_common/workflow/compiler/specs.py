@@ -151,7 +151,7 @@ def spec_of(draft: Draft, defaults: Defaults, roles: Roles, *, lenient: bool) ->
         case Kind.GROUP:
             spec = {}
             if step.legacy is not None:
-                spec = {"max_parallel": step.legacy.max_parallel, "fail_fast": step.legacy.fail_fast or None}
+                spec = {"max_parallel": step.legacy.max_parallel, "fail_fast": step.legacy.fail_fast}
         case Kind.AGGREGATE:
             assert step.aggregate is not None
             spec = {"from": step.aggregate.from_, "how": step.aggregate.how, "schema": step.output}

@@ -1,0 +1,270 @@
+"""The Celery application, one configuration for API and workers, and the canvas that is sent through it.
+
+Early acknowledgement with prefetch off: a message is only a hint, so a worker that dies loses nothing that the sweep does
+not send again, and no message waits in a busy worker while another one is idle.  (Late acknowledgement would add
+duplicates and an hour in `unacked`.)  Results are stored only as the count of a chord.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import redis
+from celery import Celery, chain, chord, group
+from celery.canvas import Signature
+from kombu.exceptions import OperationalError
+
+from gorgon_common import lazy, messages, queues
+from gorgon_common.canvas import lowering
+from gorgon_common.canvas.lowering import Chain, Chord, Group, Message, Shape
+from gorgon_common.engine.context import Run
+from gorgon_common.engine.ports import Lowered
+from gorgon_common.engine.records import ROW_MASK, Head, step_id
+from gorgon_common.errors import Unavailable
+from gorgon_common.ids import new_id
+from gorgon_common.workflow.plan import Kind
+
+EPOCH_KEY = "gorgon:epoch"
+DEPTH_SECONDS = 0.05
+
+
+def make_app(broker_url: str, *, name: str = "gorgon", events: bool = False) -> Celery:
+    """Return the application for a broker; `gmem://…` is the embedded one.
+
+    `events`: send the task events that Flower shows.
+    """
+    embedded = broker_url.startswith("gmem://")
+    if embedded:
+        lazy.load("gorgon_common.canvas.embedded")  # makes the transport known
+    app = Celery(
+        name,
+        broker=broker_url,
+        backend="gorgon_common.canvas.embedded:Results" if embedded else _backend(broker_url),
+        set_as_current=not embedded,
+        fixups=[],
+        loader="celery.loaders.app:AppLoader",
+    )
+    app.conf.update(
+        task_serializer="json",
+        result_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_acks_late=False,
+        task_default_queue=queues.CONTROL,
+        task_create_missing_queues=True,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=not embedded,
+        worker_disable_rate_limits=True,
+        worker_enable_remote_control=events,
+        worker_send_task_events=events,
+        task_send_sent_event=events,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=not embedded,
+        result_expires=3600,
+        task_publish_retry=False,  # the sweep retries; a submission must not hang on a broker that is away
+        broker_transport_options={"socket_connect_timeout": 5},
+        redis_socket_connect_timeout=5,
+    )
+    return app
+
+
+def _backend(broker_url: str) -> str:
+    return broker_url if broker_url.startswith(("redis", "rediss")) else "rpc://"
+
+
+class CeleryCanvas:
+    """Lowers ready steps to Celery's primitives and publishes them; implements `ports.Canvas`."""
+
+    def __init__(self, app: Celery, broker_url: str) -> None:
+        self.app = app
+        self._shapes: dict[str, Shape] = {}
+        self._lock = threading.Lock()
+        self._depths: dict[int, tuple[float, int]] = {}
+        # A client of its own: Celery's pool is for publishing, and blocking commands time out after 5 s.
+        self._redis = _client(broker_url)
+
+    # Lowering
+
+    def shape(self, run: Run) -> Shape:
+        """Return what of the run's plan travels together."""
+        found = self._shapes.get(run.info.plan_hash)
+        if found is None:
+            found = lowering.shape(run.plan)
+            with self._lock:
+                if len(self._shapes) >= 64:
+                    self._shapes.clear()
+                self._shapes[run.info.plan_hash] = found
+        return found
+
+    def lower(self, run: Run, heads: Sequence[Head], join: int | None) -> Lowered:
+        """Return the canvas of ready heads of one run.
+
+        Heads that are all of a chord's become that chord.  A head that travels without its chord takes the chord's join
+        off the canvas: the counter alone decides then.  `join`: the step id of the reduce of expanded items.
+        """
+        found = self.shape(run)
+        if join is not None:
+            return self._lanes(run, found, heads, join)
+        top = {head.id & ROW_MASK: head for head in heads if head.id & ROW_MASK < run.plan.top}
+        signatures: list[Any] = []
+        carried: list[int] = []
+        dropped: list[int] = []
+        for member in dict.fromkeys(found.chord_of[row] for row in top if row in found.chord_of):
+            branches = found.chords[member]
+            if len(branches) > 1 and all(row in top for row in branches):
+                header = lowering.group(run.plan, found, branches)
+                signatures.append(self._chord(run, Chord(header, lowering.message(run.plan, found, [member]))))
+                carried.append(member)
+                carried += [row for head in branches for row in found.chain(head)[1:]]
+                for row in branches:
+                    top.pop(row)
+            else:
+                dropped.append(member)
+        rest = sorted(top)
+        if rest:
+            signatures += self._members(run, lowering.group(run.plan, found, rest))
+            carried += [row for head in rest for row in found.chain(head)[1:]]
+        below = [head for head in heads if head.id & ROW_MASK >= run.plan.top]
+        signatures += self._bundles(run, below)
+        dropped_ids = [step_id(run.info.id, row) for row in dropped] + self._reduces(run, below)
+        return Lowered(signatures, [step_id(run.info.id, row) for row in carried], dropped_ids)
+
+    def _lanes(self, run: Run, found: Shape, heads: Sequence[Head], join: int) -> Lowered:
+        """Items of a map: a chord of lanes, each of which goes on with the next item, and the reduce."""
+        number, _, _ = run.place(join & ROW_MASK)
+        node = run.plan.nodes[number]
+        if number in found.plain or lowering.rows.weight(node) == 0 or len(heads) < 2:
+            return Lowered(self._bundles(run, heads))
+        lanes = [self._signature(run, [head]) for head in heads]
+        body = self._message(node.queue or queues.CONTROL, messages.task(node), [join], messages.label(node, run.info.workflow))
+        return Lowered([chord(group(lanes), body, app=self.app)], [join])
+
+    def _reduces(self, run: Run, below: Sequence[Head]) -> list[int]:
+        """Return the reduces that items which travel alone would have led to."""
+        found = []
+        for parent in {run.place(head.id & ROW_MASK)[1] for head in below}:
+            if parent is None or run.plan.nodes[run.place(parent)[0]].kind is not Kind.MAP:
+                continue
+            found += [
+                step_id(run.info.id, entry.reduce) for entry in run.expansions(parent) if entry.reduce is not None
+            ]
+        return found
+
+    def _bundles(self, run: Run, heads: Sequence[Head]) -> list[Any]:
+        by_task: dict[tuple[str, str], list[Head]] = {}
+        for head in heads:
+            node = run.plan.nodes[head.node]
+            by_task.setdefault((node.queue or queues.CONTROL, messages.task(node)), []).append(head)
+        signatures = []
+        for (_, task), same in by_task.items():
+            positions = list(range(len(same)))
+            for part in lowering.bundled(positions, task):
+                signatures.append(self._signature(run, [same[place] for place in part]))
+        return signatures
+
+    def _signature(self, run: Run, heads: Sequence[Head]) -> Signature[Any]:
+        node = run.plan.nodes[heads[0].node]
+        name = messages.label(node, run.info.workflow, len(heads))
+        return self._message(node.queue or queues.CONTROL, messages.task(node), [head.id for head in heads], name)
+
+    def _members(self, run: Run, whole: Group) -> list[Any]:
+        return [self._canvas(run, member) for member in whole.members]
+
+    def _chord(self, run: Run, whole: Chord) -> Any:
+        return chord(group(self._members(run, whole.header)), self._canvas(run, whole.body), app=self.app)
+
+    def _canvas(self, run: Run, member: Message | Chain) -> Any:
+        if isinstance(member, Chain):
+            return chain(*[self._canvas(run, part) for part in member.parts], app=self.app)
+        node = run.plan.nodes[member.nodes[0]]
+        ids = [step_id(run.info.id, row) for row in member.nodes]
+        return self._message(
+            member.queue, member.task, ids, messages.label(node, run.info.workflow, len(member.nodes))
+        )
+
+    def _message(self, queue: str, task: str, ids: Sequence[int], label: str) -> Signature[Any]:
+        signature: Signature[Any] = self.app.signature(
+            task, args=(list(ids), round(time.time(), 3)), immutable=True
+        )
+        signature.set(queue=queue, shadow=label, argsrepr=label, kwargsrepr="", ignore_result=True)
+        return signature
+
+    # Sending
+
+    def send(self, lowered: Lowered) -> None:
+        """Publish a canvas.  Raises Unavailable."""
+        signatures = lowered.canvas
+        try:
+            if len(signatures) > 1 and not any(isinstance(entry, chord) for entry in signatures):
+                group(signatures, app=self.app).apply_async(add_to_parent=False)
+            else:
+                for signature in signatures:
+                    signature.apply_async(add_to_parent=False)
+        except (OperationalError, redis.RedisError, OSError) as error:
+            raise Unavailable(f"The broker cannot be reached: {error}") from error
+
+    def depth(self, queue: int) -> int:
+        """Return how many messages a queue holds, as of at most DEPTH_SECONDS ago.  Raises Unavailable."""
+        now = time.monotonic()
+        known = self._depths.get(queue)
+        if known is not None and now - known[0] < DEPTH_SECONDS:
+            return known[1]
+        found = self._depth(queues.ALL[queue])
+        self._depths[queue] = (now, found)
+        return found
+
+    def _depth(self, name: str) -> int:
+        try:
+            if self._redis is not None:
+                return int(self._redis.llen(name))  # type: ignore[arg-type]  # typed for both colours
+            with self.app.connection_for_read() as connection:
+                channel = connection.default_channel
+                if hasattr(channel, "_size"):
+                    return int(channel._size(name))
+                return int(channel.queue_declare(name, passive=True).message_count)
+        except (OperationalError, redis.RedisError, OSError) as error:
+            raise Unavailable(f"The broker cannot be reached: {error}") from error
+
+    def epoch(self) -> str | None:
+        """Return the mark that vanishes when Redis loses its memory; sets a new one where there is none."""
+        if self._redis is None:
+            return None
+        try:
+            self._redis.set(EPOCH_KEY, new_id("epoch"), nx=True)
+            return self._redis.get(EPOCH_KEY).decode()  # type: ignore[union-attr]  # typed for both colours
+        except redis.RedisError as error:
+            raise Unavailable(f"Redis cannot be reached: {error}") from error
+
+    def health(self) -> str:
+        """Return what the broker is; raises Unavailable."""
+        if self._redis is None:
+            return "embedded"
+        try:
+            info = self._redis.info("server")
+            policy = self._redis.config_get("maxmemory-policy")
+        except redis.RedisError as error:
+            raise Unavailable(f"Redis cannot be reached: {error}") from error
+        return f"Redis {info['redis_version']}, {policy.get('maxmemory-policy')}"  # type: ignore[index, union-attr]
+
+    def close(self) -> None:
+        """Close connections."""
+        if self._redis is not None:
+            self._redis.close()
+        self.app.close()
+
+
+def _client(broker_url: str) -> Any:
+    if broker_url.startswith("redis+socket://"):
+        path, _, query = broker_url.removeprefix("redis+socket://").partition("?")
+        number = query.partition("virtual_host=")[2] or "0"
+        return redis.Redis(unix_socket_path=path, db=int(number))
+    if broker_url.startswith(("redis://", "rediss://")):
+        return redis.Redis.from_url(broker_url)
+    return None
+
+

@@ -1,0 +1,431 @@
+"""What a worker knows of the runs that it works on, and what the names in a step's expressions stand for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from gorgon_common.clock import format_time
+from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, RunInfo, Weight, step_id
+from gorgon_common.engine.rows import queue, weight
+from gorgon_common.engine.states import StepStatus
+from gorgon_common.errors import ConfigurationError
+from gorgon_common.workflow.expressions import MISSING, Env, StepValue
+from gorgon_common.workflow.plan import Dep, Join, Kind, Node, Plan, Ref
+
+RUNS_CACHED = 64
+CHECKPOINTS_CACHED = 2048
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Reader(Protocol):
+    """What the engine reads of the store."""
+
+    def info(self, run: int) -> RunInfo:
+        """Return a run."""
+        ...
+
+    def plan_body(self, plan_hash: str) -> str:
+        """Return a plan's JSON."""
+        ...
+
+    def checkpoints(self, ids: Sequence[int]) -> dict[int, Checkpoint]:
+        """Return the checkpoints of those that are finished."""
+        ...
+
+    def expansions(self, step: int) -> list[Expansion]:
+        """Return how a composite was expanded, oldest round first."""
+        ...
+
+    def place(self, step: int) -> tuple[int, int | None, int | None]:
+        """Return a row's (node, parent row, position)."""
+        ...
+
+    def failure(self, run: int) -> tuple[dict[str, Any] | None, bool]:
+        """Return the error that failed the run, and whether it was cancelled."""
+        ...
+
+    def adoptable(self, root: int, fingerprint: str) -> Checkpoint | None:
+        """Return the step that has done the same work already."""
+        ...
+
+
+class Cache(Generic[Key, Value]):
+    """A small thread-safe LRU; what is in it never changes."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._values: OrderedDict[Key, Value] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Key) -> Value | None:
+        """Return the value, or None."""
+        with self._lock:
+            value = self._values.get(key)
+            if value is not None:
+                self._values.move_to_end(key)
+            return value
+
+    def put(self, key: Key, value: Value) -> None:
+        """Keep a value, and forget the one that was used longest ago."""
+        with self._lock:
+            self._values[key] = value
+            self._values.move_to_end(key)
+            while len(self._values) > self._size:
+                self._values.popitem(last=False)
+
+
+class Knowledge:
+    """Runs, plans and finished steps, as far as this process has met them; thread-safe."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self._runs: Cache[int, Run] = Cache(RUNS_CACHED)
+        self._plans: Cache[str, Plan] = Cache(RUNS_CACHED)
+        self._checkpoints: Cache[int, Checkpoint] = Cache(CHECKPOINTS_CACHED)
+
+    def run(self, number: int) -> Run:
+        """Return a run with its plan.  Raises NotFound."""
+        known = self._runs.get(number)
+        if known is None:
+            info = self.reader.info(number)
+            known = Run(self, info, self.plan(info.plan_hash))
+            self._runs.put(number, known)
+        return known
+
+    def plan(self, plan_hash: str) -> Plan:
+        """Return a stored plan."""
+        known = self._plans.get(plan_hash)
+        if known is None:
+            known = Plan.from_json(self.reader.plan_body(plan_hash))
+            self._plans.put(plan_hash, known)
+        return known
+
+    def learn(self, plan: Plan, plan_hash: str) -> None:
+        """Keep a plan that this process has compiled itself."""
+        self._plans.put(plan_hash, plan)
+
+    def checkpoints(self, ids: Sequence[int]) -> dict[int, Checkpoint]:
+        """Return the checkpoints of those of the steps that are finished."""
+        found: dict[int, Checkpoint] = {}
+        unknown = []
+        for key in ids:
+            known = self._checkpoints.get(key)
+            if known is None:
+                unknown.append(key)
+            else:
+                found[key] = known
+        if unknown:
+            for key, checkpoint in self.reader.checkpoints(unknown).items():
+                self._checkpoints.put(key, checkpoint)
+                found[key] = checkpoint
+        return found
+
+
+class Run:
+    """A run and its plan."""
+
+    def __init__(self, knowledge: Knowledge, info: RunInfo, plan: Plan) -> None:
+        self.knowledge = knowledge
+        self.info = info
+        self.plan = plan
+        nodes = plan.nodes[: plan.top]
+        self.gate = next(index for index, node in enumerate(nodes) if node.kind is Kind.GATE)
+        self.keeps = frozenset(
+            index
+            for index, node in enumerate(nodes)
+            if node.phase != "main" or node.kind in (Kind.GATE, Kind.FINALLY, Kind.END)
+        )
+        self.successors = plan.successors()
+        self._places: dict[int, tuple[int, int | None, int | None]] = {}
+
+    def node(self, step: Claimed) -> Node:
+        """Return what a step does."""
+        return self.plan.nodes[step.node]
+
+    def shape(self, number: int) -> tuple[int, int]:
+        """Return a node's (weight, queue), for rows whose conditions have been decided."""
+        node = self.plan.nodes[number]
+        return int(Weight.INLINE if node.queue is None else weight(node) or Weight.SLOW), queue(node)
+
+    def place(self, row: int) -> tuple[int, int | None, int | None]:
+        """Return a row's (node, parent row, position)."""
+        if row < self.plan.top:
+            return row, None, None
+        found = self._places.get(row)
+        if found is None:
+            found = self._places[row] = self.knowledge.reader.place(step_id(self.info.id, row))
+        return found
+
+    def ancestry(self, step: Claimed) -> list[tuple[int, int, int | None]]:
+        """Return (row, node, position) of a step and of the composites that it is in, innermost first."""
+        chain = [(step.row, step.node, step.position)]
+        parent = step.parent
+        while parent is not None:
+            node, above, position = self.place(parent)
+            chain.append((parent, node, position))
+            parent = above
+        return chain
+
+    def path(self, step: Claimed) -> str:
+        """Return a step's path within the run: `build[3]/review#2`."""
+        parts = []
+        chain = self.ancestry(step)
+        for place, (_, number, position) in enumerate(chain):
+            node = self.plan.nodes[number]
+            parent = self.plan.nodes[chain[place + 1][1]] if place + 1 < len(chain) else None
+            name = node.id.removesuffix("[]").removesuffix("#")
+            if parent is not None and parent.kind is Kind.MAP and number in parent.bodies.get("item", ()):
+                parts.append(f"[{position}]")
+            elif parent is not None and parent.kind is Kind.LOOP and number in parent.bodies.get("body", ()):
+                parts.append(f"#{(position or 0) + 1}")
+            else:
+                parts.append(f"/{name}")
+        return "".join(reversed(parts)).removeprefix("/")
+
+    def expansions(self, row: int) -> list[Expansion]:
+        """Return how a composite row was expanded."""
+        return self.knowledge.reader.expansions(step_id(self.info.id, row))
+
+    def siblings(self, step: Claimed) -> dict[int, int]:
+        """Return node → row for the nodes of a step's body (the whole top level for a top-level step)."""
+        container = self.node(step).container
+        if container is None or step.parent is None:
+            return {index: index for index in range(self.plan.top)}
+        for body in self.plan.nodes[container].bodies.values():
+            if step.node in body:
+                base = step.row - body.index(step.node)
+                return {number: base + place for place, number in enumerate(body)}
+        return {step.node: step.row}
+
+    def descendants(self, step: Claimed, *, failed: bool) -> dict[int, str]:
+        """Return the rows that can no longer run because `step` was skipped (or failed), with the reason of each."""
+        rows = self.siblings(step)
+        stops = {Join.ALL_SUCCESS, Join.NONE_FAILED} if failed else {Join.ALL_SUCCESS}
+        word = "failed" if failed else "was skipped"
+        found: dict[int, str] = {}
+        queue = [(step.node, word, stops)]
+        while queue:
+            cause, verb, joins = queue.pop()
+            for number in self.successors[cause]:
+                node = self.plan.nodes[number]
+                if number not in rows or rows[number] in found or node.join not in joins:
+                    continue
+                if Dep(cause) not in node.deps or node.kind in (Kind.GATE, Kind.FINALLY, Kind.END):
+                    continue
+                found[rows[number]] = f"`{self.plan.nodes[cause].id}` {verb}"
+                queue.append((number, "was skipped", {Join.ALL_SUCCESS}))
+        return found
+
+    def locate(self, step: Claimed, number: int) -> int | None:
+        """Return the row of node `number` as `step` sees it; None where it does not exist (yet)."""
+        rows = self.siblings(step)
+        if number in rows:
+            return rows[number]
+        for row, node, _ in self.ancestry(step):
+            if node == number:
+                return row
+        container = self.plan.nodes[number].container
+        if container is None:
+            return number
+        above = self.locate(step, container)
+        if above is None:
+            return None
+        for expansion in reversed(self.expansions(above)):
+            for role, body in self.plan.nodes[container].bodies.items():
+                if number in body and role == expansion.phase:
+                    return expansion.base + body.index(number)
+        return None
+
+    def env(self, step: Claimed, refs: Mapping[str, Ref], extra: Mapping[str, Any] | None = None) -> Env:
+        """Return the names of a step's expressions."""
+        return Env(Names(self, step, refs, extra or {}), lenient=self.plan.lenient)
+
+    def value(self, number: int, checkpoint: Checkpoint | None) -> StepValue:
+        """Return what a step's name stands for."""
+        node = self.plan.nodes[number]
+        if checkpoint is None:
+            return StepValue(status="pending", name=node.id)
+        output = checkpoint.output
+        if checkpoint.status is not StepStatus.SUCCEEDED and output is None:
+            output = MISSING
+        detail = checkpoint.detail
+        return StepValue(
+            output=output,
+            status=checkpoint.status.name.lower(),
+            error=checkpoint.error,
+            exit_code=detail.get("exit_code"),
+            stdout=detail.get("stdout", output if node.kind is Kind.COMMAND else None),
+            stderr=detail.get("stderr"),
+            published=published(node, output),
+            name=node.id,
+        )
+
+    def fingerprint(self, step: Claimed, request: str) -> str:
+        """Return `root:hash` of a step's place in the run and of everything that its call depends on."""
+        digest = hashlib.sha256(f"{self.path(step)}\n{request}".encode("utf-8", "replace")).hexdigest()
+        return f"{self.info.root}:{digest}"
+
+
+def published(node: Node, output: Any) -> dict[str, Any]:
+    """Return what an older file's `outputs:` publishes: fields of that name; the first is else the whole output."""
+    if not node.publishes or output is MISSING:
+        return {}
+    fields = output if isinstance(output, Mapping) else {}
+    names = {name: fields[name] for name in node.publishes if name in fields}
+    names.setdefault(node.publishes[0], output)
+    return names
+
+
+class Names(Mapping[str, Any]):
+    """The names of one step's expressions, looked up when they are used, all steps among them at once."""
+
+    def __init__(self, run: Run, step: Claimed, refs: Mapping[str, Ref], extra: Mapping[str, Any]) -> None:
+        self._run = run
+        self._step = step
+        self._refs = refs
+        self._values = dict(extra)
+        self._steps: dict[int, StepValue] | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._refs, **self._values})
+
+    def __len__(self) -> int:
+        return len({**self._refs, **self._values})
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values or name in self._refs
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._values:
+            self._values[name] = self._resolve(self._refs[name])
+        return self._values[name]
+
+    def _resolve(self, ref: Ref) -> Any:
+        info = self._run.info
+        match ref.kind:
+            case "input":
+                return info.inputs if ref.field is None else info.inputs.get(ref.field, MISSING)
+            case "step":
+                return self._all()[_number(ref)]
+            case "published":
+                value = self._all()[_number(ref)]
+                if value.output is MISSING:
+                    return MISSING
+                return value.published.get(ref.field or "", MISSING)
+            case "steps":
+                return {self._run.plan.nodes[number].id: self._all()[number] for number in ref.nodes}
+            case "item" | "index":
+                return self._item(ref)
+            case "results":
+                return results(self._run, self._above(ref)[0])
+            case "run":
+                return {
+                    "id": info.public_id,
+                    "workflow": info.workflow,
+                    "team": info.team,
+                    "started_at": format_time(info.created_at),
+                }
+            case "error":
+                return self._error()
+            case "secret":
+                return Secrets(self._run.plan.secrets)
+        raise AssertionError(f"no such kind of reference: {ref.kind}")
+
+    def _all(self) -> dict[int, StepValue]:
+        if self._steps is None:
+            wanted = {
+                number
+                for ref in self._refs.values()
+                if ref.kind in ("step", "published", "steps")
+                for number in (*ref.nodes, *(() if ref.node is None else (ref.node,)))
+            }
+            rows = {number: self._run.locate(self._step, number) for number in wanted}
+            ids = {number: step_id(self._run.info.id, row) for number, row in rows.items() if row is not None}
+            found = self._run.knowledge.checkpoints(list(ids.values()))
+            self._steps = {number: self._run.value(number, found.get(ids.get(number, -1))) for number in wanted}
+        return self._steps
+
+    def _above(self, ref: Ref) -> tuple[int, int | None]:
+        """Return the row of the composite that a reference means, and the position of the child that the step is in."""
+        chain = self._run.ancestry(self._step)
+        for (_, _, position), (row, node, _) in zip(chain, chain[1:], strict=False):
+            if node == ref.node:
+                return row, position
+        return chain[0][0], chain[0][2]
+
+    def _item(self, ref: Ref) -> Any:
+        row, position = self._above(ref)
+        if ref.kind == "index":
+            return position
+        for expansion in self._run.expansions(row):
+            if expansion.phase == "item":
+                return expansion.items[position or 0]
+        return MISSING
+
+    def _error(self) -> Any:
+        for row, number, _ in self._run.ancestry(self._step)[1:]:
+            if "fallback" in self._run.plan.nodes[number].bodies:
+                for expansion in self._run.expansions(row):
+                    if expansion.phase == "fallback":
+                        return expansion.items[0]
+        error, _ = self._run.knowledge.reader.failure(self._run.info.id)
+        return error if error is not None else MISSING
+
+
+class Secrets(Mapping[str, str]):
+    """The secrets that a workflow names, from the worker's environment."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._names:
+            raise KeyError(name)
+        value = os.environ.get(name)
+        if value is None:
+            raise ConfigurationError(
+                f"The secret {name} is not set where this step runs.", hint=f"Set the environment variable {name}."
+            )
+        return value
+
+
+def results(run: Run, row: int) -> list[Any]:
+    """Return the results of a map's items, in order; a failed one is `{"failed": true, "error": …}`."""
+    expansion = next((entry for entry in run.expansions(row) if entry.phase == "item"), None)
+    if expansion is None:
+        return []
+    items = range(expansion.base, expansion.base + len(expansion.items))
+    found = run.knowledge.checkpoints([step_id(run.info.id, child) for child in items])
+    return [result(found.get(step_id(run.info.id, child))) for child in items]
+
+
+def result(checkpoint: Checkpoint | None) -> Any:
+    """Return one item's result."""
+    if checkpoint is None:
+        return {"failed": True, "error": "it did not run"}
+    match checkpoint.status:
+        case StepStatus.SUCCEEDED:
+            return checkpoint.output
+        case StepStatus.SKIPPED:
+            return {"skipped": True, "reason": checkpoint.reason}
+        case _:
+            message = (checkpoint.error or {}).get("message", checkpoint.reason)
+            return {"failed": True, "error": message}
+
+
+def _number(ref: Ref) -> int:
+    assert ref.node is not None
+    return ref.node

@@ -1,0 +1,104 @@
+"""What people do with runs: cancel them, and continue them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+from gorgon_common.engine.context import Knowledge, Run
+from gorgon_common.engine.ports import Shelf
+from gorgon_common.engine.publish import Publisher
+from gorgon_common.engine.submit import Creates, submit
+from gorgon_common.errors import Conflict
+from gorgon_common.workflow.plan import Node, Plan
+
+
+class Continues(Creates, Shelf, Protocol):
+    """The store as a resume uses it."""
+
+    def finished(self, run: int) -> tuple[bool, list[tuple[int, int]]]:
+        """Return whether a run has ended, and (row, node) of its steps that succeeded and were paid."""
+        ...
+
+    def orphaned(self, run: int) -> bool:
+        """Tell whether an embedded run has no living worker any more."""
+        ...
+
+    def close_orphan(self, run: int) -> None:
+        """End a run whose process died."""
+        ...
+
+
+def cancel(store: Shelf, publisher: Publisher, run: Run) -> None:
+    """Ask a run to end: no new step starts but its final ones, calls in flight are aborted.  Raises Conflict."""
+    heads = store.stop(run.info.id, gate=run.gate, keeps=run.keeps, error=None, reason="the run was cancelled")
+    publisher.publish(heads)
+
+
+def resume(
+    store: Continues,
+    knowledge: Knowledge,
+    before: Run,
+    plan: Plan,
+    *,
+    publisher: Publisher,
+    public_id: str,
+    now: datetime,
+    home: str,
+    grouped: frozenset[int],
+) -> tuple[int, int, int]:
+    """Continue a run as a new one; steps whose fingerprint still holds are adopted when they come up.
+
+    Returns (run, steps that will be reused as far as can be told now, steps left to run).  Raises Conflict where the
+    run is still going on.
+    """
+    ended, paid = store.finished(before.info.id)
+    if not ended:
+        if not store.orphaned(before.info.id):
+            raise Conflict("The run has not ended yet.", hint="Cancel it first, or wait: gorgon runs watch.")
+        store.close_orphan(before.info.id)
+    same = _unchanged(before.plan, plan)
+    reused = sum(1 for _, node in paid if before.plan.nodes[node].id in same)
+    left = sum(1 for node in plan.nodes if node.queue is not None) - len(
+        {before.plan.nodes[node].id for _, node in paid if before.plan.nodes[node].id in same}
+    )
+    number, _ = submit(
+        plan,
+        before.info.inputs,
+        store=store,
+        knowledge=knowledge,
+        publisher=publisher,
+        grouped=grouped,
+        public_id=public_id,
+        now=now,
+        target=before.info.target,
+        home=home,
+        team=before.info.team,
+        root=before.info.root,
+        resumed_from=before.info.id,
+    )
+    return number, reused, max(0, left)
+
+
+def _unchanged(before: Plan, after: Plan) -> set[str]:
+    """Return the ids of nodes that mean the same in both plans, and whose dependencies do."""
+    old = {node.id: node for node in before.nodes}
+    same: set[str] = set()
+
+    def equal(node: Node, other: Node | None) -> bool:
+        return other is not None and _meaning(node) == _meaning(other)
+
+    nodes: Sequence[Node] = after.nodes
+    for node in nodes:
+        if equal(node, old.get(node.id)) and all(
+            nodes[dep.node].id in same or dep.node > nodes.index(node) for dep in node.deps
+        ):
+            same.add(node.id)
+    return same
+
+
+def _meaning(node: Node) -> str:
+    spec: Any = dict(node.spec)
+    return json.dumps([node.kind, spec, str(node.condition)], sort_keys=True, default=str)

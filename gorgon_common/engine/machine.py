@@ -1,0 +1,453 @@
+"""The machine of one worker process: takes steps that messages point at, runs them, commits, goes on with what follows.
+
+Two ideas keep a step cheap:
+
+* Group commit without a timer: whichever thread holds the commit lock commits what all others have queued up meanwhile.
+* Hand-over: a successor that becomes ready in such a commit, belongs to this worker's queues and finds a free slot is
+  claimed in the same transaction and run here, without a message.
+
+A message is over when everything that it led to in here is over: a canvas counts on that.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
+from typing import Protocol
+
+from gorgon_common.engine.context import Knowledge
+from gorgon_common.engine.outcomes import Done, Ended, Expanded, Failed, Outcome, Parked, Passed
+from gorgon_common.engine.ports import Member, Steps
+from gorgon_common.engine.publish import Publisher
+from gorgon_common.engine.records import Advance, Claimed, Finish, Head, Keep, Result, Weight, step_id
+from gorgon_common.engine.states import StepStatus
+from gorgon_common.errors import GorgonError, Unavailable
+from gorgon_common.logs import get_logger
+
+KEEP_FAST = 64
+BATCH = 256
+BATCH_SECONDS = 0.002
+SLEEP_IN_PLACE = 0.3
+"""Shorter waits are slept in the worker's slot; longer ones let the step go."""
+COMMIT_RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+SLOT_SECONDS = 2.0
+
+log = get_logger(__name__)
+
+
+class Executes(Protocol):
+    """What runs a step: `step.Executor`."""
+
+    def execute(self, step: Claimed) -> Outcome:
+        """Return what became of it."""
+        ...
+
+
+@dataclass(slots=True)
+class Job:
+    """A message, or work that no message of this process waits for.  It is over when `open` steps are none."""
+
+    open: int = 0
+    over: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(slots=True)
+class _Request:
+    claims: Sequence[int]
+    finishes: Sequence[Finish]
+    job: Job
+    suspects: bool = False
+    mine: list[Claimed] = field(default_factory=list)
+    ready: list[Head] = field(default_factory=list)
+    error: GorgonError | None = None
+    done: bool = False
+
+
+class Machine:
+    """Runs steps for one worker process."""
+
+    def __init__(
+        self,
+        store: Steps,
+        knowledge: Knowledge,
+        worker: Member,
+        executor: Executes,
+        publisher: Publisher,
+        *,
+        slots: int,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.store = store
+        self.knowledge = knowledge
+        self.worker = worker
+        self.executor = executor
+        self.publisher = publisher
+        self.slots = slots
+        self.sleep = sleep
+        self.held: dict[int, Claimed] = {}
+        """What this process holds, by step id."""
+        self.backlog_seen = False
+        self._running = 0
+        self._free = threading.Condition()
+        self._queue: deque[_Request] = deque()
+        self._commit = threading.Lock()
+        self._suspect = threading.Lock()
+        self._pool = ThreadPoolExecutor(slots, thread_name_prefix="gorgon-step")
+        self.closing = False
+
+    # Messages
+
+    def handle(self, ids: Sequence[int], *, fast: bool = False) -> None:
+        """Serve a message: claim those of the steps that are ready and fit, run them and what follows from them.
+
+        What does not fit is given back to the publisher.  `fast`: the steps take no slots.
+        """
+        job = Job()
+        room = len(ids) if fast else self._room(len(ids))
+        now, later = ids[:room], ids[room:]
+        if later:
+            self.publisher.give_back(later)
+        if not now:
+            return
+        request = self._tick(_Request(now, (), job))
+        missing = [key for key in now if key not in {step.id for step in request.mine}]
+        self._go_on(job, request.mine)
+        if missing:
+            self._suspects(job, missing)
+        if job.open:
+            job.over.wait()
+
+    def _room(self, wanted: int) -> int:
+        """Return how many slots are free, at most `wanted`; waits a moment for the first."""
+        with self._free:
+            self._free.wait_for(lambda: self._running < self.slots or self.closing, SLOT_SECONDS)
+            return 0 if self.closing else min(wanted, max(0, self.slots - self._running))
+
+    def _suspects(self, job: Job, ids: Sequence[int]) -> None:
+        """Claim steps whose owners died twice, one at a time: if this worker dies too, there is one to blame."""
+        for key in ids:
+            with self._suspect:
+                request = self._tick(_Request([key], (), job, suspects=True))
+                self._go_on(job, request.mine)
+                if request.mine:
+                    job.over.wait()
+
+    def run_here(self, heads: Sequence[Head]) -> None:
+        """Take over ready steps that need no provider, without a message."""
+        if heads and not self.closing:
+            self._pool.submit(self._guarded, [head.id for head in heads])
+
+    def _guarded(self, ids: Sequence[int]) -> None:
+        try:
+            self.handle(ids, fast=True)
+        except Exception as error:  # noqa: BLE001  a pool thread has nobody to tell; the sweep finds the steps
+            log.error("steps were not taken over", error=str(error))
+
+    # Running
+
+    def _go_on(self, job: Job, mine: Sequence[Claimed]) -> None:
+        """Run steps and what follows from them in this thread, further slow ones in others."""
+        local = list(mine)
+        while local:
+            slow = [step for step in local if step.weight == Weight.SLOW]
+            fast = [step for step in local if step.weight != Weight.SLOW]
+            for step in slow if fast else slow[1:]:
+                self._pool.submit(self._slow, job, step)
+            here = fast or slow[:1]
+            try:
+                local = self._batch(job, fast) if fast else self._one(job, slow[0])
+            except BaseException:
+                self._give_up(job, here)
+                raise
+
+    def _give_up(self, job: Job, steps: Sequence[Claimed]) -> None:
+        """Something of ours broke: let others have the steps, since our lease would keep them for ever."""
+        lost = [step for step in steps if step.id in self.held]
+        for step in lost:
+            try:
+                self._publish([head for head in [self.store.release(step)] if head is not None])
+            except GorgonError as error:
+                log.error("a step could not be given back", step=step.id, error=error.message)
+        self._left(job, lost)
+
+    def _slow(self, job: Job, step: Claimed) -> None:
+        try:
+            self._go_on(job, [step])
+        except Exception as error:  # noqa: BLE001  a pool thread has nobody to tell
+            log.error("a step was given up", step=step.id, error=str(error))
+
+    def _one(self, job: Job, step: Claimed) -> list[Claimed]:
+        try:
+            outcome = self.executor.execute(step)
+            while isinstance(outcome, Parked) and outcome.seconds <= SLEEP_IN_PLACE and not outcome.attempt:
+                self.sleep(outcome.seconds)
+                outcome = self.executor.execute(step)
+        finally:
+            self._free_slot(step)
+        return self._fold(job, step, outcome)
+
+    def _batch(self, job: Job, steps: Sequence[Claimed]) -> list[Claimed]:
+        """Run fast steps and commit them together."""
+        finishes: list[Finish] = []
+        mine: list[Claimed] = []
+        since = time.perf_counter()
+        for place, step in enumerate(steps):
+            outcome = self.executor.execute(step)
+            if isinstance(outcome, Done) and not outcome.skipped:
+                finishes.append(Finish(step, outcome.result))
+            else:
+                mine += self._fold(job, step, outcome)
+            if len(finishes) >= BATCH or time.perf_counter() - since > BATCH_SECONDS:
+                mine += steps[place + 1 :]
+                break
+        return mine + (self._commit_finishes(job, finishes) if finishes else [])
+
+    def _fold(self, job: Job, step: Claimed, outcome: Outcome) -> list[Claimed]:
+        """Make the outcome true; return what this thread goes on with."""
+        match outcome:
+            case Done(result, skipped):
+                return self._commit_finishes(job, [Finish(step, result, skipped)])
+            case Passed():
+                return self._passed(job, step)
+            case Parked():
+                return self._park(job, step, outcome)
+            case Expanded():
+                return self._expand(job, step, outcome)
+            case Failed(result, container, run_fails):
+                run = self.knowledge.run(step.run)
+                advance = self.store.fail(
+                    self.worker,
+                    Keep(KEEP_FAST),
+                    Finish(step, result, {}),
+                    container=container,
+                    keeps=run.keeps if run_fails else frozenset(),
+                    run_fails=run_fails,
+                )
+                return self._absorb(job, step, advance)
+            case Ended(result, status, outputs, error):
+                self.store.finish_run(
+                    self.worker, Finish(step, result), status=status, outputs=outputs, error=error
+                )
+                self._left(job, [step])
+                return []
+
+    def _commit_finishes(self, job: Job, finishes: Sequence[Finish]) -> list[Claimed]:
+        request = self._tick(_Request((), finishes, job))
+        self._left(job, [finish.step for finish in finishes])
+        self._publish(request.ready)
+        return request.mine
+
+    def _absorb(self, job: Job, step: Claimed, advance: Advance) -> list[Claimed]:
+        """Take note of what a transaction outside the group commit has brought."""
+        self._take(advance.mine, job)
+        self._left(job, [step])
+        self._publish(advance.ready)
+        return advance.mine
+
+    def _passed(self, job: Job, step: Claimed) -> list[Claimed]:
+        """A conditional step may run: here, if it is ours and there is room, else by a message of its queue."""
+        if step.queue in self.worker.queues:
+            with self._free:
+                if self._running < self.slots:
+                    self._running += 1
+                    return [self._now(step)]
+        head = self.store.release(step, weight=Weight.SLOW)
+        self._left(job, [step])
+        self._publish([head] if head else [])
+        return []
+
+    def _now(self, step: Claimed) -> Claimed:
+        slow = replace(step, weight=int(Weight.SLOW))
+        self.held[step.id] = slow
+        return slow
+
+    def _park(self, job: Job, step: Claimed, outcome: Parked) -> list[Claimed]:
+        said = self.store.park(
+            step,
+            seconds=outcome.seconds,
+            reason=outcome.reason,
+            message=outcome.message,
+            calls=outcome.calls,
+            attempt=outcome.attempt,
+        )
+        if said == "halted":
+            stopped = Result(StepStatus.CANCELLED, reason=f"the run stopped while it waited: {outcome.message}")
+            return self._commit_finishes(job, [Finish(step, stopped)])
+        self._left(job, [step])
+        if said == "parked" and not self.closing:
+            self.publisher.departed(step)
+            timer = threading.Timer(outcome.seconds, self._wake, [step.id])
+            timer.daemon = True
+            timer.start()
+        return []
+
+    def _wake(self, key: int) -> None:
+        try:
+            self._publish(self.store.wake([key]))
+        except GorgonError as error:
+            log.warning("a waiting step is left to the sweep", step=key, error=error.message)
+
+    def _expand(self, job: Job, step: Claimed, outcome: Expanded) -> list[Claimed]:
+        made = self.store.expand(
+            step,
+            outcome.rows,
+            phase=outcome.phase,
+            round=outcome.round,
+            items=outcome.items,
+            window=outcome.window,
+            reduce=outcome.reduce,
+            calls=outcome.result.calls if outcome.result else (),
+        )
+        if made is None:
+            stopped = Result(StepStatus.CANCELLED, reason="the run stopped before it began")
+            return self._commit_finishes(job, [Finish(step, stopped)])
+        heads, base = made
+        inline = [head.id for head in heads if head.weight == Weight.INLINE]
+        sent = [head for head in heads if head.weight != Weight.INLINE]
+        mine: list[Claimed] = []
+        if inline:
+            mine = self._tick(_Request(inline, (), job)).mine
+        self._left(job, [step])
+        join = None if outcome.reduce is None else step_id(step.run, base + outcome.reduce)
+        if sent:
+            self.publisher.publish(sent, join=join)
+        return mine
+
+    def _publish(self, heads: Sequence[Head]) -> None:
+        if heads:
+            self.publisher.publish(heads)
+
+    # Counting
+
+    def _take(self, mine: Sequence[Claimed], job: Job) -> None:
+        slow = 0
+        for step in mine:
+            self.held[step.id] = step
+            slow += step.weight == Weight.SLOW
+        with self._free:
+            self._running += slow
+            job.open += len(mine)
+
+    def _free_slot(self, step: Claimed) -> None:
+        if step.weight == Weight.SLOW:
+            with self._free:
+                self._running -= 1
+                self._free.notify()
+
+    def _left(self, job: Job, steps: Sequence[Claimed]) -> None:
+        for step in steps:
+            self.held.pop(step.id, None)
+        with self._free:
+            job.open -= len(steps)
+            if job.open == 0:
+                job.over.set()
+
+    # Group commit
+
+    def _tick(self, request: _Request) -> _Request:
+        """Commit the request together with whatever else is queued; returns it, served.  Raises its error."""
+        self._queue.append(request)
+        with self._commit:
+            if not request.done:
+                batch = []
+                while self._queue:
+                    queued = self._queue.popleft()
+                    if _alone(queued) and batch:
+                        self._queue.appendleft(queued)
+                        break
+                    batch.append(queued)
+                    if _alone(queued):
+                        break
+                self._round(batch)
+        while not request.done:  # a request that must go alone was in the way
+            self._again()
+        if request.error is not None:
+            raise request.error
+        return request
+
+    def _again(self) -> None:
+        with self._commit:
+            if self._queue:
+                self._round([self._queue.popleft()])
+
+    def _round(self, batch: Sequence[_Request]) -> None:
+        claims = [key for request in batch for key in request.claims]
+        finishes = [finish for request in batch for finish in request.finishes]
+        error: GorgonError | None = None
+        advance = Advance()
+        for pause in chain(COMMIT_RETRY_SECONDS, repeat(COMMIT_RETRY_SECONDS[-1])):
+            slow = 0 if self.closing else max(0, self.slots - self._running - len(claims))
+            keep = Keep(0 if self.closing else KEEP_FAST, slow, slow if self.backlog_seen else 0)
+            suspects = any(request.suspects for request in batch)
+            try:
+                advance = self.store.tick(self.worker, keep, claims=claims, finishes=finishes, suspects=suspects)
+                error = None
+                break
+            except Unavailable as unavailable:
+                # Nothing was committed, or the reply got lost: finishing twice is refused by the fence, so try again.
+                error = unavailable
+                if self.closing:
+                    break
+                log.warning("the database cannot be used; results are held", error=unavailable.message)
+                self.sleep(pause)
+        self._share(batch, advance)
+        for request in batch:
+            request.error = error
+            request.done = True
+
+    def _share(self, batch: Sequence[_Request], advance: Advance) -> None:
+        """Give what came of a batch to those who brought it about."""
+        first = batch[0]
+        if len(batch) == 1 and not self.backlog_seen:
+            self._take(advance.mine, first.job)
+            first.mine, first.ready = advance.mine, advance.ready
+            return
+        first.ready = advance.ready
+        claimed = {key: request for request in batch for key in request.claims}
+        follows = self._follows(batch)
+        for step in advance.mine:
+            owner = claimed.get(step.id) or follows.get((step.run, step.row)) or follows.get((step.run, -(step.parent or 0)))
+            if owner is None:
+                job = Job()
+                self._take([step], job)
+                self._pool.submit(self._slow, job, step)
+            else:
+                self._take([step], owner.job)
+                owner.mine.append(step)
+
+    def _follows(self, batch: Sequence[_Request]) -> dict[tuple[int, int], _Request]:
+        """Return (run, row) → the request whose finish may have made that row ready; rows below 0: children of it."""
+        found: dict[tuple[int, int], _Request] = {}
+        for request in batch:
+            for finish in request.finishes:
+                step = finish.step
+                run = self.knowledge.run(step.run)
+                if step.parent is not None:
+                    found[step.run, step.parent] = request
+                    found[step.run, -step.parent] = request
+                base = 0 if step.parent is None else step.row - step.node
+                for successor in run.successors[step.node]:
+                    found[step.run, base + successor] = request
+        return found
+
+    # Ending
+
+    def close(self, seconds: float) -> bool:
+        """Take nothing more; wait for what is running.  Returns whether everything has ended."""
+        self.closing = True
+        with self._free:
+            self._free.notify_all()
+        until = time.monotonic() + seconds
+        while self.held and time.monotonic() < until:
+            self.sleep(0.01)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        return not self.held
+
+
+def _alone(request: _Request) -> bool:
+    return request.suspects or any(finish.skipped for finish in request.finishes)

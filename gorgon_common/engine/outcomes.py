@@ -1,0 +1,71 @@
+"""What may become of a step that a worker holds: values, folded into the store by `machine`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gorgon_common.costs.usage import CallRecord
+from gorgon_common.engine.records import Result, Row
+from gorgon_common.engine.states import RunStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The step has ended.  `skipped`: rows that can no longer run because of it → why."""
+
+    result: Result
+    skipped: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """The step's conditions hold; it is now for a worker of its queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """The step waits `seconds`, for `reason` (retry, quota).  `attempt`: what came before was an attempt."""
+
+    seconds: float
+    reason: str
+    message: str
+    calls: Sequence[CallRecord] = ()
+    attempt: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """The composite becomes these children, and goes on when they have ended.  See `Store.expand`."""
+
+    rows: Sequence[Row]
+    phase: str
+    round: int = 0
+    items: Sequence[Any] | None = None
+    window: int | None = None
+    reduce: int | None = None
+    result: Result | None = None
+    """A failed step with a fallback: how it failed, for the ledger."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The step has failed and takes what is around it with it: `container` is the row that goes on afterwards."""
+
+    result: Result
+    container: int
+    run_fails: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last step of the run: the run ends with it."""
+
+    result: Result
+    status: RunStatus
+    outputs: Any
+    error: Mapping[str, Any] | None
+
+
+Outcome = Done | Passed | Parked | Expanded | Failed | Ended

@@ -1,0 +1,156 @@
+"""Sending the messages of ready steps: the one place that does.
+
+Submission, finish, resume and sweep all come here.  A queue is given only a few times as many steps as its workers have
+slots; the rest stays in the database in fair order among teams, so a backlog costs Redis nothing and a quiet team does
+not stand behind it.  A message that could not be sent is no loss: its step is ready in the database, and the sweep sends
+it again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from gorgon_common.engine.context import Knowledge
+from gorgon_common.engine.ports import Canvas, Shelf
+from gorgon_common.engine.records import ROW_BITS, Claimed, Head, Weight
+from gorgon_common.errors import Unavailable
+from gorgon_common.logs import get_logger
+
+AHEAD = 3
+"""Steps in the broker for each live slot."""
+LEAST_ROOM = 64
+"""Steps that a queue may hold even where no worker is known yet."""
+SLOTS_SECONDS = 1.0
+
+log = get_logger(__name__)
+
+
+class Publisher:
+    """Publishes ready steps for one target and home; thread-safe.
+
+    `here` takes over steps that need no provider, where this process runs steps itself.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        knowledge: Knowledge,
+        canvas: Canvas,
+        *,
+        target: str,
+        home: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.shelf = shelf
+        self.knowledge = knowledge
+        self.canvas = canvas
+        self.target = target
+        self.home = home
+        self.here: Callable[[Sequence[Head]], None] | None = None
+        self.shelved: Callable[[], None] = lambda: None
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._slots: dict[int, int] = {}
+        self._slots_at = float("-inf")
+    
+
+    def publish(self, heads: Sequence[Head], *, join: int | None = None, recovered: bool = False) -> None:
+        """Send what there is room for, put the rest on the backlog.
+
+        `join`: the step that a canvas of these heads leads to.  `recovered` steps go first.
+        """
+        if self.here is not None:
+            inline = [head for head in heads if head.weight == Weight.INLINE]
+            if inline:
+                self.here(inline)
+                heads = [head for head in heads if head.weight != Weight.INLINE]
+        for run, members in _by_run(heads).items():
+            fits = members if recovered else self._fits(members)
+            if len(fits) < len(members):
+                self._shelve(run, members[len(fits) :], join)
+            if fits:
+                self._send(run, fits, join if len(fits) == len(members) else None)
+
+    def give_back(self, ids: Sequence[int]) -> None:
+        """A worker had no slot for steps that a message brought: they go to the front of the backlog."""
+        ready = set(self.shelf.redispatch(ids))
+        heads = [head for head in self._heads(ids) if head.id in ready]
+        if heads:
+            self.shelf.shelve(heads, self.knowledge.run(heads[0].id >> ROW_BITS).info.team, first=True)
+            self.shelved()
+
+    def departed(self, step: Claimed) -> None:
+        """A step has left its canvas (it waits): what that canvas would have sent is sent from here."""
+        head = Head(step.id, step.node, step.weight, step.queue, step.crashes)
+        dropped = self.canvas.lower(self.knowledge.run(step.run), [head], None)
+        self._drop([*dropped.dropped, *dropped.carried])
+
+    def refill(self) -> None:
+        """Send steps from the backlog while the queues have room."""
+        for queue in self.shelf.shelved():
+            room = self._room(queue)
+            heads = self.shelf.unshelve(queue, room, target=self.target, home=self.home) if room > 0 else []
+            for run, members in _by_run(heads).items():
+                self._send(run, members, None)
+
+    def _heads(self, ids: Sequence[int]) -> list[Head]:
+        heads = []
+        for key in ids:
+            run = self.knowledge.run(key >> ROW_BITS)
+            number, _, _ = run.place(key & ((1 << ROW_BITS) - 1))
+            heads.append(Head(key, number, *run.shape(number)))
+        return heads
+
+    def _fits(self, heads: Sequence[Head]) -> Sequence[Head]:
+        """Return the longest beginning of the heads that every queue has room for."""
+        wanted: dict[int, int] = {}
+        for place, head in enumerate(heads):
+            if head.weight == Weight.SLOW:
+                wanted[head.queue] = wanted.get(head.queue, 0) + 1
+                if wanted[head.queue] > LEAST_ROOM and wanted[head.queue] > self._room(head.queue):
+                    return heads[:place]
+        return heads
+
+    def _room(self, queue: int) -> int:
+        """Return how many more steps a queue may be given."""
+        now = self._clock()
+        with self._lock:
+            if now - self._slots_at > SLOTS_SECONDS:
+                self._slots, self._slots_at = self.shelf.slots(self.target, self.home), now
+            most = max(LEAST_ROOM, AHEAD * self._slots.get(queue, 0))
+        try:
+            return most - self.canvas.depth(queue)
+        except Unavailable:
+            return 0
+
+    def _shelve(self, run: int, heads: Sequence[Head], join: int | None) -> None:
+        self.shelf.shelve(heads, self.knowledge.run(run).info.team)
+        self.shelved()
+        alone = self.canvas.lower(self.knowledge.run(run), heads, None)
+        self._drop([*alone.dropped, *([] if join is None else [join])])
+
+    def _send(self, run: int, heads: Sequence[Head], join: int | None) -> None:
+        known = self.knowledge.run(run)
+        lowered = self.canvas.lower(known, heads, join)
+        if lowered.carried:
+            self.shelf.carry(lowered.carried)
+        self._drop(lowered.dropped)
+        try:
+            self.canvas.send(lowered)
+        except Unavailable as error:
+            log.warning("messages were not sent; the sweep will", steps=len(heads), error=error.message)
+
+    def _drop(self, ids: Sequence[int]) -> None:
+        if ids:
+            ready = self.shelf.drop(ids)
+            if ready:
+                self.publish(ready)
+
+
+def _by_run(heads: Sequence[Head]) -> dict[int, list[Head]]:
+    runs: dict[int, list[Head]] = {}
+    for head in heads:
+        runs.setdefault(head.id >> ROW_BITS, []).append(head)
+    return runs

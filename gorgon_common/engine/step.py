@@ -1,0 +1,475 @@
+"""One step, from its claim to what becomes of it.
+
+claim → may it start? → render → (adopt what an earlier run has paid) → provider → result.  Nothing in here writes: the
+outcome is a value that `machine` folds into the store, in one transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+from gorgon_common.clock import Clock
+from gorgon_common.costs.usage import CallRecord, Usage
+from gorgon_common.engine import composites, retry
+from gorgon_common.engine.agent import converse
+from gorgon_common.engine.context import Knowledge, Run
+from gorgon_common.engine.outcomes import Done, Ended, Failed, Outcome, Parked, Passed
+from gorgon_common.engine.ports import AgentCall, AgentProvider, CommandCall, CommandRunner, Message, Pricer
+from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, Result, Weight, step_id
+from gorgon_common.engine.states import RunStatus, StepStatus
+from gorgon_common.errors import (
+    Cancelled,
+    CommandFailed,
+    ConfigurationError,
+    ExpressionError,
+    Final,
+    GorgonError,
+    NotAvailable,
+    OutputTooLarge,
+    RateLimited,
+    StepError,
+)
+from gorgon_common.roles.models import resolve_model
+from gorgon_common.workflow.expressions import Env, evaluate_condition, parse_template, render_value, to_text
+from gorgon_common.workflow.plan import COMPOSITE, Join, Kind, Node
+
+MAX_OUTPUT_BYTES = 10 * 1024**2
+DEFAULT_TIMEOUT = 300.0
+DEFAULT_MAX_TOKENS = 4096
+DEFAULT_TIER = "standard"
+RATE_LIMIT_PAUSE = 1.0
+"""Seconds to wait after a 429 that does not say how long."""
+
+
+POISON_CRASHES = 3
+
+
+class Poison(StepError):
+    """The step kills the workers that run it."""
+
+    kind = "poison"
+
+
+_NOTHING = CallRecord("none", "noop", None, 1, Usage(), 0, "", 0, "ok")
+
+
+class Executor:
+    """Executes claimed steps; thread-safe.  `cancelled` tells whether a run has been asked to end."""
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        *,
+        providers: Mapping[str, AgentProvider],
+        commands: CommandRunner,
+        pricer: Pricer,
+        clock: Clock,
+        cancelled: Callable[[int], bool],
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.knowledge = knowledge
+        self.providers = providers
+        self.commands = commands
+        self.pricer = pricer
+        self.clock = clock
+        self.cancelled = cancelled
+        self.chance = chance
+
+    def execute(self, step: Claimed) -> Outcome:
+        """Do what the step is there for.  Never raises for what goes wrong in the step itself: failure is data."""
+        run = self.knowledge.run(step.run)
+        node = run.node(step)
+        if node.kind is Kind.NOOP and step.weight == Weight.FAST:
+            return _noop(step, self.clock)
+        attempt = Attempt(self, run, node, step)
+        try:
+            return attempt.outcome()
+        except Cancelled:
+            return Done(attempt.result(StepStatus.CANCELLED, reason="the run was cancelled"))
+        except (StepError, ExpressionError, ConfigurationError, NotAvailable) as error:
+            return attempt.failed(error)
+
+
+def _noop(step: Claimed, clock: Clock) -> Done:
+    now = clock.now()
+    return Done(
+        Result(StepStatus.SUCCEEDED, "", attempts=step.attempt, calls=(_NOTHING,), started_at=now, finished_at=now)
+    )
+
+
+class Attempt:
+    """One attempt at one step."""
+
+    def __init__(self, executor: Executor, run: Run, node: Node, step: Claimed) -> None:
+        self.executor = executor
+        self.run = run
+        self.node = node
+        self.step = step
+        self.calls: list[CallRecord] = []
+        self.started_at = executor.clock.now()
+
+    def outcome(self) -> Outcome:
+        """May it start?  If so, do it."""
+        if self.step.crashes >= POISON_CRASHES:
+            raise Poison(f"Its worker died {self.step.crashes} times while it ran; it will not be tried again.")
+        stopped = self._stopped()
+        if stopped is not None:
+            return self.skipped(stopped)
+        fallback = self._fallback()
+        if fallback is not None:
+            return self.ended(composites.fallback_ended(self.run, fallback))
+        if self.step.weight == Weight.INLINE and self.node.queue is not None:
+            return Passed()
+        return self._act()
+
+    def _fallback(self) -> Expansion | None:
+        """Return the expansion into the fallback, if it has come to that."""
+        if self.step.weight != Weight.INLINE or "fallback" not in self.node.bodies:
+            return None
+        return next((entry for entry in self.run.expansions(self.step.row) if entry.phase == "fallback"), None)
+
+    def _act(self) -> Outcome:
+        match self.node.kind:
+            case Kind.AGENT:
+                return self._agent()
+            case Kind.COMMAND:
+                return self._command()
+            case Kind.AGGREGATE:
+                return self.ended(Result(StepStatus.SUCCEEDED, _aggregate(self.node, self.env())))
+            case Kind.CHECKPOINT:
+                text = _text(self.node.spec.get("message") or "", self.env())
+                return self.ended(Result(StepStatus.SUCCEEDED, text, detail={"message": text}))
+            case Kind.GATE | Kind.FINALLY:
+                return self.ended(Result(StepStatus.SUCCEEDED))
+            case Kind.END:
+                return self._end()
+            case Kind.NOOP:
+                return _noop(self.step, self.executor.clock)
+        if self.node.kind in COMPOSITE:
+            parallel = self.run.plan.limits.get("max_parallel")
+            outcome = composites.advance(self.run, self.step, parallel=parallel)
+            return self.ended(outcome.result) if isinstance(outcome, Done) else outcome
+        raise NotAvailable(f"`{self.node.id}`: steps of kind {self.node.kind} are not available yet.")
+
+    def env(self) -> Env:
+        """Return the names of the step's expressions."""
+        return self.run.env(self.step, self.node.refs)
+
+    # May it start?
+
+    def _stopped(self) -> str | None:
+        """Return why the step may not start, or None."""
+        if self.step.weight != Weight.INLINE:
+            return None  # decided where it became ready
+        if self.node.phase == "on_error":
+            error, cancelled = self.run.knowledge.reader.failure(self.run.info.id)
+            if error is None or cancelled:
+                return "no step has failed" if error is None else "the run was cancelled"
+        if self.node.join is not Join.ALL_SUCCESS and self.node.kind not in _ENGINE:
+            unmet = self._join()
+            if unmet is not None:
+                return unmet
+        if self.node.condition is not None and not self.run.expansions(self.step.row):
+            held, why = evaluate_condition(self.node.condition, self.env(), lenient=self.run.plan.lenient)
+            if not held:
+                return f"its condition is false: {why}"
+        return None
+
+    def _join(self) -> str | None:
+        rows = {dep.node: self.run.locate(self.step, dep.node) for dep in self.node.deps if not dep.order}
+        ids = [step_id(self.run.info.id, row) for row in rows.values() if row is not None]
+        states = [checkpoint.status for checkpoint in self.run.knowledge.checkpoints(ids).values()]
+        if self.node.join is Join.NONE_FAILED and any(state is StepStatus.FAILED for state in states):
+            return "a step that it depends on has failed"
+        if self.node.join is Join.ANY_SUCCESS and ids and StepStatus.SUCCEEDED not in states:
+            return "no step that it depends on has succeeded"
+        return None
+
+    # Its end
+
+    def result(self, status: StepStatus, output: Any = None, **fields: Any) -> Result:
+        """Return a result of this attempt."""
+        return Result(
+            status,
+            output,
+            attempts=self.step.attempt,
+            calls=tuple(self.calls),
+            started_at=self.started_at,
+            finished_at=self.executor.clock.now(),
+            **fields,
+        )
+
+    def ended(self, result: Result) -> Done:
+        """The step has ended; complete its result."""
+        if result.output is not None and len(body := json.dumps(result.output, default=str)) > MAX_OUTPUT_BYTES:
+            raise OutputTooLarge(
+                f"The output of `{self.node.id}` has {len(body) / 1024**2:.1f} MB, and may have 10 MB.",
+                hint="Write large results to a file, or let the step return a part of it.",
+            )
+        done = replace(
+            result,
+            attempts=self.step.attempt,
+            calls=tuple(self.calls),
+            started_at=self.started_at,
+            finished_at=self.executor.clock.now(),
+        )
+        return Done(done)
+
+    def skipped(self, reason: str) -> Done:
+        """The step does not run, nor does what needs it."""
+        result = self.result(StepStatus.SKIPPED, reason=reason)
+        return Done(result, self.run.descendants(self.step, failed=False))
+
+    def failed(self, error: GorgonError) -> Outcome:
+        """The attempt has failed: another one, the step's own way out, or the end of what is around it."""
+        if isinstance(error, RateLimited):
+            pause = error.retry_after if error.retry_after is not None else RATE_LIMIT_PAUSE
+            return Parked(pause + 0.1 * self.executor.chance(), "waiting", f"rate limit: {error.message}", self.calls,
+                          attempt=False)
+        policy = self.node.retry
+        if isinstance(error, StepError) and retry.again(policy, error, self.step.attempt):
+            seconds = retry.delay(policy, self.step.attempt, self.executor.chance)
+            return Parked(seconds, "retry", error.message, self.calls)
+        return self._gave_up(self._told(error))
+
+    def _told(self, error: GorgonError) -> dict[str, Any]:
+        """Return an error as data: what the checkpoint, `{{error}}` and people get."""
+        path = self.run.path(self.step)
+        return {
+            "step": path,
+            "kind": getattr(error, "kind", "expression" if isinstance(error, ExpressionError) else "error"),
+            "message": error.message,
+            "hint": error.hint or None,
+            "summary": f"{self.run.info.workflow}: step {path} failed: {error.message}",
+        }
+
+    def _gave_up(self, told: dict[str, Any]) -> Outcome:
+        way = self.node.on_failure
+        if way.action == "skip":
+            result = self.result(StepStatus.SKIPPED, error=told, reason=f"it failed: {told['message']}")
+            return Done(result, self.run.descendants(self.step, failed=False))
+        if way.action == "default":
+            return Done(self.result(StepStatus.SUCCEEDED, way.value, detail={"fallback": told["message"]}))
+        if way.action == "step" and self._fallback() is None:
+            expanded = composites.fallback(self.run, self.step, told)
+            return replace(expanded, result=self.result(StepStatus.FAILED, error=told))
+        if way.action == "model" and way.model is not None:
+            told = self._other_model(way.model, told)
+            if "output" in told:
+                return cast(Outcome, told["output"])
+        return self._fatal(told)
+
+    def _other_model(self, model: str, told: dict[str, Any]) -> dict[str, Any]:
+        provider, _, name = model.partition(":")
+        try:
+            return {"output": self._ask(provider, name, detail={"fallback": told["message"]})}
+        except StepError as error:
+            return self._told(error)
+
+    def _fatal(self, told: dict[str, Any]) -> Outcome:
+        """The step has failed for good.  Who goes on: its composite, or the end of the run."""
+        result = self.result(StepStatus.FAILED, error=told)
+        lone = Done(result, self.run.descendants(self.step, failed=True))
+        if self.step.parent is None:
+            return lone if self.node.phase != "main" else Failed(result, self.run.gate, run_fails=True)
+        number, _, _ = self.run.place(self.step.parent)
+        around = self.run.plan.nodes[number]
+        if around.kind is Kind.MAP and around.spec.get("on_item_failure", "fail") == "fail":
+            return Failed(result, self.step.parent, run_fails=False)
+        if around.kind is Kind.GROUP and around.spec.get("fail_fast", True):
+            return Failed(result, self.step.parent, run_fails=False)
+        return lone
+
+    # Its work
+
+    def _agent(self) -> Outcome:
+        spec = self.node.spec
+        models = spec.get("models") or [f"{spec['provider']}:{spec.get('model') or ''}"]
+        failure: StepError | None = None
+        for model in models:
+            provider, _, name = model.partition(":")
+            try:
+                return self._ask(provider, name)
+            except (StepError, ConfigurationError) as error:
+                failure = error if isinstance(error, StepError) else Final(error.message, hint=error.hint)
+        assert failure is not None
+        raise failure
+
+    def _ask(self, provider: str, model: str, detail: Mapping[str, Any] | None = None) -> Outcome:
+        call = self._call(resolve_model(provider, model or self.node.spec.get("tier") or DEFAULT_TIER))
+        request = json.dumps(
+            [provider, call.model, call.system, call.messages[0].content, call.schema, call.max_tokens, call.effort],
+            sort_keys=True,
+        )
+        fingerprint = self.run.fingerprint(self.step, request)
+        adopted = self._adopted(fingerprint)
+        if adopted is not None:
+            return adopted
+        found = self.executor.providers.get(provider)
+        if found is None:
+            raise Final(
+                f"There is no provider {provider!r}; there are {', '.join(sorted(self.executor.providers))}.",
+                hint="Set `provider:` of the step.",
+            )
+        earlier = len(self.calls)
+        result = converse(
+            found,
+            call,
+            pricer=self.executor.pricer,
+            provider_name=provider,
+            cancelled=lambda: self.executor.cancelled(self.run.info.id),
+            on_call=lambda record: self.calls.append(replace(record, ordinal=earlier + record.ordinal)),
+            clock=self.executor.clock,
+        )
+        output = result.data if call.schema is not None else result.text
+        more = {"provider": provider, "model": result.model, "role": call.role, "fingerprint": fingerprint}
+        return self.ended(Result(StepStatus.SUCCEEDED, output, detail={**more, **(detail or {})}))
+
+    def _call(self, model: str) -> AgentCall:
+        spec = self.node.spec
+        env = self.env()
+        prompt = spec.get("prompt")
+        text = _text(prompt, env) if prompt is not None else _standing(spec, env)
+        return AgentCall(
+            model=model,
+            messages=(Message("user", text),),
+            system=spec.get("system"),
+            schema=spec.get("schema"),
+            max_tokens=spec.get("max_tokens") or DEFAULT_MAX_TOKENS,
+            effort=spec.get("effort"),
+            timeout=self.node.timeout or DEFAULT_TIMEOUT,
+            role=spec.get("role"),
+            label=self.run.path(self.step),
+        )
+
+    def _adopted(self, fingerprint: str) -> Outcome | None:
+        """Return what an earlier run of this root has paid for already."""
+        if self.run.info.root == self.run.info.id:
+            return None
+        root, _, digest = fingerprint.partition(":")
+        found = self.run.knowledge.reader.adoptable(int(root), digest)
+        if found is None or found.status is not StepStatus.SUCCEEDED:
+            return None
+        return self.ended(_adoption(found))
+
+    def _command(self) -> Outcome:
+        call = self._command_call()
+        request = json.dumps([call.argv, call.shell, dict(call.env), call.stdin, call.cwd], sort_keys=True)
+        fingerprint = self.run.fingerprint(self.step, request)
+        adopted = self._adopted(fingerprint)
+        if adopted is not None:
+            return adopted
+        done = self.executor.commands.run(call, lambda: self.executor.cancelled(self.run.info.id))
+        if done.exit_code and not self.node.spec.get("allow_failure"):
+            last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+            raise CommandFailed(
+                f"The command ended with status {done.exit_code}{': ' if last else ''}{''.join(last)[:500]}",
+                hint="Write `allow_failure: true` where a non-zero exit is a result.",
+            )
+        detail = {"exit_code": done.exit_code, "stderr": done.stderr, "fingerprint": fingerprint}
+        return self.ended(Result(StepStatus.SUCCEEDED, done.stdout, detail=detail))
+
+    def _command_call(self) -> CommandCall:
+        spec = self.node.spec
+        env = self.env()
+        variables = {name: _text(value, env) for name, value in (spec.get("env") or {}).items()}
+        for variable, name in (spec.get("exports") or {}).items():
+            value = env.get(name)
+            if value is not None and value.__class__.__name__ != "_Missing":
+                variables[variable] = to_text(value.value() if hasattr(value, "published") else value)
+        return CommandCall(
+            argv=tuple(_text(part, env) for part in spec.get("argv") or ()),
+            shell=spec.get("shell"),
+            env=variables,
+            stdin=_text(spec.get("stdin") or "", env),
+            cwd=_text(spec["cwd"], env) if spec.get("cwd") else None,
+            timeout=self.node.timeout or DEFAULT_TIMEOUT,
+            output_bytes=MAX_OUTPUT_BYTES,
+        )
+
+    def _end(self) -> Outcome:
+        """The run's last step: its outputs and how it ended."""
+        error, cancelled = self.run.knowledge.reader.failure(self.run.info.id)
+        outputs: Any = None
+        if error is None and not cancelled:
+            error = self._late_failure()
+            try:
+                env = self.run.env(self.step, self.run.plan.output_refs)
+                outputs = render_value(dict(self.run.plan.outputs), env, legacy=self.run.plan.lenient)
+            except ExpressionError as wrong:
+                error = {**self._told(wrong), "step": "outputs"}
+        status = RunStatus.CANCELLED if cancelled else RunStatus.FAILED if error else RunStatus.SUCCEEDED
+        return Ended(self.result(StepStatus.SUCCEEDED), status, outputs, error)
+
+    def _late_failure(self) -> dict[str, Any] | None:
+        """Return the error of a `finally` step that failed."""
+        ids = [step_id(self.run.info.id, row) for row in self.run.keeps]
+        for checkpoint in self.run.knowledge.checkpoints(ids).values():
+            if checkpoint.status is StepStatus.FAILED:
+                return dict(checkpoint.error or {"message": "a final step failed"})
+        return None
+
+
+_ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
+
+
+def _adoption(found: Checkpoint) -> Result:
+    """Return the result of a step whose work an earlier run has done; it costs nothing."""
+    return Result(StepStatus.SUCCEEDED, found.output, detail={**found.detail, "adopted_from": found.id})
+
+
+def _text(template: Any, env: Env) -> str:
+    """Return a template's text."""
+    return template if not isinstance(template, str) else str(parse_template(template, env.lenient).render(env))
+
+
+def _standing(spec: Mapping[str, Any], env: Env) -> str:
+    """Return the prompt of a step that has a role and none of its own: the role's task and what comes before it."""
+    parts = [str(spec.get("standing") or "Do your part of the work.")]
+    for name in spec.get("context") or ():
+        value = env.get(name)
+        if value is not None and value.status == "succeeded":
+            parts.append(f"## {name}\n\n{to_text(value.value())}")
+    return "\n\n".join(parts)
+
+
+def _aggregate(node: Node, env: Env) -> Any:
+    source = node.spec["from"]
+    value = render_value(source, env, legacy=env.lenient)
+    parts = list(value) if isinstance(value, (list, tuple)) else [value]
+    match node.spec.get("how", "concat"):
+        case "concat":
+            return "\n\n".join(to_text(part) for part in parts)
+        case "json":
+            return parts
+        case "first":
+            return next((part for part in parts if part not in (None, "", [], {})), None)
+        case "vote":
+            return _vote(parts)
+        case "merge":
+            return _merge(node, parts)
+    raise ExpressionError(f"`how: {node.spec.get('how')}` of `{node.id}` is not known.")
+
+
+def _vote(parts: list[Any]) -> Any:
+    """Return the value that most of the parts agree on; of several the one that came first."""
+    counts: dict[str, int] = {}
+    for part in parts:
+        key = json.dumps(part, sort_keys=True)
+        counts[key] = counts.get(key, 0) + 1
+    return json.loads(max(counts, key=lambda key: counts[key])) if counts else None
+
+
+def _merge(node: Node, parts: list[Any]) -> Any:
+    if all(isinstance(part, Mapping) for part in parts):
+        merged: dict[str, Any] = {}
+        for part in parts:
+            merged.update(part)
+        return merged
+    if all(isinstance(part, (list, tuple)) for part in parts):
+        return [entry for part in parts for entry in part]
+    raise ExpressionError(f"`how: merge` of `{node.id}` needs objects only, or lists only.")

@@ -1,0 +1,95 @@
+"""The way in: a plan and its inputs become a run, and its first steps are sent.
+
+check inputs → rows → one transaction → publish.  If this process dies after the commit, the sweep publishes; if it dies
+before, nothing has happened.  The same idempotency key gives the same run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+from gorgon_common.engine import rows
+from gorgon_common.engine.context import Knowledge
+from gorgon_common.engine.publish import Publisher
+from gorgon_common.engine.records import Head, NewRun, Row, step_id
+from gorgon_common.errors import NotAvailable
+from gorgon_common.workflow.plan import Plan
+
+
+class Creates(Protocol):
+    """The store as a submission uses it."""
+
+    def create(self, new: NewRun, rows: Sequence[Row]) -> tuple[int, bool]:
+        """Insert a run with its steps; (id, whether it is new)."""
+        ...
+
+
+def submit(
+    plan: Plan,
+    inputs: Mapping[str, Any],
+    *,
+    store: Creates,
+    knowledge: Knowledge,
+    publisher: Publisher,
+    grouped: frozenset[int],
+    public_id: str,
+    now: datetime,
+    target: str,
+    home: str,
+    team: str | None = None,
+    idempotency_key: str | None = None,
+    root: int | None = None,
+    resumed_from: int | None = None,
+) -> tuple[int, bool]:
+    """Create a run and publish what is ready.  `inputs` are checked already; `grouped`: see `canvas.lowering`.
+
+    Returns (run number, whether it is new).  Raises NotAvailable, Conflict, Unavailable.
+    """
+    if plan.unavailable:
+        raise NotAvailable(
+            "This workflow cannot run yet:\n" + "\n".join(f"  {reason}" for reason in plan.unavailable),
+            hint="It validates and plans; take these steps out to run the rest.",
+        )
+    body = plan.to_json()
+    plan_hash = hashlib.sha256(body.encode()).hexdigest()
+    new = NewRun(
+        public_id=public_id,
+        workflow=plan.name,
+        plan_hash=plan_hash,
+        plan_body=body,
+        inputs=inputs,
+        target=target,
+        created_at=now,
+        team=team or plan.team,
+        home=home,
+        root=root,
+        resumed_from=resumed_from,
+        idempotency_key=idempotency_key,
+        request_hash=_digest(plan_hash, inputs, target, team),
+        timeout=plan.limits.get("timeout"),
+    )
+    first = rows.top_rows(plan, plan.successors(), grouped)
+    number, created = store.create(new, first)
+    if created:
+        knowledge.learn(plan, plan_hash)
+        publisher.publish(_heads(number, first))
+    return number, created
+
+
+def _heads(run: int, first: Sequence[Row]) -> list[Head]:
+    return [
+        Head(step_id(run, row.row), row.node, int(row.weight), row.queue)
+        for row in first
+        if not row.deps_left
+    ]
+
+
+def _digest(plan_hash: str, inputs: Mapping[str, Any], target: str, team: str | None) -> str:
+    request = json.dumps([plan_hash, dict(inputs), target, team], sort_keys=True, default=str)
+    return hashlib.sha256(request.encode("utf-8", "replace")).hexdigest()
+
+

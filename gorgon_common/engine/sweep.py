@@ -1,0 +1,152 @@
+"""What makes the engine forget nothing: finds what was lost and sends it again.
+
+Runs as a thread in every worker and API, one at a time (a lease decides which).  It may run twice at once, or not for a
+minute: every change is conditional, and nothing depends on when it comes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime
+
+from gorgon_common.engine.context import Knowledge
+from gorgon_common.engine.ports import Canvas, Shelf
+from gorgon_common.engine.publish import Publisher
+from gorgon_common.engine.records import Head
+from gorgon_common.errors import Conflict, GorgonError, Unavailable
+from gorgon_common.logs import get_logger
+
+INTERVAL = 1.0
+LEASE = 5.0
+PROOF_SECONDS = 5.0
+"""A message is lost if one that was sent after it was claimed this long ago."""
+SURELY_LOST = 60.0
+SENT_BEFORE_DUE = 5.0
+"""A step becomes due this long after its message was sent (`persistence.store.LOST_SECONDS`)."""
+
+log = get_logger(__name__)
+
+
+class Sweep:
+    """Sweeps for one home."""
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        knowledge: Knowledge,
+        publisher: Publisher,
+        canvas: Canvas,
+        *,
+        name: str,
+        home: str,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.shelf = shelf
+        self.knowledge = knowledge
+        self.publisher = publisher
+        self.canvas = canvas
+        self.name = name
+        self.home = home
+        self._clock = clock
+        self._epoch: str | None = None
+        self._seen: deque[tuple[float, dict[int, float]]] = deque(maxlen=60)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Sweep every second in a thread."""
+        self._thread = threading.Thread(target=self._forever, name="gorgon-sweep", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(5)
+
+    def _forever(self) -> None:
+        while not self._stop.wait(INTERVAL):
+            try:
+                self.once()
+            except GorgonError as error:
+                log.warning("the sweep will try again", error=error.message)
+            except Exception as error:  # noqa: BLE001  this thread must live: nobody else recovers what is lost
+                log.error("the sweep failed", error=repr(error))
+
+    def once(self) -> int:
+        """Make one pass, if nobody else does.  Returns how many messages it sent again."""
+        if not self.shelf.lead(f"sweep:{self.home}", self.name, LEASE):
+            return 0
+        self._time_is_up()
+        sent = self._recover()
+        sent += self._resend()
+        self.publisher.refill()
+        return sent
+
+    def _time_is_up(self) -> None:
+        for number in self.shelf.expired_runs(home=self.home):
+            run = self.knowledge.run(number)
+            limit = run.plan.limits.get("timeout")
+            error = {
+                "step": None,
+                "kind": "timeout",
+                "message": f"The run took longer than its limit of {limit:g} s.",
+                "hint": "Raise `timeout:` under `limits:`, or see what it waited for: gorgon runs logs.",
+                "summary": f"{run.info.workflow}: the run took longer than {limit:g} s",
+            }
+            try:
+                heads = self.shelf.stop(number, gate=run.gate, keeps=run.keeps, error=error, reason="time is up")
+            except Conflict:
+                continue
+            self.publisher.publish(heads)
+
+    def _recover(self) -> int:
+        """Take back what dead workers held; it goes first."""
+        heads = [head for head, _ in self.shelf.reap(home=self.home)]
+        for head in heads:  # one message each: a suspect must not take others with it
+            self.publisher.publish([head], recovered=True)
+        return len(heads)
+
+    def _resend(self) -> int:
+        """Send again what was published and got lost; wake what has waited long enough."""
+        emptied = self._emptied()
+        late, sleepers = self.shelf.overdue(home=self.home, all_ready=emptied)
+        marks = self._proof()
+        empty: dict[int, bool] = {}
+        lost = [head for head, due in late if emptied or self._lost(head, due, marks, empty)]
+        still = set(self.shelf.redispatch([head.id for head in lost])) if lost else set()
+        again = [head for head in lost if head.id in still]
+        if again:
+            self.publisher.publish(again, recovered=True)
+        if sleepers:
+            self.publisher.publish(self.shelf.wake(sleepers))
+        return len(again)
+
+    def _emptied(self) -> bool:
+        """Tell whether the broker has lost its memory since the last pass."""
+        try:
+            epoch = self.canvas.epoch()
+        except Unavailable:
+            return False
+        emptied = self._epoch is not None and epoch is not None and epoch != self._epoch
+        self._epoch = epoch or self._epoch
+        return emptied
+
+    def _proof(self) -> dict[int, float]:
+        """Return queue → a time: messages sent before it, and not claimed by now, are lost."""
+        now = self._clock()
+        self._seen.append((now, self.shelf.watermarks(home=self.home)))
+        old = [marks for at, marks in self._seen if at <= now - PROOF_SECONDS]
+        return old[-1] if old else {}
+
+    def _lost(self, head: Head, due: datetime, marks: dict[int, float], empty: dict[int, bool]) -> bool:
+        if head.queue not in empty:
+            try:
+                empty[head.queue] = self.canvas.depth(head.queue) == 0
+            except Unavailable:
+                empty[head.queue] = False
+        sent = due.timestamp() - SENT_BEFORE_DUE
+        return empty[head.queue] or sent < marks.get(head.queue, 0.0) or sent < self._clock() - SURELY_LOST

@@ -1,0 +1,356 @@
+"""Runs as people and programs see them: the documented machine form, read from the rows."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, select
+
+from gorgon_common.clock import format_time
+from gorgon_common.engine.records import ROW_BITS, ROW_MASK, step_id
+from gorgon_common.engine.states import RunStatus, StepStatus
+from gorgon_common.errors import InputInvalid, NotFound
+from gorgon_common.persistence.database import Database
+from gorgon_common.persistence.tables import blobs, checkpoints, events, expansions, ledger, runs, steps
+from gorgon_common.workflow.plan import Kind, Plan
+
+MICRO = 1_000_000
+_ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
+_WAITING_EVENTS = ("step.retry", "step.waiting")
+
+
+class Views:
+    """Reads runs.  `plan_of` returns the plan of a hash."""
+
+    def __init__(self, database: Database, plan_of: Callable[[str], Plan]) -> None:
+        self.database = database
+        self.plan_of = plan_of
+
+    def number(self, public_id: str) -> int:
+        """Return a run's number.  Raises NotFound."""
+        with self.database.read() as connection:
+            found = connection.scalar(select(runs.c.id).where(runs.c.public_id == public_id))
+        if found is None:
+            raise NotFound(f"There is no run {public_id}.", hint="See: gorgon runs ls")
+        return int(found)
+
+    def public_id(self, number: int) -> str:
+        """Return the id that people know a run by.  Raises NotFound."""
+        with self.database.read() as connection:
+            found = connection.scalar(select(runs.c.public_id).where(runs.c.id == number))
+        if found is None:
+            raise NotFound(f"There is no run number {number}.")
+        return str(found)
+
+    def run(self, public_id: str, *, with_steps: bool) -> dict[str, Any]:
+        """Return one run.  Raises NotFound."""
+        with self.database.read() as connection:
+            row = connection.execute(select(runs).where(runs.c.public_id == public_id)).first()
+            if row is None:
+                raise NotFound(f"There is no run {public_id}.", hint="See: gorgon runs ls")
+            view = _run(row, _spent(connection, [row.id]).get(row.id))
+            if with_steps:
+                view["steps"] = _Steps(connection, row.id, self.plan_of(row.plan_hash)).list()
+        return view
+
+    def runs(
+        self, *, status: str | None, workflow: str | None, limit: int, cursor: str | None
+    ) -> dict[str, Any]:
+        """Return `{items, next}`, newest first.  Raises InputInvalid for an unknown status or cursor."""
+        query = select(runs).order_by(runs.c.id.desc()).limit(limit + 1)
+        if status is not None:
+            if status.upper() not in RunStatus.__members__:
+                known = ", ".join(name.lower() for name in RunStatus.__members__)
+                raise InputInvalid(f"There is no run status {status!r}.", hint=f"It is one of {known}.")
+            query = query.where(runs.c.status == int(RunStatus[status.upper()]))
+        if workflow is not None:
+            query = query.where(runs.c.workflow == workflow)
+        if cursor is not None:
+            query = query.where(runs.c.id < _position(cursor))
+        with self.database.read() as connection:
+            rows = connection.execute(query).all()
+            spent = _spent(connection, [row.id for row in rows])
+        items = [_run(row, spent.get(row.id)) for row in rows[:limit]]
+        more = base64.urlsafe_b64encode(str(rows[limit - 1].id).encode()).decode() if len(rows) > limit else None
+        return {"items": items, "next": more}
+
+    def events(self, public_id: str, *, after: int, limit: int) -> list[dict[str, Any]]:
+        """Return the run's journal after `after`, oldest first."""
+        number = self.number(public_id)
+        with self.database.read() as connection:
+            rows = connection.execute(
+                select(events).where(events.c.run_id == number, events.c.seq > after).order_by(events.c.seq).limit(limit)
+            ).all()
+            if not rows:
+                return []
+            plan = self.plan_of(connection.execute(select(runs.c.plan_hash).where(runs.c.id == number)).scalar_one())
+            names = _Steps(connection, number, plan).names({row.row for row in rows if row.row is not None})
+            detail = _details(connection, number, [row.row for row in rows if row.row is not None])
+        found = []
+        for row in rows:
+            known = names.get(row.row) if row.row is not None else None
+            if row.row is not None and known is None:
+                continue  # the engine's own steps
+            facts = detail.get(row.row, {}) if row.kind in _ENDED else {}
+            found.append(
+                {
+                    "seq": row.seq,
+                    "at": format_time(row.at),
+                    "kind": row.kind,
+                    "step": known,
+                    "message": row.message or facts.get("message"),
+                    "data": facts.get("data"),
+                }
+            )
+        return found
+
+
+_ENDED = frozenset({"step.failed", "step.skipped", "step.cancelled", "step.succeeded"})
+
+
+def _position(cursor: str) -> int:
+    try:
+        return int(base64.urlsafe_b64decode(cursor.encode()))
+    except ValueError:
+        raise InputInvalid("That cursor is not one of ours.", hint="Use `next` of the page before.") from None
+
+
+def _run(row: Row[Any], spent: Row[Any] | None) -> dict[str, Any]:
+    return {
+        "run_id": row.public_id,
+        "workflow": row.workflow,
+        "status": RunStatus(row.status).name.lower(),
+        "outputs": json.loads(row.outputs) if row.outputs else None,
+        "error": json.loads(row.error) if row.error else None,
+        "cost_usd": _dollars(spent),
+        "tokens": {"input": int(spent.used_in) if spent else 0, "output": int(spent.used_out) if spent else 0},
+        "team": row.team,
+        "target": row.target,
+        "created_at": format_time(row.created_at),
+        "started_at": _time(row.started_at),
+        "finished_at": _time(row.finished_at),
+    }
+
+
+def _time(moment: datetime | None) -> str | None:
+    return None if moment is None else format_time(moment)
+
+
+def _dollars(spent: Row[Any] | None) -> float | None:
+    """Return US dollars; None where a call has no price: unknown is never 0."""
+    if spent is None:
+        return 0.0
+    return None if spent.unpriced else int(spent.cost or 0) / MICRO
+
+
+_SUMS = (
+    func.sum(ledger.c.input_tokens).label("used_in"),
+    func.sum(ledger.c.output_tokens).label("used_out"),
+    func.sum(ledger.c.cost_micro).label("cost"),
+    (func.count() - func.count(ledger.c.cost_micro)).label("unpriced"),
+    func.min(ledger.c.at).label("first"),
+)
+
+
+def _spent(connection: Connection, numbers: Iterable[int]) -> dict[int, Row[Any]]:
+    """Return what runs have used so far."""
+    found = {}
+    for number in numbers:
+        row = connection.execute(
+            select(func.count().label("calls"), *_SUMS).where(
+                ledger.c.step_id >= step_id(number, 0), ledger.c.step_id < step_id(number + 1, 0)
+            )
+        ).one()
+        if row.calls:
+            found[number] = row
+    return found
+
+
+def _details(connection: Connection, number: int, rows: list[int]) -> dict[int, dict[str, Any]]:
+    """Return row → message and data of what has ended."""
+    found = {}
+    query = select(checkpoints.c.step_id, checkpoints.c.detail).where(
+        checkpoints.c.step_id.in_([step_id(number, row) for row in rows]), checkpoints.c.detail.is_not(None)
+    )
+    for row in connection.execute(query):
+        detail = json.loads(row.detail)
+        message = (detail.get("error") or {}).get("message") or detail.get("reason") or detail.get("message")
+        data = {key: detail[key] for key in ("provider", "model", "role", "exit_code") if key in detail}
+        found[row.step_id & ROW_MASK] = {"message": message, "data": data or None}
+    return found
+
+
+class _Steps:
+    """The steps of one run, with their places."""
+
+    def __init__(self, connection: Connection, number: int, plan: Plan) -> None:
+        self.connection = connection
+        self.number = number
+        self.plan = plan
+        self.low, self.high = step_id(number, 0), step_id(number + 1, 0)
+        self.parents = self._parents()
+
+    def _parents(self) -> list[tuple[int, int, int, str, int]]:
+        """Return (base, end, parent row, phase, round) of every expansion.
+
+        `steps.parent` is not it: a step that outlives its group's end hangs on the group's successor.
+        """
+        query = select(expansions).where(expansions.c.step_id >= self.low, expansions.c.step_id < self.high)
+        return [
+            (row.base, row.base + row.count, row.step_id & ROW_MASK, row.phase, row.round)
+            for row in self.connection.execute(query.order_by(expansions.c.base))
+        ]
+
+    def _above(self, row: int) -> tuple[int, int | None] | None:
+        """Return the composite that a row belongs to, and its item or iteration there."""
+        for base, end, parent, phase, number in self.parents:
+            if base <= row < end:
+                position = row - base if phase == "item" else number if phase == "body" else None
+                return parent, position
+        return None
+
+    def names(self, rows: Iterable[int]) -> dict[int, str]:
+        """Return row → the step's name with its items and iterations: `build[3]`."""
+        wanted = [step_id(self.number, row) for row in rows]
+        nodes = {
+            row.id & ROW_MASK: row.node
+            for start in range(0, len(wanted), 500)
+            for row in self.connection.execute(
+                select(steps.c.id, steps.c.node).where(steps.c.id.in_(wanted[start : start + 500]))
+            )
+        }
+        found = {}
+        for row, number in nodes.items():
+            node = self.plan.nodes[number]
+            if node.kind in _ENGINE:
+                continue
+            item = self._item(row)
+            found[row] = self._name(number) if item is None else f"{self._name(number)}[{item}]"
+        return found
+
+    def _name(self, number: int) -> str:
+        return self.plan.nodes[number].id.removesuffix("[]").removesuffix("#")
+
+    def _item(self, row: int) -> int | None:
+        """Return the item or iteration of a row: that of the nearest composite that has any."""
+        above = self._above(row)
+        while above is not None:
+            parent, position = above
+            if position is not None:
+                return position
+            above = self._above(parent)
+        return None
+
+    def list(self) -> list[dict[str, Any]]:
+        """Return every step: those of the file in their order, each followed by what it expanded into."""
+        rows = {row.id & ROW_MASK: row for row in self._rows()}
+        spent = self._spent()
+        waits = self._waits([key for key, row in rows.items() if row.status == StepStatus.WAITING])
+        children: dict[int | None, list[int]] = {}
+        for key in sorted(rows):
+            above = self._above(key)
+            children.setdefault(None if above is None else above[0], []).append(key)
+        found: list[dict[str, Any]] = []
+
+        def walk(parent: int | None) -> None:
+            for key in children.get(parent, ()):
+                if self.plan.nodes[rows[key].node].kind not in _ENGINE:
+                    found.append(self._view(key, rows[key], spent.get(key), waits.get(key)))
+                walk(key)
+
+        walk(None)
+        return found
+
+    def _rows(self) -> Iterable[Row[Any]]:
+        query = (
+            select(
+                steps.c.id,
+                steps.c.node,
+                steps.c.status,
+                steps.c.attempt,
+                steps.c.deps_left,
+                checkpoints.c.attempts,
+                checkpoints.c.started_at,
+                checkpoints.c.finished_at,
+                checkpoints.c.output,
+                checkpoints.c.detail,
+                blobs.c.body,
+            )
+            .select_from(
+                steps.outerjoin(checkpoints, checkpoints.c.step_id == steps.c.id).outerjoin(
+                    blobs, blobs.c.step_id == steps.c.id
+                )
+            )
+            .where(steps.c.id >= self.low, steps.c.id < self.high)
+        )
+        return self.connection.execute(query).all()
+
+    def _spent(self) -> dict[int, Row[Any]]:
+        query = (
+            select(
+                ledger.c.step_id,
+                *_SUMS,
+                func.max(ledger.c.provider).label("provider"),
+                func.max(ledger.c.model).label("model"),
+                func.min(ledger.c.latency_ms).label("latency"),
+            )
+            .where(ledger.c.step_id >= self.low, ledger.c.step_id < self.high, ledger.c.provider != "none")
+            .group_by(ledger.c.step_id)
+        )
+        return {row.step_id & ROW_MASK: row for row in self.connection.execute(query)}
+
+    def _waits(self, rows: list[int]) -> dict[int, str]:
+        if not rows:
+            return {}
+        query = (
+            select(events.c.row, events.c.message)
+            .where(events.c.run_id == self.number, events.c.row.in_(rows), events.c.kind.in_(_WAITING_EVENTS))
+            .order_by(events.c.seq)
+        )
+        return {row.row: row.message for row in self.connection.execute(query)}
+
+    def _view(self, key: int, row: Row[Any], spent: Row[Any] | None, waits: str | None) -> dict[str, Any]:
+        node = self.plan.nodes[row.node]
+        detail: Mapping[str, Any] = json.loads(row.detail) if row.detail else {}
+        body = row.body if row.body is not None else row.output
+        status = StepStatus(row.status)
+        if status is StepStatus.WAITING and row.deps_left:
+            status = StepStatus.RUNNING  # its children are what runs
+        above = self._above(key)
+        started = row.started_at
+        if spent is not None and row.attempts and row.attempts > 1:
+            started = min(started or spent.first, spent.first - timedelta(milliseconds=spent.latency))
+        return {
+            "id": self._name(row.node),
+            "item": self._item(key),
+            "kind": node.kind.value,
+            "role": node.spec.get("role"),
+            "provider": detail.get("provider") or (spent.provider if spent else node.spec.get("provider")),
+            "model": detail.get("model") or (spent.model if spent else node.spec.get("model") or None),
+            "status": status.name.lower(),
+            "reason": detail.get("reason") or waits,
+            "output": None if body is None else json.loads(body),
+            "error": detail.get("error"),
+            "attempts": row.attempts if row.attempts is not None else (row.attempt if row.status in _BEGUN else 0),
+            "tokens": {"input": int(spent.used_in) if spent else 0, "output": int(spent.used_out) if spent else 0},
+            "cost_usd": _dollars(spent),
+            "started_at": _time(started),
+            "finished_at": _time(row.finished_at),
+            "parent": None if above is None else self._name(self._node(above[0])),
+            **{name: detail[name] for name in ("exit_code", "stderr", "adopted_from") if name in detail},
+        }
+
+    def _node(self, row: int) -> int:
+        if row < self.plan.top:
+            return row
+        if not hasattr(self, "_nodes"):
+            self._nodes = {entry.id & ROW_MASK: entry.node for entry in self._rows()}
+        return self._nodes[row]
+
+
+_BEGUN = frozenset({StepStatus.RUNNING, StepStatus.WAITING, StepStatus.IN_DOUBT})
+assert ROW_BITS == 20

@@ -1,0 +1,119 @@
+"""A worker inside the process: the same tasks on the same engine, without a broker, signals or a process of its own.
+
+A plain `WorkController` in a thread, with its own transport, pool, consumer and result store.  It leaves the process'
+signals, logging and current Celery application alone, so it works under pytest, in a server and in a notebook.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from celery._state import _set_task_join_will_block
+from celery.concurrency.thread import TaskPool
+from celery.utils import timer2
+from celery.worker import WorkController
+from celery.worker.consumer.consumer import Consumer
+
+from gorgon_common.bootstrap import Services
+from gorgon_common.errors import Unavailable
+from gorgon_worker.assembly import make_runtime
+from gorgon_worker.runtime import Runtime
+from gorgon_worker.tasks import register
+
+STOP_SECONDS = 2.0
+
+
+class _Consumer(Consumer):  # type: ignore[misc]  # celery has no types
+    def call_soon(self, function: Any, *args: Any, **options: Any) -> Any:
+        """Do what another thread asks for, and wake up to do it."""
+        called = super().call_soon(function, *args, **options)
+        transport = getattr(self.connection, "_transport", None)
+        if hasattr(transport, "space"):
+            transport.space.ring()
+        return called
+
+
+class _Pool(TaskPool):  # type: ignore[misc]  # celery has no types
+    """Celery's current application is thread-local: without it chains and chords go to a default broker."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.executor = ThreadPoolExecutor(
+            self.limit, thread_name_prefix="gorgon-task", initializer=self.app.set_current
+        )
+
+    def on_stop(self) -> None:
+        """Stop in bounded time: the stock pool waits for every running call, however long."""
+        self.executor.shutdown(wait=False, cancel_futures=True)
+        until = time.monotonic() + STOP_SECONDS
+        for thread in list(self.executor._threads):
+            thread.join(max(0.0, until - time.monotonic()))
+
+
+class _Clock(timer2.Timer):  # type: ignore[misc]  # celery has no types
+    def stop(self) -> None:
+        """Stop at once: the stock timer may sleep on for a second."""
+        self._Timer__is_shutdown.set()
+        with self.not_empty:
+            self.not_empty.notify_all()
+        super().stop()
+
+
+class _Worker(WorkController):  # type: ignore[misc]  # celery has no types
+    """WorkController, not celery.apps.worker.Worker: that one installs signal handlers and logging."""
+
+    def on_init_blueprint(self) -> None:
+        """Before the parts start."""
+        self.is_ready = threading.Event()
+
+    def on_consumer_ready(self, consumer: Any) -> None:
+        """The consumer listens."""
+        self.is_ready.set()
+
+
+@contextlib.contextmanager
+def embedded(
+    services: Services,
+    *,
+    queues: Sequence[str],
+    slots: int,
+    home: str,
+    target: str,
+    sandbox_url: str | None = None,
+) -> Iterator[Runtime]:
+    """Run steps of `home` in this process while the context lasts."""
+    runtime = make_runtime(services, queues=queues, slots=slots, target=target, home=home, sandbox_url=sandbox_url)
+    app = services.app
+    register(app, runtime)
+    app.finalize()
+    worker = _Worker(
+        app=app,
+        pool=_Pool,
+        concurrency=slots,
+        queues=sorted({*queues, "control"}),
+        hostname=f"embedded-{runtime.member.owner}@localhost",
+        consumer_cls=_Consumer,
+        timer_cls=_Clock,
+        optimization="fair",
+        without_mingle=True,
+        without_gossip=True,
+        without_heartbeat=True,
+        quiet=True,
+    )
+    thread = threading.Thread(target=worker.start, name="gorgon-embedded", daemon=True)
+    thread.start()
+    if not worker.is_ready.wait(10):
+        raise Unavailable("The embedded worker did not start within 10 s.")
+    _set_task_join_will_block(False)  # the pool sets it for the whole process; result.get() would refuse everywhere
+    runtime.start()
+    try:
+        yield runtime
+    finally:
+        runtime.close(STOP_SECONDS)
+        worker.stop()
+        thread.join(3)

@@ -1,0 +1,153 @@
+"""One worker process: the machine with everything that it needs, its heartbeat and its sweep."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from gorgon_common.bootstrap import Services
+from gorgon_common.clock import SYSTEM_CLOCK
+from gorgon_common.engine import rows
+from gorgon_common.engine.machine import Machine
+from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
+from gorgon_common.engine.records import ROW_BITS
+from gorgon_common.engine.states import FINISHED_STEP, StepStatus
+from gorgon_common.engine.step import Executor
+from gorgon_common.engine.sweep import Sweep
+from gorgon_common.errors import GorgonError
+from gorgon_common.logs import get_logger
+
+BEAT_SECONDS = 2.0
+CANCEL_SECONDS = 0.5
+
+log = get_logger(__name__)
+
+
+class Runtime:
+    """Serves messages for one target (live, sandbox) and home; thread-safe."""
+
+    def __init__(
+        self,
+        services: Services,
+        *,
+        queues: Sequence[str],
+        slots: int,
+        target: str,
+        home: str,
+        providers: Mapping[str, AgentProvider],
+        close_providers: Callable[[], None],
+        commands: CommandRunner,
+        pricer: Pricer,
+    ) -> None:
+        self.services = services
+        self.store = services.store
+        self.lease = services.settings.lease_seconds
+        self.publisher = services.publisher(target, home)
+        self._close_providers = close_providers
+        self._cancelled: set[int] = set()
+        self._marks: dict[int, float] = {}
+        self._stop = threading.Event()
+        numbers = sorted({rows.QUEUE_NUMBERS[queue] for queue in queues} | {rows.CONTROL})
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self.member = self.store.register(
+            self.name, target=target, home=home, queues=numbers, slots=slots, lease=self.lease
+        )
+        self.executor = Executor(
+            services.knowledge,
+            providers=providers,
+            commands=commands,
+            pricer=pricer,
+            clock=SYSTEM_CLOCK,
+            cancelled=self._cancelled.__contains__,
+        )
+        self.machine = Machine(
+            self.store, services.knowledge, self.member, self.executor, self.publisher, slots=slots
+        )
+        self.publisher.here = self.machine.run_here
+        self.publisher.shelved = self._backlog
+        self.sweep = Sweep(
+            self.store,
+            services.knowledge,
+            self.publisher,
+            services.canvas,
+            name=f"{self.name}:{self.member.owner}",
+            home=home,
+        )
+        self._threads = [
+            threading.Thread(target=self._beat, name="gorgon-heartbeat", daemon=True),
+            threading.Thread(target=self._watch, name="gorgon-cancel", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Start the heartbeat, the watch for cancelled runs and the sweep."""
+        for thread in self._threads:
+            thread.start()
+        self.sweep.start()
+
+    def serve(self, ids: Sequence[int], sent: float, queue: str, *, fast: bool, counts: bool) -> bool:
+        """Serve a message of a queue.
+
+        `counts`: a canvas goes on when it returns.  False: its steps are pending, or held elsewhere, so nothing may
+        follow from this message.
+        """
+        number = rows.QUEUE_NUMBERS.get(queue, rows.CONTROL)
+        self.machine.handle(ids, fast=fast)
+        self._marks[number] = max(self._marks.get(number, 0.0), sent)
+        if not counts:
+            return True
+        known = self.store.states(ids)
+        return bool(known) and all(StepStatus(status) in FINISHED_STEP for status, _ in known.values())
+
+    def cancel(self, run: int) -> None:
+        """Abort the calls of a run at once, without waiting for the watch."""
+        self._cancelled.add(run)
+
+    def _backlog(self) -> None:
+        self.machine.backlog_seen = True
+
+    def _beat(self) -> None:
+        interval = min(BEAT_SECONDS, self.lease / 3)
+        while not self._stop.wait(interval):
+            try:
+                alive = self.store.heartbeat(self.member, self.lease, self._marks)
+                self.machine.backlog_seen = bool(self.store.shelved())
+            except GorgonError as error:
+                log.warning("the heartbeat failed", error=error.message)
+                continue
+            if not alive:
+                # Others have taken our steps over; what we still run is fenced.  Start anew under another number.
+                log.warning("the lease had run out; starting anew")
+                member = self.member
+                fresh = self.store.register(
+                    self.name,
+                    target=member.target,
+                    home=member.home,
+                    queues=member.queues,
+                    slots=self.machine.slots,
+                    lease=self.lease,
+                )
+                member.owner = fresh.owner
+
+    def _watch(self) -> None:
+        while not self._stop.wait(CANCEL_SECONDS):
+            held = {key >> ROW_BITS for key in list(self.machine.held)}
+            try:
+                self._cancelled.update(self.store.cancelled(held - self._cancelled))
+            except GorgonError:
+                continue
+
+    def close(self, seconds: float = 5.0) -> bool:
+        """Take nothing more, wait for what runs, give up the lease.  Returns whether all had ended."""
+        ended = self.machine.close(seconds)
+        self._stop.set()
+        self.sweep.stop()
+        for thread in self._threads:
+            thread.join(2)
+        try:
+            self.store.retire(self.member)
+        except GorgonError as error:
+            log.warning("the lease was not given up", error=error.message)
+        self._close_providers()
+        return ended
