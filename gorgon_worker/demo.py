@@ -21,7 +21,7 @@ from gorgon_common.cli.sources import Workflow, find_workflow
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.errors import InputInvalid, Unavailable
 from gorgon_common.settings import Settings, get_settings
-from gorgon_worker.launch import compile_file, own_sandbox, run_embedded
+from gorgon_worker.launch import compile_file, here, own_sandbox, run_embedded
 
 _FAN = 8
 _KILL_AFTER = 3
@@ -79,7 +79,7 @@ def _stage(settings: Settings | None = None) -> Iterator[tuple[Services, Any]]:
     settings = settings or get_settings()
     with ExitStack() as stack:
         sandbox = own_sandbox(stack, settings, needed=True)
-        yield stack.enter_context(local_services(settings)), sandbox
+        yield stack.enter_context(local_services(here(settings))), sandbox
 
 
 def _run(stage: tuple[Services, Any], text: str, name: str, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,8 @@ from gorgon_common.cli.inputs import read_inputs
 from gorgon_common.cli.runs import choose_view, conclude
 from gorgon_common.cli.sources import Workflow, find_workflow, looks_like_path
 from gorgon_common.client.http import Client
-from gorgon_common.client.views import plan_nodes
 from gorgon_common.ids import new_id
-from gorgon_common.settings import Settings, get_settings, variable_of
+from gorgon_common.settings import EMBEDDED_BROKER, Settings, get_settings, variable_of
 from gorgon_common.workflow.plan import Plan
 from gorgon_worker.sandbox_process import SandboxProcess
 
@@ -49,7 +48,7 @@ def run(
     settings = get_settings()
     with ExitStack() as stack:
         sandbox = own_sandbox(stack, settings, needed=not live and not detach)
-        services = stack.enter_context(local_services(settings))
+        services = stack.enter_context(local_services(settings if detach else here(settings)))
         plan = compile_file(services, find_workflow(file), quiet=as_json)
         if live:
             require_keys(plan, settings)
@@ -67,6 +66,11 @@ def run(
             as_json=as_json,
         )
     conclude(document, left=interrupted, full=full, as_json=as_json)
+
+
+def here(settings: Settings) -> Settings:
+    """Return the settings of a run in this process: its messages stay here, whatever broker there is."""
+    return settings.model_copy(update={"broker_url": EMBEDDED_BROKER})
 
 
 def own_sandbox(stack: ExitStack, settings: Settings, *, needed: bool) -> Callable[[], str] | None:
@@ -95,6 +99,11 @@ def compile_file(services: Services, workflow: Workflow, *, quiet: bool = False)
     return plan
 
 
+def plan_of(services: Services, run_id: str) -> Plan:
+    """Return the stored plan of a run.  Raises NotFound."""
+    return services.knowledge.run(services.views.number(run_id)).plan
+
+
 def require_keys(plan: Plan, settings: Settings) -> None:
     """Raise ConfigurationError that names the variable of each key that the plan needs and that is not set."""
     needed = {node.queue for node in plan.nodes} & _KEYS.keys()
@@ -113,7 +122,7 @@ def require_keys(plan: Plan, settings: Settings) -> None:
 
 def run_embedded(
     services: Services,
-    plan: Plan | None,
+    plan: Plan,
     submit: Callable[[str], Submitted],
     *,
     target: str,
@@ -122,11 +131,10 @@ def run_embedded(
 ) -> tuple[dict[str, Any], bool]:
     """Submit a run and execute it in this process, shown live; returns it, and whether it was interrupted.
 
-    `plan` says which queues are needed, all where it is None.  `submit` gets the name of this process's home: no other
-    worker takes the run.
+    `plan` says which queues are needed.  `submit` gets the name of this process's home: no other worker takes the run.
     """
     home = new_id("home")
-    needed = queues.ALL if plan is None else {node.queue for node in plan.nodes if node.queue}
+    needed = {node.queue for node in plan.nodes if node.queue}
     served = sorted({*needed, queues.CONTROL})
     lazy.preload(_SDKS[name] for name in served if name in _SDKS)
     url = sandbox() if sandbox is not None else None
@@ -136,7 +144,7 @@ def run_embedded(
         submitted = submit(home)
         if submitted.reused and not as_json:
             terminal.note(f"{submitted.reused} reused, {submitted.to_run} to run")
-        view = choose_view(plan_nodes(plan) if plan else (), as_json=as_json, target=target)
+        view = choose_view(as_json=as_json, target=target)
         try:
             return follow(services, submitted.run_id, view, cancels=True)
         finally:
@@ -184,7 +192,7 @@ def _run_on_server(
     run_id = str(submitted["run_id"])
     if detach:
         _left(run_id, client.base_url, as_json=as_json)
-    view = choose_view(plan["nodes"], as_json=as_json, target=target)
+    view = choose_view(as_json=as_json, target=target)
     try:
         wait = EventWait(client, run_id)
         document, interrupted = follow(client, run_id, view, cancels=True, wait=wait, expect_worker=True)
@@ -212,12 +220,12 @@ def resume(run: str, *, file: str | None, detach: bool, server: str | None, as_j
         return
     settings = get_settings()
     with ExitStack() as stack:
-        services = stack.enter_context(local_services(settings))
+        services = stack.enter_context(local_services(settings if detach else here(settings)))
         run_id = resolve_run(services, run)
         before = services.run(run_id)
         target = str(before.get("target") or "sandbox")
-        plan = None if file is None else compile_file(services, find_workflow(file), quiet=as_json)
-        if target == "live" and plan is not None:
+        plan = plan_of(services, run_id) if file is None else compile_file(services, find_workflow(file), quiet=as_json)
+        if target == "live":
             require_keys(plan, settings)
         if detach:
             if settings.embedded:
@@ -244,7 +252,7 @@ def _resume_on_server(client: Client, run: str, *, file: str | None, detach: boo
         terminal.note(f"{submitted['reused']} reused, {submitted['to_run']} to run")
     if detach:
         _left(run_id, client.base_url, as_json=as_json)
-    view = choose_view((), as_json=as_json)
+    view = choose_view(as_json=as_json)
     try:
         wait = EventWait(client, run_id)
         document, interrupted = follow(client, run_id, view, cancels=True, wait=wait, expect_worker=True)

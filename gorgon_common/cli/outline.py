@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,8 +11,10 @@ from gorgon_common.cli.terminal import tokens_of
 from gorgon_common.clock import parse_time
 
 FINISHED = frozenset({"succeeded", "failed", "skipped", "cancelled"})
-_BODY = re.compile(r"^(?P<parent>.+?)(?P<body>\[\]|#|\.reduce|\.fallback)$")
 ENGINE_KINDS = frozenset({"gate", "finally", "end"})
+_REPEATING = frozenset({"map", "loop"})
+_COMPOSITE = _REPEATING | {"group"}
+_PARTS = (".reduce", ".fallback")
 
 
 @dataclass(slots=True)
@@ -46,48 +47,53 @@ class _Branch:
     children: list[_Branch] = field(default_factory=list)
     items: list[_Branch] = field(default_factory=list)
 
+    def holds(self, step: Mapping[str, Any]) -> bool:
+        """Tell whether a step that comes later belongs right under this one."""
+        if self.step["id"] != step.get("parent"):
+            return False
+        kind = self.step.get("kind")
+        if _is_item(step) or str(step["id"]).endswith(".reduce"):
+            return kind in _REPEATING
+        return kind in _COMPOSITE or str(step["id"]).endswith(".fallback")
 
-def outline(run: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]], now: datetime) -> list[Line]:
-    """Return the lines of a run given with its steps.
 
-    `nodes` are the compiled steps (`views.plan_nodes`), for what is nested in what; without them the ids alone tell.
-    """
-    parents = {str(node["id"]): node.get("parent") for node in nodes}
-    rows = [step for step in run.get("steps") or () if step.get("kind") not in ENGINE_KINDS]
-    branches: dict[str, _Branch] = {}
-    order: list[_Branch] = []
-    for step in rows:
-        branch = _Branch(step)
-        branches.setdefault(str(step["id"]), branch)
-        order.append(branch)
+def outline(run: Mapping[str, Any], now: datetime) -> list[Line]:
+    """Return the lines of a run given with its steps, each of which stands before what it expanded into."""
     tops: list[_Branch] = []
-    for branch in order:
-        identity = str(branch.step["id"])
-        parent = parents.get(identity) or branch.step.get("parent") or _parent_by_name(identity)
-        holder = branches.get(str(parent)) if parent else None
-        if holder is None or holder is branch:
+    above: list[_Branch] = []
+    for step in run.get("steps") or ():
+        if step.get("kind") in ENGINE_KINDS:
+            continue
+        branch = _Branch(step)
+        while above and not above[-1].holds(step):
+            above.pop()
+        if not above:
             tops.append(branch)
-        elif branch.step.get("item") is not None:
-            holder.items.append(branch)
+        elif _is_item(step):
+            above[-1].items.append(branch)
         else:
-            holder.children.append(branch)
+            above[-1].children.append(branch)
+        above.append(branch)
     return [line for top in tops for line in _lines(top, 0, now)]
 
 
-def _parent_by_name(identity: str) -> str | None:
-    found = _BODY.match(identity)
-    return found["parent"] if found else None
+def _is_item(step: Mapping[str, Any]) -> bool:
+    """Tell whether it is an item of the map, or an iteration of the loop, of the same name."""
+    return step.get("item") is not None and step["id"] == step.get("parent")
 
 
 def _lines(branch: _Branch, depth: int, now: datetime) -> Iterator[Line]:
     line = _line(branch, depth, now)
     yield line
+    if branch.step.get("kind") == "loop":
+        for child in branch.items[-1].children if branch.items else ():  # of the present iteration
+            yield from _lines(child, depth + 1, now)
     for child in branch.children:
         yield from _lines(child, depth + 1, now)
     for item in branch.items:
         if item.step["status"] == "failed":
             shown = _line(item, depth + 1, now)
-            shown.name = f"{line.name}[{item.step['item']}]"
+            shown.name = label(item.step)
             yield shown
 
 
@@ -99,7 +105,7 @@ def _line(branch: _Branch, depth: int, now: datetime) -> Line:
     message, hint = error_text(step.get("error"))
     items = [entry.step for entry in branch.items]
     return Line(
-        name=short_name(str(step["id"])),
+        name=_name(str(step["id"])),
         status=str(step["status"]),
         depth=depth,
         kind=str(step.get("kind") or ""),
@@ -128,21 +134,15 @@ def _who(step: Mapping[str, Any], inner: Sequence[Mapping[str, Any]]) -> str:
     return " · ".join(str(named[name]) for name in ("role", "model") if named.get(name))
 
 
-def short_name(identity: str) -> str:
-    """Return the name a person knows a step by: `build[]` is `build`, `build.reduce` is `reduce`."""
-    found = _BODY.match(identity)
-    if not found:
-        return identity
-    return found["body"][1:] if found["body"].startswith(".") else found["parent"]
+def _name(identity: str) -> str:
+    """Return the name within its step: `build.reduce` is `reduce` below `build`."""
+    return identity.rpartition(".")[2] if identity.endswith(_PARTS) else identity
 
 
 def label(step: Mapping[str, Any]) -> str:
     """Return the name of one row in a list without nesting: `build[3]`, `build.reduce`."""
-    identity = str(step["id"])
     item = step.get("item")
-    if item is None:
-        return identity
-    return f"{identity.removesuffix('[]').removesuffix('#')}[{item}]"
+    return str(step["id"]) if item is None else f"{step['id']}[{item}]"
 
 
 def error_text(error: Any) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import typer
@@ -66,13 +66,13 @@ def show(run: str, *, step: str | None, full: bool, server: str | None, as_json:
     elif as_json:
         terminal.emit(document)
     else:
-        tell_whole(document, (), full=full)
+        tell_whole(document, full=full)
 
 
-def tell_whole(document: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]], *, full: bool) -> None:
+def tell_whole(document: Mapping[str, Any], *, full: bool) -> None:
     """Print a run with all its steps and its outputs."""
     now = SYSTEM_CLOCK.now()
-    terminal.draw(RunDrawing(document, nodes, now, whole=True))
+    terminal.draw(RunDrawing(document, now, whole=True))
     terminal.say()
     if document["status"] in RUN_FINISHED:
         terminal.draw(ending(document, full=full, now=now))
@@ -111,7 +111,7 @@ def watch(run: str, *, server: str | None, as_json: bool) -> None:
 
 def watch_run(runs: Services | Client, run_id: str, *, as_json: bool) -> tuple[dict[str, Any], bool]:
     """Follow a run that goes on elsewhere; returns it, and whether the watching was interrupted."""
-    view = choose_view((), as_json=as_json)
+    view = choose_view(as_json=as_json)
     try:
         if isinstance(runs, Client):
             return follow(runs, run_id, view, cancels=False, wait=EventWait(runs, run_id), expect_worker=True)
@@ -120,12 +120,12 @@ def watch_run(runs: Services | Client, run_id: str, *, as_json: bool) -> tuple[d
         view.close()
 
 
-def choose_view(nodes: Sequence[Mapping[str, Any]], *, as_json: bool, target: str = "") -> View:
+def choose_view(*, as_json: bool, target: str = "") -> View:
     """Return what shows a run here: nothing for --json, a tree on a terminal, lines in a pipe."""
     if as_json:
         return Silent()
     if terminal.interactive():
-        return Tree(terminal.console(), nodes, target=target)
+        return Tree(terminal.console(), target=target)
     return Plain()
 
 

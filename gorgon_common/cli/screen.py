@@ -116,13 +116,12 @@ class Tree:
     def __init__(
         self,
         screen: Console,
-        nodes: Sequence[Mapping[str, Any]],
         *,
         target: str = "",
         clock: Clock = SYSTEM_CLOCK,
         watched: bool = True,
     ) -> None:
-        self._screen, self._nodes, self._target, self._clock = screen, nodes, target, clock
+        self._target, self._clock = target, clock
         self._run: Mapping[str, Any] = {}
         self._note = ""
         self._live = Live(console=screen, get_renderable=self._renderable, refresh_per_second=12, transient=False)
@@ -146,7 +145,7 @@ class Tree:
     def _renderable(self) -> RenderableType:
         if not self._run:
             return Text("")
-        return RunDrawing(self._run, self._nodes, self._clock.now(), target=self._target, note=self._note)
+        return RunDrawing(self._run, self._clock.now(), target=self._target, note=self._note)
 
 
 class RunDrawing:
@@ -155,18 +154,17 @@ class RunDrawing:
     def __init__(
         self,
         run: Mapping[str, Any],
-        nodes: Sequence[Mapping[str, Any]],
         now: datetime,
         *,
         target: str = "",
         note: str = "",
         whole: bool = False,
     ) -> None:
-        self._run, self._nodes, self._now, self._target, self._note = run, nodes, now, target, note
+        self._run, self._now, self._target, self._note = run, now, target, note
         self._whole = whole
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        lines = outline(self._run, self._nodes, self._now)
+        lines = outline(self._run, self._now)
         ended = self._run["status"] in RUN_FINISHED
         height = options.height or console.size.height
         room = 10_000 if self._whole else max(4, height - 7) if not ended else 80
@@ -242,7 +240,9 @@ def _name(line: Line) -> Text:
 
 def _about(line: Line) -> Text:
     text = Text()
-    if line.total:
+    if line.kind == "loop" and line.total:
+        text.append(f"iteration {line.total}  ")
+    elif line.total:
         part = round(_BAR * line.done / line.total)
         text.append("━" * part, style="bad" if line.failed else "ok").append("━" * (_BAR - part), style="off")
         text.append(f" {line.done}/{line.total}")

@@ -27,6 +27,7 @@ _RUN_ID = "run_01KAR6V7Q3M8Z5T2N4H9C1X0WB"
 _STEP_EXAMPLE: dict[str, Any] = {
     "id": "plan",
     "item": None,
+    "parent": None,
     "kind": "agent",
     "role": "planner",
     "provider": "anthropic",
@@ -79,7 +80,8 @@ class Step(_Sent):
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_STEP_EXAMPLE]})
 
     id: str
-    item: int | str | None = Field(None, description="The item or iteration that this row is, from 0.")
+    item: int | None = Field(None, description="The item or iteration that it belongs to, from 0.")
+    parent: str | None = Field(None, description="The group, map or loop that it is part of.")
     kind: str
     role: str | None = None
     provider: str | None = None
@@ -105,8 +107,11 @@ class Run(_Sent):
     status: RunStatus
     outputs: dict[str, Any] | None = None
     error: Any = None
-    cost_usd: float | None = None
+    cost_usd: float | None = Field(None, description="Null where a model has no known price.")
     tokens: Tokens = Tokens()
+    team: str | None = None
+    target: Target | None = None
+    created_at: str | None = None
     started_at: str | None = None
     finished_at: str | None = None
     steps: list[Step] | None = None

@@ -61,48 +61,73 @@ def drawn(drawing: Any, *, width: int = 110, height: int = 40) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
+def shape(document: dict[str, Any]) -> list[tuple[str, int]]:
+    return [(line.name, line.depth) for line in outline(document, NOW)]
+
+
 class TestOutline:
     def test_a_map_is_one_line_with_its_progress_and_failed_items(self) -> None:
         items = [
-            step("build[]", "succeeded" if n < 3 else "failed" if n == 3 else "running", item=n,
+            step("build", "succeeded" if n < 3 else "failed" if n == 3 else "running", item=n, parent="build",
                  tokens={"input": 10, "output": 5}, cost_usd=0.5, role="builder", error="bad" if n == 3 else None)
             for n in range(6)
         ]  # fmt: skip
-        lines = outline(run(step("build", "waiting", kind="map"), *items), (), NOW)
+        lines = outline(run(step("build", "waiting", kind="map"), *items), NOW)
         assert [(line.name, line.depth) for line in lines] == [("build", 0), ("build[3]", 1)]
         build = lines[0]
         assert (build.done, build.failed, build.total) == (4, 1, 6)
         assert (build.tokens, build.cost, build.who) == (90, 3.0, "builder")
 
-    def test_groups_nest_as_the_plan_says(self) -> None:
-        nodes = [{"id": "g", "parent": None}, {"id": "a", "parent": "g"}, {"id": "b", "parent": "g"}]
-        rows = [step("g", kind="group"), step("other"), step("a"), step("b")]
-        assert [(line.name, line.depth) for line in outline(run(*rows), nodes, NOW)] == [
-            ("g", 0),
-            ("a", 1),
-            ("b", 1),
-            ("other", 0),
+    def test_groups_nest(self) -> None:
+        rows = [
+            step("g", kind="group"),
+            step("a", parent="g"),
+            step("h", kind="group", parent="g"),
+            step("b", parent="h"),
+            step("c", parent="g"),
+            step("other"),
         ]
+        assert shape(run(*rows)) == [("g", 0), ("a", 1), ("h", 1), ("b", 2), ("c", 1), ("other", 0)]
 
-    def test_reduce_and_fallback_belong_to_their_step(self) -> None:
-        rows = [step("m", kind="map"), step("m.reduce"), step("x", "failed"), step("x.fallback")]
-        assert [(line.name, line.depth) for line in outline(run(*rows), (), NOW)] == [
-            ("m", 0),
-            ("reduce", 1),
-            ("x", 0),
-            ("fallback", 1),
+    def test_a_loop_shows_its_present_iteration(self) -> None:
+        rows = [step("fix", "waiting", kind="loop")]
+        for n in range(3):
+            rows += [
+                step("fix", kind="group", item=n, parent="fix"),
+                step("patch", item=n, parent="fix"),
+                step("check", "running" if n == 2 else "succeeded", item=n, parent="fix"),
+            ]
+        rows.append(step("report"))
+        lines = outline(run(*rows), NOW)
+        assert [(line.name, line.depth, line.status) for line in lines] == [
+            ("fix", 0, "waiting"),
+            ("patch", 1, "succeeded"),
+            ("check", 1, "running"),
+            ("report", 0, "succeeded"),
         ]
+        assert lines[0].total == 3
+
+    def test_items_that_are_groups_stay_inside_their_map(self) -> None:
+        rows = [step("m", kind="map")]
+        for n in range(2):
+            rows += [step("m", kind="group", item=n, parent="m"), step("inner", item=n, parent="m")]
+        rows += [step("m.reduce", parent="m"), step("after")]
+        assert shape(run(*rows)) == [("m", 0), ("reduce", 1), ("after", 0)]
+
+    def test_a_fallback_belongs_to_its_step(self) -> None:
+        rows = [step("x", "failed"), step("x.fallback", parent="x"), step("y")]
+        assert shape(run(*rows)) == [("x", 0), ("fallback", 1), ("y", 0)]
 
     def test_the_engines_own_joins_are_not_shown(self) -> None:
-        assert outline(run(step("$gate", kind="gate"), step("$end", kind="end")), (), NOW) == []
+        assert outline(run(step("$gate", kind="gate"), step("$end", kind="end")), NOW) == []
 
     def test_what_runs_counts_until_now(self) -> None:
         rows = [step("a", "running", started_at=at(7.5)), step("b", started_at=at(1), finished_at=at(1.25)), step("c")]
-        assert [line.elapsed for line in outline(run(*rows), (), NOW)] == [2.5, 0.25, None]
+        assert [line.elapsed for line in outline(run(*rows), NOW)] == [2.5, 0.25, None]
 
     def test_labels(self) -> None:
-        assert label(step("build[]", item=3)) == "build[3]"
-        assert label(step("refine#", item=0)) == "refine[0]"
+        assert label(step("build", item=3)) == "build[3]"
+        assert label(step("refine", item=0)) == "refine[0]"
         assert label(step("plan")) == "plan"
 
 
@@ -117,9 +142,7 @@ class TestDrawing:
             step("again", "running", role="tester", attempts=2, started_at=at(9)),
             step("later", "pending"),
         ]  # fmt: skip
-        text = drawn(
-            RunDrawing(run(*rows, tokens={"input": 1000, "output": 234}, cost_usd=0.5), (), NOW, target="sandbox")
-        )
+        text = drawn(RunDrawing(run(*rows, tokens={"input": 1000, "output": 234}, cost_usd=0.5), NOW, target="sandbox"))
         assert "w  sandbox · run_1" in text
         assert "✓ plan" in text
         assert "planner · big" in text
@@ -135,7 +158,7 @@ class TestDrawing:
         rows = [step(f"s{n:03}", "pending" if n > 60 else "succeeded") for n in range(200)]
         rows[50].update(status="failed", error="broken")
         rows[61].update(status="running")
-        text = drawn(RunDrawing(run(*rows), (), NOW), height=20)
+        text = drawn(RunDrawing(run(*rows), NOW), height=20)
         assert len(text.splitlines()) <= 20
         assert "broken" in text
         assert "s061" in text
@@ -145,11 +168,11 @@ class TestDrawing:
     @pytest.mark.parametrize("width", [40, 60, 80, 200])
     def test_it_fits_the_width(self, width: int) -> None:
         rows = [step("a_rather_long_name_of_a_step_that_goes_on", "failed", error="word " * 40)]
-        assert max(map(len, drawn(RunDrawing(run(*rows), (), NOW), width=width).splitlines())) <= width
+        assert max(map(len, drawn(RunDrawing(run(*rows), NOW), width=width).splitlines())) <= width
 
     def test_text_of_a_model_is_not_markup(self) -> None:
         rows = [step("a", "failed", error="[red]not [/bold] markup[/]")]
-        assert "[red]not [/bold] markup[/]" in drawn(RunDrawing(run(*rows), (), NOW))
+        assert "[red]not [/bold] markup[/]" in drawn(RunDrawing(run(*rows), NOW))
 
 
 class TestEnding:
@@ -232,7 +255,7 @@ def test_money_and_time_for_people() -> None:
 def test_the_live_tree_ends_with_the_last_state() -> None:
     file = io.StringIO()
     console = terminal.console(file, force_terminal=True)
-    tree = screen.Tree(console, (), target="sandbox")
+    tree = screen.Tree(console, target="sandbox")
     tree.update(run(step("a", "running")))
     tree.say("wait")
     tree.update(run(step("a"), status="succeeded"))
