@@ -7,8 +7,9 @@ What a node's `spec` holds, by kind (a key is absent where the file says nothing
 
 =========== ==========================================================================================================
 agent       provider, model ("" : the role's tier at that provider), models ["provider:model", …], tier, role, system,
-            prompt (None: `standing` is the task, `context` the names whose values follow it), schema, max_tokens,
-            effort, tools, cache {ttl}, estimated_tokens
+            prompt (None: `standing` is the task; its material are the values of the names in `given`: inputs, the
+            item or the results of a map, and the outputs of the steps in `context`), schema, max_tokens, effort, tools,
+            cache {ttl}, estimated_tokens
 command     argv [template, …] or shell (text, unsubstituted) with exports {ENV: name}, env {ENV: template}, stdin,
             allow_failure, timeout (s), schema
 action      uses, with, effect, on_doubt
@@ -23,6 +24,8 @@ group       max_parallel, fail_fast
 =========== ==========================================================================================================
 
 Any of them: budget_usd, tokens, on_budget, trust.
+
+A loop's own id means, in `until:` and inside its body, the last iteration that has ended: its ref is the body's node.
 
 Order of nodes: steps, on_error, finally, `$gate`, `$finally`, `$end`, then the bodies.  `$gate` depends on the steps
 that nothing else depends on, which is the same as on all of them.  A step of an older file waits for what it refers to

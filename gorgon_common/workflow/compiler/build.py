@@ -21,16 +21,17 @@ from gorgon_common.workflow.expressions import (
     Type,
     check,
     check_condition,
+    check_id,
     condition_expressions,
     did_you_mean,
     infer,
     parse_template,
 )
-from gorgon_common.workflow.expressions.types import ANY
+from gorgon_common.workflow.expressions.types import ANY, STRING
 from gorgon_common.workflow.plan import Dep, Join, Kind, Node, OnFailure, Plan, Ref
 from gorgon_common.workflow.schema import StepBody, Workflow, refused_env
 
-_LISTS = frozenset({"list", "any"})
+_LISTS = frozenset({"list", "object", "any"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +191,18 @@ class _Builder:
             for inner, template in self.templates(value, place):
                 types = self.read(draft, template, inner, secrets=at[0] in ("with", "env"))
                 self.tell_all(check(template, types), inner)
-                if at == ("map", "over"):
+                if at == inner[len(draft.place) :] == ("map", "over"):
                     self.over(draft, template, types, inner)
+            if at in (("map", "over"), ("aggregate", "from")):
+                self.forgotten_braces(value, place)
         if draft.kind is Kind.COMMAND:
             self.command(draft, step)
+
+    def forgotten_braces(self, value: Any, place: Place) -> None:
+        """A text where a list belongs is most often an expression without its braces."""
+        if isinstance(value, str) and not self.lenient and "{{" not in value:
+            hint = f'write it as an expression: "{{{{{value.strip()}}}}}"'
+            self.tell(f"`{place[-1]}` needs a list, and this is a text", place, hint=hint)
 
     def templates(self, value: Any, place: Place) -> Iterator[tuple[Place, Template]]:
         """Yield every text with an expression in it, inside a nested value."""
@@ -292,7 +301,9 @@ class _Builder:
         if kind.kind not in _LISTS and not self.lenient:
             hint = '`lines(x)` and `split(x, ",")` make a list of a text' if kind.kind == "string" else ""
             self.tell("`over` needs a list", place, hint=hint)
-        if kind.item is not None:
+        if kind.kind == "object":
+            self.names.items[draft.index] = Type("object", fields={"key": STRING, "value": ANY})
+        elif kind.item is not None:
             self.names.items[draft.index] = kind.item
 
     def command(self, draft: Draft, step: StepBody) -> None:
@@ -353,20 +364,21 @@ class _Builder:
             deps[edge.before] = order and deps.get(edge.before, True)
 
     def standing(self, draft: Draft, step: StepBody) -> None:
-        """An agent with a role and no prompt gets the role's task, and what it depends on as material."""
+        """An agent with a role and no prompt gets the role's task; inputs, item and outputs are its material."""
         if draft.kind is not Kind.AGENT or step.prompt is not None:
             return
         context: list[str] = []
+        given: list[str] = []
         if self.workflow.inputs and "inputs" not in self.layout.ids:
-            context.append("inputs")
+            given.append("inputs")
             draft.refs["inputs"] = Ref("input")
         for outer in self.layout.ancestors(draft.index):
-            container = self.layout.drafts[outer.container] if outer.container is not None else None
-            if container is not None and container.kind is Kind.MAP and container.step and container.step.map:
-                name = container.step.map.as_ if outer.role == "item" else "results"
+            around = self.layout.drafts[outer.container] if outer.container is not None else None
+            if around is not None and around.step is not None and around.step.map is not None:
+                name, kind = (around.step.map.as_, "item") if outer.role == "item" else ("results", "results")
                 if outer.role in ("item", "reduce") and name not in draft.refs:
-                    draft.refs[name] = Ref("item" if outer.role == "item" else "results", container.index)
-                    context.append(name)
+                    draft.refs[name] = Ref(kind, around.index)
+                    given.append(name)
             for index in sorted(outer.deps):
                 before = self.layout.drafts[index]
                 if before.step is not None and before.id not in context:
@@ -374,11 +386,13 @@ class _Builder:
                     draft.refs.setdefault(before.id, Ref("step", index))
             if outer.outer and outer.deps:
                 break
-        if context:
-            draft.spec = {**draft.spec, "context": context}
+        found = {"context": context, "given": given}
+        draft.spec = {**draft.spec, **{name: names for name, names in found.items() if names}}
 
     def check_step(self, draft: Draft, step: StepBody) -> None:
         """What does not fit together in a step, and what cannot run yet."""
+        if draft.kind is Kind.MAP and step.map is not None and not self.lenient:
+            self.item_name(draft, step.map.as_)
         if not draft.inner:
             return
         if draft.kind is Kind.APPROVAL and not any(outer.deps for outer in self.layout.ancestors(draft.index)):
@@ -402,6 +416,16 @@ class _Builder:
         if reason:
             self.unavailable.append(reason)
             self.tell(reason, draft.place, hint="`gorgon run` refuses the workflow until then", severity="warning")
+
+    def item_name(self, draft: Draft, name: str) -> None:
+        """The `as:` name is a name like any id, and hides none."""
+        place = (*draft.place, "map", "as")
+        wrong = check_id(name)
+        if wrong:
+            self.tell(wrong, place)
+        elif name in self.layout.ids:
+            hint = "choose another name: inside the map the step could not be reached"
+            self.tell(f"`{name}` is the id of a step already", place, hint=hint)
 
     def agent(self, draft: Draft, step: StepBody) -> None:
         """Roles and tools of an agent step."""

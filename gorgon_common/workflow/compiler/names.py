@@ -123,7 +123,7 @@ class Names:
         `until`: in the loop's `until:`, which is read after an iteration, not before the step.  Raises Unknown.
         """
         name = path.root
-        if found := self._local(owner, name, until=until):
+        if found := self._local(owner, name):
             return found
         if self.lenient and (found := self._old(owner, name)):
             return found
@@ -136,9 +136,9 @@ class Names:
             return Meaning(Ref("input", field=name), kinds.ANY)
         raise self._nothing(owner, name)
 
-    def _local(self, owner: int, name: str, *, until: bool) -> Meaning | None:
+    def _local(self, owner: int, name: str) -> Meaning | None:
         """Names that a map or loop around gives."""
-        role = "body" if until else ""
+        role = ""
         for draft in self.layout.ancestors(owner):
             step = draft.step
             if draft.kind is Kind.MAP and step is not None and step.map is not None:

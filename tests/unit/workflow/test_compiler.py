@@ -188,9 +188,10 @@ def test_the_context_of_a_standing_task_holds_inputs_and_the_item() -> None:
         '- {id: build, role: builder, map: {over: "{{plan.tasks}}", as: task, reduce: {role: reviewer}}}\n',
         head,
     )
-    assert node(plan, "build[]").spec["context"] == ["inputs", "task", "plan"]
+    assert node(plan, "build[]").spec["given"] == ["inputs", "task"]
+    assert node(plan, "build[]").spec["context"] == ["plan"]
     assert node(plan, "build[]").refs["task"] == Ref("item", 1)
-    assert node(plan, "build.reduce").spec["context"][:2] == ["inputs", "results"]
+    assert node(plan, "build.reduce").spec["given"] == ["inputs", "results"]
 
 
 # ── nodes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -281,9 +282,9 @@ def test_a_group_waits_for_what_its_steps_need_and_is_waited_for() -> None:
 
 
 def test_the_own_id_in_until_is_the_last_iteration() -> None:
-    plan = plan_of('- {id: a, prompt: "x", loop: {until: "a.output.contains(\'y\') || index > 2"}}\n')
+    plan = plan_of('- {id: a, prompt: "x", loop: {until: "a.output.contains(\'y\')"}}\n')
     body = node(plan, "a").bodies["body"][0]
-    assert node(plan, "a").refs == {"a": Ref("step", body), "index": Ref("index", 0)}
+    assert node(plan, "a").refs == {"a": Ref("step", body)}
     assert node(plan, "a").deps == ()
 
 
@@ -450,6 +451,17 @@ REFUSED = [
         3,
         34,
     ),
+    (
+        "- {id: a, prompt: x, map: {over: plan.tasks}}\n",
+        "",
+        "needs a list, and this is a text",
+        "{{plan.tasks}}",
+        3,
+        34,
+    ),
+    ("- {id: a, prompt: x, map: {over: [1], as: run}}\n", "", "`run` already means something", "", 3, 43),
+    ("- {id: a, prompt: x, map: {over: [1], as: b}}\n- {id: b, prompt: x}\n", "", "id of a step", "choose", 3, 43),
+    ("- {id: a, prompt: x, map: {over: ['{{zz}}', 1]}}\n", "", "nothing called `zz`", "", 3, 38),
     ("- {id: a, prompt: \"{{1 + 'x'}}\"}\n", "", "cannot join an integer and text", "string(x)", 3, 24),
 ]
 
