@@ -32,4 +32,5 @@ def label(node: Node, workflow: str, count: int = 1) -> str:
     """Return how Flower and logs call a message: `gorgon.agent[planner] feature-build/plan`."""
     role = node.spec.get("role")
     more = f" ×{count}" if count > 1 else ""
-    return f"{task(node)}{f'[{role}]' if role else ''} {workflow}/{node.id}{more}"
+    name = node.id.removesuffix("[]").removesuffix("#")
+    return f"{task(node)}{f'[{role}]' if role else ''} {workflow}/{name}{more}"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from celery.signals import worker_ready, worker_shutting_down
 
+from gorgon_common import lazy
 from gorgon_common.bootstrap import build
 from gorgon_common.settings import get_settings
 from gorgon_worker.assembly import make_runtime
@@ -25,6 +26,7 @@ def main(*, queues: Sequence[str], slots: int, target: str) -> None:
     runtime = make_runtime(services, queues=queues, slots=slots, target=target, home="", sandbox_url=sandbox)
     app = services.app
     register(app, runtime)
+    lazy.preload(name for name in ("openai", "anthropic") if name in queues)
 
     @worker_ready.connect(weak=False)
     def _ready(**_: object) -> None:

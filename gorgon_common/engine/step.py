@@ -316,6 +316,8 @@ class Attempt:
                 hint="Set `provider:` of the step.",
             )
         earlier = len(self.calls)
+        if not earlier:
+            self.started_at = self.executor.clock.now()  # the attempt begins after the SDK's import
         result = converse(
             found,
             call,

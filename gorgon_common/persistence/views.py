@@ -256,11 +256,19 @@ class _Steps:
             children.setdefault(None if above is None else above[0], []).append(key)
         found: list[dict[str, Any]] = []
 
-        def walk(parent: int | None) -> None:
+        def walk(parent: int | None) -> list[str]:
+            """Add what is under a row; returns when its parts began."""
+            begun: list[str] = []
             for key in children.get(parent, ()):
+                view = self._view(key, rows[key], spent.get(key), waits.get(key))
                 if self.plan.nodes[rows[key].node].kind not in _ENGINE:
-                    found.append(self._view(key, rows[key], spent.get(key), waits.get(key)))
-                walk(key)
+                    found.append(view)
+                inside = walk(key)
+                if inside:
+                    view["started_at"] = min(inside)
+                if view["started_at"] is not None:
+                    begun.append(view["started_at"])
+            return begun
 
         walk(None)
         return found
