@@ -89,8 +89,9 @@ def agent_providers(target: str, settings: Settings, *, sandbox_url: str | None 
 
 
 def preload_providers(names: Iterable[str]) -> threading.Thread:
-    """Import the SDKs of these providers in a background thread, while a plan is made."""
-    return preload(_CLASSES[name] for name in names if name in _CLASSES)
+    """Import what calls to these providers need (SDKs, prices, validation) in a background thread."""
+    wanted = [_CLASSES[name] for name in names if name in _CLASSES]
+    return preload([*wanted, *(("jsonschema.validators", "referencing", "genai_prices.data") if wanted else ())])
 
 
 def _secret(value: Any) -> str | None:

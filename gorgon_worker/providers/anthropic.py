@@ -59,7 +59,7 @@ class AnthropicProvider:
         self._stream_above = stream_above
         self._key = (api_key or "").strip() or (None if official else "none")
         self._server = Server(
-            label="the sandbox" if sandbox else "Anthropic" if official else "The Anthropic-compatible server",
+            label="the sandbox" if sandbox else "Anthropic" if official else "the Anthropic-compatible server",
             url=url,
             key_variable="ANTHROPIC_API_KEY",
             url_variable="GORGON_SANDBOX_URL" if sandbox else "ANTHROPIC_BASE_URL",
@@ -74,7 +74,7 @@ class AnthropicProvider:
             api_key=self._key,
             base_url=self._server.url,
             max_retries=0,  # a hidden retry would escape the budget, the limiter and the lease
-            http_client=http_client(idle_connections=idle_connections),
+            http_client=http_client(self._server.url, idle_connections=idle_connections),
         )
 
     def call(self, call: AgentCall, cancelled: Callable[[], bool]) -> AgentReply:

@@ -59,7 +59,10 @@ def watched(
             return attempt()
         except errors.GorgonError:
             raise
-        except (sdk_error, httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, ValueError, TypeError) as error:
+        except (sdk_error, httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
+            raise _translated(server, call, watch, error) from error
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
+            # A body of another shape than the API promises; the SDKs do not check it.
             raise _translated(server, call, watch, error) from error
 
 
@@ -84,6 +87,8 @@ def _translated(server: Server, call: AgentCall, watch: Watch, error: Exception)
 def _without_answer(server: Server, call: AgentCall, error: Exception) -> errors.GorgonError:
     cause = _network_cause(error)
     reason = _innermost(cause or error)
+    if "certificate verify failed" in reason.lower():
+        return failures.distrusted(server, reason)
     if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)):
         return failures.unreachable(server, reason)
     if isinstance(cause, (httpx2.UnsupportedProtocol, httpx2.InvalidURL)):

@@ -37,7 +37,7 @@ _TOO_LONG = ("context_length", "context window", "prompt is too long", "maximum 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Who was called: the provider's name for people, its URL, and the settings that a person would correct."""
+    """Who was called: the provider's name for people (within a sentence), its URL, and the settings to correct."""
 
     label: str
     url: str
@@ -51,6 +51,12 @@ class Server:
 
     def __str__(self) -> str:
         return self.label if self.official else f"{self.label} at {self.url}"
+
+    @property
+    def first(self) -> str:
+        """The same at the beginning of a sentence."""
+        text = str(self)
+        return text[0].upper() + text[1:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,17 @@ def unreachable(server: Server, reason: str) -> errors.Retryable:
     )
 
 
+def distrusted(server: Server, reason: str) -> errors.Final:
+    """The server's certificate is not trusted."""
+    return _free(
+        errors.Final(
+            f"The certificate of {server.label} at {server.url} is not trusted: {reason}",
+            kind="rejected",
+            hint="Install ca-certificates; behind a proxy that inspects TLS, point SSL_CERT_FILE at its certificate.",
+        )
+    )
+
+
 def wrong_address(server: Server, reason: str) -> errors.Final:
     """The URL is none."""
     return _free(errors.Final(f"{server.url!r} is not the address of a server: {reason}", hint=_address(server)))
@@ -125,7 +142,8 @@ def timed_out(server: Server, model: str, timeout: float) -> errors.Retryable:
 def too_large(server: Server) -> errors.OutputTooLarge:
     """The reply does not end."""
     return errors.OutputTooLarge(
-        f"{server} sent more than the 64 MB that one reply may have.", hint="Lower `max_tokens:`, or ask for less."
+        f"{server.first} sent more than the 64 MB that one reply may have.",
+        hint="Lower `max_tokens:`, or ask for less.",
     )
 
 
@@ -165,19 +183,23 @@ def _classify(server: Server, model: str, answer: Answer) -> errors.ProviderErro
         )
     if status == 429:
         return errors.RateLimited(
-            f"{server} limits the rate for {model}: {said}", retry_after=retry_after(answer.headers or {})
+            f"{server.first} limits the rate for {model}: {said}",
+            retry_after=retry_after(answer.headers or {}),
+            hint="It is waited for; a higher limit at the provider makes it faster.",
         )
     if status >= 500:
         overloaded = status == 529 or "overloaded" in words
         return errors.Retryable(
-            f"{server} {'is overloaded' if overloaded else 'failed'} (HTTP {status}): {said}",
+            f"{server.first} {'is overloaded' if overloaded else 'failed'} (HTTP {status}): {said}",
             kind="overloaded" if overloaded else "server",
             hint="It is tried again as `retry:` says.",
         )
     if status == 408:
-        return errors.Retryable(f"{server} gave up waiting (HTTP 408): {said}", kind="timeout")
+        return errors.Retryable(f"{server.first} gave up waiting (HTTP 408): {said}", kind="timeout")
     if status in (409, 425):
-        return errors.Retryable(f"{server} could not take the call just now (HTTP {status}): {said}", kind="server")
+        return errors.Retryable(
+            f"{server.first} could not take the call just now (HTTP {status}): {said}", kind="server"
+        )
     return _rejected(server, model, answer, words, said)
 
 
@@ -186,16 +208,18 @@ def _rejected(server: Server, model: str, answer: Answer, words: str, said: str)
     status = answer.status
     if status == 401:
         return errors.Final(
-            f"{server} does not accept the API key: {said}", kind="auth", hint=f"Check {server.key_variable}."
+            f"{server.first} does not accept the API key: {said}", kind="auth", hint=f"Check {server.key_variable}."
         )
     if status == 403:
         return errors.Final(
-            f"{server} does not let this key use {model}: {said}",
+            f"{server.first} does not let this key use {model}: {said}",
             kind="auth",
             hint=f"Use another model, or a key in {server.key_variable} whose project may use it.",
         )
     if "model_not_found" in words or (status == 404 and "model" in answer.said.lower()):
-        return errors.Final(f"{server} has no model {model!r}.", kind="unknown_model", hint=_suggestion(server, model))
+        return errors.Final(
+            f"{server.first} has no model {model!r}.", kind="unknown_model", hint=_suggestion(server, model)
+        )
     if status == 404 or 300 <= status < 400:
         return errors.Final(
             f"There is no such API at {server.url} (HTTP {status}).", kind="rejected", hint=_address(server)
@@ -207,7 +231,8 @@ def _rejected(server: Server, model: str, answer: Answer, words: str, said: str)
             hint="Pass less into the prompt, lower `max_tokens:`, or use a model with a larger context window.",
         )
     return errors.Final(
-        f"{server} rejected the call to {model} (HTTP {status}): {said}", hint="Correct the step as the message says."
+        f"{server.first} rejected the call to {model} (HTTP {status}): {said}",
+        hint="Correct the step as the message says.",
     )
 
 

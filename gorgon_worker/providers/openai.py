@@ -12,6 +12,7 @@ from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import openai
+import openai.resources.responses  # loaded here, not by the first call: it takes a tenth of a second
 from openai.types import ChatModel
 
 from gorgon_common import errors
@@ -57,7 +58,7 @@ class OpenAIProvider:
         self._stream_above = stream_above
         self._key = (api_key or "").strip() or (None if official else "none")
         self._server = Server(
-            label="the sandbox" if sandbox else "OpenAI" if official else "The OpenAI-compatible server",
+            label="the sandbox" if sandbox else "OpenAI" if official else "the OpenAI-compatible server",
             url=url,
             key_variable="OPENAI_API_KEY",
             url_variable="GORGON_SANDBOX_URL" if sandbox else "OPENAI_BASE_URL",
@@ -72,7 +73,7 @@ class OpenAIProvider:
             api_key=self._key,
             base_url=self._server.url,
             max_retries=0,  # a hidden retry would escape the budget, the limiter and the lease
-            http_client=http_client(idle_connections=idle_connections),
+            http_client=http_client(self._server.url, idle_connections=idle_connections),
         )
 
     def call(self, call: AgentCall, cancelled: Callable[[], bool]) -> AgentReply:

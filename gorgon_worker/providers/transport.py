@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpcore2
 import httpx2
@@ -148,15 +149,18 @@ def _keep_alive() -> list[tuple[int, int, int]]:
     return options
 
 
-def http_client(*, idle_connections: int = 100) -> httpx2.Client:
+def http_client(url: str, *, idle_connections: int = 100) -> httpx2.Client:
     """Return a client for an SDK: as many connections as there are calls, `idle_connections` of them kept open.
 
-    The environment's proxies apply.  Redirects are not followed: a key must not travel to where it was not meant for.
+    The environment's proxies and certificates apply, proxies not to loopback (the sandbox, a model on this machine).
+    Redirects are not followed: a key must not travel to where it was not meant for.
     """
     client = httpx2.Client(
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=idle_connections, keepalive_expiry=30.0),
         timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT),
         follow_redirects=False,
+        verify=httpx2.create_ssl_context(),
+        trust_env=not _is_loopback(url),
     )
     for transport in (client._transport, *client._mounts.values()):
         if isinstance(transport, httpx2.HTTPTransport):
@@ -164,3 +168,8 @@ def http_client(*, idle_connections: int = 100) -> httpx2.Client:
             pool = transport._pool
             pool._network_backend = _WatchedBackend(pool._network_backend)
     return client
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,11 @@ from gorgon_common.costs.usage import Usage
 from gorgon_common.engine.ports import AgentCall, AgentReply, Message
 from gorgon_worker.providers.anthropic import AnthropicProvider
 from gorgon_worker.providers.openai import OpenAIProvider
+from tests.support import model_server as model_server_module
 from tests.support.model_server import ModelServer, Say, error_body, model_server
+
+CERTIFICATE = Path(model_server_module.__file__).with_name("loopback.pem")
+"""For 127.0.0.1, with its key; made for these tests, valid until 2126."""
 
 SCHEMA = {
     "type": "object",
@@ -361,3 +366,57 @@ def test_many_threads_at_once(case: Case) -> None:
     for thread in threads:
         thread.join(20)
     assert len(outcomes) == count
+
+
+def test_a_proxy_of_the_environment_is_used(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And can be cancelled and timed out like everything else."""
+    monkeypatch.setenv("http_proxy", case.server.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    case.adapter = case.make(base_url="http://models.invalid/v1")
+    assert case.call().text == "pong"
+    assert case.server.seen[0].path.startswith("http://models.invalid/v1/")
+    case.server.say(Say(end="hang"))
+    assert case.fails(errors.Retryable, timeout=0.3).kind == "timeout"
+    case.adapter.close()
+
+
+def test_loopback_needs_no_proxy(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("all_proxy", "http://127.0.0.1:9")
+    assert case.call().text == "pong"
+
+
+def test_over_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait is cut into slices here too; a reply that comes after some of them is whole."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    with model_server(certificate=CERTIFICATE) as server:
+        adapter = _make("openai-responses", server.url)
+        slices: list[int] = []
+
+        def cancelled() -> bool:
+            slices.append(1)
+            if len(slices) == 5:
+                server.release.set()
+            return False
+
+        server.say(Say(reply={"text": "x" * 300_000}, end="late"))
+        call = AgentCall(model="m", messages=[Message("user", "y" * 600_000)], timeout=20.0)
+        assert len(adapter.call(call, cancelled).text) == 300_000
+        assert len(slices) >= 5
+        server.say(Say(end="hang"))
+        with pytest.raises(errors.Retryable) as caught:
+            adapter.call(AgentCall(model="m", messages=[Message("user", "?")], timeout=0.3), lambda: False)
+        assert caught.value.kind == "timeout"
+        adapter.close()
+
+
+def test_a_certificate_that_nobody_vouches_for() -> None:
+    with model_server(certificate=CERTIFICATE) as server:
+        adapter = _make("anthropic", server.url)
+        with pytest.raises(errors.Final, match="certificate verify failed") as caught:
+            adapter.call(AgentCall(model="m", messages=[Message("user", "?")]), lambda: False)
+        assert "SSL_CERT_FILE" in caught.value.hint
+        assert caught.value.usage == Usage()
+        assert not server.seen
+        adapter.close()

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 
@@ -29,7 +31,8 @@ class Say:
     """What the server does with one request.
 
     `reply` is a dict of `text`, `stop`, `usage`, … in no provider's form (see `render`); `raw` goes out as it is.
-    `end`: whole | drop (after reading the request) | truncate (half of the body) | hang (until the server is closed).
+    `end`: whole | drop (after reading the request) | truncate (half of the body) | hang (until the server is closed) |
+    late (whole, after `release`).
     """
 
     status: int = 200
@@ -46,6 +49,7 @@ class ModelServer:
         self.seen: list[Seen] = []
         self.asked = threading.Event()
         self.closing = threading.Event()
+        self.release = threading.Event()
         self._next: deque[Say] = deque()
         self._lock = threading.Lock()
         self.url = ""
@@ -65,13 +69,21 @@ class _Http(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that hang up are part of the tests."""
+
 
 @contextlib.contextmanager
-def model_server() -> Iterator[ModelServer]:
-    """Run a server on a free port of 127.0.0.1."""
+def model_server(*, certificate: Path | None = None) -> Iterator[ModelServer]:
+    """Run a server on a free port of 127.0.0.1; with a certificate (and its key in the same file) over TLS."""
     server = ModelServer()
     http = _Http(("127.0.0.1", 0), _handler(server))
-    server.url = f"http://127.0.0.1:{http.server_address[1]}"
+    server.url = f"{'https' if certificate else 'http'}://127.0.0.1:{http.server_address[1]}"
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        # The handshake is left to the thread of the connection.
+        http.socket = context.wrap_socket(http.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -90,6 +102,8 @@ def _handler(server: ModelServer) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             said = server.take(Seen(self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+            if said.end == "late":
+                server.release.wait(30)
             if said.end == "hang":
                 server.closing.wait(30)
             if said.end in ("hang", "drop"):
