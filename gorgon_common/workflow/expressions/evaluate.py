@@ -6,6 +6,7 @@ error of its own kind that `default()` and `has()` understand, division by zero 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -140,6 +141,8 @@ def _truth(value: Any, node: tree.Node) -> bool:
 def _whole(value: Any) -> Any:
     if isinstance(value, int) and not _INT_MIN <= value <= _INT_MAX:
         raise ExpressionError("the result is too large for an integer (64 bits)")
+    if isinstance(value, float) and math.isinf(value):
+        raise ExpressionError("the result is too large for a decimal")
     return value
 
 
@@ -244,7 +247,7 @@ def _divide(left: Any, right: Any, context: Context) -> Any:
     if isinstance(left, int) and isinstance(right, int):
         quotient = abs(left) // abs(right)
         return _whole(quotient if (left < 0) == (right < 0) else -quotient)
-    return left / right
+    return _whole(left / right)
 
 
 def _remainder(left: Any, right: Any, context: Context) -> Any:
