@@ -243,6 +243,14 @@ class Run:
                     return expansion.base + body.index(number)
         return None
 
+    def meant(self, step: Claimed, number: int) -> int | None:
+        """Return the row that a name means to `step`: inside a loop, the loop's own name is the round before."""
+        chain = self.ancestry(step)
+        for (_, node, position), (loop, above, _) in zip(chain, chain[1:], strict=False):
+            if node == number and self.plan.nodes[above].kind is Kind.LOOP:
+                return self.expansions(loop)[position - 1].base if position else None
+        return self.locate(step, number)
+
     def env(self, step: Claimed, refs: Mapping[str, Ref], extra: Mapping[str, Any] | None = None) -> Env:
         """Return the names of a step's expressions."""
         return Env(Names(self, step, refs, extra or {}), lenient=self.plan.lenient)
@@ -261,7 +269,7 @@ class Run:
             status=checkpoint.status.name.lower(),
             error=checkpoint.error,
             exit_code=detail.get("exit_code"),
-            stdout=detail.get("stdout", output if node.kind is Kind.COMMAND else None),
+            stdout=detail.get("stdout", output if node.kind is Kind.COMMAND and output is not MISSING else None),
             stderr=detail.get("stderr"),
             published=published(node, output),
             name=node.id,
@@ -346,7 +354,7 @@ class Names(Mapping[str, Any]):
                 if ref.kind in ("step", "published", "steps")
                 for number in (*ref.nodes, *(() if ref.node is None else (ref.node,)))
             }
-            rows = {number: self._run.locate(self._step, number) for number in wanted}
+            rows = {number: self._run.meant(self._step, number) for number in wanted}
             ids = {number: step_id(self._run.info.id, row) for number, row in rows.items() if row is not None}
             found = self._run.knowledge.checkpoints(list(ids.values()))
             self._steps = {number: self._run.value(number, found.get(ids.get(number, -1))) for number in wanted}
