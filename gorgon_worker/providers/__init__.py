@@ -41,10 +41,12 @@ class AgentProviders(Mapping[str, "AgentProvider"]):
 
     def _get(self, name: str) -> Any:
         options = self._options[name]
-        with self._lock:
-            if name not in self._made:
-                self._made[name] = load(_CLASSES[name])(**options)
-            return self._made[name]
+        if name not in self._made:
+            kind = load(_CLASSES[name])  # not under the lock: nobody should wait for the other SDK's import
+            with self._lock:
+                if name not in self._made:
+                    self._made[name] = kind(**options)
+        return self._made[name]
 
     def problems(self, names: Iterable[str]) -> list[ProviderError]:
         """Return what would fail every call to these providers (a missing key), known before a run starts."""

@@ -277,6 +277,13 @@ def test_cancelled() -> None:
     assert [(r.outcome, r.cost_micro) for r in run.records] == [("cancelled", None)]
 
 
+def test_a_reply_that_the_transport_gave_up_on() -> None:
+    run = bench(errors.OutputTooLarge("64 MB"))
+    with pytest.raises(errors.OutputTooLarge):
+        run.run()
+    assert [(r.outcome, r.cost_micro) for r in run.records] == [("invalid", None)]
+
+
 def test_the_timeout_is_for_all_rounds_together() -> None:
     run = bench({}, {}, GOOD, takes=4.0)
     run.run(timeout=10.0)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from gorgon_worker.providers.anthropic import AnthropicProvider
 from gorgon_worker.providers.openai import OpenAIProvider
 from tests.support.model_server import ModelServer, Say, model_server
 
+ROOT = Path(__file__).parents[4]
 CALL = AgentCall(model="gpt-6-luna", messages=[Message("user", "ping")], timeout=20.0)
 
 
@@ -219,3 +223,20 @@ def test_json_schema_that_has_no_strict_form(server: ModelServer) -> None:
     ask(anthropic(server), AgentCall(model="m", messages=CALL.messages, schema=schema, system="Be kind."))
     assert "output_config" not in server.seen[1].body
     assert server.seen[1].body["system"].startswith("Be kind.\n\nAnswer with one JSON value")
+
+
+def test_an_sdk_is_imported_when_it_is_needed() -> None:
+    program = """
+import sys
+from gorgon_common.settings import Settings
+from gorgon_worker.providers import agent_providers, preload_providers
+providers = agent_providers("live", Settings(OPENAI_API_KEY="k"))
+assert len(providers) == 2 and not {"openai", "anthropic", "httpx2", "genai_prices"} & set(sys.modules)
+preload_providers(["openai", "command"]).join()
+assert "anthropic" not in sys.modules
+for name in ("openai", "gorgon_worker.providers.openai", "jsonschema", "genai_prices"):
+    assert name in sys.modules, name
+assert providers["openai"] is providers["openai"]
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
