@@ -201,7 +201,7 @@ class _Builder:
     def forgotten_braces(self, value: Any, place: Place) -> None:
         """A text where a list belongs is most often an expression without its braces."""
         if isinstance(value, str) and not self.lenient and "{{" not in value:
-            hint = f'write it as an expression: "{{{{{value.strip()}}}}}"'
+            hint = f'Write it as an expression: "{{{{{value.strip()}}}}}".'
             self.tell(f"`{place[-1]}` needs a list, and this is a text", place, hint=hint)
 
     def templates(self, value: Any, place: Place) -> Iterator[tuple[Place, Template]]:
@@ -270,14 +270,14 @@ class _Builder:
             self.tell(
                 f"`{path}` would put a secret where it can be read: into a text, a condition or a model's prompt",
                 place,
-                hint="secrets may stand under `with:` and `env:` only",
+                hint="Secrets may stand under `with:` and `env:` only.",
                 offset=path.offset,
             )
         elif not path.fields:
             self.tell("`secrets` needs a name: `secrets.GITHUB_TOKEN`", place, offset=path.offset)
         elif path.fields[0] not in self.workflow.secrets:
             hint = did_you_mean(str(path.fields[0]), self.workflow.secrets, none="")
-            hint = hint or f"declare it at the top of the file: `secrets: [{path.fields[0]}]`"
+            hint = hint or f"Declare it at the top of the file: `secrets: [{path.fields[0]}]`."
             self.tell(f"the secret `{path.fields[0]}` is not declared", place, hint=hint, offset=path.offset)
 
     def read_condition(self, draft: Draft, condition: Any, place: Place, *, until: bool = False) -> None:
@@ -299,7 +299,7 @@ class _Builder:
         kind = infer(template, types)
         kind = kind.output or ANY if kind.kind == "step" else kind
         if kind.kind not in _LISTS and not self.lenient:
-            hint = '`lines(x)` and `split(x, ",")` make a list of a text' if kind.kind == "string" else ""
+            hint = '`lines(x)` and `split(x, ",")` make a list of a text.' if kind.kind == "string" else ""
             self.tell("`over` needs a list", place, hint=hint)
         if kind.kind == "object":
             self.names.items[draft.index] = Type("object", fields={"key": STRING, "value": ANY})
@@ -319,7 +319,7 @@ class _Builder:
         for name in specs.shell_names(step.shell, known):
             place = (*draft.place, "run")
             if refused_env(name):
-                hint = "rename it: as an environment variable it would change what the command is"
+                hint = "Rename it: as an environment variable it would change what the command is."
                 self.tell(f"the command refers to `{name}`, a name that may not be exported", place, hint=hint)
                 continue
             if name in self.layout.publishers:
@@ -352,7 +352,7 @@ class _Builder:
             self.tell(f"there is no step `{name}` to depend on", place, hint=hint)
             return
         if self.layout.ids[name] == draft.index:
-            self.tell(f"step `{name}` depends on itself", place, hint="remove it from `depends_on`")
+            self.tell(f"step `{name}` depends on itself", place, hint="Remove it from `depends_on`.")
             return
         try:
             edge = self.names.edge(draft.index, self.layout.ids[name])
@@ -399,7 +399,7 @@ class _Builder:
             self.tell(
                 f"the approval `{draft.id}` depends on nothing: it would ask as soon as the run starts",
                 (*draft.place, "approval"),
-                hint="name the step whose result is to be approved in `depends_on:`",
+                hint="Name the step whose result is to be approved in `depends_on:`.",
                 severity="warning" if self.lenient else "error",
             )
         if draft.kind is Kind.AGENT:
@@ -409,13 +409,13 @@ class _Builder:
             self.tell(
                 f"the output field `{name}` is hidden by the step's own `{name}`",
                 (*draft.place, "output") if step.output else draft.place,
-                hint=f"it is reached as `{draft.id}.output.{name}`",
+                hint=f"It is reached as `{draft.id}.output.{name}`.",
                 severity="warning",
             )
         reason = _unavailable(draft, step)
         if reason:
             self.unavailable.append(reason)
-            self.tell(reason, draft.place, hint="`gorgon run` refuses the workflow until then", severity="warning")
+            self.tell(reason, draft.place, hint="`gorgon run` refuses the workflow until then.", severity="warning")
 
     def item_name(self, draft: Draft, name: str) -> None:
         """The `as:` name is a name like any id, and hides none."""
@@ -424,7 +424,7 @@ class _Builder:
         if wrong:
             self.tell(wrong, place)
         elif name in self.layout.ids:
-            hint = "choose another name: inside the map the step could not be reached"
+            hint = "Choose another name: inside the map the step could not be reached."
             self.tell(f"`{name}` is the id of a step already", place, hint=hint)
 
     def agent(self, draft: Draft, step: StepBody) -> None:
@@ -436,7 +436,7 @@ class _Builder:
             allowed = list(self.roles[step.role].allowed_tools)
             for number, tool in enumerate(step.tools):
                 if tool not in allowed:
-                    hint = did_you_mean(tool, allowed, none="this role uses no tools")
+                    hint = did_you_mean(tool, allowed, none="This role uses no tools.")
                     self.tell(
                         f"the role `{step.role}` may not use `{tool}`", (*draft.place, "tools", number), hint=hint
                     )
@@ -476,7 +476,7 @@ class _Builder:
                 self.tell(
                     f"the steps wait for each other in a circle: {told}",
                     ring[0].place,
-                    hint="each waits for the one after it; remove one `depends_on` or one reference",
+                    hint="Each waits for the one after it; remove one `depends_on` or one reference.",
                 )
 
     # ── the run's own texts ──────────────────────────────────────────────────────────────────────────────────────────
@@ -517,7 +517,7 @@ class _Builder:
             for path in template.paths:
                 bare = self.lenient and path.root in self.workflow.inputs
                 if path.root not in ("inputs", "run") and not bare:
-                    hint = "write `inputs.name`: the key is needed before any step has run"
+                    hint = "Write `inputs.name`: the key is needed before any step has run."
                     self.tell(f"`{path.root}` cannot be part of the key", inner, hint=hint, offset=path.offset)
             self.tell_all(check(template, {"inputs": self.names.inputs}), inner)
 

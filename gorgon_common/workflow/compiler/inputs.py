@@ -22,7 +22,7 @@ def check_inputs(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for name in given:
         if name not in plan.inputs:
-            hint = did_you_mean(name, plan.inputs, none="the workflow takes no inputs")
+            hint = did_you_mean(name, plan.inputs, none="The workflow takes no inputs.")
             faults.append(f"`{name}` is not an input of this workflow: {hint}")
     for name, declared in plan.inputs.items():
         schema = input_schema(declared)

@@ -204,12 +204,12 @@ class Names:
                 if drafts[-1].phase == "main" and not any(draft.role == "fallback" for draft in drafts):
                     raise Unknown(
                         "`error` means something in on_error, finally and fallback steps only",
-                        "a step's own error is `step.error`",
+                        "A step's own error is `step.error`.",
                     )
                 return Meaning(Ref("error"), _ERROR)
             case "results":
                 raise Unknown(
-                    "`results` means something in a map's `reduce:` only", "a map's own results are `id.output`"
+                    "`results` means something in a map's `reduce:` only", "A map's own results are `id.output`."
                 )
             case "steps":
                 return self._by_key(owner, path, until=until)
@@ -220,7 +220,7 @@ class Names:
         if not path.fields or not isinstance(path.fields[0], str):
             raise Unknown(
                 "`steps` needs the id of a step, written out",
-                'write `steps["run-tests"].output`: dependencies are read from it',
+                'Write `steps["run-tests"].output`: dependencies are read from it.',
             )
         name = path.fields[0]
         if name not in self.layout.ids:
@@ -241,10 +241,11 @@ class Names:
                     return Meaning(Ref("step", draft.bodies["body"][0]), kind)
             if owner == index:
                 raise Unknown(
-                    f"step `{target.id}` refers to itself", "only a step with `loop:` may: its last iteration"
+                    f"step `{target.id}` refers to itself", "Only a step with `loop:` may: its last iteration."
                 )
             raise Unknown(
-                f"this refers to `{target.id}`, the step that it is part of", "refer to a step beside it, or to `error`"
+                f"this refers to `{target.id}`, the step that it is part of",
+                "Refer to a step beside it, or to `error`.",
             )
         return Meaning(Ref("step", index), kind, [index])
 
@@ -253,7 +254,7 @@ class Names:
         if step is not None and step.map is not None and name == step.map.as_:
             return Unknown(
                 f"`{name}` is not known here: condition and `over` are decided once, before the items",
-                "choose the items in `over:`, for example `{{plan.tasks.filter(t, t.open)}}`",
+                "Choose the items in `over:`, for example `{{plan.tasks.filter(t, t.open)}}`.",
             )
         known = [*self.layout.ids, "inputs", "run", "steps"]
         for draft in self.layout.ancestors(owner):
@@ -264,9 +265,9 @@ class Names:
             known += [*self.layout.publishers, *self.layout.workflow.inputs]
         hint = did_you_mean(name, known)
         if name in self.layout.workflow.inputs:
-            hint = f"there is an input of that name: write `inputs.{name}`"
+            hint = f"There is an input of that name: write `inputs.{name}`."
         elif name in ("True", "False", "None", "nil"):
-            hint = f"write `{ {'True': 'true', 'False': 'false'}.get(name, 'null') }`"
+            hint = f"Write `{ {'True': 'true', 'False': 'false'}.get(name, 'null') }`."
         return Unknown(f"there is nothing called `{name}`", hint)
 
     # ── edges ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -306,9 +307,9 @@ class Names:
         if draft.role == "item" and container is not None:
             raise Unknown(
                 f"`{target.id}` runs once for each item of `{container.id}`: there is more than one of it",
-                f"`{container.id}.output` is the list of results",
+                f"`{container.id}.output` is the list of results.",
             )
         if draft.role == "fallback" and container is not None:
             raise Unknown(
-                f"`{target.id}` stands in where `{container.id}` fails", f"`{container.id}.output` is what it gives"
+                f"`{target.id}` stands in where `{container.id}` fails", f"`{container.id}.output` is what it gives."
             )

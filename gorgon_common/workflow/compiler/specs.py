@@ -309,11 +309,11 @@ def command_faults(step: StepBody, has_expression: Sequence[bool]) -> Iterator[t
     for position, argument in enumerate(argv):
         if has_expression[position]:
             if position == 0:
-                yield ("run", 0), "the program of a command must be written out", "values may be its arguments"
+                yield ("run", 0), "the program of a command must be written out", "Values may be its arguments."
             elif interpreter and _PROGRAM.fullmatch(argv[position - 1]):
                 yield (
                     ("run", position),
                     f"a value may not become part of a program (`{argv[position - 1]}`)",
-                    "give it as a further argument, in `env:` or as `stdin:`",
+                    "Give it as a further argument, in `env:` or as `stdin:`.",
                 )
         interpreter = interpreter or bool(_INTERPRETERS.fullmatch(argument.rpartition("/")[2]))

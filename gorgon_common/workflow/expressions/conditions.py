@@ -132,7 +132,7 @@ def _field(condition: Mapping[str, Any], names: Mapping[str, Any], lenient: bool
     source = str(condition["field"])
     operator = str(condition.get("operator", "equals"))
     if operator not in WORDS:
-        raise ExpressionError(f"there is no operator `{operator}`", hint=f"there is: {', '.join(WORDS)}")
+        raise ExpressionError(f"there is no operator `{operator}`", hint=f"Known: {', '.join(WORDS)}.")
     if operator in PRESENCE:
         value = _value(source, names)
         held = _PRESENCE[operator](value)
@@ -146,7 +146,7 @@ def _field(condition: Mapping[str, Any], names: Mapping[str, Any], lenient: bool
             return False, f"{told}: it is missing"
         raise MissingValue(
             f"condition `{told}`: `{source}` is missing or null",
-            hint="`on_missing: false` makes the condition false instead",
+            hint="`on_missing: false` makes the condition false instead.",
         )
     if lenient:
         value = _coerced(value, wanted)

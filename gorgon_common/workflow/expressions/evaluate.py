@@ -61,7 +61,7 @@ def _ident(node: tree.Ident, context: Context) -> Any:
     except KeyError:
         raise ExpressionError(f"there is no `{name}` here", hint=did_you_mean(name, context.names)) from None
     if value is MISSING:
-        raise MissingValue(f"`{name}` has no value", hint="write `default(x, y)` where it may be missing")
+        raise MissingValue(f"`{name}` has no value", hint="Write `default(x, y)` where it may be missing.")
     return value
 
 
@@ -134,7 +134,7 @@ def _truth(value: Any, node: tree.Node) -> bool:
         return bool(value)
     raise ExpressionError(
         f"{tree.describe(node)} is {of_type(value)}, where true or false is needed",
-        hint="compare it with something: `==`, `!=`, `>`",
+        hint="Compare it with something: `==`, `!=`, `>`.",
     )
 
 
@@ -165,7 +165,7 @@ def _binary(node: tree.Binary, context: Context) -> Any:
         raise ExpressionError(
             f"`{op}` cannot join {of_type(left)} and {of_type(right)}: "
             f"{tree.describe(node.left)} {op} {tree.describe(node.right)}",
-            hint="`string(x)`, `int(x)` and `double(x)` convert",
+            hint="`string(x)`, `int(x)` and `double(x)` convert.",
         ) from None
     except OverflowError:
         raise ExpressionError(f"the result of `{op}` is too large") from None
@@ -192,7 +192,7 @@ def _contained(left: Any, right: Any, context: Context) -> bool:
     if isinstance(right, (list, tuple)):
         context.spend(len(right) // 4)
         return any(equal(left, item, context) for item in right)
-    hint = "text contains text: `a.contains(b)`" if isinstance(right, str) else ""
+    hint = "Text contains text: `a.contains(b)`." if isinstance(right, str) else ""
     raise ExpressionError(f"`in` needs a list or an object on its right, not {of_type(right)}", hint=hint)
 
 

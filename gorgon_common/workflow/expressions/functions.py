@@ -43,7 +43,7 @@ class Meter:
     def exhausted(self) -> None:
         """Raise ExpressionError: too expensive."""
         raise ExpressionError(
-            f"the expression needs more than {self.LIMIT:,} steps", hint="let a step of the workflow compute it"
+            f"the expression needs more than {self.LIMIT:,} steps", hint="Let a step of the workflow compute it."
         )
 
     def listed(self, length: int) -> None:
@@ -139,7 +139,7 @@ def regex(pattern: str) -> Any:
         text = text.decode(errors="replace") if isinstance(text, bytes) else text
         raise ExpressionError(
             f"`{pattern[:100]}` is not a regular expression: {text}",
-            hint="the syntax is RE2's: no look-around, no back-references",
+            hint="The syntax is RE2's: no look-around, no back-references.",
         ) from None
 
 
@@ -244,7 +244,7 @@ def _timestamp(meter: Meter, value: Any) -> datetime:
             return datetime.fromisoformat(cut).astimezone(UTC)
     except (ValueError, OverflowError, OSError):
         pass
-    raise ExpressionError(f"`{_short(value)}` is no timestamp", hint='a timestamp looks like "2026-05-01T12:00:00Z"')
+    raise ExpressionError(f"`{_short(value)}` is no timestamp", hint='A timestamp looks like "2026-05-01T12:00:00Z".')
 
 
 _DURATION = re.compile(r"[+-]?(?:\d+(?:\.\d+)?(?:h|m(?!s)|s|ms|us|ns))+")
@@ -257,7 +257,7 @@ def _duration(meter: Meter, value: Any) -> timedelta:
         return value
     _texts(value)
     if len(value) > 40 or not _DURATION.fullmatch(value):
-        raise ExpressionError(f"`{_short(value)}` is no duration", hint='a duration looks like "90s" or "1h30m"')
+        raise ExpressionError(f"`{_short(value)}` is no duration", hint='A duration looks like "90s" or "1h30m".')
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(value))
     try:
         return timedelta(seconds=-seconds if value.startswith("-") else seconds)

@@ -33,15 +33,15 @@ _ESCAPE = re.compile(
 )
 
 _HINTS = {
-    "=": "comparison is written `==`",
-    "&": "and is written `&&`",
-    "|": "or is written `||`; functions are called: `json(x)`, not `x | json`",
-    "$": "inside an expression a name is written without `$`",
-    "#": "a comment in an expression starts with `//`",
-    "“": "use straight quotes",
-    "”": "use straight quotes",
-    "‘": "use straight quotes",
-    "’": "use straight quotes",
+    "=": "Comparison is written `==`.",
+    "&": "And is written `&&`.",
+    "|": "Or is written `||`; functions are called: `json(x)`, not `x | json`.",
+    "$": "Inside an expression a name is written without `$`.",
+    "#": "A comment in an expression starts with `//`.",
+    "“": "Use straight quotes.",
+    "”": "Use straight quotes.",
+    "‘": "Use straight quotes.",
+    "’": "Use straight quotes.",
 }
 
 
@@ -79,7 +79,7 @@ def tokenize(source: str, start: int = 0, *, closing: bool = False) -> list[Toke
             position = token.end
             continue
         if kind == "bytes":
-            raise ExpressionSyntaxError("bytes are not supported", position, "leave the `b` out")
+            raise ExpressionSyntaxError("bytes are not supported", position, "Leave the `b` out.")
         text, position = match.group(), match.end()
         if kind == "op":
             depth += (text == "{") - (text == "}")
@@ -89,7 +89,7 @@ def tokenize(source: str, start: int = 0, *, closing: bool = False) -> list[Toke
         elif kind == "number":
             tokens.append(Token("literal", _number(source, match), match.start(), position))
     if closing:
-        raise ExpressionSyntaxError("`{{` is not closed", start - 2, "end the expression with `}}`")
+        raise ExpressionSyntaxError("`{{` is not closed", start - 2, "End the expression with `}}`.")
     tokens.append(Token("end", "", len(source), len(source)))
     return tokens
 
@@ -146,6 +146,6 @@ def _unescape(match: re.Match[str], begin: int) -> str:
         return chr(code)
     if char not in _ESCAPES:
         raise ExpressionSyntaxError(
-            f"unknown escape `{match.group()}`", offset, 'write `\\\\` for a backslash, or a raw string: r"…"'
+            f"unknown escape `{match.group()}`", offset, 'Write `\\\\` for a backslash, or a raw string: r"…".'
         )
     return _ESCAPES[char]

@@ -53,11 +53,11 @@ def check_id(name: str) -> str | None:
     return None
 
 
-def did_you_mean(name: str, known: Iterable[str], *, none: str = "there is nothing to choose from") -> str:
-    """Return "did you mean `x`? there is: a, b, c" for an unknown name."""
+def did_you_mean(name: str, known: Iterable[str], *, none: str = "") -> str:
+    """Return "Did you mean `x`? Known: a, b, c." for an unknown name; `none` where nothing is known."""
     choices = sorted(set(known))
     if not choices:
         return none
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
-    listed = ", ".join(choices[:20]) + (", …" if len(choices) > 20 else "")
-    return f"did you mean `{near[0]}`? there is: {listed}" if near else f"there is: {listed}"
+    listed = f"Known: {', '.join(choices[:20])}{', …' if len(choices) > 20 else '.'}"
+    return f"Did you mean `{near[0]}`? {listed}" if near else listed

@@ -92,7 +92,7 @@ class _Parser:
         shown = token.value if token.kind in ("op", "ident") else repr(token.value)[:40]
         hint = ""
         if token.kind == "ident" and token.value in _WORDS:
-            hint = f"write `{_WORDS[token.value]}`"
+            hint = f"Write `{_WORDS[token.value]}`."
         return ExpressionSyntaxError(f"unexpected `{shown}`: {why}", token.offset, hint)
 
     def deeper(self) -> None:
@@ -261,14 +261,14 @@ def _check_shape(root: tree.Node) -> None:
         node, depth, inside = stack.pop()
         if depth > MAX_DEPTH:
             raise ExpressionSyntaxError(
-                f"the expression has more than {MAX_DEPTH} levels", node.offset, "split it, or use `in` with a list"
+                f"the expression has more than {MAX_DEPTH} levels", node.offset, "Split it, or use `in` with a list."
             )
         if isinstance(node, tree.Comprehension):
             if inside >= MAX_COMPREHENSIONS:
                 raise ExpressionSyntaxError(
                     f"`{node.macro}` is nested too deeply: a comprehension may contain one more level",
                     node.offset,
-                    "do part of the work in a step of its own",
+                    "Do part of the work in a step of its own.",
                 )
             stack.append((node.over, depth + 1, inside))
             stack.extend((part, depth + 1, inside + 1) for part in (node.test, node.value) if part is not None)

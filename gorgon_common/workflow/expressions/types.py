@@ -169,7 +169,7 @@ def _condition(
         if not found and kind.kind not in ("bool", "any") and not legacy:
             told = f"the condition is {_WORDS[_output(kind).kind]}, not true or false"
             if _output(kind).kind not in ("bool", "any"):
-                found.append(Complaint(told, expression.tree.offset, "compare it with something: `==`, `!=`, `>`"))
+                found.append(Complaint(told, expression.tree.offset, "Compare it with something: `==`, `!=`, `>`."))
         return [replace(complaint, at=at) for complaint in found]
     found = []
     for key in ("all", "any"):
@@ -252,7 +252,7 @@ def _free_text(source: str, offset: int) -> Complaint:
     return Complaint(
         f"`{source}` is free text of a model: comparing it with a fixed value would almost never hold",
         offset,
-        "give the step an `output:` schema and compare one of its fields, or use `contains`",
+        "Give the step an `output:` schema and compare one of its fields, or use `contains`.",
     )
 
 
@@ -323,9 +323,9 @@ class _Checker:
             return output.fields[field]
         hint = did_you_mean(field, known)
         if kind.command:
-            hint += "; a command has passed where `exit_code == 0`"
+            hint += " A command has passed where `exit_code == 0`."
         elif output.kind == "string":
-            hint += "; its output is text: give it an `output:` schema to have fields"
+            hint += " Its output is text: give it an `output:` schema to have fields."
         return self.complain(f"step {tree.describe(operand)} has no field `{field}`", offset, hint)
 
     def index(self, node: tree.Index) -> Type:
@@ -361,7 +361,7 @@ class _Checker:
             self.complain(
                 f"{tree.describe(node)} is {_WORDS[kind.kind]}, where true or false is needed",
                 node.offset,
-                "compare it with something: `==`, `!=`, `>`",
+                "Compare it with something: `==`, `!=`, `>`.",
             )
 
     def binary(self, node: tree.Binary) -> Type:
@@ -404,7 +404,7 @@ class _Checker:
         if left.free and fixed:
             self.complaints.append(_free_text(tree.describe(node.left).strip("`"), node.left.offset))
         elif right.kind not in ("list", "object", "any"):
-            hint = "text contains text: `a.contains(b)`" if right.kind == "string" else ""
+            hint = "Text contains text: `a.contains(b)`." if right.kind == "string" else ""
             self.complain(
                 f"`in` needs a list or an object on its right: {tree.describe(node.right)} is {_WORDS[right.kind]}",
                 node.at,
@@ -428,7 +428,7 @@ class _Checker:
             f"`{node.op}` cannot join {_WORDS[left.kind]} and {_WORDS[right.kind]}: "
             f"{tree.describe(node.left)} {node.op} {tree.describe(node.right)}",
             node.at,
-            "`string(x)`, `int(x)` and `double(x)` convert",
+            "`string(x)`, `int(x)` and `double(x)` convert.",
         )
 
     def ternary(self, node: tree.Ternary) -> Type:

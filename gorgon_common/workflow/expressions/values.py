@@ -85,7 +85,7 @@ class StepValue:
         raise MissingValue(f"{step} has no field `{name}`", hint=did_you_mean(name, known))
 
 
-_DEFAULT_HINT = "write `default(x, y)` where it may be missing"
+_DEFAULT_HINT = "Write `default(x, y)` where it may be missing."
 
 
 class Env(Mapping[str, Any]):
@@ -162,5 +162,5 @@ def too_long(what: str, length: int) -> ExpressionError:
     """Return the error for a text over the cap."""
     return ExpressionError(
         f"{what} is {length:,} characters long; the most is {MAX_TEXT:,}",
-        hint="shorten the parts with `truncate(x, n)`, or pass them to a step as a file",
+        hint="Shorten the parts with `truncate(x, n)`, or pass them to a step as a file.",
     )

@@ -344,7 +344,7 @@ def test_auto_parallel_waits_for_references_alone() -> None:
 
 REFUSED = [
     # (steps, head, message, hint, line, column)
-    ('- {id: a, prompt: "{{b.output}}"}\n', "", "there is nothing called `b`", "there is: a, inputs", 3, 22),
+    ('- {id: a, prompt: "{{b.output}}"}\n', "", "there is nothing called `b`", "Known: a, inputs", 3, 22),
     (
         '- {id: plan, role: planner}\n- {id: b, prompt: "{{paln.summary}}"}\n',
         "",
@@ -374,7 +374,7 @@ REFUSED = [
         41,
     ),
     ("- {id: a, prompt: hi, depends_on: [zz]}\n", "", "no step `zz` to depend on", "", 3, 36),
-    ("- {id: a, prompt: hi, depends_on: a}\n", "", "`a` depends on itself", "remove", 3, 35),
+    ("- {id: a, prompt: hi, depends_on: a}\n", "", "`a` depends on itself", "Remove", 3, 35),
     ('- {id: a, prompt: "{{a.output}}"}\n', "", "refers to itself", "loop", 3, 22),
     ('- {id: a, prompt: "{{ 1 + }}"}\n', "", "ends too early", "", 3, 27),
     ('- {id: a, prompt: "{{ x"}\n', "", "not closed", "", 3, 20),
@@ -383,7 +383,7 @@ REFUSED = [
         '- {id: a, run: [ls], env: {T: "{{secrets.U}}"}}\n',
         "secrets: [T]\n",
         "secret `U` is not declared",
-        "there is: T",
+        "Known: T",
         4,
         34,
     ),
@@ -401,7 +401,7 @@ REFUSED = [
         17,
     ),
     ('- {id: a, run: [bash, -c, "ls {{inputs.x}}"]}\n', "inputs: {x: string}\n", "part of a program", "stdin", 4, 27),
-    ('- {id: a, run: "echo $LD_PRELOAD"}\n', "inputs: {LD_PRELOAD: string}\n", "may not be exported", "rename", 4, 16),
+    ('- {id: a, run: "echo $LD_PRELOAD"}\n', "inputs: {LD_PRELOAD: string}\n", "may not be exported", "Rename", 4, 16),
     (
         '- {id: a, prompt: x, map: {over: "{{inputs.s}}"}}\n',
         "inputs: {s: string}\n",
@@ -460,7 +460,7 @@ REFUSED = [
         34,
     ),
     ("- {id: a, prompt: x, map: {over: [1], as: run}}\n", "", "`run` already means something", "", 3, 43),
-    ("- {id: a, prompt: x, map: {over: [1], as: b}}\n- {id: b, prompt: x}\n", "", "id of a step", "choose", 3, 43),
+    ("- {id: a, prompt: x, map: {over: [1], as: b}}\n- {id: b, prompt: x}\n", "", "id of a step", "Choose", 3, 43),
     ("- {id: a, prompt: x, map: {over: ['{{zz}}', 1]}}\n", "", "nothing called `zz`", "", 3, 38),
     ("- {id: a, prompt: \"{{1 + 'x'}}\"}\n", "", "cannot join an integer and text", "string(x)", 3, 24),
 ]
@@ -570,7 +570,7 @@ def test_everything_that_is_wrong_with_inputs_is_told() -> None:
         "`name` is missing (who)",
         "`count`: 'x' is not of type 'integer'",
         "`tags`",
-        "did you mean `name`",
+        "Did you mean `name`",
         "`box`",
     ):
         assert part in message

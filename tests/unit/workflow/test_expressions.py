@@ -84,7 +84,7 @@ def test_a_dynamic_index_leaves_its_root_and_its_key() -> None:
         ("a and b", 2, "unexpected `and`", "&&"),
         ("not a", 0, "unexpected `not`", "!"),
         ("x | json", 2, "unexpected `|`", "json(x)"),
-        ("contain(a, 'x')", 0, "no function `contain`", "did you mean `contains`"),
+        ("contain(a, 'x')", 0, "no function `contain`", "Did you mean `contains`"),
         ("'abc", 0, "not closed", ""),
         ("for", 0, "keeps for itself", ""),
         ("xs.map(x)", 3, "takes a name and an expression", ""),
@@ -221,7 +221,7 @@ def test_a_step_gives_its_fields() -> None:
 def test_a_field_that_a_step_does_not_have_is_named() -> None:
     with pytest.raises(MissingValue, match="step `plan` has no field `aproved`") as caught:
         value("plan.aproved")
-    assert "did you mean `approved`" in caught.value.hint
+    assert "Did you mean `approved`" in caught.value.hint
 
 
 def test_a_skipped_step_is_missing() -> None:
@@ -494,8 +494,8 @@ def test_no_complaint_about_what_is_right(source: str) -> None:
 @pytest.mark.parametrize(
     ("source", "message", "hint", "offset"),
     [
-        ("plan.aproved", "step `plan` has no field `aproved`", "did you mean `approved`", 5),
-        ("plan.tasks.all(t, t.idd == '')", "`t` has no field `idd`", "there is: id", 20),
+        ("plan.aproved", "step `plan` has no field `aproved`", "Did you mean `approved`", 5),
+        ("plan.tasks.all(t, t.idd == '')", "`t` has no field `idd`", "Known: id", 20),
         ("plan.tasks[0].idd", "no field `idd`", "id", 14),
         ("inputs.m", "there is no input `m`", "n", 7),
         ("text.summary == 'x'", "step `text` has no field `summary`", "`output:` schema", 5),
