@@ -92,11 +92,7 @@ async def watch_parent(pid: int, done: asyncio.Event) -> None:
 
 def read_stdin(loop: asyncio.AbstractEventLoop, done: asyncio.Event) -> None:
     """Throw away what comes on standard input; set `done` at its end."""
-    try:
-        ended = not os.read(0, 4096)
-    except BlockingIOError:
-        return
-    if ended:
+    if not os.read(0, 4096):
         loop.remove_reader(0)
         done.set()
 
@@ -123,8 +119,11 @@ async def serve(options: argparse.Namespace) -> int:
     tell_ready(f"http://{host}:{port}", options)
     watcher = asyncio.create_task(watch_parent(options.exit_with_parent, done)) if options.exit_with_parent else None
     if options.watch_stdin:
-        os.set_blocking(0, False)
-        loop.add_reader(0, read_stdin, loop, done)
+        try:
+            loop.add_reader(0, read_stdin, loop, done)
+        except OSError:
+            print("--watch-stdin needs a pipe as standard input", file=sys.stderr)
+            return 2
     await done.wait()
     if watcher is not None:
         watcher.cancel()

@@ -85,6 +85,10 @@ class Dialect(Protocol):
         """Return the reply as server-sent events."""
         ...
 
+    def error_event(self, call: ModelCall, reply: ModelReply, failure: ProviderFailure, request_id: str) -> bytes:
+        """Return an error that comes in the middle of a stream."""
+        ...
+
 
 @dataclass(slots=True)
 class Desk:
@@ -130,7 +134,8 @@ class Desk:
             self.log.add({**entry, "status": 0, "delivered": False})
             return Response(end="hang" if effects.first("hang") else "drop")
         status = effects.first("status")
-        if status is not None:
+        midway = call.stream and effects.first("midway")
+        if status is not None and not midway:
             failure = self.injected(dialect, status, effects, call.model)
             await asyncio.sleep(effects.delay)
             return self.fail(dialect, gate, failure, entry, now)
@@ -153,6 +158,11 @@ class Desk:
             remaining = max(0.0, total - passed)
             if call.stream and not effects.first("drop"):
                 events = self.spoil_events(dialect.events(call, reply), effects)
+                if midway:
+                    failure = self.injected(dialect, status or 500, effects, call.model)
+                    stored["error"] = failure.code or failure.kind
+                    events = events[: len(events) // 2]
+                    events.append(dialect.error_event(call, reply, failure, request_id))
                 end = "truncate" if effects.first("truncate") else "whole"
                 head = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", **headers}
                 stored["delivered"] = end == "whole"

@@ -69,6 +69,7 @@ class Fault:
     code: str | None = None
     message: str | None = None
     retry_after: float | None = None
+    midway: bool = False
     delay: float = 0.0
     truncate: bool = False
     malformed: bool = False
@@ -202,21 +203,20 @@ def _flag(value: Any) -> bool:
     raise ValueError(f"{value!r} is neither true nor false")
 
 
+_FLAGS = ("midway", "truncate", "malformed", "wrong_schema", "refuse", "drop", "reset", "hang")
 _READERS: dict[str, Any] = {
     **dict.fromkeys(
         ("provider", "account", "model", "role", "contains", "key", "code", "message", "stop", "text"), str
     ),
     **dict.fromkeys(("after", "nth", "every", "times", "status"), _whole),
-    **dict.fromkeys(("truncate", "malformed", "wrong_schema", "refuse", "drop", "reset", "hang"), _flag),
+    **dict.fromkeys(_FLAGS, _flag),
     **dict.fromkeys(("delay", "retry_after"), parse_duration),
     "probability": _share,
     "huge": parse_size,
 }
 _WORDS = {item.name for item in fields(Fault)} - {"matched", "fired"}
-_ACTIONS_TEXT = """
-    status code retry_after delay truncate malformed wrong_schema refuse drop reset hang huge stop text json usage
-"""
-_ACTIONS = tuple(_ACTIONS_TEXT.split())
+_NAMES = [item.name for item in fields(Fault)]
+_ACTIONS = _NAMES[_NAMES.index("status") : _NAMES.index("matched")]
 
 
 def read_triggers(text: str) -> list[dict[str, Any]]:

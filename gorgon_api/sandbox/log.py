@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-KEPT = 200_000
+KEPT = 100_000
 """Entries that are kept; the bill counts on when the oldest go."""
+
+
+def shown(value: Any) -> str:
+    """Return a value as it is written in a query: JSON for what is no text."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def hashable(value: Any) -> Any:
+    """Return a value that can be grouped by: lists and objects as JSON."""
+    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 class Log:
@@ -39,13 +50,13 @@ class Log:
         found = (
             entry
             for entry in self._entries
-            if entry["seq"] > since and all(str(entry.get(name)) == value for name, value in wanted.items())
+            if entry["seq"] > since and all(shown(entry.get(name)) == value for name, value in wanted.items())
         )
         return list(itertools.islice(found, limit))
 
     def count(self, by: Sequence[str], wanted: Mapping[str, str]) -> list[dict[str, Any]]:
         """Return how many entries there are for each combination of the fields `by`, most first."""
-        groups = Counter(tuple(entry.get(name) for name in by) for entry in self.entries(wanted))
+        groups = Counter(tuple(hashable(entry.get(name)) for name in by) for entry in self.entries(wanted))
         return [{**dict(zip(by, group, strict=True)), "count": count} for group, count in groups.most_common()]
 
     def bill(self) -> dict[str, Any]:

@@ -557,6 +557,24 @@ def test_a_reply_that_is_no_json(sandbox: Sandbox, ask: Ask, stream: bool) -> No
     assert sandbox.log()[-1]["faults"] == ["malformed"]
 
 
+def test_an_error_in_the_middle_of_a_stream(sandbox: Sandbox, gpt: openai.OpenAI, claude: anthropic.Anthropic) -> None:
+    messages: Any = [{"role": "user", "content": "[[sandbox: status=529 midway]]"}]
+    with pytest.raises(anthropic.APIStatusError, match="overloaded_error"):
+        list(claude.messages.create(model=CLAUDE, max_tokens=900, messages=messages, stream=True))
+    with claude.messages.create(model=CLAUDE, max_tokens=900, messages=messages, stream=True) as begun:
+        kinds = [next(begun).type for _ in range(3)]
+    assert kinds == ["message_start", "content_block_start", "content_block_delta"]
+    events = list(ask_gpt(gpt, "[[sandbox: status=500 midway]]", stream=True))
+    assert events[-1].type == "response.failed"
+    assert events[-1].response.error.code == "server_error"
+    assert [item.sequence_number for item in events] == list(range(len(events)))
+    with pytest.raises(openai.APIError, match="529"):
+        list(gpt.chat.completions.create(model=GPT, messages=messages, stream=True))
+    errors = [entry["error"] for entry in sandbox.log()]
+    assert errors == ["overloaded_error", "overloaded_error", "server_error", "server_error"]
+    assert status_of(Ask("openai", gpt), "[[sandbox: status=503 midway]]") == 503
+
+
 def test_a_reply_that_misses_its_schema(gpt: openai.OpenAI, claude: anthropic.Anthropic) -> None:
     prompt = "[[sandbox: wrong_schema times=1 key={}]]"
     first, second = (ask_gpt(gpt, prompt.format("g"), text=OPENAI_FORMAT).output_text for _ in range(2))
@@ -624,6 +642,8 @@ def test_the_log_tells_what_was_asked(sandbox: Sandbox, gpt: openai.OpenAI) -> N
     assert digests[0] == digests[1] != digests[2]
     assert sandbox.count("role") == [{"role": "tester", "count": 3}]
     assert sandbox.log(role="builder") == []
+    assert len(sandbox.log(status=200, delivered="true")) == 3
+    assert sandbox.count("faults") == [{"faults": '["delay=0.001"]', "count": 3}]
 
 
 def test_long_keys_are_not_shown(sandbox: Sandbox) -> None:

@@ -142,6 +142,10 @@ class Dialect:
         """Return the reply as server-sent events."""
         return message_events(call, reply)
 
+    def error_event(self, call: ModelCall, reply: ModelReply, failure: ProviderFailure, request_id: str) -> bytes:
+        """Return an error that comes in the middle of a stream."""
+        return b"event: error\ndata: " + self.error(failure, request_id) + b"\n\n"
+
 
 DIALECT = Dialect()
 
@@ -310,13 +314,15 @@ def read_call(body: Mapping[str, Any], counting: bool = False) -> ModelCall:
     prompt: list[str] = []
     answered = False
     for number, item in enumerate(messages):
-        if not isinstance(item, Mapping) or item.get("role") not in ("user", "assistant"):
-            raise bad_request(f"messages.{number}.role: Input should be 'user' or 'assistant'")
+        if not isinstance(item, Mapping) or item.get("role") not in ("user", "assistant", "system"):
+            raise bad_request(f"messages.{number}.role: Input should be 'user', 'assistant' or 'system'")
         content = list(texts(item.get("content")))
         if not any(content):
             raise bad_request(f"messages.{number}: all messages must have non-empty content")
         tokens += sum(map(tokens_in, content)) + 3
-        if item["role"] == "user":
+        if item["role"] == "system":
+            system = "\n".join([system, *content])
+        elif item["role"] == "user":
             prompt += content
             blocks = item["content"] if isinstance(item["content"], list) else ()
             answered = answered or any(block.get("type") == "tool_result" for block in blocks)

@@ -161,6 +161,17 @@ class Dialect:
         """Return the reply as server-sent events."""
         return chat_events(call, reply) if call.operation == "chat.completions" else response_events(call, reply)
 
+    def error_event(self, call: ModelCall, reply: ModelReply, failure: ProviderFailure, request_id: str) -> bytes:
+        """Return an error that comes in the middle of a stream."""
+        if call.operation == "chat.completions":
+            return b"data: " + self.error(failure, request_id) + b"\n\n"
+        code = "rate_limit_exceeded" if failure.status == 429 else "server_error"
+        failed = {"status": "failed", "error": {"code": code, "message": failure.message}, "usage": None}
+        failed |= {"completed_at": None, "incomplete_details": None}
+        whole = {**response(call, reply), **failed}
+        number = len(self.events(call, reply)) // 2
+        return event({"type": "response.failed", "sequence_number": number, "response": whole}, "response.failed")
+
 
 DIALECT = Dialect()
 
