@@ -46,8 +46,8 @@ from gorgon_common.persistence.tables import (
     events,
     expansions,
     fingerprints,
-    ledger,
     leaders,
+    ledger,
     plans,
     runs,
     shares,
@@ -100,9 +100,7 @@ class Store:
 
     # Workers
 
-    def register(
-        self, name: str, *, target: str, home: str, queues: Sequence[int], slots: int, lease: float
-    ) -> Worker:
+    def register(self, name: str, *, target: str, home: str, queues: Sequence[int], slots: int, lease: float) -> Worker:
         """Enter a worker process; its lease runs for `lease` seconds."""
         row = insert(workers).values(
             name=name,
@@ -146,6 +144,15 @@ class Store:
         with self.database.write() as connection:
             connection.execute(update(workers).where(workers.c.id == worker.owner).values(lease_until=db_now(-1)))
 
+    def vacate(self, home: str) -> None:
+        """End the leases of a home whose process is known to be dead: its runs can be resumed at once."""
+        with self.database.write() as connection:
+            connection.execute(
+                update(workers)
+                .where(workers.c.home == home, workers.c.lease_until > db_now())
+                .values(lease_until=db_now(-1))
+            )
+
     def cancelled(self, run_ids: Iterable[int]) -> set[int]:
         """Return those of the runs that somebody asked to end."""
         wanted = list(run_ids)
@@ -179,8 +186,12 @@ class Store:
                 known = self._known(connection, new)
                 if known is not None:
                     return known, False
-            self._upsert(connection, plans, {"hash": new.plan_hash, "org_id": new.org, "body": new.plan_body,
-                                             "created_at": new.created_at}, ["hash"])
+            self._upsert(
+                connection,
+                plans,
+                {"hash": new.plan_hash, "org_id": new.org, "body": new.plan_body, "created_at": new.created_at},
+                ["hash"],
+            )
             values = {
                 "org_id": new.org,
                 "public_id": new.public_id,
@@ -204,8 +215,10 @@ class Store:
             dialect = sqlite if self.database.sqlite else postgresql
             # Two requests with one key may pass the check above together: the unique key lets one of them in.
             inserted = connection.execute(
-                dialect.insert(runs).values(values).on_conflict_do_nothing(
-                    index_elements=["org_id", "idempotency_key"]).returning(runs.c.id)
+                dialect.insert(runs)
+                .values(values)
+                .on_conflict_do_nothing(index_elements=["org_id", "idempotency_key"])
+                .returning(runs.c.id)
             ).scalar_one_or_none()
             if inserted is None:
                 return cast(int, self._known(connection, new)), False
@@ -486,7 +499,7 @@ class Store:
         rows: Sequence[Row],
         *,
         phase: str,
-        round: int = 0,  # noqa: A002  the loop's word
+        round: int = 0,
         items: Sequence[Any] | None = None,
         window: int | None = None,
         reduce: int | None = None,
@@ -598,9 +611,7 @@ class Store:
         if changed.rowcount:
             self._tell(connection, run, None, "run.finishing", str(error["message"]) if error else None)
 
-    def _halt(
-        self, connection: Connection, run: int, container: int, keeps: frozenset[int], reason: str
-    ) -> list[Head]:
+    def _halt(self, connection: Connection, run: int, container: int, keeps: frozenset[int], reason: str) -> list[Head]:
         """Cancel what has not started under `container`, and let it wait for what is running.
 
         Rows are locked ascending, as in `tick`.
@@ -633,10 +644,7 @@ class Store:
             detail = encoding.dump({"reason": reason})
             connection.execute(
                 insert(checkpoints),
-                [
-                    {"step_id": key, "status": 8, "attempts": 0, "finished_at": now, "detail": detail}
-                    for key in ids
-                ],
+                [{"step_id": key, "status": 8, "attempts": 0, "finished_at": now, "detail": detail} for key in ids],
             )
         for ids in _chunks(running):
             connection.execute(
@@ -732,9 +740,7 @@ class Store:
         """Return the step of this run or of one that it continues that has done the same work already."""
         with self.database.read() as connection:
             found = connection.scalar(
-                select(fingerprints.c.step_id).where(
-                    fingerprints.c.root_id == root, fingerprints.c.hash == fingerprint
-                )
+                select(fingerprints.c.step_id).where(fingerprints.c.root_id == root, fingerprints.c.hash == fingerprint)
             )
         return None if found is None else self.checkpoints([found]).get(found)
 
@@ -768,9 +774,7 @@ class Store:
         """Mark pending steps whose message a canvas will send."""
         with self.database.write() as connection:
             connection.execute(
-                update(steps)
-                .where(steps.c.id.in_(ids), steps.c.status == int(StepStatus.PENDING))
-                .values(carried=True)
+                update(steps).where(steps.c.id.in_(ids), steps.c.status == int(StepStatus.PENDING)).values(carried=True)
             )
 
     def drop(self, ids: Sequence[int]) -> list[Head]:
@@ -1027,9 +1031,7 @@ def _iso(value: Any) -> str:
 
 
 def _held(step: Claimed) -> Any:
-    return and_(
-        steps.c.id == step.id, steps.c.token == step.token, steps.c.status == int(StepStatus.RUNNING)
-    )
+    return and_(steps.c.id == step.id, steps.c.token == step.token, steps.c.status == int(StepStatus.RUNNING))
 
 
 def _live_steps() -> Any:
@@ -1089,4 +1091,3 @@ def _checkpoint(row: Any) -> Checkpoint:
 def tick_function() -> str:
     """Return the SQL text of `gorgon_tick`, for migrations."""
     return resources.files("gorgon_common.persistence").joinpath("sql/tick.sql").read_text()
-
