@@ -65,7 +65,6 @@ def test_it_runs_without_arguments(name: str, home: Path, sandbox: Sandbox) -> N
 
 
 def test_feature_build_fans_out_and_joins(home: Path, sandbox: Sandbox) -> None:
-    sandbox.clear_log()
     document = gorgon_run(home, sandbox, "feature-build", "-i", "feature_request=Dark mode for the settings page")
     roles = [step["role"] for step in agents(document)]
     assert {"planner", "builder", "tester", "security", "reviewer", "documenter"} == set(roles)
@@ -107,8 +106,6 @@ def test_code_review_reads_a_directory(home: Path, sandbox: Sandbox, tmp_path: P
     sandbox.clear_log()
     document = gorgon_run(home, sandbox, "code-review", "-i", f"directory={source}", GORGON_COMMANDS_ALLOW="find,grep")
     assert len(document["outputs"]["reviews"]) == 2
-    prompts = json.dumps(sandbox.log(role="reviewer"))
-    assert "reviewer" in prompts
     read = [step for step in document["steps"] if step["kind"] == "command" and step["item"] is not None]
     texts = {step["output"] for step in read}
     assert texts == {f"{source}/one.py:1:first = 1\n", f"{source}/deep/two words.py:1:second = 2\n"}
@@ -131,11 +128,20 @@ def test_bug_fix_goes_round_until_the_tester_is_content(home: Path) -> None:
         "tests_run": 1,
         "passed": False,
     }
-    with start_sandbox(faults=[{"role": "tester", "json": failing, "times": 1}]) as sandbox:
+    # Answered only where the prompt holds what the tester said of the patch before.
+    better = {"summary": "Divides no more.", "files": [], "notes": [], "completed": True}
+    faults = [
+        {"role": "tester", "json": failing, "times": 1},
+        {"role": "builder", "contains": "199.7 != 170", "json": better},
+    ]
+    with start_sandbox(faults=faults) as sandbox:
         document = gorgon_run(home, sandbox, "bug-fix")
         assert len(sandbox.log(status=200, role="tester")) == 2
         assert len(sandbox.log(status=200, role="builder")) == 2
     assert document["outputs"]["tests_passed"] is True
+    rounds = by_id(document)["patch"]
+    assert [step["output"] == better for step in rounds] == [False, True]
+    assert document["outputs"]["patch"] == []
 
 
 def test_parallel_analysis_goes_on_without_a_specialist(home: Path) -> None:
@@ -152,7 +158,7 @@ def test_log_analysis_cuts_a_file(home: Path, sandbox: Sandbox, tmp_path: Path) 
     document = gorgon_run(
         home, sandbox, "log-analysis", "-i", f"file={log}", "-i", "chunk_lines=10", GORGON_COMMANDS_ALLOW="awk"
     )
-    items = [step for step in agents(document) if step["item"] is not None]
+    items = [step for step in by_id(document)["incident"] if step["item"] is not None]
     assert len(items) == 3
 
 
