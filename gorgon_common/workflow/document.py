@@ -7,6 +7,7 @@ before anything is built from it.  JSON is read by the same code.
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
 import re
@@ -267,6 +268,7 @@ def read_document(text: str, *, file: str | None = None) -> Document:
 
 class _Reader:
     def __init__(self, text: str, file: str | None) -> None:
+        text = text.removeprefix("\ufeff")  # the parser does not count it, and neither does an editor
         self.text = text
         self.file = file
         self.positions = Positions(text)
@@ -275,6 +277,7 @@ class _Reader:
         self.frames: list[_Frame] = []
         self.root: Any = None
         self.documents = 0
+        self.breaks = [match.start() for match in re.finditer("\n", text)]
 
     def read(self) -> Document:
         try:
@@ -308,7 +311,16 @@ class _Reader:
             raise _Stop
 
     def _tell_at(self, message: str, mark: Any, *, hint: str = "", text: str = "", path: Path = ()) -> None:
-        self._tell(message, mark.line + 1, mark.column + 1, hint=hint, text=text, path=path)
+        line, column = self._where(mark)
+        self._tell(message, line, column, hint=hint, text=text, path=path)
+
+    def _where(self, mark: Any) -> tuple[int, int]:
+        """Line and column as an editor counts them: for the parser U+2028 and the like end a line, too."""
+        line = bisect.bisect_left(self.breaks, mark.index)
+        return line + 1, mark.index - (self.breaks[line - 1] if line else -1)
+
+    def _mark(self, start: Any, end: int, style: str = "", *, scalar: bool = True) -> Mark:
+        return Mark(start.index, max(end, start.index), *self._where(start), style, scalar)
 
     # Events
 
@@ -378,7 +390,7 @@ class _Reader:
         start = frame.start
         self.positions.values.setdefault(
             frame.path,
-            Mark(start.index, max(end.index, start.index), start.line + 1, start.column + 1, scalar=False),
+            self._mark(start, end.index, scalar=False),
         )
         self._place(frame.made, start)
 
@@ -404,7 +416,7 @@ class _Reader:
         start = event.start_mark
         path = self._path()
         style = getattr(event, "style", None) or ""
-        self.positions.values.setdefault(path, Mark(start.index, end.index, start.line + 1, start.column + 1, style))
+        self.positions.values.setdefault(path, self._mark(start, end.index, style))
         if refused and self.frames:
             frame = self.frames[-1]
             if isinstance(frame.made, dict) and not frame.keyed:
@@ -437,7 +449,7 @@ class _Reader:
             first = self.positions.keys[path].line
             self._tell_at(f"`{key}` is written twice", start, hint=f"It stands in line {first} already.", path=path)
             return
-        self.positions.keys[path] = Mark(start.index, event.end_mark.index, start.line + 1, start.column + 1)
+        self.positions.keys[path] = self._mark(start, event.end_mark.index)
 
     # Scalars
 
@@ -496,7 +508,7 @@ class _Reader:
             f"`{text}` must be in quotes", frame.start, hint=f"Write {quoted(text)}", text=text, path=frame.path
         )
         start = frame.start
-        self.positions.values[frame.path] = Mark(start.index, end.end_mark.index, start.line + 1, start.column + 1)
+        self.positions.values[frame.path] = self._mark(start, end.end_mark.index)
         self._place(text, start)
 
     # Syntax errors
@@ -515,7 +527,7 @@ class _Reader:
         context = getattr(error, "context_mark", None)
         message, hint, at_context = self._explain(error, line, column)
         if at_context and context is not None:
-            line, column = context.line + 1, context.column + 1
+            line, column = self._where(context)
         self._tell(message, line, column, hint=hint)
 
     def _unquoted_lines(self) -> Iterator[tuple[int, int, str]]:

@@ -10,19 +10,23 @@ Files in the older format and JSON are not converted; of the older ones only the
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import YAMLError
 
-from gorgon_common.errors import GorgonError, WorkflowInvalid
+from gorgon_common.errors import GorgonError, Problem, WorkflowInvalid
 from gorgon_common.workflow import legacy
 from gorgon_common.workflow.document import Path, Positions, read_document
 from gorgon_common.workflow.schema import JSON_TYPES, Workflow, duration, duration_text
 
 _TOP = Workflow.written_keys()
+_STRANGE = re.compile("[\x85\u2028\u2029\r](?!\n)")
+"""What ends a line for YAML 1.1 and for no editor."""
 _DURATIONS = frozenset({"timeout", "deadline", "initial", "cap", "ttl", "for"})
 
 
@@ -33,8 +37,18 @@ def format_text(text: str, *, file: str | None = None) -> str:
         raise WorkflowInvalid(document.problems)
     if text.lstrip("\ufeff \t\r\n").startswith("{") or not isinstance(document.data, dict):
         return text
+    strange = _STRANGE.search(text)
+    if strange:
+        line, column = text.count("\n", 0, strange.start()) + 1, strange.start() - text.rfind("\n", 0, strange.start())
+        hint = "Write it as \\u2028 in double quotes, or remove it."
+        raise WorkflowInvalid(
+            [Problem("an invisible line separator, which cannot be formatted", file, line, column, hint=hint)]
+        )
     yaml = _yaml()
-    tree = yaml.load(text.replace("\r\n", "\n"))
+    try:
+        tree = yaml.load(text.replace("\r\n", "\n"))
+    except YAMLError as error:
+        raise WorkflowInvalid([_unreadable(error, file)]) from None
     old = legacy.detect(document.data)
     if not old:
         _workflow(tree)
@@ -45,6 +59,14 @@ def format_text(text: str, *, file: str | None = None) -> str:
         made = _reorder(made)
     _compare(document.data, made, file, old=old)
     return made
+
+
+def _unreadable(error: YAMLError, file: str | None) -> Problem:
+    """What the round trip cannot read, though the loader can: tabs between words, mostly."""
+    mark = getattr(error, "problem_mark", None)
+    line, column = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
+    hint = "Use spaces instead of tabs, and quote unusual text."
+    return Problem("this is valid, but cannot be formatted as it stands", file, line, column, hint=hint)
 
 
 def _yaml() -> YAML:

@@ -280,7 +280,7 @@ class _Json(_Part):
             for name in following if isinstance(following, list) else [following]:
                 if name is None:
                     continue
-                if name not in named:
+                if not isinstance(name, str) or name not in named:
                     hint = suggest(str(name), named)
                     self.error(f"there is no step `{name}`", ("steps", index, "next_step"), hint)
                 elif isinstance(step.get("id"), str):
@@ -596,7 +596,7 @@ class _File(_Part):
             return {}
         steps = made.get("steps")
         ids = [step.get("id") for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
-        known = {*self.published, *ids, *made["inputs"]}
+        known = {*self.published, *(name for name in ids if isinstance(name, str)), *made["inputs"]}
         found: dict[str, Any] = {}
         for index, entry in enumerate(outputs):
             name = entry.get("name") if isinstance(entry, dict) else entry
@@ -766,7 +766,7 @@ class _File(_Part):
         }
         self.move((*new, "map", "over"), (*old, "params", "items"))
         self.move((*new, "map", "max_parallel"), (*old, "params", "max_concurrent"))
-        composite = template.get("type") in {"parallel", "fan_out", "map_reduce", "branch", "loop"}
+        composite = template.get("type") in ("parallel", "fan_out", "map_reduce", "branch", "loop")
         if composite or "condition" in template:
             at = (*new, "steps", 0)
             self.move(at, source)
@@ -1005,7 +1005,7 @@ class _File(_Part):
             return {"field": made.get("field"), "operator": "not_empty", "on_missing": "false"}
         if made.get("operator") == "is_false":
             return {**made, "operator": "in", "value": [False, 0, "", "false"]}
-        if "value" not in made and made.get("operator") not in {None, "not_empty", "exists", "is_empty"}:
+        if "value" not in made and made.get("operator") not in (None, "not_empty", "exists", "is_empty"):
             made["value"] = None
         return made
 

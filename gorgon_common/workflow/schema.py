@@ -743,7 +743,7 @@ class Fallback(Closed):
     def _faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
         needs = {"default_value": "value", "alternate_step": "step", "model": "model"}
         chosen = value.get("type")
-        if chosen not in needs:
+        if not isinstance(chosen, str) or chosen not in needs:
             return
         if needs[chosen] not in value:
             yield fault(f"`fallback` of type `{chosen}` needs `{needs[chosen]}`", value=value)
