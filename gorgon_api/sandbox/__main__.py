@@ -116,7 +116,6 @@ async def serve(options: argparse.Namespace) -> int:
         print("Is another one running?  --port 0 takes a free port.", file=sys.stderr)
         return 2
     host = f"[{options.host}]" if ":" in options.host else options.host
-    tell_ready(f"http://{host}:{port}", options)
     watcher = asyncio.create_task(watch_parent(options.exit_with_parent, done)) if options.exit_with_parent else None
     if options.watch_stdin:
         try:
@@ -124,6 +123,7 @@ async def serve(options: argparse.Namespace) -> int:
         except OSError:
             print("--watch-stdin needs a pipe as standard input", file=sys.stderr)
             return 2
+    tell_ready(f"http://{host}:{port}", options)
     await done.wait()
     if watcher is not None:
         watcher.cancel()
