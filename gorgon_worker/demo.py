@@ -21,7 +21,7 @@ from gorgon_common.cli.sources import Workflow, find_workflow
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.errors import InputInvalid, Unavailable
 from gorgon_common.settings import Settings, get_settings
-from gorgon_worker.launch import compile_file, here, own_sandbox, run_embedded
+from gorgon_worker.launch import compile_file, here, own_sandbox, run_embedded, vacate
 
 _FAN = 8
 _KILL_AFTER = 3
@@ -150,7 +150,8 @@ def _resume() -> None:
         services, sandbox = stage
         run_id, finished = _killed_run(services, sandbox())
         _say(f"Killed {run_id}: {finished} steps were done and paid for. Resuming it here.\n")
-        before = services.run(run_id, steps=True)
+        vacate(services, run_id)
+        before = services.run(run_id)
         document, interrupted = run_embedded(
             services,
             compile_file(services, find_workflow("feature-build")),

@@ -21,6 +21,7 @@ from gorgon_common.client.http import Client
 from gorgon_common.ids import new_id
 from gorgon_common.settings import EMBEDDED_BROKER, Settings, get_settings, variable_of
 from gorgon_common.workflow.plan import Plan
+from gorgon_worker.homes import is_deserted, new_home
 from gorgon_worker.sandbox_process import SandboxProcess
 
 _KEYS = {queues.OPENAI: "openai_api_key", queues.ANTHROPIC: "anthropic_api_key"}
@@ -104,6 +105,13 @@ def plan_of(services: Services, run_id: str) -> Plan:
     return services.knowledge.run(services.views.number(run_id)).plan
 
 
+def vacate(services: Services, run_id: str) -> None:
+    """Let a run go whose process was killed: without this its lease would have to run out first."""
+    home = services.knowledge.run(services.views.number(run_id)).info.home
+    if home and is_deserted(home):
+        services.store.vacate(home)
+
+
 def require_keys(plan: Plan, settings: Settings) -> None:
     """Raise ConfigurationError that names the variable of each key that the plan needs and that is not set."""
     needed = {node.queue for node in plan.nodes} & _KEYS.keys()
@@ -133,7 +141,7 @@ def run_embedded(
 
     `plan` says which queues are needed.  `submit` gets the name of this process's home: no other worker takes the run.
     """
-    home = new_id("home")
+    home = new_home()
     needed = {node.queue for node in plan.nodes if node.queue}
     served = sorted({*needed, queues.CONTROL})
     lazy.preload(_SDKS[name] for name in served if name in _SDKS)
@@ -222,6 +230,7 @@ def resume(run: str, *, file: str | None, detach: bool, server: str | None, as_j
     with ExitStack() as stack:
         services = stack.enter_context(local_services(settings if detach else here(settings)))
         run_id = resolve_run(services, run)
+        vacate(services, run_id)
         before = services.run(run_id)
         target = str(before.get("target") or "sandbox")
         plan = plan_of(services, run_id) if file is None else compile_file(services, find_workflow(file), quiet=as_json)
