@@ -286,13 +286,33 @@ class _Builder:
         try:
             for at, expression in condition_expressions(condition, self.lenient):
                 types.update(self.read(draft, expression, (*place, *at), until=until))
+                self.exit_codes(expression, (*place, *at))
             complaints = check_condition(condition, types, legacy=self.lenient)
         except ExpressionSyntaxError as error:
-            self.tell(
-                error.message, place, hint=error.hint, offset=error.offset if isinstance(condition, str) else None
-            )
+            self.tell(error.message, (*place, *error.at), hint=error.hint, offset=error.offset)
             return
         self.tell_all(complaints, place)
+
+    def exit_codes(self, expression: Expression | Template, place: Place) -> None:
+        """A condition on the exit code of a command that ends the run unless it is 0 never says no."""
+        for path in expression.paths:
+            index = self.layout.ids.get(path.root)
+            if index is None or path.fields != ("exit_code",) or self.lenient:
+                continue
+            step = self.layout.innermost(index).step
+            if (
+                step is not None
+                and step.action == "run"
+                and not step.allow_failure
+                and step.on_failure in (None, "abort")
+            ):
+                self.tell(
+                    f"`{path}` is always 0 here: another exit code fails step `{path.root}` and ends the run",
+                    place,
+                    hint=f"Add `allow_failure: true` to `{path.root}`.",
+                    offset=path.offset,
+                    severity="warning",
+                )
 
     def over(self, draft: Draft, template: Template, types: Mapping[str, Type], place: Place) -> None:
         """`over` gives a list; its items' type is that of the `as:` name."""
@@ -473,11 +493,12 @@ class _Builder:
                 first = min(range(len(found) - 1), key=lambda position: found[position].index)
                 ring = [*found[first:-1], *found[:first], found[first]]
                 told = " → ".join(draft.id for draft in ring)
-                self.tell(
-                    f"the steps wait for each other in a circle: {told}",
-                    ring[0].place,
-                    hint="Each waits for the one after it; remove one `depends_on` or one reference.",
-                )
+                hint = "Each waits for the one after it; remove one `depends_on` or one reference."
+                loops = [draft for draft in self.layout.ancestors(ring[0].index) if draft.kind is Kind.LOOP]
+                if loops:
+                    name = f"{loops[0].id}.output.{ring[1].id}"
+                    hint += f" What a step gave in the round before is `default({name}, '')`."
+                self.tell(f"the steps wait for each other in a circle: {told}", ring[0].place, hint=hint)
 
     # ── the run's own texts ──────────────────────────────────────────────────────────────────────────────────────────
 

@@ -79,6 +79,9 @@ class Names:
             return Type("list", item=kinds.ANY if failing else item)
         if draft.kind is Kind.LOOP:
             return self._body_output(self.layout.drafts[draft.bodies["body"][0]])
+        if draft.kind is Kind.GROUP:
+            inner = draft.bodies.get("steps", [])
+            return Type("object", fields={self.layout.drafts[index].id: self.output(index) for index in inner})
         if schema := output_schema(step, self.roles, lenient=self.lenient):
             return Type.from_schema(schema)
         if draft.kind is Kind.AGGREGATE and step.aggregate is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gorgon_common.errors import ExpressionError
 from gorgon_common.workflow.expressions import functions
-from gorgon_common.workflow.expressions.errors import MissingValue
+from gorgon_common.workflow.expressions.errors import ExpressionSyntaxError, MissingValue
 from gorgon_common.workflow.expressions.evaluate import Context, evaluate
 from gorgon_common.workflow.expressions.expression import Expression, Template, parse, parse_template, render_value
 from gorgon_common.workflow.expressions.values import Env, to_json
@@ -37,10 +37,10 @@ def condition_expressions(
 ) -> Iterator[tuple[tuple[str | int, ...], Expression | Template]]:
     """Yield (path of keys inside the condition, what stands there) for everything that refers to names.
 
-    Raises ExpressionSyntaxError; its `offset` is inside that string.
+    Raises ExpressionSyntaxError with `at`.
     """
     if isinstance(condition, str):
-        yield at, parse(condition, legacy)
+        yield at, _parsed(condition, legacy, at)
         return
     for key in ("all", "any"):
         for index, part in enumerate(condition.get(key) or ()):
@@ -48,15 +48,27 @@ def condition_expressions(
     if condition.get("not") is not None:
         yield from condition_expressions(condition["not"], legacy, (*at, "not"))
     if condition.get("field") is not None:
-        yield (*at, "field"), parse(str(condition["field"]), True)
+        yield (*at, "field"), _parsed(str(condition["field"]), True, (*at, "field"))
         yield from _templates(condition.get("value"), (*at, "value"), legacy)
+
+
+def _parsed(source: str, legacy: bool, at: tuple[str | int, ...]) -> Expression:
+    try:
+        return parse(source, legacy)
+    except ExpressionSyntaxError as error:
+        error.at = at
+        raise
 
 
 def _templates(
     value: Any, at: tuple[str | int, ...], legacy: bool
 ) -> Iterator[tuple[tuple[str | int, ...], Expression | Template]]:
     if isinstance(value, str):
-        template = parse_template(value, legacy)
+        try:
+            template = parse_template(value, legacy)
+        except ExpressionSyntaxError as error:
+            error.at = at
+            raise
         if not template.is_literal:
             yield at, template
     elif isinstance(value, (list, tuple)):

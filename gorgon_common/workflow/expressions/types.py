@@ -6,7 +6,7 @@ everywhere; whatever a JSON Schema says that the lattice cannot express becomes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,6 +39,8 @@ class Type:
     """list: the type of its items, None where it is not known."""
     free: bool = False
     """string: free text of a model, which no literal will ever equal."""
+    values: tuple[str, ...] | None = None
+    """string: the only texts that it can be (`enum`)."""
     output: Type | None = None
     """step: the type of its output."""
     command: bool = False
@@ -63,6 +65,9 @@ class Type:
             return Type("object", fields={str(name): cls.from_schema(entry) for name, entry in known.items()})
         if kind == "array":
             return Type("list", item=cls.from_schema(schema.get("items")) if "items" in schema else None)
+        words = schema.get("enum")
+        if kind == "string" and isinstance(words, list) and all(isinstance(word, str) for word in words):
+            return Type("string", values=tuple(words))
         return _BY_SCHEMA.get(str(kind), ANY)
 
     @classmethod
@@ -201,6 +206,12 @@ def _structured(
         right, literal = _of_value(value), True
     if operator in ("equals", "not_equals", "in") and left.free and literal:
         found.append(replace(_free_text(field.source, field.tree.offset), at=(*at, "field")))
+    elif (
+        literal
+        and operator in ("equals", "not_equals", "in")
+        and (words := _outside(left, value if isinstance(value, list) else [value]))
+    ):
+        found.append(replace(_never(field.source, left, words, 0), at=(*at, "value")))
     elif not legacy and not _compatible(operator, left, right):
         told = f"`{field.source}` is {_WORDS[left.kind]}: `{operator}` cannot compare it with {_WORDS[right.kind]}"
         found.append(Complaint(told, 0, at=(*at, "value")))
@@ -253,6 +264,19 @@ def _free_text(source: str, offset: int) -> Complaint:
         f"`{source}` is free text of a model: comparing it with a fixed value would almost never hold",
         offset,
         "Give the step an `output:` schema and compare one of its fields, or use `contains`.",
+    )
+
+
+def _outside(kind: Type, words: Iterable[Any]) -> list[str]:
+    """Return those of the fixed values that a text with an `enum` can never be."""
+    return [] if kind.values is None else [str(word) for word in words if word not in kind.values and word is not None]
+
+
+def _never(source: str, kind: Type, words: list[str], offset: int) -> Complaint:
+    return Complaint(
+        f"`{source}` is never `{words[0]}`: its schema allows {', '.join(kind.values or ())}",
+        offset,
+        did_you_mean(words[0], kind.values or ()),
     )
 
 
@@ -387,6 +411,9 @@ class _Checker:
 
     def equality(self, node: tree.Binary, left: Type, right: Type) -> None:
         for kind, side, other in ((left, node.left, node.right), (right, node.right, node.left)):
+            if isinstance(other, tree.Literal) and (words := _outside(kind, [other.value])):
+                self.complaints.append(_never(tree.describe(side).strip("`"), kind, words, other.offset))
+                return
             if kind.free and isinstance(other, tree.Literal) and other.value is not None and other.value != "":
                 self.complaints.append(_free_text(tree.describe(side).strip("`"), side.offset))
                 return
@@ -401,6 +428,11 @@ class _Checker:
 
     def membership(self, node: tree.Binary, left: Type, right: Type) -> None:
         fixed = isinstance(node.right, tree.ListOf) and all(isinstance(i, tree.Literal) for i in node.right.items)
+        if fixed and isinstance(node.right, tree.ListOf):
+            words = _outside(left, [item.value for item in node.right.items if isinstance(item, tree.Literal)])
+            if words:
+                self.complaints.append(_never(tree.describe(node.left).strip("`"), left, words, node.right.offset))
+                return
         if left.free and fixed:
             self.complaints.append(_free_text(tree.describe(node.left).strip("`"), node.left.offset))
         elif right.kind not in ("list", "object", "any"):

@@ -493,6 +493,21 @@ def test_circles_inside_a_group_are_named() -> None:
     assert "a → b → a" in problem.message
 
 
+def test_a_circle_inside_a_loop_tells_of_the_round_before() -> None:
+    (problem,) = problems_of(
+        "- {id: g, loop: {until: 'true'}, steps: [{id: a, prompt: '{{b.output}}'}, {id: b, prompt: '{{a.output}}'}]}\n"
+    )
+    assert "`default(g.output.b, '')`" in problem.hint
+
+
+def test_the_exit_code_of_a_command_that_may_not_fail_is_a_warning() -> None:
+    steps = "[{id: a, run: [ls]}, {id: b, prompt: x, when: a.exit_code == 0}]"
+    (problem,) = compiled(f"name: t\nsteps: {steps}\n").problems
+    assert (problem.severity, problem.line, problem.column) == ("warning", 2, 54)
+    assert "allow_failure: true" in problem.hint
+    assert compiled(f"name: t\nsteps: {steps.replace('[ls]', '[ls], allow_failure: true')}\n").problems == []
+
+
 def test_a_circle_through_a_group() -> None:
     (problem,) = problems_of(
         '- {id: g, steps: [{id: a, prompt: "{{out.output}}"}]}\n- {id: out, prompt: "{{a.output}}"}\n'

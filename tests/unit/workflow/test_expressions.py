@@ -441,6 +441,7 @@ SCHEMA = {
         "score": {"type": "number"},
         "count": {"type": ["integer", "null"]},
         "tasks": {"type": "array", "items": {"type": "object", "properties": {"id": {"type": "string"}}}},
+        "level": {"type": "string", "enum": ["low", "high"]},
         "other": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
     },
 }
@@ -456,6 +457,7 @@ TYPES = {
     "source",
     [
         "plan.approved",
+        "plan.level == 'low' || plan.level in ['low', 'high'] || plan.level != null",
         "plan.score / 2 > 1 && plan.count < 3",
         "plan.tasks.all(t, t.id != '')",
         "plan.other == 1 || plan.other == 'x'",
@@ -512,6 +514,8 @@ def test_no_complaint_about_what_is_right(source: str) -> None:
         ("plan.title", "the condition is text", "", 0),
         ("size(plan.score) > 1", "`size` takes", "", 5),
         ("plan.title.all(x, true)", "needs a list", "", 0),
+        ("plan.level == 'hi'", "is never `hi`: its schema allows low, high", "Known: high, low", 14),
+        ("plan.level in ['low', 'hihg']", "is never `hihg`", "`high`", 14),
         ("inputs.n[0] == 1", "it has no items", "", 0),
         ("plan.tasks[plan.title].id == ''", "its index is an integer, not text", "", 11),
         ("-plan.title == 1", "`-` needs a number", "", 0),
@@ -541,6 +545,9 @@ def test_complaints_about_structured_conditions() -> None:
     assert complain("text.output", "equals", "done")[0].at == ("all", 0, "field")
     assert "cannot compare" in complain("plan.approved", "equals", "true")[0].message
     assert "no field" in complain("plan.aproved", "exists", None)[0].message
+    assert complain("plan.level", "in", ["low", "high"]) == []
+    assert "is never `hi`" in complain("plan.level", "in", ["low", "hi"])[0].message
+    assert "is never `hi`" in complain("plan.level", "not_equals", "hi")[0].message
 
 
 def test_inference() -> None:
