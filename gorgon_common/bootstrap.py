@@ -62,9 +62,7 @@ class Services:
     def sweep(self) -> Sweep:
         """Return a sweep for the runs that any worker may take: the API runs one, so that no worker has to."""
         name = new_id("sweep")
-        return Sweep(
-            self.store, self.knowledge, self.publisher("sandbox", ""), self.canvas, name=name, home=""
-        )
+        return Sweep(self.store, self.knowledge, self.publisher("sandbox", ""), self.canvas, name=name, home="")
 
     def read(self, text: str, *, file: str | None = None) -> tuple[Plan, list[Problem]]:
         """Load and compile a workflow; returns the plan and the warnings.  Raises WorkflowInvalid."""

@@ -1,12 +1,13 @@
 """The contract between processes: what tasks are called and what their messages carry.
 
-A message carries ids and nothing else (and when it was sent, so that a lost one can be told from a slow one).  Losing all
-of them loses nothing.
+A message carries ids and nothing else (and when it was sent, so that a lost one can be told from a slow one).  Losing
+all of them loses nothing.
 """
 
 from __future__ import annotations
 
-from gorgon_common.workflow.plan import Kind, Node
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 AGENT = "gorgon.agent"
 ACTION = "gorgon.action"
@@ -20,7 +21,23 @@ TASKS = (AGENT, ACTION, COMMAND, NOOP, CONTROL)
 FAST = frozenset({NOOP, CONTROL})
 """Tasks whose steps take no slot."""
 
-_BY_KIND = {Kind.AGENT: AGENT, Kind.ACTION: ACTION, Kind.COMMAND: COMMAND, Kind.NOOP: NOOP}
+_BY_KIND = {"agent": AGENT, "action": ACTION, "command": COMMAND, "noop": NOOP}
+
+
+class Node(Protocol):
+    """What is read of a node of the plan."""
+
+    @property
+    def id(self) -> str:
+        """Its name in the plan."""
+
+    @property
+    def kind(self) -> str:
+        """What it does."""
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """Its action's fields."""
 
 
 def task(node: Node) -> str:

@@ -32,7 +32,7 @@ class _Consumer(Consumer):  # type: ignore[misc]  # celery has no types
     def call_soon(self, function: Any, *args: Any, **options: Any) -> Any:
         """Do what another thread asks for, and wake up to do it."""
         called = super().call_soon(function, *args, **options)
-        transport = getattr(self.connection, "_transport", None)
+        transport: Any = getattr(self.connection, "_transport", None)
         if hasattr(transport, "space"):
             transport.space.ring()
         return called

@@ -62,9 +62,7 @@ class Runtime:
             clock=SYSTEM_CLOCK,
             cancelled=self._cancelled.__contains__,
         )
-        self.machine = Machine(
-            self.store, services.knowledge, self.member, self.executor, self.publisher, slots=slots
-        )
+        self.machine = Machine(self.store, services.knowledge, self.member, self.executor, self.publisher, slots=slots)
         self.publisher.here = self.machine.run_here
         self.publisher.shelved = self._backlog
         self.sweep = Sweep(

@@ -42,13 +42,12 @@ def _register(app: Celery, runtime: Runtime, name: str) -> None:
 def _payload(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[int], float]:
     """Return the ids and the time of a message.  Foreign or forged ones are dropped, never executed."""
     ids, sent = args if len(args) == 2 and not kwargs else (None, None)
-    good = (
+    if (
         isinstance(ids, list)
         and 0 < len(ids) <= 1000
         and all(type(key) is int and 0 < key < 1 << 63 for key in ids)
         and isinstance(sent, (int, float))
-    )
-    if not good:
-        log.warning("a message that is not ours was dropped", shown=json.dumps(args, default=str)[:200])
-        raise Ignore
-    return ids, float(sent)
+    ):
+        return ids, float(sent)
+    log.warning("a message that is not ours was dropped", shown=json.dumps(args, default=str)[:200])
+    raise Ignore

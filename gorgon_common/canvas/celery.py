@@ -1,7 +1,7 @@
 """The Celery application, one configuration for API and workers, and the canvas that is sent through it.
 
-Early acknowledgement with prefetch off: a message is only a hint, so a worker that dies loses nothing that the sweep does
-not send again, and no message waits in a busy worker while another one is idle.  (Late acknowledgement would add
+Early acknowledgement with prefetch off: a message is only a hint, so a worker that dies loses nothing that the sweep
+does not send again, and no message waits in a busy worker while another one is idle.  (Late acknowledgement would add
 duplicates and an hour in `unacked`.)  Results are stored only as the count of a chord.
 """
 
@@ -23,6 +23,7 @@ from gorgon_common.canvas.lowering import Chain, Chord, Group, Message, Shape
 from gorgon_common.engine.context import Run
 from gorgon_common.engine.ports import Lowered
 from gorgon_common.engine.records import ROW_MASK, Head, step_id
+from gorgon_common.engine.rows import weight
 from gorgon_common.errors import Unavailable
 from gorgon_common.ids import new_id
 from gorgon_common.workflow.plan import Kind
@@ -138,10 +139,12 @@ class CeleryCanvas:
         """Items of a map: a chord of lanes, each of which goes on with the next item, and the reduce."""
         number, _, _ = run.place(join & ROW_MASK)
         node = run.plan.nodes[number]
-        if number in found.plain or lowering.rows.weight(node) == 0 or len(heads) < 2:
+        if number in found.plain or weight(node) == 0 or len(heads) < 2:
             return Lowered(self._bundles(run, heads))
         lanes = [self._signature(run, [head]) for head in heads]
-        body = self._message(node.queue or queues.CONTROL, messages.task(node), [join], messages.label(node, run.info.workflow))
+        body = self._message(
+            node.queue or queues.CONTROL, messages.task(node), [join], messages.label(node, run.info.workflow)
+        )
         return Lowered([chord(group(lanes), body, app=self.app)], [join])
 
     def _reduces(self, run: Run, below: Sequence[Head]) -> list[int]:
@@ -183,14 +186,10 @@ class CeleryCanvas:
             return chain(*[self._canvas(run, part) for part in member.parts], app=self.app)
         node = run.plan.nodes[member.nodes[0]]
         ids = [step_id(run.info.id, row) for row in member.nodes]
-        return self._message(
-            member.queue, member.task, ids, messages.label(node, run.info.workflow, len(member.nodes))
-        )
+        return self._message(member.queue, member.task, ids, messages.label(node, run.info.workflow, len(member.nodes)))
 
     def _message(self, queue: str, task: str, ids: Sequence[int], label: str) -> Signature[Any]:
-        signature: Signature[Any] = self.app.signature(
-            task, args=(list(ids), round(time.time(), 3)), immutable=True
-        )
+        signature: Signature[Any] = self.app.signature(task, args=(list(ids), round(time.time(), 3)), immutable=True)
         signature.set(queue=queue, shadow=label, argsrepr=label, kwargsrepr="", ignore_result=True)
         return signature
 
@@ -221,7 +220,7 @@ class CeleryCanvas:
     def _depth(self, name: str) -> int:
         try:
             if self._redis is not None:
-                return int(self._redis.llen(name))  # type: ignore[arg-type]  # typed for both colours
+                return int(self._redis.llen(name))
             with self.app.connection_for_read() as connection:
                 channel = connection.default_channel
                 if hasattr(channel, "_size"):
@@ -236,7 +235,8 @@ class CeleryCanvas:
             return None
         try:
             self._redis.set(EPOCH_KEY, new_id("epoch"), nx=True)
-            return self._redis.get(EPOCH_KEY).decode()  # type: ignore[union-attr]  # typed for both colours
+            mark: bytes = self._redis.get(EPOCH_KEY)
+            return mark.decode()
         except redis.RedisError as error:
             raise Unavailable(f"Redis cannot be reached: {error}") from error
 
@@ -249,7 +249,7 @@ class CeleryCanvas:
             policy = self._redis.config_get("maxmemory-policy")
         except redis.RedisError as error:
             raise Unavailable(f"Redis cannot be reached: {error}") from error
-        return f"Redis {info['redis_version']}, {policy.get('maxmemory-policy')}"  # type: ignore[index, union-attr]
+        return f"Redis {info['redis_version']}, {policy.get('maxmemory-policy')}"
 
     def close(self) -> None:
         """Close connections."""
@@ -266,5 +266,3 @@ def _client(broker_url: str) -> Any:
     if broker_url.startswith(("redis://", "rediss://")):
         return redis.Redis.from_url(broker_url)
     return None
-
-

@@ -91,7 +91,9 @@ def shape(plan: Plan) -> Shape:
     successors = plan.successors()
     nodes = plan.nodes
     plain = frozenset(
-        index for index in range(plan.top) if rows.weight(nodes[index]) is not Weight.INLINE and nodes[index].phase == "main"
+        index
+        for index in range(plan.top)
+        if rows.weight(nodes[index]) is not Weight.INLINE and nodes[index].phase == "main"
     )
 
     def only(index: int) -> int | None:

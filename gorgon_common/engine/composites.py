@@ -1,8 +1,8 @@
 """Steps that are made of steps: map, loop, group, and a failed step with a fallback.
 
-A composite is claimed where it becomes ready, expands into children and waits without a worker.  When the last child has
-ended it is claimed again and goes on: the next round, or its end.  What it has done so far is in its expansions, so it
-goes on from there whoever claims it.
+A composite is claimed where it becomes ready, expands into children and waits without a worker.  When the last child
+has ended it is claimed again and goes on: the next round, or its end.  What it has done so far is in its expansions, so
+it goes on from there whoever claims it.
 """
 
 from __future__ import annotations
@@ -129,9 +129,7 @@ def _items(run: Run, step: Claimed, node: Node, over: list[Any], parallel: int |
         for index in range(count)
     ]
     if reduce:
-        children.append(
-            rows.child_row(run.plan, reduce[0], row=count, parent=step.row, position=None, deps_left=count)
-        )
+        children.append(rows.child_row(run.plan, reduce[0], row=count, parent=step.row, position=None, deps_left=count))
     return Expanded(
         children,
         "item",

@@ -7,6 +7,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Generic, Protocol, TypeVar
 
 from gorgon_common.clock import format_time
@@ -246,7 +247,7 @@ class Run:
     def meant(self, step: Claimed, number: int) -> int | None:
         """Return the row that a name means to `step`: inside a loop, the loop's own name is the round before."""
         chain = self.ancestry(step)
-        for (_, node, position), (loop, above, _) in zip(chain, chain[1:], strict=False):
+        for (_, node, position), (loop, above, _) in pairwise(chain):
             if node == number and self.plan.nodes[above].kind is Kind.LOOP:
                 return self.expansions(loop)[position - 1].base if position else None
         return self.locate(step, number)
@@ -363,7 +364,7 @@ class Names(Mapping[str, Any]):
     def _above(self, ref: Ref) -> tuple[int, int | None]:
         """Return the row of the composite that a reference means, and the position of the child that the step is in."""
         chain = self._run.ancestry(self._step)
-        for (_, _, position), (row, node, _) in zip(chain, chain[1:], strict=False):
+        for (_, _, position), (row, node, _) in pairwise(chain):
             if node == ref.node:
                 return row, position
         return chain[0][0], chain[0][2]

@@ -230,9 +230,7 @@ class Machine:
                 )
                 return self._absorb(job, step, advance)
             case Ended(result, status, outputs, error):
-                self.store.finish_run(
-                    self.worker, Finish(step, result), status=status, outputs=outputs, error=error
-                )
+                self.store.finish_run(self.worker, Finish(step, result), status=status, outputs=outputs, error=error)
                 self._left(job, [step])
                 return []
 
@@ -354,7 +352,7 @@ class Machine:
         self._queue.append(request)
         with self._commit:
             if not request.done:
-                batch = []
+                batch: list[_Request] = []
                 while self._queue:
                     queued = self._queue.popleft()
                     if _alone(queued) and batch:
@@ -411,7 +409,11 @@ class Machine:
         claimed = {key: request for request in batch for key in request.claims}
         follows = self._follows(batch)
         for step in advance.mine:
-            owner = claimed.get(step.id) or follows.get((step.run, step.row)) or follows.get((step.run, -(step.parent or 0)))
+            owner = (
+                claimed.get(step.id)
+                or follows.get((step.run, step.row))
+                or follows.get((step.run, -(step.parent or 0)))
+            )
             if owner is None:
                 job = Job()
                 self._take([step], job)

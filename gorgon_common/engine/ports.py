@@ -167,7 +167,7 @@ class Steps(Protocol):
         rows: Sequence[Row],
         *,
         phase: str,
-        round: int = 0,  # noqa: A002
+        round: int = 0,
         items: Sequence[Any] | None = None,
         window: int | None = None,
         reduce: int | None = None,
@@ -228,9 +228,9 @@ class Shelf(Protocol):
         """Take the steps of dead workers back."""
         ...
 
-    def overdue(self, *, home: str, limit: int = 2000, all_ready: bool = False) -> tuple[
-        list[tuple[Head, datetime]], list[int]
-    ]:
+    def overdue(
+        self, *, home: str, limit: int = 2000, all_ready: bool = False
+    ) -> tuple[list[tuple[Head, datetime]], list[int]]:
         """Return ready steps whose message may be lost, and waiting ones to wake."""
         ...
 

@@ -2,8 +2,8 @@
 
 Submission, finish, resume and sweep all come here.  A queue is given only a few times as many steps as its workers have
 slots; the rest stays in the database in fair order among teams, so a backlog costs Redis nothing and a quiet team does
-not stand behind it.  A message that could not be sent is no loss: its step is ready in the database, and the sweep sends
-it again.
+not stand behind it.  A message that could not be sent is no loss: its step is ready in the database, and the sweep
+sends it again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ class Publisher:
         self._lock = threading.Lock()
         self._slots: dict[int, int] = {}
         self._slots_at = float("-inf")
-    
 
     def publish(self, heads: Sequence[Head], *, join: int | None = None, recovered: bool = False) -> None:
         """Send what there is room for, put the rest on the backlog.

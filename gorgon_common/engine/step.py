@@ -228,8 +228,13 @@ class Attempt:
         """The attempt has failed: another one, the step's own way out, or the end of what is around it."""
         if isinstance(error, RateLimited):
             pause = error.retry_after if error.retry_after is not None else RATE_LIMIT_PAUSE
-            return Parked(pause + 0.1 * self.executor.chance(), "waiting", f"rate limit: {error.message}", self.calls,
-                          attempt=False)
+            return Parked(
+                pause + 0.1 * self.executor.chance(),
+                "waiting",
+                f"rate limit: {error.message}",
+                self.calls,
+                attempt=False,
+            )
         policy = self.node.retry
         if isinstance(error, StepError) and retry.again(policy, error, self.step.attempt):
             seconds = retry.delay(policy, self.step.attempt, self.executor.chance)

@@ -81,15 +81,9 @@ def submit(
 
 
 def _heads(run: int, first: Sequence[Row]) -> list[Head]:
-    return [
-        Head(step_id(run, row.row), row.node, int(row.weight), row.queue)
-        for row in first
-        if not row.deps_left
-    ]
+    return [Head(step_id(run, row.row), row.node, int(row.weight), row.queue) for row in first if not row.deps_left]
 
 
 def _digest(plan_hash: str, inputs: Mapping[str, Any], target: str, team: str | None) -> str:
     request = json.dumps([plan_hash, dict(inputs), target, team], sort_keys=True, default=str)
     return hashlib.sha256(request.encode("utf-8", "replace")).hexdigest()
-
-

@@ -35,10 +35,13 @@ class Database:
             if parsed.database and parsed.database != ":memory:":
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
             self.engine = _sqlite(url, self, pool_size)
-            self._reader = self.engine.execution_options(sqlite_begin="DEFERRED")
+            self._reader: Engine = self.engine.execution_options(sqlite_begin="DEFERRED")
         else:
             self.engine = create_engine(
-                parsed.set(drivername="postgresql+psycopg"), pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True
+                parsed.set(drivername="postgresql+psycopg"),
+                pool_size=pool_size,
+                max_overflow=pool_size,
+                pool_pre_ping=True,
             )
             self._reader = self.engine
 

@@ -37,7 +37,9 @@ def checkpoint(finish: Finish) -> dict[str, Any]:
         detail["error"] = dict(result.error)
     if result.reason is not None:
         detail["reason"] = result.reason
-    root, _, hashed = fingerprint.partition(":") if fingerprint and result.status is StepStatus.SUCCEEDED else ("", "", "")
+    root, _, hashed = (
+        fingerprint.partition(":") if fingerprint and result.status is StepStatus.SUCCEEDED else ("", "", "")
+    )
     return {
         "i": finish.step.id,
         "t": finish.step.token,

@@ -1,6 +1,7 @@
 """The engine's store: every change of a run's state is one transaction in here.
 
-The hot path (`tick`) has an implementation for each database; everything else is the same SQLAlchemy statements on both.
+The hot path (`tick`) has an implementation for each database; everything else is the same SQLAlchemy statements on
+both.
 """
 
 from __future__ import annotations
@@ -67,7 +68,10 @@ _TICK = (
     " %b::bigint[], %b::jsonb, %b::jsonb, %b::jsonb)"
 )
 # Array and JSON parameters make custom plans useless and expensive; the planner must not scan `steps` either.
-_HOT_OPTIONS = "-c plan_cache_mode=force_generic_plan -c enable_hashjoin=off -c enable_mergejoin=off -c enable_seqscan=off -c jit=off"
+_HOT_OPTIONS = (
+    "-c plan_cache_mode=force_generic_plan -c enable_hashjoin=off -c enable_mergejoin=off -c enable_seqscan=off"
+    " -c jit=off"
+)
 _LIVE = (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FINISHING)
 _RETRIED = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 
@@ -294,7 +298,7 @@ class Store:
 
     @staticmethod
     def _epoch(connection: Connection) -> float:
-        now = connection.execute(select(db_now())).scalar_one()
+        now: Any = connection.execute(select(db_now())).scalar_one()  # text on SQLite
         moment = datetime.strptime(now, SQLITE_TIME).replace(tzinfo=UTC) if isinstance(now, str) else now
         return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
@@ -753,7 +757,7 @@ class Store:
                     id=row.step_id,
                     phase=row.phase,
                     base=row.base,
-                    count=row.count,
+                    count=row._mapping["count"],
                     round=row.round,
                     items=json.loads(row.items) if row.items else (),
                     reduce=row.reduce,

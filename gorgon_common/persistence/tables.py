@@ -54,7 +54,7 @@ class UtcTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-class db_now(ColumnElement[datetime]):  # noqa: N801  (reads as the SQL function it is)
+class db_now(ColumnElement[datetime]):
     """The database's clock, `seconds` from now.  Leases and due times compare with nothing else."""
 
     inherit_cache = True
@@ -153,8 +153,8 @@ steps = Table(
 """`due`: a ready step's message counts as lost after it; a waiting step wakes at it.
 `carried`: a canvas in flight sends this step's message when it becomes ready.
 `halted`: the step ran on when its run (or group) was stopped; it may finish, but neither expand nor wait.
-`parent`, `successors`, `window_*`: rows of the same run.  A windowed composite releases row `window_next` for each child
-that finishes, up to `window_end`."""
+`parent`, `successors`, `window_*`: rows of the same run.  A windowed composite releases row `window_next` for each
+child that finishes, up to `window_end`."""
 
 checkpoints = Table(
     "checkpoints",
@@ -224,7 +224,7 @@ ledger = Table(
     Column("outcome", String(40), nullable=False),
     Column("request_id", String(200)),
 )
-"""One row a call: a fact, kept whether or not the step's claim still held.  `cost_micro` NULL: the model has no price."""
+"""One row a call: a fact, kept whether or not the step's claim still held.  `cost_micro` NULL: no price is known."""
 
 events = Table(
     "events",

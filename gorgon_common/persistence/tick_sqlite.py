@@ -87,7 +87,7 @@ def tick(
 
 
 def _time(moment: datetime | None) -> str | None:
-    return moment and moment.astimezone(UTC).strftime(SQLITE_TIME)
+    return None if moment is None else moment.astimezone(UTC).strftime(SQLITE_TIME)
 
 
 def _fence(db: sqlite3.Connection, finish: Mapping[str, Any]) -> tuple[int, str, int | None] | None:
@@ -126,7 +126,8 @@ def _skip(db: sqlite3.Connection, skips: Iterable[Mapping[str, Any]]) -> list[tu
     gone = []
     for skip in skips:
         row = db.execute(
-            "UPDATE steps SET status = 7 WHERE id = ? AND status IN (0, 1) RETURNING id, successors, parent", (skip["i"],)
+            "UPDATE steps SET status = 7 WHERE id = ? AND status IN (0, 1) RETURNING id, successors, parent",
+            (skip["i"],),
         ).fetchone()
         if row is not None:
             gone.append(row)
@@ -258,4 +259,4 @@ def _claim(db: sqlite3.Connection, who: Who, claims: Sequence[int], *, suspects:
     return out
 
 
-assert StepStatus.READY == 1 and StepStatus.RUNNING == 2 and StepStatus.SKIPPED == 7  # the literals above
+assert [int(status) for status in (StepStatus.READY, StepStatus.RUNNING, StepStatus.SKIPPED)] == [1, 2, 7]  # see above

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -57,9 +57,7 @@ class Views:
                 view["steps"] = _Steps(connection, row.id, self.plan_of(row.plan_hash)).list()
         return view
 
-    def runs(
-        self, *, status: str | None, workflow: str | None, limit: int, cursor: str | None
-    ) -> dict[str, Any]:
+    def runs(self, *, status: str | None, workflow: str | None, limit: int, cursor: str | None) -> dict[str, Any]:
         """Return `{items, next}`, newest first.  Raises InputInvalid for an unknown status or cursor."""
         query = select(runs).order_by(runs.c.id.desc()).limit(limit + 1)
         if status is not None:
@@ -83,7 +81,10 @@ class Views:
         number = self.number(public_id)
         with self.database.read() as connection:
             rows = connection.execute(
-                select(events).where(events.c.run_id == number, events.c.seq > after).order_by(events.c.seq).limit(limit)
+                select(events)
+                .where(events.c.run_id == number, events.c.seq > after)
+                .order_by(events.c.seq)
+                .limit(limit)
             ).all()
             if not rows:
                 return []
@@ -273,7 +274,7 @@ class _Steps:
         walk(None)
         return found
 
-    def _rows(self) -> Iterable[Row[Any]]:
+    def _rows(self) -> Iterable[Any]:
         query = (
             select(
                 steps.c.id,
@@ -311,7 +312,7 @@ class _Steps:
         )
         return {row.step_id & ROW_MASK: row for row in self.connection.execute(query)}
 
-    def _waits(self, rows: list[int]) -> dict[int, str]:
+    def _waits(self, rows: Sequence[int]) -> dict[int, str]:
         if not rows:
             return {}
         query = (
@@ -356,7 +357,7 @@ class _Steps:
         if row < self.plan.top:
             return row
         if not hasattr(self, "_nodes"):
-            self._nodes = {entry.id & ROW_MASK: entry.node for entry in self._rows()}
+            self._nodes: dict[int, int] = {entry.id & ROW_MASK: entry.node for entry in self._rows()}
         return self._nodes[row]
 
 

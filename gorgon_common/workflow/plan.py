@@ -5,10 +5,10 @@ the engine and by the canvas adapter.  Editing the YAML file cannot change a run
 
 Shape.  `nodes` is flat.  The first `top` nodes are the steps of the file's top level, each of which becomes one row of
 the run when it is created (row index = node index), followed by the engine's own three nodes (see below).  The nodes
-after them are *templates*: the bodies of composite nodes (map, loop, group, a fallback step), which become rows when the
-composite expands, once per item or iteration.  A template node names its composite in `container` and refers to its
-siblings (nodes of the same body) by node index in `deps`; deps never cross bodies: a step inside a group that refers to a
-step outside makes the *group* depend on it.
+after them are *templates*: the bodies of composite nodes (map, loop, group, a fallback step), which become rows when
+the composite expands, once per item or iteration.  A template node names its composite in `container` and refers to its
+siblings (nodes of the same body) by node index in `deps`; deps never cross bodies: a step inside a group that refers to
+a step outside makes the *group* depend on it.
 
 The engine's own nodes.  Top-level steps → `$gate` (a join over all steps: decides whether the run failed) → the
 `on_error` steps → `$finally` (a join) → the `finally` steps → `$end` (a join: computes the outputs, ends the run).
@@ -110,8 +110,8 @@ class Retry:
 class OnFailure:
     """What happens when the retries are spent.
 
-    action: `abort` | `skip` | `default` (the value in `value` becomes the output) | `step` (the body `fallback` runs and
-    gives the output) | `model` (one more attempt on `model`, written provider:model).
+    action: `abort` | `skip` | `default` (the value in `value` becomes the output) | `step` (the body `fallback` runs
+    and gives the output) | `model` (one more attempt on `model`, written provider:model).
     """
 
     action: str = "abort"
@@ -132,7 +132,7 @@ class Node:
     deps: tuple[Dep, ...] = ()
     join: Join = Join.ALL_SUCCESS
     condition: Any = None
-    """Canonical condition: a CEL string, or the structured form {field, operator, value, on_missing} / {all|any|not}."""
+    """Canonical condition: a CEL string, or the form {field, operator, value, on_missing} / {all|any|not}."""
     spec: Mapping[str, Any] = field(default_factory=dict)
     """The action's canonical fields; see `compiler`."""
     refs: Mapping[str, Ref] = field(default_factory=dict)
