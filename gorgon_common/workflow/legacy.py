@@ -47,6 +47,7 @@ A key that the older format did not know was ignored by it and is ignored here, 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -144,6 +145,7 @@ _PARAMS: dict[str, frozenset[str]] = {
     "mcp_tool": frozenset({"server", "tool", "arguments"}),
     "approval": frozenset(["prompt", "message", "preview_from", "timeout_hours", "approvers"]),
 }
+_PARAMS_HINT = "In the older format it belongs under `params:`."
 _TYPE_NAMES = {
     "list": "array",
     "text": "string",
@@ -537,6 +539,8 @@ class _File(_Part):
             made["version"] = str(data["version"])
         if "steps" in data:
             made["steps"] = self._steps(data["steps"], ("steps",), ("steps",), in_order=not together)
+        for name, branches in self.decisions.items():
+            self.error(f"the branch `{branches[0][0]}` names a step `{name}` that does not exist", ("steps",))
         made["outputs"] = self._outputs(data, made)
         made["$published"] = list(dict.fromkeys(self.published))
         return made
@@ -646,7 +650,7 @@ class _File(_Part):
             return {"id": step.get("id"), "checkpoint": ""} if "id" in step else {"checkpoint": ""}
         for key in step:
             if key not in _STEP_KEYS and not key.startswith("$"):
-                hint = suggest(key, _STEP_KEYS)
+                hint = _PARAMS_HINT if any(key in known for known in _PARAMS.values()) else suggest(key, _STEP_KEYS)
                 self.warn(f"`{key}` is no key of a step and is ignored", (*old, key), hint, key=True)
         params = step.get("params")
         if params is None:
@@ -791,7 +795,7 @@ class _File(_Part):
         source = params.get("input", [])
         if how in _AGENTS:
             text = str(params.get("aggregate_prompt") or params.get("prompt") or "Summarise these results: ${items}")
-            shown = source if isinstance(source, str) and _WHOLE.fullmatch(source) else str(source)
+            shown = source if isinstance(source, str) else json.dumps(source, ensure_ascii=False)
             asked = {key: value for key, value in params.items() if key in _PARAMS["agent"]}
             asked["prompt"] = _ITEMS.sub(lambda _: shown.strip(), text) if _ITEMS.search(text) else f"{text}\n\n{shown}"
             asked.setdefault("role", "analyst")

@@ -69,7 +69,7 @@ OPERATORS = (
 UNARY_OPERATORS = frozenset({"exists", "is_empty", "not_empty"})
 ACTIONS = ("prompt", "uses", "run", "workflow", "approval", "wait", "aggregate", "checkpoint", "steps")
 JSON_TYPES = ("string", "integer", "number", "boolean", "array", "object", "null")
-SCHEMA_URL = "https://gorgon.dev/schema/gorgon.schema.json"
+SCHEMA_ID = "urn:gorgon:workflow"
 
 _DURATION = re.compile(
     r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?"
@@ -1207,7 +1207,7 @@ def json_schema() -> dict[str, Any]:
         defs[name] = {"description": defs[name].get("description", ""), "anyOf": [*short, defs[name]]}
     for name in ("Step", "StepBody"):
         defs[name]["anyOf"] = [{"required": [key]} for key in (*ACTIONS, "role")]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_URL, **made}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_ID, **made}
 
 
 def _tidy(node: Any) -> Any:

@@ -237,6 +237,18 @@ def test_a_branch_that_names_steps_puts_its_condition_on_them() -> None:
     assert "b" in stop.order_after
 
 
+def test_a_branch_cannot_name_a_step_that_is_not_there() -> None:
+    step = {"id": "b", "type": "branch", "params": {"condition": "x", "then": "nowhere"}}
+    assert refused({"name": "a", "steps": [step]}) == ["the branch `b` names a step `nowhere` that does not exist"]
+
+
+def test_a_parameter_beside_params_is_told_where_it_belongs() -> None:
+    step = {"id": "s", "type": "openai", "prompt": "x", "params": {"role": "planner"}}
+    problem = loaded({"name": "a", "steps": [step]}).problems[0]
+    assert problem.message == "`prompt` is no key of a step and is ignored"
+    assert problem.hint == "In the older format it belongs under `params:`."
+
+
 def test_a_branch_may_be_an_expression() -> None:
     inner = [{"id": "x", "type": "openai", "params": {"prompt": "x"}}]
     made = one("branch", condition="${a} > 1", then=inner, **{"else": [{**inner[0], "id": "y"}]})

@@ -84,7 +84,7 @@ def test_the_corpus_itself_is_read(text: str) -> None:
     assert read(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(data=st.data(), text=st.sampled_from([*PRESENT, *OLDER]))
 def test_junk_in_any_place_is_told_about(data: st.DataObject, text: str) -> None:
     tree = read_document(text).data
@@ -94,7 +94,7 @@ def test_junk_in_any_place_is_told_about(data: st.DataObject, text: str) -> None
     read(yaml.safe_dump(json.loads(json.dumps(made)), sort_keys=False))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data(), text=st.sampled_from([*PRESENT, *OLDER]))
 def test_a_damaged_text_is_told_about(data: st.DataObject, text: str) -> None:
     begin = data.draw(st.integers(0, len(text)))
@@ -109,7 +109,7 @@ def test_a_damaged_text_is_told_about(data: st.DataObject, text: str) -> None:
             assert format_text(made) == made
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(JUNK)
 def test_junk_alone_is_told_about(junk: Any) -> None:
     read(json.dumps(junk))
