@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gorgon_common.errors import InputInvalid, Problem, WorkflowInvalid
 from gorgon_common.operations.catalogue import load_operations
@@ -20,6 +23,7 @@ from gorgon_common.roles.catalogue import close_schema, load_roles
 from gorgon_common.workflow.compiler import Compiled, check_inputs, compile_workflow, try_compile
 from gorgon_common.workflow.loader import load
 from gorgon_common.workflow.plan import Join, Kind, Node, Plan, Ref
+from gorgon_common.workflow.schema import Workflow
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.glob("*.yaml"))
@@ -592,3 +596,51 @@ def test_everything_that_is_wrong_with_inputs_is_told() -> None:
     assert "name (string)" in caught.value.hint
     with pytest.raises(InputInvalid, match="takes no inputs"):
         check_inputs(plan_of("- {id: a, prompt: x}\n"), {"x": 1})
+
+
+# ── any graph ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_edges_are_what_is_written_and_what_is_referred_to(data: st.DataObject) -> None:
+    """Any DAG of steps, in any order in the file, by reference, by index or by `depends_on`, inside groups or not."""
+    size = data.draw(st.integers(1, 9))
+    edges = {index: data.draw(st.sets(st.integers(0, index - 1))) if index else set() for index in range(size)}
+    grouped = data.draw(st.sets(st.integers(0, size - 1)))
+    steps: list[dict[str, Any]] = []
+    for index in data.draw(st.permutations(range(size))):
+        texts, written = ["x"], []
+        for before_it in sorted(edges[index]):
+            way = data.draw(st.sampled_from(["reference", "index", "written"]))
+            if way == "written":
+                written.append(f"s{before_it}")
+            else:
+                texts.append(
+                    f"{{{{s{before_it}.output}}}}" if way == "reference" else f'{{{{steps["s{before_it}"].status}}}}'
+                )
+        step = {"id": f"s{index}", "prompt": " ".join(texts), "depends_on": written}
+        steps.append({"id": f"g{index}", "steps": [step]} if index in grouped else step)
+    plan = compile_workflow(Workflow.model_validate({"name": "t", "steps": steps}), roles=ROLES)
+    outer = {index: f"g{index}" if index in grouped else f"s{index}" for index in range(size)}
+    for index in range(size):
+        assert before(plan, outer[index]) == {outer[other] for other in edges[index]}
+        if index in grouped:
+            assert before(plan, f"s{index}") == set()
+    ends = set(outer.values()) - {outer[other] for others in edges.values() for other in others}
+    assert before(plan, "$gate") == ends
+    assert Plan.from_json(plan.to_json()).hash() == plan.hash()
+
+
+@given(st.lists(st.sampled_from([f"s{i}" for i in range(5)]), min_size=5, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_a_circle_is_found_whatever_its_length(targets: list[str]) -> None:
+    """Five steps, each waiting for one of them: there is always a circle, and the message names one that is there."""
+    steps = [{"id": f"s{i}", "prompt": "x", "depends_on": target} for i, target in enumerate(targets)]
+    made = try_compile(Workflow.model_validate({"name": "t", "steps": steps}), roles=ROLES)
+    assert made.plan is None
+    circles = [p.message.rpartition(": ")[2].split(" → ") for p in made.problems if "in a circle" in p.message]
+    for ring in circles:
+        assert all(targets[int(one[1:])] == two for one, two in pairwise(ring))
+    alone = [p for p in made.problems if "depends on itself" in p.message]
+    assert circles or alone
