@@ -201,7 +201,7 @@ def test_deep_data_is_an_error_not_a_crash() -> None:
         deep = [deep]
     with pytest.raises(ExpressionError, match="nested too deeply"):
         parse("a == b").evaluate({"a": deep, "b": [deep]})
-    with pytest.raises(ExpressionError, match="nested too deeply"):
+    with pytest.raises(ExpressionError, match=r"nested too deeply|characters long"):  # Python 3.13 goes deeper
         parse_template("x {{a}}").render({"a": deep})
 
 
