@@ -20,8 +20,9 @@ MESSY = (FILES / "fmt" / "messy.yaml").read_text()
 
 TEXTS = {entry.name: catalogue.source(entry.name) for entry in catalogue.entries()}
 TEXTS |= {f"template {name}": catalogue.template(name) for name in catalogue.templates()}
-TEXTS |= {path.stem: path.read_text() for path in (FILES / "snippets").glob("*.yaml")}
-TEXTS |= {path.stem: path.read_text() for path in (FILES / "older").glob("*.yaml")}
+BUNDLED = list(TEXTS)
+TEXTS |= {f"snippet {path.stem}": path.read_text() for path in (FILES / "snippets").glob("*.yaml")}
+TEXTS |= {f"older {path.stem}": path.read_text() for path in (FILES / "older").glob("*.yaml")}
 TEXTS["messy"] = MESSY
 
 
@@ -42,6 +43,11 @@ def test_formatting_twice_changes_nothing_more(text: str) -> None:
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_every_comment_is_kept(text: str) -> None:
     assert comments(format_text(text)) == comments(text)
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_what_is_bundled_is_in_canonical_form(name: str) -> None:
+    assert format_text(TEXTS[name]) == TEXTS[name]
 
 
 STEP: list[tuple[str, str]] = [

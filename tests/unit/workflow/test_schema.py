@@ -322,7 +322,7 @@ def test_every_key_has_a_description_and_no_key_is_internal() -> None:
 
 BUNDLED = {entry.name: catalogue.source(entry.name) for entry in catalogue.entries()}
 BUNDLED |= {f"template {name}": catalogue.template(name) for name in catalogue.templates()}
-BUNDLED |= {path.stem: path.read_text() for path in (FILES / "snippets").glob("*.yaml")}
+BUNDLED |= {f"snippet {path.stem}": path.read_text() for path in (FILES / "snippets").glob("*.yaml")}
 
 
 @pytest.mark.parametrize("text", BUNDLED.values(), ids=BUNDLED)
