@@ -76,8 +76,10 @@ class Ref:
     kind       meaning
     ========== ==================================================================
     input      the mapping of the run's inputs (`inputs`), or with `field` one input under its bare name (older files)
-    step       the step value of node `node` (its output, status, error, fields)
-    published  older files: the name `field` as published by `outputs:` of node `node`
+    step       the step value of node `node` (its output, status, error, fields); a loop's own id, in `until` and inside
+               its body, is the loop's body node: its last iteration that has ended
+    published  older files: the name `field` as published by `outputs:` of node `node`; `nodes` are other steps that
+               publish it, nearest first, for where that one was skipped
     item       the current item of the map `node` (its `as:` name); also legacy `${item}`
     index      the current item's position in the map `node`, or iteration of the loop `node`, from 0
     results    the list of results of the map `node` (inside its reduce); also legacy `${items}`, `${map_results}`
