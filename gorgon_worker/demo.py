@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from gorgon_common import lazy
-from gorgon_common.bootstrap import Services
+from gorgon_common.bootstrap import Submitted
 from gorgon_common.cli import terminal
 from gorgon_common.cli.backends import local_services
 from gorgon_common.cli.outline import elapsed
@@ -25,7 +25,7 @@ from gorgon_worker.launch import compile_file, here, own_sandbox, run_embedded, 
 
 _FAN = 8
 _KILL_AFTER = 3
-"""Finished agent steps after which `demo resume` kills the run."""
+"""Finished steps after which `demo resume` kills the run: plan, checkpoint, build."""
 
 _PARALLEL = """
 name: {name}
@@ -74,24 +74,29 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def _stage(settings: Settings | None = None) -> Iterator[tuple[Services, Any]]:
-    """The services, and what waits for the sandbox's address."""
-    settings = settings or get_settings()
+def _sandbox(settings: Settings) -> Iterator[Callable[[], str]]:
+    """A sandbox for a whole demonstration; gives what waits for its address."""
     with ExitStack() as stack:
         sandbox = own_sandbox(stack, settings, needed=True)
-        yield stack.enter_context(local_services(here(settings))), sandbox
+        assert sandbox is not None  # it is needed
+        yield sandbox
 
 
-def _run(stage: tuple[Services, Any], text: str, name: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    services, sandbox = stage
-    plan = compile_file(services, Workflow(text, name))
-    document, interrupted = run_embedded(
-        services,
-        plan,
-        lambda home: services.submit(plan, inputs, target="sandbox", home=home),
-        target="sandbox",
-        sandbox=sandbox,
-    )
+def _run(
+    settings: Settings, sandbox: Callable[[], str], workflow: Workflow, *, resumed: str | None = None
+) -> dict[str, Any]:
+    """Run a workflow, or continue a run of it, with services and a worker of its own; returns the finished run."""
+    with local_services(here(settings)) as services:
+        plan = compile_file(services, workflow)
+        if resumed is not None:
+            vacate(services, resumed)
+
+        def submit(home: str) -> Submitted:
+            if resumed is not None:
+                return services.resume(resumed, home=home)
+            return services.submit(plan, {}, target="sandbox", home=home)
+
+        document, interrupted = run_embedded(services, plan, submit, target="sandbox", sandbox=sandbox)
     if document["status"] != "succeeded":
         conclude(document, left=interrupted, full=False, as_json=False)
     return document
@@ -100,25 +105,30 @@ def _run(stage: tuple[Services, Any], text: str, name: str, inputs: Mapping[str,
 def _feature() -> None:
     _say("[bold]A team of agents builds a feature.[/]")
     _say(_INTRODUCTION)
-    with _stage() as stage:
-        workflow = find_workflow("feature-build")
-        document = _run(stage, workflow.text, workflow.file, {})
+    settings = get_settings()
+    with _sandbox(settings) as sandbox:
+        document = _run(settings, sandbox, find_workflow("feature-build"))
     conclude(document, left=False, full=False, as_json=False)
-    run_id = document["run_id"]
+    steps = (
+        ("gorgon runs show last --step plan", "what the planner said"),
+        ("gorgon workflows show feature-build", "the file behind it"),
+        ("gorgon demo parallel | resume | roles", "more to see"),
+        ("gorgon init", "your own workflow"),
+    )
     _say("\n[bright_black]What next[/]")
-    _say(f"  gorgon runs show {run_id} --step plan     what the planner said")
-    _say("  gorgon workflows show feature-build       the file behind it")
-    _say("  gorgon demo parallel | resume | roles     more to see")
-    _say("  gorgon init                               your own workflow")
+    for command, what in steps:
+        _say(f"  {command:<39} [bright_black]{what}[/]")
 
 
 def _parallel() -> None:
     _say(f"[bold]Fan-out against one after the other.[/]  {_FAN} analysts, then a reporter, 400 ms a call.\n")
     settings = get_settings().model_copy(update={"sandbox_latency": 0.4})
-    with _stage(settings) as stage:
+    with _sandbox(settings) as sandbox:
+        for sdk in ("openai", "anthropic"):
+            lazy.load(sdk)  # what is imported first takes seconds, and is none of what is compared
         times = []
         for name, lanes in (("one-after-the-other", 1), ("side-by-side", _FAN)):
-            document = _run(stage, _PARALLEL.format(name=name, lanes=lanes), name, {})
+            document = _run(settings, sandbox, Workflow(_PARALLEL.format(name=name, lanes=lanes), name))
             times.append(elapsed(document, SYSTEM_CLOCK.now()) or 0.0)
             _say("")
     serial, parallel = times
@@ -130,8 +140,9 @@ def _parallel() -> None:
 
 def _roles() -> None:
     _say("[bold]The same request, three roles.[/]  Each has its own prompt, model and form of answer.\n")
-    with _stage() as stage:
-        document = _run(stage, _ROLES, "three-roles", {})
+    settings = get_settings()
+    with _sandbox(settings) as sandbox:
+        document = _run(settings, sandbox, Workflow(_ROLES, "three-roles"))
     for role, answer in (document["outputs"] or {}).items():
         _say(f"\n[bold]{role}[/]")
         lines, more = cut_lines(answer, full=False)
@@ -144,34 +155,24 @@ def _roles() -> None:
 
 def _resume() -> None:
     _say("[bold]A run is killed in the middle, and continued.[/]")
-    _say("A second process runs feature-build; after three agents are done it is killed with SIGKILL.\n")
+    _say("A second process runs feature-build; when the builders are done it is killed with SIGKILL.\n")
     settings = get_settings().model_copy(update={"sandbox_latency": 0.6})
-    with _stage(settings) as stage:
-        services, sandbox = stage
-        run_id, finished = _killed_run(services, sandbox())
-        _say(f"Killed {run_id}: {finished} steps were done and paid for. Resuming it here.\n")
-        vacate(services, run_id)
-        before = services.run(run_id)
-        document, interrupted = run_embedded(
-            services,
-            compile_file(services, find_workflow("feature-build")),
-            lambda home: services.resume(run_id, home=home),
-            target="sandbox",
-            sandbox=sandbox,
-        )
+    with _sandbox(settings) as sandbox:
+        run_id = _killed_run(sandbox())
+        with local_services(here(settings)) as services:
+            before = services.run(run_id, steps=True)
+        paid = sum(step["kind"] == "agent" and step["status"] == "succeeded" for step in before["steps"])
+        _say(f"Killed {run_id}: {paid} agents were done and are paid for. Resuming it here.\n")
+        document = _run(settings, sandbox, find_workflow("feature-build"), resumed=run_id)
     terminal.say()
-    if document["status"] != "succeeded":
-        conclude(document, left=interrupted, full=False, as_json=False)
     _say(f"[green]✓[/] finished as {document['run_id']}")
     _say(f"  the killed run cost   {terminal.money(before.get('cost_usd'))}")
     _say(f"  the rest cost         {terminal.money(document.get('cost_usd'))}")
     _say("  what was done before was taken over from its checkpoints, and not paid again")
 
 
-def _killed_run(services: Services, url: str) -> tuple[str, int]:
-    """Run feature-build in a process of its own and kill that; returns the run and how many steps it had finished."""
-    last = services.runs(limit=1)["items"]
-    known = last[0]["run_id"] if last else ""
+def _killed_run(url: str) -> str:
+    """Run feature-build in a process of its own and kill that; returns the run."""
     process = subprocess.Popen(
         [sys.executable, "-m", "gorgon_common.cli", "run", "feature-build"],
         env={**os.environ, "GORGON_SANDBOX_URL": url},
@@ -188,13 +189,13 @@ def _killed_run(services: Services, url: str) -> tuple[str, int]:
             if not run_id and words and words[0].startswith("run_"):
                 run_id = words[0]
             terminal.say(f"  {line.rstrip()}")
-            finished += len(words) > 1 and words[1] == "succeeded"
+            finished += len(words) > 1 and words[1] == "succeeded" and "[" not in words[0]
             if finished >= _KILL_AFTER:
                 break
     finally:
         os.kill(process.pid, signal.SIGKILL)
         _, said = process.communicate()
-    if not run_id or run_id == known:
+    if not run_id:
         raise Unavailable(f"The second process did not start a run. {said.strip()}")
     terminal.say()
-    return run_id, finished
+    return run_id

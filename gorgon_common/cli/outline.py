@@ -130,6 +130,8 @@ def _below(branch: _Branch) -> Iterator[_Branch]:
 
 
 def _who(step: Mapping[str, Any], inner: Sequence[Mapping[str, Any]]) -> str:
+    if step.get("adopted_from"):
+        return "reused"
     named = next((entry for entry in (step, *inner) if entry.get("role") or entry.get("model")), step)
     return " · ".join(str(named[name]) for name in ("role", "model") if named.get(name))
 

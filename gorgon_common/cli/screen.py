@@ -33,8 +33,8 @@ _SYMBOLS = {
     "paused": ("◌", "wait"),
 }
 _BAR = 10
-_CUT_LINES = 14
-_CUT_CHARS = 1_500
+_CUT_LINES = 8
+_CUT_CHARS = 800
 
 
 class View(Protocol):
@@ -96,6 +96,8 @@ class Plain:
         if terminal.tokens_of(step):
             yield f"{terminal.number(terminal.tokens_of(step))} tokens"
             yield terminal.money(step.get("cost_usd"))
+        if step.get("adopted_from"):
+            yield "reused"
         if step.get("reason"):
             yield " ".join(str(step["reason"]).split())
         message, hint = error_text(step.get("error"))

@@ -195,7 +195,7 @@ class TestEnding:
     def test_long_outputs_are_cut_with_the_way_to_see_all(self) -> None:
         done = run(status="succeeded", finished_at=at(1), outputs={"text": "line\n" * 40})
         cut, whole = (drawn(ending(done, full=full, now=NOW), height=100) for full in (False, True))
-        assert "… 26 more lines" in cut
+        assert "… 32 more lines" in cut
         assert "gorgon runs show run_1 --full" in cut
         assert whole.count("line") == 40
         assert "more lines" not in whole
