@@ -1039,7 +1039,7 @@ def _held(step: Claimed) -> Any:
 
 
 def _live_steps() -> Any:
-    low = runs.c.id.op("<<")(ROW_BITS)
+    low = runs.c.id * (1 << ROW_BITS)  # PostgreSQL has no bigint << bigint
     return runs.join(steps, and_(steps.c.id >= low, steps.c.id < low + (1 << ROW_BITS)))
 
 
