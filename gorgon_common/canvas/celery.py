@@ -67,10 +67,13 @@ def make_app(broker_url: str, *, name: str = "gorgon", events: bool = False) -> 
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=not embedded,
         result_expires=3600,
+        result_backend_thread_safe=embedded,  # one for all threads: who publishes a chord is not who counts its parts
         task_publish_retry=False,  # the sweep retries; a submission must not hang on a broker that is away
         broker_transport_options={"socket_connect_timeout": 5},
         redis_socket_connect_timeout=5,
     )
+    if embedded:
+        _ = app.backend  # made here, before two threads could make one each
     return app
 
 
