@@ -195,22 +195,23 @@ class _Steps:
         self.low, self.high = step_id(number, 0), step_id(number + 1, 0)
         self.parents = self._parents()
 
-    def _parents(self) -> list[tuple[int, int, int, str, int]]:
-        """Return (base, end, parent row, phase, round) of every expansion.
+    def _parents(self) -> list[tuple[int, int, int, str, int, int | None]]:
+        """Return (base, end, parent row, phase, round, reduce's row) of every expansion.
 
         `steps.parent` is not it: a step that outlives its group's end hangs on the group's successor.
         """
         query = select(expansions).where(expansions.c.step_id >= self.low, expansions.c.step_id < self.high)
         return [
-            (row.base, row.base + row.count, row.step_id & ROW_MASK, row.phase, row.round)
+            (row.base, row.base + row.count, row.step_id & ROW_MASK, row.phase, row.round, row.reduce)
             for row in self.connection.execute(query.order_by(expansions.c.base))
         ]
 
     def _above(self, row: int) -> tuple[int, int | None] | None:
         """Return the composite that a row belongs to, and its item or iteration there."""
-        for base, end, parent, phase, number in self.parents:
+        for base, end, parent, phase, number, reduce in self.parents:
             if base <= row < end:
-                position = row - base if phase == "item" else number if phase == "body" else None
+                item = phase == "item" and row != reduce
+                position = row - base if item else number if phase == "body" else None
                 return parent, position
         return None
 

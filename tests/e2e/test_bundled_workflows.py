@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ def gorgon_run(home: Path, sandbox: Sandbox, *arguments: str, **environment: str
     assert document["status"] == "succeeded"
     assert document["error"] is None
     return document
+
+
+def when(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
 def by_id(document: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -160,6 +165,10 @@ def test_log_analysis_cuts_a_file(home: Path, sandbox: Sandbox, tmp_path: Path) 
     )
     items = [step for step in by_id(document)["incident"] if step["item"] is not None]
     assert len(items) == 3
+    (reduce,) = by_id(document)["incident.reduce"]
+    assert reduce["item"] is None
+    waited = when(reduce["started_at"]) - max(when(step["finished_at"]) for step in items)
+    assert waited.total_seconds() < 3  # the sweep, which repairs a lost message, takes five
 
 
 def test_analytics_pipeline_draws_no_charts_where_none_are_wanted(home: Path, sandbox: Sandbox) -> None:
