@@ -32,24 +32,51 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
-    ModelWrapValidatorHandler,
     Tag,
-    ValidationError,
-    ValidationInfo,
     WithJsonSchema,
-    model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails
 
 from gorgon_common.workflow.environment import refused_variable
+from gorgon_common.workflow.schema_base import Closed, fault, refuse, suggest
+from gorgon_common.workflow.schema_fields import JSON_TYPES, Inputs, Output, input_schemas, output_schema
+from gorgon_common.workflow.schema_values import (
+    DURATION_SCHEMA,
+    Argument,
+    Count,
+    Duration,
+    Money,
+    Names,
+    Share,
+    Text,
+    duration,
+    duration_text,
+    on_missing_word,
+    trust_reason,
+)
+
+__all__ = [
+    "ACTIONS",
+    "JSON_TYPES",
+    "OPERATORS",
+    "PROVIDERS",
+    "Step",
+    "StepBody",
+    "Workflow",
+    "duration",
+    "duration_text",
+    "input_schemas",
+    "json_schema",
+    "output_schema",
+    "refused_env",
+    "suggest",
+]
 
 PROVIDERS = ("anthropic", "openai")
 OPERATORS = (
@@ -68,469 +95,9 @@ OPERATORS = (
 )
 UNARY_OPERATORS = frozenset({"exists", "is_empty", "not_empty"})
 ACTIONS = ("prompt", "uses", "run", "workflow", "approval", "wait", "aggregate", "checkpoint", "steps")
-JSON_TYPES = ("string", "integer", "number", "boolean", "array", "object", "null")
 SCHEMA_ID = "urn:gorgon:workflow"
 
-_DURATION = re.compile(
-    r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?"
-)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-MAX_SECONDS = 10 * 365 * 86400.0
-
-
-# ── Faults ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def fault(message: str, *at: str | int, hint: str = "", value: Any = None, key: bool = False) -> InitErrorDetails:
-    """Return one thing that is wrong, at a path relative to the model.
-
-    `key` says that the key itself is wrong, not its value, so that the problem points at the key.
-    """
-    told = {"message": message, "hint": hint, "key": key}
-    return InitErrorDetails(type=PydanticCustomError("gorgon", "{message}", told), loc=at, input=value)
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return `Did you mean …?` for the nearest known word, or the list of what exists."""
-    names = [str(name) for name in known]
-    folded = {name.lower().replace("-", "_"): name for name in names}
-    near = difflib.get_close_matches(word.lower().replace("-", "_"), list(folded), n=1, cutoff=0.6)
-    if near:
-        return f"Did you mean `{folded[near[0]]}`?"
-    return f"Known: {', '.join(sorted(names))}." if 0 < len(names) <= 30 else ""
-
-
-def _refuse(message: str, hint: str = "") -> PydanticCustomError:
-    return PydanticCustomError("gorgon", "{message}", {"message": message, "hint": hint, "key": False})
-
-
-def _raise(title: str, faults: list[InitErrorDetails]) -> None:
-    if faults:
-        raise ValidationError.from_exception_data(title, faults)
-
-
-def _again(error: ValidationError) -> Iterator[InitErrorDetails]:
-    """The errors of a validation in the form in which they can be raised once more."""
-    for entry in error.errors(include_url=False):
-        kind: Any = entry["type"]
-        context = entry.get("ctx", {})
-        if kind == "gorgon":
-            kind = PydanticCustomError("gorgon", "{message}", context)
-        yield InitErrorDetails(type=kind, loc=entry["loc"], input=entry["input"], ctx=context)
-
-
-# ── Scalars ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def duration(value: Any) -> float:
-    """Return seconds for `5m`, `24h`, `1h30m`, `500ms` or a number of seconds.
-
-    Raises a validation error that names the accepted forms.
-    """
-    hint = "Write 30s, 5m, 24h, 1h30m or a number of seconds."
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise _refuse("a duration is expected here", hint)
-    if isinstance(value, str):
-        match = _DURATION.fullmatch(value.strip().replace(" ", ""))
-        if match is None or not any(match.groups()):
-            raise _refuse(f"`{value}` is not a duration", hint)
-        seconds = sum(
-            float(part) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1, 0.001), strict=True) if part
-        )
-    else:
-        seconds = float(value)
-    if not 0 <= seconds <= MAX_SECONDS:
-        raise _refuse(f"`{value}` is out of range", "A duration is between 0 and 10 years.")
-    return round(seconds, 3)
-
-
-def duration_text(seconds: float) -> str:
-    """Return the canonical text of a duration: `90` → `1m30s`."""
-    left = round(seconds * 1000)
-    if left == 0:
-        return "0s"
-    text = ""
-    for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
-        count, left = divmod(left, size)
-        text += f"{count}{unit}" if count else ""
-    return text
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _share(value: Any) -> Any:
-    """`90%` or 0.9 → 0.9."""
-    hint = "Write a share such as 90% or 0.9."
-    if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value.strip())
-        if match is None:
-            raise _refuse(f"`{value}` is not a share", hint)
-        value = float(match[1]) / 100
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _refuse("a share is expected here", hint)
-    if not 0 <= value <= 1:
-        raise _refuse(f"`{value}` is not between 0 and 1 (0% and 100%)", hint)
-    return float(value)
-
-
-def _argument(value: Any) -> Any:
-    """Whole numbers may stand in an argv list without quotes; what has more than one spelling may not."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return value
-
-
-def _trust(value: Any) -> Any:
-    if value is False:
-        return None
-    return "true" if value is True else value
-
-
-def _on_missing(value: Any) -> Any:
-    return "false" if value is False else value
-
-
-_TEXT_OR_LIST: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-_DURATION_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {"type": "number", "minimum": 0},
-        {"type": "string", "pattern": r"^\s*(\d+(\.\d+)?\s*(d|h|m|s|ms)\s*)+$"},
-    ]
-}
-
-Duration = Annotated[float, BeforeValidator(duration), WithJsonSchema(_DURATION_SCHEMA)]
-Names = Annotated[list[str], BeforeValidator(_as_list), WithJsonSchema(_TEXT_OR_LIST)]
-Argument = Annotated[
-    str, BeforeValidator(_argument), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]})
-]
-Share = Annotated[
-    float,
-    BeforeValidator(_share),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "number", "minimum": 0, "maximum": 1},
-                {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*%\s*$"},
-            ]
-        }
-    ),
-]
-Money = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Text = Annotated[str, Field(min_length=1)]
-
-
-# ── Schemas in shorthand ──────────────────────────────────────────────────────────────────────────────────────────────
-
-_KEYWORDS = frozenset(
-    [
-        "type",
-        "items",
-        "properties",
-        "required",
-        "additionalProperties",
-        "patternProperties",
-        "propertyNames",
-        "description",
-        "title",
-        "default",
-        "enum",
-        "const",
-        "minimum",
-        "maximum",
-        "exclusiveMinimum",
-        "exclusiveMaximum",
-        "multipleOf",
-        "minLength",
-        "maxLength",
-        "pattern",
-        "format",
-        "minItems",
-        "maxItems",
-        "uniqueItems",
-        "prefixItems",
-        "contains",
-        "minProperties",
-        "maxProperties",
-        "anyOf",
-        "oneOf",
-        "allOf",
-        "not",
-        "examples",
-        "$ref",
-        "$defs",
-        "$schema",
-        "$id",
-        "$comment",
-    ]
-)
-_SNAKE = {
-    "max_items": "maxItems",
-    "min_items": "minItems",
-    "unique_items": "uniqueItems",
-    "max_length": "maxLength",
-    "min_length": "minLength",
-    "min": "minimum",
-    "max": "maximum",
-}
-_PYTHON: dict[str, tuple[type, ...]] = {
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "array": (list,),
-    "object": (dict,),
-    "null": (type(None),),
-}
-_OTHER_NAMES = {
-    "list": "array",
-    "str": "string",
-    "text": "string",
-    "int": "integer",
-    "float": "number",
-    "bool": "boolean",
-    "dict": "object",
-    "map": "object",
-    "mapping": "object",
-}
-
-
-def _type_fault(name: Any, at: tuple[str | int, ...]) -> Iterator[InitErrorDetails]:
-    names = name if isinstance(name, list) else [name]
-    for one in names:
-        if not isinstance(one, str) or one not in JSON_TYPES:
-            meant = _OTHER_NAMES.get(str(one))
-            hint = f"Did you mean `{meant}`?" if meant else suggest(str(one), JSON_TYPES)
-            yield fault(f"`{one}` is not a type", *at, hint=hint, value=one)
-
-
-def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
-    names = schema.get("type")
-    if names is None:
-        return True
-    for name in names if isinstance(names, list) else [names]:
-        kinds = _PYTHON.get(name) if isinstance(name, str) else None
-        if kinds is None or (isinstance(value, kinds) and not (isinstance(value, bool) and name != "boolean")):
-            return True
-    return False
-
-
-def _field_schema(
-    value: Any, at: tuple[str | int, ...], faults: list[InitErrorDetails], *, strict: bool
-) -> dict[str, Any]:
-    """One field in shorthand → JSON Schema, without `required` of its own.
-
-    `strict`: inner objects demand all their fields unless they say otherwise (what a model is asked for).
-    """
-    if isinstance(value, str):
-        faults.extend(_type_fault(value, at))
-        return {"type": value}
-    if not isinstance(value, dict):
-        faults.append(fault("a type or a mapping such as {type: string} is expected here", *at, value=value))
-        return {}
-    made: dict[str, Any] = {}
-    for key, entry in value.items():
-        made |= _keyword(_SNAKE.get(str(key), str(key)), entry, (*at, key), faults, strict=strict)
-    if isinstance(value.get("required"), list):
-        made["required"] = value["required"]
-    if "default" in made and not _fits(made["default"], made):
-        message = f"the default does not fit the type `{made['type']}`"
-        faults.append(fault(message, *at, "default", value=made["default"]))
-    return made
-
-
-def _keyword(
-    name: str, entry: Any, at: tuple[str | int, ...], faults: list[InitErrorDetails], *, strict: bool
-) -> dict[str, Any]:
-    """One key of a field → its part of the JSON Schema."""
-    if name not in _KEYWORDS:
-        hint = suggest(name, [*_KEYWORDS, *_SNAKE])
-        faults.append(fault(f"unknown key `{name}` in a field's schema", *at, hint=hint, key=True))
-        return {}
-    match name:
-        case "type":
-            faults.extend(_type_fault(entry, at))
-        case "items" if isinstance(entry, str | dict):
-            return {name: _field_schema(entry, at, faults, strict=strict)}
-        case "properties":
-            if isinstance(entry, dict):
-                return _properties(entry, at, faults, strict=strict)
-            faults.append(fault("`properties` must be a mapping of field to type", *at, value=entry))
-            return {}
-        case "required":
-            if not isinstance(entry, bool | list):
-                faults.append(fault("`required` is true or false", *at, value=entry))
-            return {}
-    return {name: entry}
-
-
-def _properties(
-    fields: dict[str, Any], at: tuple[str | int, ...], faults: list[InitErrorDetails], *, strict: bool
-) -> dict[str, Any]:
-    made = {str(name): _field_schema(entry, (*at, name), faults, strict=strict) for name, entry in fields.items()}
-    optional = {name for name, entry in fields.items() if isinstance(entry, dict) and entry.get("required") is False}
-    schema: dict[str, Any] = {"properties": made}
-    required = [name for name in made if name not in optional]
-    if strict and required:
-        schema["required"] = required
-    elif not strict:
-        marked = [name for name, entry in fields.items() if isinstance(entry, dict) and entry.get("required") is True]
-        if marked:
-            schema["required"] = marked
-    return schema
-
-
-def input_schemas(value: Any) -> Any:
-    """Return input name → JSON Schema with `required: bool` beside it, from the shorthand."""
-    if not isinstance(value, dict):
-        hint = "Write name: {type: string}, one line for each input."
-        raise _refuse("`inputs` must be a mapping of name to type", hint)
-    faults: list[InitErrorDetails] = []
-    made = {}
-    for name, entry in value.items():
-        schema = _field_schema(entry, (name,), faults, strict=False)
-        required = isinstance(entry, dict) and entry.get("required") is True
-        if isinstance(schema.get("required"), list):
-            schema["x-required"] = schema.pop("required")
-        if required and "default" in schema:
-            hint = "An input with a default need not be given: leave `required` out, or the default."
-            faults.append(fault("an input is either required or has a default", name, "required", hint=hint))
-        made[name] = {**schema, "required": required}
-    _raise("inputs", faults)
-    return made
-
-
-def _is_full_schema(value: Mapping[str, Any]) -> bool:
-    """Tell a JSON Schema from the shorthand `{field: type}`: a field may be called `type` or `title` too."""
-    if any(key in value for key in ("$schema", "$ref", "anyOf", "oneOf", "allOf")):
-        return True
-    if value.get("type") not in JSON_TYPES or any(_SNAKE.get(key, key) not in _KEYWORDS for key in value):
-        return False
-    return not any(isinstance(entry, str) and entry in JSON_TYPES for key, entry in value.items() if key != "type")
-
-
-def output_schema(value: Any) -> Any:
-    """Return a JSON Schema, from itself or from the shorthand `{approved: boolean, tasks: {type: array, …}}`.
-
-    In the shorthand every field is required unless it says `required: false`, inner objects included.
-    """
-    if not isinstance(value, dict) or not value:
-        raise _refuse("`output` must be a mapping of field to type", "For example: output: {approved: boolean}")
-    faults: list[InitErrorDetails] = []
-    if _is_full_schema(value):
-        faults.extend(_type_fault(value["type"], ("type",)) if "type" in value else ())
-        _raise("output", faults)
-        return value
-    made = {"type": "object", **_properties(value, (), faults, strict=True)}
-    _raise("output", faults)
-    return made
-
-
-_FIELD_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {"enum": list(JSON_TYPES)},
-        {
-            "type": "object",
-            "properties": {
-                "type": {"anyOf": [{"enum": list(JSON_TYPES)}, {"type": "array", "items": {"enum": list(JSON_TYPES)}}]},
-                "description": {"type": "string", "description": "What the field means."},
-                "required": {"description": "true or false; for an inner object also a list of names."},
-                "default": {"description": "The value where none is given."},
-                "enum": {"type": "array", "description": "The values that are allowed."},
-                "max_items": {"type": "integer", "minimum": 0, "description": "The longest list that is allowed."},
-                "items": {"description": "The type of a list's items."},
-                "properties": {"type": "object", "description": "The fields of an object."},
-            },
-        },
-    ]
-}
-Inputs = Annotated[
-    dict[str, dict[str, Any]],
-    BeforeValidator(input_schemas),
-    WithJsonSchema({"type": "object", "additionalProperties": _FIELD_SCHEMA}),
-]
-Output = Annotated[
-    dict[str, Any],
-    BeforeValidator(output_schema),
-    WithJsonSchema({"type": "object", "minProperties": 1}),
-]
-
-
-# ── The base of every mapping ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Closed(BaseModel):
-    """A mapping with known keys.  Says everything that is wrong with it at once."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=False)
-
-    noun: ClassVar[str] = "mapping"
-    """What the mapping is, for messages: `a step`."""
-    elsewhere: ClassVar[Mapping[str, str]] = {}
-    """Keys that people try here → what to write instead."""
-
-    @classmethod
-    def written_keys(cls) -> list[str]:
-        """Return the keys as they are written."""
-        return [field.alias or name for name, field in cls.model_fields.items()]
-
-    @classmethod
-    def _sugar(cls, value: Any) -> Any:
-        """Turn a short form of the whole mapping (a text, a number) into the mapping."""
-        return value
-
-    @classmethod
-    def _faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
-        """Yield what is wrong with the keys taken together."""
-        yield from ()
-
-    def _fold(self) -> None:
-        """Fold sugar between keys, after every key was found valid."""
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _whole(cls, value: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
-        if isinstance(value, cls):
-            return value
-        value = cls._sugar(value)
-        if not isinstance(value, dict):
-            raise _refuse(f"{cls.noun} must be a mapping (`key: value`)")
-        legacy = bool(info.context and info.context.get("legacy"))
-        keys = [key for key in cls.written_keys() if legacy or not key.startswith("$")]
-        found = []
-        for key in value:
-            if key not in keys:
-                hint = cls.elsewhere.get(str(key)) or suggest(str(key), keys)
-                found.append(fault(f"unknown key `{key}` in {cls.noun}", key, hint=hint, value=value[key], key=True))
-        known = {key: entry for key, entry in value.items() if key in keys}
-        for name, field in cls.model_fields.items():
-            key = field.alias or name
-            if key in known and known[key] is None and field.annotation is not Any and not legacy:
-                hint = "Write a value, or remove the line."
-                found.append(fault(f"`{key}` has no value", key, hint=hint, key=True))
-                del known[key]
-                continue
-            if field.is_required() and (field.alias or name) not in known:
-                hint = field.description or ""
-                found.append(fault(f"`{field.alias or name}` is missing in {cls.noun}", hint=hint, value=value))
-        found.extend(cls._faults(known))
-        made: Self | None = None
-        try:
-            made = handler(known)
-        except ValidationError as error:
-            found.extend(
-                entry for entry in _again(error) if not (entry["type"] == "missing" and len(entry.get("loc", ())) == 1)
-            )
-        if made is None or found:
-            # pydantic runs a wrap validator twice for models that refer to each other.
-            found = list(
-                {f"{entry.get('loc')} {entry['type']!r} {entry.get('ctx')}": entry for entry in found}.values()
-            )
-            raise ValidationError.from_exception_data(cls.__name__, found)
-        made._fold()
-        return made
 
 
 # ── Conditions ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -546,7 +113,7 @@ class Condition(Closed):
     value: Any = Field(None, description="What to compare with; exists, is_empty and not_empty take none.")
     on_missing: Annotated[
         Literal["error", "false"] | None,
-        BeforeValidator(_on_missing),
+        BeforeValidator(on_missing_word),
         WithJsonSchema({"enum": ["error", "false", False]}),
     ] = Field(None, description="What a missing or null field means: error (default) or false.")
     all: list[Condition] | None = Field(None, min_length=1, description="True when every one of these is.")
@@ -556,7 +123,7 @@ class Condition(Closed):
     @classmethod
     def _sugar(cls, value: Any) -> Any:
         if isinstance(value, str):
-            raise _refuse("`condition` must be a mapping", f"Write it as an expression instead: when: {value}")
+            raise refuse("`condition` must be a mapping", f"Write it as an expression instead: when: {value}")
         return value
 
     @classmethod
@@ -763,8 +330,8 @@ def _not_in_body(body: dict[str, Any], at: str) -> Iterator[InitErrorDetails]:
 class LegacyStep(Closed):
     """What only an older file can say about a step."""
 
-    publishes: list[str] = []
-    order_after: list[str] = []
+    publishes: list[str] = Field(default_factory=list)
+    order_after: list[str] = Field(default_factory=list)
     max_parallel: int | None = None
     fail_fast: bool = False
     estimated_tokens: int | None = None
@@ -875,7 +442,7 @@ class StepBody(Closed):
     cache: Cache | None = Field(None, description="Reuse an identical earlier call: {ttl: 24h}.")
     trust: Annotated[
         Text | None,
-        BeforeValidator(_trust),
+        BeforeValidator(trust_reason),
         WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1}, {"type": "boolean"}]}),
     ] = Field(None, description="Accept tainted data here, with the reason; audited.")
 
@@ -1191,9 +758,9 @@ Workflow.model_rebuild()
 
 _SHORT: dict[str, list[dict[str, Any]]] = {
     "Approval": [{"type": "string", "minLength": 1}],
-    "Wait": _DURATION_SCHEMA["anyOf"],
+    "Wait": DURATION_SCHEMA["anyOf"],
     "Retry": [{"type": "integer", "minimum": 0}],
-    "Cache": _DURATION_SCHEMA["anyOf"],
+    "Cache": DURATION_SCHEMA["anyOf"],
     "Concurrency": [{"type": "string", "minLength": 1}],
 }
 
