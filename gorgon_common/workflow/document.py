@@ -519,8 +519,6 @@ class _Reader:
             self._tell(
                 f"`{value}` must be in quotes: it begins with `{{{{`", line, column, hint=f"Write {quoted(value)}"
             )
-        if unquoted or (self.problems and all("in quotes" in problem.message for problem in self.problems)):
-            return
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         place = mark.index if mark is not None else getattr(error, "position", 0)
         line, column = _line_column(self.text, min(place or 0, len(self.text)))
@@ -528,6 +526,8 @@ class _Reader:
         message, hint, at_context = self._explain(error, line, column)
         if at_context and context is not None:
             line, column = self._where(context)
+        if unquoted or line in {problem.line for problem in self.problems}:
+            return  # that is what the parser stumbled over
         self._tell(message, line, column, hint=hint)
 
     def _unquoted_lines(self) -> Iterator[tuple[int, int, str]]:

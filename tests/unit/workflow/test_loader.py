@@ -615,3 +615,11 @@ def test_three_hundred_lines_load_in_under_fifty_milliseconds() -> None:
         loaded(text)
         times.append(time.perf_counter() - begin)
     assert min(times) < 0.05
+
+
+def test_a_syntax_error_elsewhere_is_told_beside_an_unquoted_template() -> None:
+    found = problems('name: a\nsteps:\n  - id: a\n    prompt: {{ x }}\n    system: "open\n')
+    assert [(problem.line, problem.message) for problem in found] == [
+        (4, "`{{ x }}` must be in quotes"),
+        (5, "a quote is opened here and never closed"),
+    ]
