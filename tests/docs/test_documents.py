@@ -125,6 +125,15 @@ def test_the_routes_of_the_table_are_those_of_the_api() -> None:
     assert set(re.findall(r"^\| `(GET|POST) (/\S+)` \|", text, re.MULTILINE)) == routes
 
 
+def test_the_modules_that_the_architecture_names_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:engine|workflow)/\w+)(?:\.py)?`", text))
+    assert len(named) >= 6
+    for name in named:
+        path = ROOT / "gorgon_common" / name
+        assert path.is_dir() or path.with_suffix(".py").exists(), name
+
+
 def drawn(first: str) -> set[tuple[str, str]]:
     """The arrows of the state diagram that begins at this state, those from and to the dot left out."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
