@@ -115,7 +115,10 @@ _ENDED = frozenset({"step.failed", "step.skipped", "step.cancelled", "step.succe
 
 def _position(cursor: str) -> int:
     try:
-        return int(base64.urlsafe_b64decode(cursor.encode()))
+        position = int(base64.urlsafe_b64decode(cursor.encode()))
+        if not 0 <= position < 1 << 63:
+            raise ValueError(position)
+        return position
     except ValueError:
         raise InputInvalid("That cursor is not one of ours.", hint="Use `next` of the page before.") from None
 
