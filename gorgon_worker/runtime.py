@@ -115,18 +115,7 @@ class Runtime:
                 log.warning("the heartbeat failed", error=error.message)
                 continue
             if not alive:
-                # Others have taken our steps over; what we still run is fenced.  Start anew under another number.
-                log.warning("the lease had run out; starting anew")
-                member = self.member
-                fresh = self.store.register(
-                    self.name,
-                    target=member.target,
-                    home=member.home,
-                    queues=member.queues,
-                    slots=self.machine.slots,
-                    lease=self.lease,
-                )
-                member.owner = fresh.owner
+                log.warning("the lease had run out: others may have taken steps over, and what we still run is fenced")
 
     def _watch(self) -> None:
         while not self._stop.wait(CANCEL_SECONDS):

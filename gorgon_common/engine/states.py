@@ -12,6 +12,8 @@ Steps::
 Runs::
 
     queued → running ⇄ paused → finishing → succeeded | failed | cancelled
+    running → succeeded | failed                (no step has failed, so there was nothing to stop)
+    queued | paused → failed                    (the process that ran it has died)
 
 A finished state is written once.  The numbers are what the database stores: do not renumber them.
 """
@@ -67,9 +69,9 @@ STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {
 `ready → succeeded` is a late finish whose lease had run out and that nobody else has claimed since."""
 
 RUN_TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
-    RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.FINISHING}),
-    RunStatus.RUNNING: frozenset({RunStatus.PAUSED, RunStatus.FINISHING}),
-    RunStatus.PAUSED: frozenset({RunStatus.RUNNING, RunStatus.FINISHING}),
+    RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.FINISHING, RunStatus.FAILED}),
+    RunStatus.RUNNING: frozenset({RunStatus.PAUSED, RunStatus.FINISHING, RunStatus.SUCCEEDED, RunStatus.FAILED}),
+    RunStatus.PAUSED: frozenset({RunStatus.RUNNING, RunStatus.FINISHING, RunStatus.FAILED}),
     RunStatus.FINISHING: FINISHED_RUN,
     RunStatus.SUCCEEDED: frozenset(),
     RunStatus.FAILED: frozenset(),

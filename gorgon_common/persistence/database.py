@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -74,9 +75,11 @@ def translated() -> Iterator[None]:
     """Turn a database that cannot be reached into Unavailable."""
     try:
         yield
-    except OperationalError as error:
+    except (OperationalError, psycopg.OperationalError, sqlite3.OperationalError) as error:
+        # The drivers' own come from the statements that go past SQLAlchemy (`tick`, COPY).
+        cause = str(getattr(error, "orig", error)).strip() or type(error).__name__
         raise Unavailable(
-            f"The database cannot be used: {str(error.orig).strip().splitlines()[0]}",
+            f"The database cannot be used: {cause.splitlines()[0]}",
             hint="Check GORGON_DATABASE_URL, and that the database is running and migrated (gorgon db upgrade).",
         ) from error
     except DBAPIError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from gorgon_common.engine.records import Claimed, Finish
@@ -15,11 +15,14 @@ INLINE_BYTES = 64 * 1024
 
 def dump(value: Any) -> str:
     """Return JSON that both databases can store: NUL stays escaped, lone surrogates are replaced."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    return _encodable(json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str))
+
+
+def _encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        text = text.encode("utf-8", "replace").decode()
+        return text.encode("utf-8", "replace").decode()
     return text
 
 
@@ -49,7 +52,7 @@ def checkpoint(finish: Finish) -> dict[str, Any]:
         "d": dump(detail) if detail else None,
         "a": result.attempts,
         "st": result.started_at,
-        "en": result.finished_at,
+        "en": result.finished_at or datetime.now(UTC),
         "r": int(root) if root else None,
         "f": hashed or None,
     }
@@ -65,7 +68,7 @@ def calls(step: Claimed, finish_calls: Any, attempt: int, at: datetime) -> list[
             "at": at,
             "provider": call.provider,
             "model": clean(call.model),
-            "role": call.role,
+            "role": clean(call.role),
             "attempt": attempt,
             "input_tokens": call.usage.input_tokens,
             "cache_read_tokens": call.usage.cache_read_tokens,
@@ -75,7 +78,7 @@ def calls(step: Claimed, finish_calls: Any, attempt: int, at: datetime) -> list[
             "cost_micro": call.cost_micro,
             "price_version": call.price_version,
             "latency_ms": call.latency_ms,
-            "outcome": call.outcome,
+            "outcome": clean(call.outcome),
             "request_id": clean(call.request_id),
         }
         for call in finish_calls
@@ -83,5 +86,5 @@ def calls(step: Claimed, finish_calls: Any, attempt: int, at: datetime) -> list[
 
 
 def clean(text: str | None) -> str | None:
-    """Return text without NUL, which PostgreSQL cannot store."""
-    return text.replace("\0", "") if text else text
+    """Return text without NUL, which PostgreSQL cannot store, and without lone surrogates, which neither can."""
+    return _encodable(text.replace("\0", "")) if text else text

@@ -6,15 +6,16 @@ both.
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
-from typing import Any, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import psycopg
-from sqlalchemy import Connection, and_, case, delete, func, insert, literal, or_, select, update
+from sqlalchemy import Connection, and_, case, delete, func, insert, literal, literal_column, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gorgon_common.costs.usage import CallRecord
@@ -29,6 +30,7 @@ from gorgon_common.engine.records import (
     Head,
     Keep,
     NewRun,
+    Result,
     Row,
     RunInfo,
     Weight,
@@ -74,6 +76,28 @@ _HOT_OPTIONS = (
 )
 _LIVE = (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FINISHING)
 _RETRIED = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+_TRIES = 5
+Given = ParamSpec("Given")
+Got = TypeVar("Got")
+
+
+def _tried_again(method: Callable[Concatenate[Store, Given], Got]) -> Callable[Concatenate[Store, Given], Got]:
+    """Repeat a transaction that PostgreSQL took back because two stood in each other's way.
+
+    A child that ends locks itself and then its composite; what stops a run locks rows ascending.
+    """
+
+    @functools.wraps(method)
+    def call(self: Store, /, *args: Given.args, **kwargs: Given.kwargs) -> Got:
+        for _ in range(_TRIES - 1):
+            try:
+                return method(self, *args, **kwargs)
+            except Unavailable as error:
+                if not isinstance(getattr(error.__cause__, "orig", error.__cause__), _RETRIED):
+                    raise
+        return method(self, *args, **kwargs)
+
+    return call
 
 
 class Worker:
@@ -121,17 +145,21 @@ class Store:
         return Worker(owner, target=target, home=home, queues=queues)
 
     def heartbeat(self, worker: Worker, lease: float, watermarks: Mapping[int, float]) -> bool:
-        """Prolong the lease.  False: it had run out and the worker's steps were taken from it.
+        """Prolong the lease.  False: it had run out and the worker's steps were taken from it; it lives again now.
 
+        It keeps its number: what it has claimed since belongs to it, what was taken from it has another token.
         `watermarks`: queue → when the newest message that this worker has claimed was sent.
         """
         beat = (
             update(workers)
-            .where(workers.c.id == worker.owner, workers.c.reaped.is_(False))
+            .where(workers.c.id == worker.owner)
             .values(lease_until=db_now(lease), watermarks=encoding.dump(dict(watermarks)))
         )
         with self.database.write() as connection:
-            return connection.execute(beat).rowcount == 1
+            alive = connection.execute(beat.where(workers.c.reaped.is_(False))).rowcount == 1
+            if not alive:
+                connection.execute(beat.values(reaped=False))
+        return alive
 
     def watermarks(self, *, home: str) -> dict[int, float]:
         """Return queue → when the newest message that a worker has claimed was sent (seconds since 1970)."""
@@ -368,7 +396,7 @@ class Store:
                 return self._tick(connection, worker, keep, claims=claims, finishes=finishes, suspects=suspects)
         arguments = self._arguments(worker, keep, claims=claims, finishes=finishes, suspects=suspects)
         with self._hot_lock:
-            for attempt in range(5):
+            for attempt in range(_TRIES):
                 try:
                     if self._hot is None or self._hot.closed:
                         self._hot = self._connect()
@@ -497,6 +525,7 @@ class Store:
         with self.database.write() as connection:
             return [Head(*row) for row in connection.execute(awake)]
 
+    @_tried_again
     def expand(
         self,
         step: Claimed,
@@ -516,6 +545,7 @@ class Store:
         stopped.
         """
         with self.database.write() as connection:
+            self._lock(connection, step.run)  # or what stops the run would miss the children
             parent = connection.execute(
                 select(steps.c.id).where(_held(step), steps.c.halted.is_(False)).with_for_update()
             ).first()
@@ -565,6 +595,12 @@ class Store:
 
     # Stopping
 
+    @staticmethod
+    def _lock(connection: Connection, run: int) -> int:
+        """Lock a run before its steps, as all do that change more than a few of them; return its status."""
+        return int(connection.execute(select(runs.c.status).where(runs.c.id == run).with_for_update()).scalar_one())
+
+    @_tried_again
     def fail(
         self, worker: Worker, keep: Keep, finish: Finish, *, container: int, keeps: frozenset[int], run_fails: bool
     ) -> Advance:
@@ -574,7 +610,12 @@ class Store:
         `keeps`: top-level rows that still may run (the engine's own, on_error, finally).
         """
         with self.database.write() as connection:
-            if connection.execute(select(steps.c.id).where(_held(finish.step))).first() is None:
+            self._lock(connection, finish.step.run)
+            # As the fence does: a step whose lease ran out may still fail, while nobody else has taken it over.
+            mine = connection.execute(
+                update(steps).where(_fenced(finish.step)).values(status=int(StepStatus.RUNNING)).returning(steps.c.id)
+            )
+            if mine.first() is None:
                 return self._tick(connection, worker, keep, finishes=[finish])
             heads = self._halt(connection, finish.step.run, container, keeps, "the run stopped: a step had failed")
             if run_fails:
@@ -583,6 +624,7 @@ class Store:
             advance.ready += heads
         return advance
 
+    @_tried_again
     def stop(
         self, run: int, *, gate: int, keeps: frozenset[int], error: Mapping[str, Any] | None, reason: str
     ) -> list[Head]:
@@ -591,12 +633,12 @@ class Store:
         Raises Conflict where it is finished already.  A run that is finishing is left to it.
         """
         with self.database.write() as connection:
-            row = connection.execute(select(runs.c.status).where(runs.c.id == run).with_for_update()).one()
-            if row.status in FINISHED_RUN:
-                raise Conflict(f"The run is {RunStatus(row.status).name.lower()} already.")
+            status = self._lock(connection, run)
+            if status in FINISHED_RUN:
+                raise Conflict(f"The run is {RunStatus(status).name.lower()} already.")
             if error is None:
                 connection.execute(update(runs).where(runs.c.id == run).values(cancelled=True))
-            if row.status == RunStatus.FINISHING:
+            if status == RunStatus.FINISHING:
                 return []
             heads = self._halt(connection, run, gate, keeps, reason)
             self._finishing(connection, run, error=error)
@@ -673,6 +715,7 @@ class Store:
         ).first()
         return [Head(*found)] if found is not None and ready else []
 
+    @_tried_again
     def finish_run(
         self,
         worker: Worker,
@@ -684,12 +727,13 @@ class Store:
     ) -> None:
         """Finish the run's last step and the run with it."""
         with self.database.write() as connection:
+            ended = self._lock(connection, finish.step.run) in FINISHED_RUN
             advance = self._tick(connection, worker, Keep(fast=0), finishes=[finish])
-            if advance.refused:
+            if advance.refused or ended:
                 return
             connection.execute(
                 update(runs)
-                .where(runs.c.id == finish.step.run, runs.c.status.not_in([int(state) for state in FINISHED_RUN]))
+                .where(runs.c.id == finish.step.run)
                 .values(
                     status=int(status),
                     active=False,
@@ -835,7 +879,7 @@ class Store:
         """Take the next steps of a queue from the backlog; they are owed a message."""
         picked = (
             select(backlog.c.queue, backlog.c.rank, backlog.c.step_id)
-            .join(runs, runs.c.id == backlog.c.step_id.op(">>")(ROW_BITS))
+            .select_from(backlog.join(runs, runs.c.id == backlog.c.step_id.op(">>")(literal_column(str(ROW_BITS)))))
             .where(backlog.c.queue == queue, runs.c.active, runs.c.target == target, runs.c.home == home)
             .order_by(backlog.c.rank, backlog.c.step_id)
             .limit(count)
@@ -875,10 +919,13 @@ class Store:
             )
             return taken.rowcount == 1
 
+    @_tried_again
     def reap(self, *, home: str) -> list[tuple[Head, int]]:
         """Take the steps of dead workers back: ready again, with their tokens.
 
         If the dead worker held a suspect (a step whose owners died twice), only the suspects are blamed, else all.
+        A step that ran on when its run had stopped is not started again but cancelled; what that makes ready is
+        among the result, with token 0.
         """
         dead = select(workers.c.id).where(
             workers.c.reaped.is_(False), workers.c.lease_until < db_now(), workers.c.home == home
@@ -887,7 +934,7 @@ class Store:
         with self.database.write() as connection:
             for owner in connection.scalars(dead.with_for_update(skip_locked=True)).all():
                 held = connection.execute(
-                    select(steps.c.id, steps.c.crashes)
+                    select(steps.c.id, steps.c.crashes, steps.c.halted)
                     .select_from(_live_steps())
                     .where(_is_live(home), steps.c.status == int(StepStatus.RUNNING), steps.c.owner == owner)
                     .order_by(steps.c.id)
@@ -909,10 +956,20 @@ class Store:
                             steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes, steps.c.token
                         )
                     ).one()
+                    if row.halted:
+                        taken += [(head, 0) for head in self._buried(connection, back)]
+                        continue
                     taken.append((Head(*back[:5]), back.token))
                     self._tell(connection, row.id >> ROW_BITS, row.id & ROW_MASK, "step.recovered", "its worker died")
                 connection.execute(update(workers).where(workers.c.id == owner).values(reaped=True))
         return taken
+
+    def _buried(self, connection: Connection, row: Any) -> list[Head]:
+        """End a step of a stopped run whose worker died; return what its end makes ready."""
+        step = Claimed(row.id, row.token, row.node, row.weight, row.queue, 1, None, None, row.crashes)
+        ended = Finish(step, Result(StepStatus.CANCELLED, reason="its worker died after the run had stopped"))
+        nobody = Worker(0, target="", home="", queues=())
+        return self._tick(connection, nobody, Keep(0, 0, 0), finishes=[ended]).ready
 
     def overdue(
         self, *, home: str, limit: int = 2000, all_ready: bool = False
@@ -985,17 +1042,17 @@ class Store:
         return status in FINISHED_RUN, [(row.id & ROW_MASK, row.node) for row in rows]
 
     def close_orphan(self, run: int) -> None:
-        """End a run whose process died: it is failed, what it left undone is cancelled."""
+        """End a run whose process died: it is failed, what it left undone is cancelled.  One that has ended stays."""
+        low, high = step_id(run, 0), step_id(run + 1, 0)
         with self.database.write() as connection:
+            if self._lock(connection, run) in FINISHED_RUN:
+                return
             connection.execute(
                 update(steps)
-                .where(
-                    steps.c.id >= step_id(run, 0),
-                    steps.c.id < step_id(run + 1, 0),
-                    steps.c.status < int(StepStatus.SUCCEEDED),
-                )
+                .where(steps.c.id >= low, steps.c.id < high, steps.c.status < int(StepStatus.SUCCEEDED))
                 .values(status=int(StepStatus.CANCELLED))
             )
+            connection.execute(delete(backlog).where(backlog.c.step_id >= low, backlog.c.step_id < high))
             connection.execute(
                 update(runs)
                 .where(runs.c.id == run)
@@ -1036,6 +1093,11 @@ def _iso(value: Any) -> str:
 
 def _held(step: Claimed) -> Any:
     return and_(steps.c.id == step.id, steps.c.token == step.token, steps.c.status == int(StepStatus.RUNNING))
+
+
+def _fenced(step: Claimed) -> Any:
+    open_ = [int(StepStatus.READY), int(StepStatus.RUNNING)]
+    return and_(steps.c.id == step.id, steps.c.token == step.token, steps.c.status.in_(open_))
 
 
 def _live_steps() -> Any:

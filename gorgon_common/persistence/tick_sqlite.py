@@ -231,6 +231,7 @@ class _Taker:
         marks = ", ".join("?" * len(self.who.queues))
         picked = self.db.execute(
             "SELECT b.queue, b.rank, b.step_id FROM backlog b JOIN runs r ON r.id = b.step_id >> 20"
+            " JOIN steps s ON s.id = b.step_id AND s.crashes < 2"
             f" WHERE b.queue IN ({marks}) AND r.active AND r.target = ? AND r.home = ?"
             " ORDER BY b.rank, b.step_id LIMIT ?",
             (*self.who.queues, self.who.target, self.who.home, wanted),

@@ -145,6 +145,7 @@ BEGIN
     IF p_pull > brought THEN
         WITH picked AS (
             SELECT b.queue, b.rank, b.step_id FROM backlog b JOIN runs r ON r.id = b.step_id >> 20
+                JOIN steps s ON s.id = b.step_id AND (s.crashes < 2 OR p_suspects)
             WHERE b.queue = ANY (p_queues) AND r.active AND r.target = p_target AND r.home = p_home
             ORDER BY b.rank, b.step_id LIMIT p_pull - brought FOR UPDATE OF b SKIP LOCKED
         ), gone AS (
