@@ -185,8 +185,11 @@ class Plan:
         return found
 
     def to_json(self) -> str:
-        """Return the canonical form: sorted keys, defaults left out, no spaces."""
-        return json.dumps(_plain(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        """Return the canonical form: defaults left out, no spaces, keys as they are in the file.
+
+        The order of keys is kept because it means something: a model writes the fields of an answer in their order.
+        """
+        return json.dumps(_plain(self), separators=(",", ":"), ensure_ascii=False)
 
     def hash(self) -> str:
         """Return the sha256 of the canonical form, in hex."""
