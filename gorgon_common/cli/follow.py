@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol
@@ -80,6 +80,14 @@ def follow(
     `expect_worker`: the run needs a worker elsewhere; say so if none takes it.
     """
     begun = reached = time.monotonic()
+    said = ""
+
+    def say(text: str) -> None:
+        nonlocal said
+        if text != said:
+            said = text
+            view.say(text)
+
     asked = False
     with interrupts(view.close) as counter:
         while True:
@@ -90,7 +98,7 @@ def follow(
             except errors.Unavailable:
                 if time.monotonic() - reached > _PATIENCE:
                     raise
-                view.say("The connection is lost; trying again…")
+                say("The connection is lost; trying again…")
                 wait(_SLOWEST)
                 continue
             view.update(run)
@@ -98,14 +106,21 @@ def follow(
                 return run, counter.count > 0
             if counter.count and not cancels:
                 return run, True
-            if counter.count and not asked:
-                asked = True
-                view.say("Cancelling: waiting for calls in flight. Ctrl-C again leaves at once.")
-                _cancel(runs, run_id)
-            elif expect_worker and run["status"] == "queued" and time.monotonic() - begun > _UNCLAIMED:
-                view.say("No worker has taken it yet. Is one running? `gorgon worker` starts one.")
+            if counter.count:
+                say("Cancelling: waiting for calls in flight. Ctrl-C again leaves at once.")
+                if not asked:
+                    asked = True
+                    _cancel(runs, run_id)
+            elif expect_worker and _untouched(run) and time.monotonic() - begun > _UNCLAIMED:
+                say("No worker has taken it yet. Is one running? `gorgon worker` starts one.")
+            else:
+                say("")
             # What a poll costs sets how often it happens: a run of ten thousand steps is asked for less often.
             wait(min(_SLOWEST, max(_FASTEST, 8 * (time.monotonic() - before))))
+
+
+def _untouched(run: Mapping[str, Any]) -> bool:
+    return all(step["status"] in ("pending", "ready") for step in run.get("steps") or ())
 
 
 def _cancel(runs: Runs, run_id: str) -> None:

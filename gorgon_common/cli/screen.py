@@ -45,7 +45,7 @@ class View(Protocol):
         ...
 
     def say(self, text: str) -> None:
-        """Say something beside it."""
+        """Say something beside it; nothing takes back what was said."""
         ...
 
     def close(self) -> None:
@@ -61,7 +61,8 @@ class Silent:
 
     def say(self, text: str) -> None:
         """Say it on stderr."""
-        terminal.note(text)
+        if text:
+            terminal.note(text)
 
     def close(self) -> None:
         """Do nothing."""
@@ -106,7 +107,8 @@ class Plain:
 
     def say(self, text: str) -> None:
         """Say it on stderr."""
-        terminal.note(text)
+        if text:
+            terminal.note(text)
 
     def close(self) -> None:
         """Do nothing."""

@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 from gorgon_api.app import create_app
 from gorgon_api.auth import SingleKey
-from tests.support.memory_services import MemoryServices
+from gorgon_common import bootstrap
+from gorgon_common.bootstrap import Services
+from gorgon_common.settings import Settings
+from tests.support import servers
 
 KEY = "gk_test"
 TEXTS = st.text(max_size=30) | st.sampled_from(
@@ -45,8 +48,16 @@ QUERIES = st.dictionaries(
 
 
 @pytest.fixture(scope="module")
-def http() -> Iterator[TestClient]:
-    app = create_app(MemoryServices(), SingleKey(KEY))
+def http(postgres_admin: str) -> Iterator[TestClient]:
+    """The API on PostgreSQL, which is stricter than SQLite about what it takes."""
+    with servers.fresh_database(postgres_admin) as url:
+        services = bootstrap.build(Settings(database_url=url))
+        yield from _client(services)
+        services.close()
+
+
+def _client(services: Services) -> Iterator[TestClient]:
+    app = create_app(services, SingleKey(KEY))
     with TestClient(app, headers={"X-API-Key": KEY}) as client:  # a fault of ours is raised here
         yield client
 

@@ -76,6 +76,8 @@ class MemoryServices(Services):
                 "workflow": plan.name,
                 "status": "queued",
                 "target": target,
+                "team": team or plan.team,
+                "created_at": _now(),
                 "outputs": None,
                 "error": None,
                 "cost_usd": 0.0,
@@ -166,6 +168,7 @@ def _step(node: Any) -> dict[str, Any]:
     return {
         "id": node.id,
         "item": None,
+        "parent": None,
         "kind": node.kind.value,
         "role": node.spec.get("role"),
         "provider": node.queue,
