@@ -10,6 +10,7 @@ from celery.signals import worker_ready, worker_shutting_down
 
 from gorgon_common import lazy
 from gorgon_common.bootstrap import build
+from gorgon_common.canvas.celery import THREADS_PER_SLOT
 from gorgon_common.settings import get_settings
 from gorgon_worker.assembly import make_runtime
 from gorgon_worker.tasks import register
@@ -43,7 +44,7 @@ def main(*, queues: Sequence[str], slots: int, target: str) -> None:
             [
                 "worker",
                 "--pool=threads",
-                f"--concurrency={slots}",
+                f"--concurrency={slots * THREADS_PER_SLOT}",
                 f"--queues={','.join(served)}",
                 f"--hostname={name}",
                 "--without-gossip",

@@ -30,6 +30,8 @@ from gorgon_common.workflow.plan import Kind
 
 EPOCH_KEY = "gorgon:epoch"
 DEPTH_SECONDS = 0.05
+THREADS_PER_SLOT = 2
+"""Task threads of a worker for each slot."""
 
 
 def make_app(broker_url: str, *, name: str = "gorgon", events: bool = False) -> Celery:
@@ -57,7 +59,6 @@ def make_app(broker_url: str, *, name: str = "gorgon", events: bool = False) -> 
         task_default_queue=queues.CONTROL,
         task_create_missing_queues=True,
         worker_prefetch_multiplier=1,
-        worker_disable_prefetch=not embedded,
         worker_disable_rate_limits=True,
         worker_enable_remote_control=events,
         worker_send_task_events=events,
@@ -144,7 +145,7 @@ class CeleryCanvas:
         node = run.plan.nodes[number]
         if number in found.plain or weight(node) == 0 or len(heads) < 2:
             return Lowered(self._bundles(run, heads))
-        lanes = [self._signature(run, [head]) for head in heads]
+        lanes = self._bundles(run, heads)
         body = self._message(
             node.queue or queues.CONTROL, messages.task(node), [join], messages.label(node, run.info.workflow)
         )

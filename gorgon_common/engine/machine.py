@@ -35,7 +35,8 @@ BATCH_SECONDS = 0.002
 SLEEP_IN_PLACE = 0.3
 """Shorter waits are slept in the worker's slot; longer ones let the step go."""
 COMMIT_RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
-SLOT_SECONDS = 2.0
+SLOT_SECONDS = 0.5
+"""How long a message waits for a slot before its steps go to the backlog."""
 
 log = get_logger(__name__)
 

@@ -18,7 +18,7 @@ from gorgon_common.engine.records import ROW_BITS, Claimed, Head, Weight
 from gorgon_common.errors import Unavailable
 from gorgon_common.logs import get_logger
 
-AHEAD = 3
+AHEAD = 2
 """Steps in the broker for each live slot."""
 LEAST_ROOM = 64
 """Steps that a queue may hold even where no worker is known yet."""
