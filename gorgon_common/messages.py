@@ -6,9 +6,6 @@ all of them loses nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
-
 AGENT = "gorgon.agent"
 ACTION = "gorgon.action"
 COMMAND = "gorgon.command"
@@ -21,33 +18,11 @@ TASKS = (AGENT, ACTION, COMMAND, NOOP, CONTROL)
 FAST = frozenset({NOOP, CONTROL})
 """Tasks whose steps take no slot."""
 
-_BY_KIND = {"agent": AGENT, "action": ACTION, "command": COMMAND, "noop": NOOP}
+BY_KIND = {"agent": AGENT, "action": ACTION, "command": COMMAND, "noop": NOOP}
+"""Kind of a step → its task; all others are CONTROL."""
 
 
-class Node(Protocol):
-    """What is read of a node of the plan."""
-
-    @property
-    def id(self) -> str:
-        """Its name in the plan."""
-
-    @property
-    def kind(self) -> str:
-        """What it does."""
-
-    @property
-    def spec(self) -> Mapping[str, Any]:
-        """Its action's fields."""
-
-
-def task(node: Node) -> str:
-    """Return the task that runs a node."""
-    return _BY_KIND.get(node.kind, CONTROL)
-
-
-def label(node: Node, workflow: str, count: int = 1) -> str:
+def label(task: str, role: str | None, workflow: str, step: str, count: int = 1) -> str:
     """Return how Flower and logs call a message: `gorgon.agent[planner] feature-build/plan`."""
-    role = node.spec.get("role")
     more = f" ×{count}" if count > 1 else ""
-    name = node.id.removesuffix("[]").removesuffix("#")
-    return f"{task(node)}{f'[{role}]' if role else ''} {workflow}/{name}{more}"
+    return f"{task}{f'[{role}]' if role else ''} {workflow}/{step}{more}"

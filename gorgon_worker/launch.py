@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import typer
@@ -155,6 +155,11 @@ def run_embedded(
         view = choose_view(as_json=as_json, target=target)
         try:
             return follow(services, submitted.run_id, view, cancels=True)
+        except BaseException:
+            # Nobody watches any more (a closed pipe, a fault): nothing more is to be spent.
+            with suppress(errors.GorgonError):
+                services.cancel(submitted.run_id)
+            raise
         finally:
             view.close()
 

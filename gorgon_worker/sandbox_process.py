@@ -14,6 +14,8 @@ from typing import Self
 from gorgon_common.errors import Unavailable
 from gorgon_common.settings import Settings
 
+MODULE = "gorgon_api.sandbox"
+"""A program of its own: nothing of it is imported."""
 _READY = 20.0
 _URL = re.compile(r"https?://\S+")
 
@@ -25,7 +27,7 @@ class SandboxProcess:
     """
 
     def __init__(self, settings: Settings) -> None:
-        command = [sys.executable, "-m", "gorgon_api.sandbox", "--host", "127.0.0.1", "--port", "0"]
+        command = [sys.executable, "-m", MODULE, "--host", "127.0.0.1", "--port", "0"]
         command += ["--seed", str(settings.sandbox_seed), "--exit-with-parent", str(os.getpid())]
         if settings.sandbox_latency is not None:
             command += ["--latency", f"{settings.sandbox_latency}s"]
@@ -48,6 +50,11 @@ class SandboxProcess:
         for thread in self._readers:
             thread.start()
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def url(self) -> str:
         """Return its address, as soon as it answers.  Raises Unavailable where it does not start."""
         while self._url is None:
@@ -56,6 +63,8 @@ class SandboxProcess:
             except queue.Empty:
                 line = None
             if line is None:
+                for thread in self._readers:
+                    thread.join(1)  # what it said last may still be on its way
                 said = self._said[-1] if self._said else "it said nothing"
                 raise Unavailable(f"The sandbox did not start: {said}", hint="`gorgon sandbox` shows why.")
             found = _URL.search(line)

@@ -26,7 +26,7 @@ from gorgon_common.engine.records import ROW_MASK, Head, step_id
 from gorgon_common.engine.rows import weight
 from gorgon_common.errors import Unavailable
 from gorgon_common.ids import new_id
-from gorgon_common.workflow.plan import Kind
+from gorgon_common.workflow.plan import Kind, Node
 
 EPOCH_KEY = "gorgon:epoch"
 DEPTH_SECONDS = 0.05
@@ -146,9 +146,7 @@ class CeleryCanvas:
         if number in found.plain or weight(node) == 0 or len(heads) < 2:
             return Lowered(self._bundles(run, heads))
         lanes = self._bundles(run, heads)
-        body = self._message(
-            node.queue or queues.CONTROL, messages.task(node), [join], messages.label(node, run.info.workflow)
-        )
+        body = self._message(node.queue or queues.CONTROL, lowering.task(node), [join], _label(run, node))
         return Lowered([chord(group(lanes), body, app=self.app)], [join])
 
     def _reduces(self, run: Run, below: Sequence[Head]) -> list[int]:
@@ -166,7 +164,7 @@ class CeleryCanvas:
         by_task: dict[tuple[str, str], list[Head]] = {}
         for head in heads:
             node = run.plan.nodes[head.node]
-            by_task.setdefault((node.queue or queues.CONTROL, messages.task(node)), []).append(head)
+            by_task.setdefault((node.queue or queues.CONTROL, lowering.task(node)), []).append(head)
         signatures = []
         for (_, task), same in by_task.items():
             positions = list(range(len(same)))
@@ -176,8 +174,8 @@ class CeleryCanvas:
 
     def _signature(self, run: Run, heads: Sequence[Head]) -> Signature[Any]:
         node = run.plan.nodes[heads[0].node]
-        name = messages.label(node, run.info.workflow, len(heads))
-        return self._message(node.queue or queues.CONTROL, messages.task(node), [head.id for head in heads], name)
+        name = _label(run, node, len(heads))
+        return self._message(node.queue or queues.CONTROL, lowering.task(node), [head.id for head in heads], name)
 
     def _members(self, run: Run, whole: Group) -> list[Any]:
         return [self._canvas(run, member) for member in whole.members]
@@ -190,7 +188,7 @@ class CeleryCanvas:
             return chain(*[self._canvas(run, part) for part in member.parts], app=self.app)
         node = run.plan.nodes[member.nodes[0]]
         ids = [step_id(run.info.id, row) for row in member.nodes]
-        return self._message(member.queue, member.task, ids, messages.label(node, run.info.workflow, len(member.nodes)))
+        return self._message(member.queue, member.task, ids, _label(run, node, len(member.nodes)))
 
     def _message(self, queue: str, task: str, ids: Sequence[int], label: str) -> Signature[Any]:
         signature: Signature[Any] = self.app.signature(task, args=(list(ids), round(time.time(), 3)), immutable=True)
@@ -260,6 +258,11 @@ class CeleryCanvas:
         if self._redis is not None:
             self._redis.close()
         self.app.close()
+
+
+def _label(run: Run, node: Node, count: int = 1) -> str:
+    name = node.id.removesuffix("[]").removesuffix("#")
+    return messages.label(lowering.task(node), node.spec.get("role"), run.info.workflow, name, count)
 
 
 def _client(broker_url: str) -> Any:

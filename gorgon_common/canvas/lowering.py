@@ -19,12 +19,17 @@ from typing import Any
 from gorgon_common import messages, queues
 from gorgon_common.engine import rows
 from gorgon_common.engine.records import Weight
-from gorgon_common.workflow.plan import COMPOSITE, Kind, Plan
+from gorgon_common.workflow.plan import COMPOSITE, Kind, Node, Plan
 
 CHAIN_LENGTH = 10
 SLOW_BUNDLE = 4
 FAST_BUNDLE = 64
 _ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
+
+
+def task(node: Node) -> str:
+    """Return the task that runs a node."""
+    return messages.BY_KIND.get(node.kind, messages.CONTROL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +166,7 @@ def message(plan: Plan, found: Shape, heads: Sequence[int]) -> Message:
     """Return one message for some heads of one queue and task."""
     node = plan.nodes[heads[0]]
     run = found.runs.get(heads[0], (heads[0],)) if len(heads) == 1 else ()
-    return Message(node.queue or queues.CONTROL, messages.task(node), tuple(heads), run)
+    return Message(node.queue or queues.CONTROL, task(node), tuple(heads), run)
 
 
 def branch(plan: Plan, found: Shape, head: int) -> Message | Chain:
@@ -179,19 +184,19 @@ def group(plan: Plan, found: Shape, heads: Sequence[int]) -> Group:
             members.append(branch(plan, found, head))
         else:
             node = plan.nodes[head]
-            bundles.setdefault((node.queue or queues.CONTROL, messages.task(node)), []).append(head)
-    for (_, task), same in bundles.items():
-        for part in bundled(same, task):
+            bundles.setdefault((node.queue or queues.CONTROL, task(node)), []).append(head)
+    for (_, name), same in bundles.items():
+        for part in bundled(same, name):
             members.append(message(plan, found, part))
     return Group(tuple(members))
 
 
-def bundled(heads: Sequence[int], task: str) -> Iterator[Sequence[int]]:
+def bundled(heads: Sequence[int], name: str) -> Iterator[Sequence[int]]:
     """Cut heads of one queue into messages: a few of what takes a slot, many of what takes none.
 
-    Few heads get a message each, so that several workers share them.
+    `name`: their task.  Few heads get a message each, so that several workers share them.
     """
-    size = FAST_BUNDLE if task in messages.FAST else SLOW_BUNDLE if len(heads) > 8 * SLOW_BUNDLE else 1
+    size = FAST_BUNDLE if name in messages.FAST else SLOW_BUNDLE if len(heads) > 8 * SLOW_BUNDLE else 1
     for start in range(0, len(heads), size):
         yield heads[start : start + size]
 
@@ -253,7 +258,7 @@ def _tree(plan: Plan, segment: Segment) -> list[str]:
         return _lines(plan, segment.canvas)
     for index in segment.conditional:
         node = plan.nodes[index]
-        return [f"if its condition holds: {_one(plan, Message(str(node.queue), messages.task(node), (index,)))}"]
+        return [f"if its condition holds: {_one(plan, Message(str(node.queue), task(node), (index,)))}"]
     return _composite(plan, segment.inline[0])
 
 
@@ -277,7 +282,7 @@ def _composite(plan: Plan, index: int) -> list[str]:
 def message_of(plan: Plan, index: int) -> Message:
     """Return the message of one step that travels alone."""
     node = plan.nodes[index]
-    return Message(node.queue or queues.CONTROL, messages.task(node), (index,), (index,))
+    return Message(node.queue or queues.CONTROL, task(node), (index,), (index,))
 
 
 def _one(plan: Plan, sent: Message) -> str:
@@ -324,9 +329,9 @@ def to_dict(plan: Plan) -> list[dict[str, Any]]:
 
 def _data(plan: Plan, canvas: Canvas) -> dict[str, Any]:
     match canvas:
-        case Message(queue, task, nodes, runs):
+        case Message(queue, name, nodes, runs):
             steps = [plan.nodes[index].id for index in (runs or nodes)]
-            return {"task": task, "queue": queue, "steps": steps, "in_place": bool(runs) and len(runs) > 1}
+            return {"task": name, "queue": queue, "steps": steps, "in_place": bool(runs) and len(runs) > 1}
         case Chain(parts):
             return {"chain": [_data(plan, part) for part in parts]}
         case Group(members):

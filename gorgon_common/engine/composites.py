@@ -18,7 +18,7 @@ from gorgon_common.engine.outcomes import Done, Expanded, Outcome
 from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, Result, step_id
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.errors import ExpressionError, StepError
-from gorgon_common.workflow.expressions import evaluate_condition, parse_template
+from gorgon_common.workflow.expressions import evaluate_condition, render_value
 from gorgon_common.workflow.plan import Kind, Node
 
 
@@ -88,8 +88,7 @@ def _check(children: Sequence[Checkpoint | None]) -> None:
 def _map(run: Run, step: Claimed, node: Node, parallel: int | None) -> Outcome:
     spec = node.spec
     over = spec["over"]
-    if isinstance(over, str):
-        over = parse_template(over, run.plan.lenient).render(run.env(step, node.refs), text=False)
+    over = render_value(over, run.env(step, node.refs), legacy=run.plan.lenient)
     if isinstance(over, Mapping):
         over = [{"key": key, "value": value} for key, value in over.items()]
     if over is None and run.plan.lenient:

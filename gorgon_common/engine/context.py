@@ -324,10 +324,12 @@ class Names(Mapping[str, Any]):
             case "step":
                 return self._all()[_number(ref)]
             case "published":
-                value = self._all()[_number(ref)]
-                if value.output is MISSING:
-                    return MISSING
-                return value.published.get(ref.field or "", MISSING)
+                # Several steps may publish a name, each where its condition holds.
+                for number in (_number(ref), *ref.nodes):
+                    found = self._all()[number].published.get(ref.field or "", MISSING)
+                    if found is not MISSING:
+                        return found
+                return MISSING
             case "steps":
                 return {self._run.plan.nodes[number].id: self._all()[number] for number in ref.nodes}
             case "item" | "index":

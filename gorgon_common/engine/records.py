@@ -149,6 +149,7 @@ class Checkpoint:
     reason: str | None
     detail: Mapping[str, Any]
     attempts: int
+    finished_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from gorgon_common.errors import (
     StepError,
 )
 from gorgon_common.roles.models import resolve_model
-from gorgon_common.workflow.expressions import Env, evaluate_condition, parse_template, render_value, to_text
+from gorgon_common.workflow.expressions import Env, conform, evaluate_condition, parse_template, render_value, to_text
 from gorgon_common.workflow.plan import COMPOSITE, Join, Kind, Node
 
 MAX_OUTPUT_BYTES = 10 * 1024**2
@@ -52,6 +52,12 @@ class Poison(StepError):
     """The step kills the workers that run it."""
 
     kind = "poison"
+
+
+class Overdue(StepError):
+    """The step's deadline has passed."""
+
+    kind = "deadline"
 
 
 _NOTHING = CallRecord("none", "noop", None, 1, Usage(), 0, "", 0, "ok")
@@ -89,7 +95,7 @@ class Executor:
         try:
             return attempt.outcome()
         except Cancelled:
-            return Done(attempt.result(StepStatus.CANCELLED, reason="the run was cancelled"))
+            return Done(attempt.result(StepStatus.CANCELLED, reason="the run was stopped"))
         except (StepError, ExpressionError, ConfigurationError, NotAvailable) as error:
             return attempt.failed(error)
 
@@ -158,6 +164,36 @@ class Attempt:
     def env(self) -> Env:
         """Return the names of the step's expressions."""
         return self.run.env(self.step, self.node.refs)
+
+    def cancelled(self) -> bool:
+        """Tell whether the call in flight is to be aborted; a run's final steps go on when it was cancelled."""
+        if not self.executor.cancelled(self.run.info.id):
+            return False
+        _, top, _ = self.run.ancestry(self.step)[-1]
+        return self.run.plan.nodes[top].phase == "main"
+
+    def _timeout(self) -> float:
+        """Return the seconds that this attempt may take.  Raises Overdue where the step's deadline has passed."""
+        limit = self.node.timeout or DEFAULT_TIMEOUT
+        left = self._left()
+        if left is None:
+            return limit
+        if left <= 0:
+            raise Overdue(
+                f"`{self.node.id}` has not ended within its deadline of {self.node.deadline:g} s.",
+                hint="Raise `deadline:`, which counts all attempts and the time in queues, or see what it waited for.",
+            )
+        return min(limit, left)
+
+    def _left(self) -> float | None:
+        """Return the seconds to the step's deadline; it counts from when the last step before it has ended."""
+        if self.node.deadline is None:
+            return None
+        rows = [self.run.locate(self.step, dep.node) for dep in self.node.deps]
+        ids = [step_id(self.run.info.id, row) for row in rows if row is not None]
+        ended = [entry.finished_at for entry in self.run.knowledge.checkpoints(ids).values() if entry.finished_at]
+        since = max(ended, default=self.run.info.created_at)
+        return self.node.deadline - (self.executor.clock.now() - since).total_seconds()
 
     # May it start?
 
@@ -238,6 +274,9 @@ class Attempt:
         policy = self.node.retry
         if isinstance(error, StepError) and retry.again(policy, error, self.step.attempt):
             seconds = retry.delay(policy, self.step.attempt, self.executor.chance)
+            left = self._left()
+            if left is not None and seconds >= left:
+                return self._gave_up(self._told(error))
             return Parked(seconds, "retry", error.message, self.calls)
         return self._gave_up(self._told(error))
 
@@ -328,11 +367,12 @@ class Attempt:
             call,
             pricer=self.executor.pricer,
             provider_name=provider,
-            cancelled=lambda: self.executor.cancelled(self.run.info.id),
+            cancelled=self.cancelled,
             on_call=lambda record: self.calls.append(replace(record, ordinal=earlier + record.ordinal)),
             clock=self.executor.clock,
         )
-        output = result.data if call.schema is not None else result.text
+        # A number field stays a decimal even where the model wrote 3: expressions divide by its schema's type.
+        output = conform(result.data, call.schema) if call.schema is not None else result.text
         more = {"provider": provider, "model": result.model, "role": call.role, "fingerprint": fingerprint}
         return self.ended(Result(StepStatus.SUCCEEDED, output, detail={**more, **(detail or {})}))
 
@@ -344,11 +384,11 @@ class Attempt:
         return AgentCall(
             model=model,
             messages=(Message("user", text),),
-            system=spec.get("system"),
+            system=_text(spec["system"], env) if spec.get("system") else None,
             schema=spec.get("schema"),
             max_tokens=spec.get("max_tokens") or DEFAULT_MAX_TOKENS,
             effort=spec.get("effort"),
-            timeout=self.node.timeout or DEFAULT_TIMEOUT,
+            timeout=self._timeout(),
             role=spec.get("role"),
             label=self.run.path(self.step),
         )
@@ -370,7 +410,7 @@ class Attempt:
         adopted = self._adopted(fingerprint)
         if adopted is not None:
             return adopted
-        done = self.executor.commands.run(call, lambda: self.executor.cancelled(self.run.info.id))
+        done = self.executor.commands.run(call, self.cancelled)
         if done.exit_code and not self.node.spec.get("allow_failure"):
             last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
             raise CommandFailed(
@@ -394,7 +434,7 @@ class Attempt:
             env=variables,
             stdin=_text(spec.get("stdin") or "", env),
             cwd=_text(spec["cwd"], env) if spec.get("cwd") else None,
-            timeout=self.node.timeout or DEFAULT_TIMEOUT,
+            timeout=self._timeout(),
             output_bytes=MAX_OUTPUT_BYTES,
         )
 
@@ -441,6 +481,7 @@ def _standing(spec: Mapping[str, Any], env: Env) -> str:
         value = env.get(name)
         if value is not None and value.status == "succeeded":
             parts.append(f"## {name}\n\n{to_text(value.value())}")
+    parts += [f"## {name}\n\n{to_text(env[name])}" for name in spec.get("given") or ()]
     return "\n\n".join(parts)
 
 

@@ -186,12 +186,16 @@ class Store:
             )
 
     def cancelled(self, run_ids: Iterable[int]) -> set[int]:
-        """Return those of the runs that somebody asked to end."""
+        """Return those of the runs that somebody asked to end, or whose time is up."""
         wanted = list(run_ids)
         if not wanted:
             return set()
         with self.database.read() as connection:
-            return set(connection.scalars(select(runs.c.id).where(runs.c.id.in_(wanted), runs.c.cancelled)))
+            return set(
+                connection.scalars(
+                    select(runs.c.id).where(runs.c.id.in_(wanted), or_(runs.c.cancelled, runs.c.deadline < db_now()))
+                )
+            )
 
     def slots(self, target: str, home: str) -> dict[int, int]:
         """Return queue → slots of the workers that live and serve it."""
@@ -1151,6 +1155,7 @@ def _checkpoint(row: Any) -> Checkpoint:
         reason=detail.pop("reason", None),
         detail=detail,
         attempts=row.attempts,
+        finished_at=row.finished_at,
     )
 
 
