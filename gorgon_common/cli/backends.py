@@ -33,7 +33,9 @@ def runs_of(server: str | None) -> Iterator[Services | Client]:
 
 
 def connect(server: str) -> Client:
-    """Return a client of a server; it sends GORGON_API_KEY.  Raises InputInvalid."""
+    """Return a client of a server; it sends GORGON_API_KEY.  `default` is GORGON_API_URL.  Raises InputInvalid."""
+    if server == "default":
+        server = get_settings().api_url
     if not server.startswith(("http://", "https://")):
         raise errors.InputInvalid(
             f"--server {server} is not a URL.", hint="Write it with its scheme: --server http://127.0.0.1:8000"

@@ -23,7 +23,9 @@ def remember_debug(ctx: typer.Context, value: bool) -> bool:
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.", callback=_remember_json)]
 Server = Annotated[
     str | None,
-    typer.Option("--server", metavar="URL", help="Ask this server instead of the local database."),
+    typer.Option(
+        "--server", metavar="URL", help="Ask this server, or `default` (GORGON_API_URL), instead of the local database."
+    ),
 ]
 Inputs = Annotated[
     list[str] | None,

@@ -227,12 +227,16 @@ def _table(lines: Sequence[Line], *, narrow: bool) -> Table:
     for line in lines:
         table.add_row(
             _name(line),
-            _about(line),
+            _about(line, narrow=narrow),
             Text(f"{terminal.number(line.tokens)} tok" if line.tokens else "", style="quiet"),
             Text(terminal.money(line.cost) if line.cost else "", style="quiet"),
-            Text(terminal.seconds(line.elapsed) if line.elapsed is not None else "", style="quiet"),
+            Text(_took(line), style="quiet"),
         )
     return table
+
+
+def _took(line: Line) -> str:
+    return "" if line.elapsed is None or line.status == "skipped" else terminal.seconds(line.elapsed)
 
 
 def _name(line: Line) -> Text:
@@ -242,7 +246,7 @@ def _name(line: Line) -> Text:
     return Text.assemble("  " * (line.depth + 1), (symbol, style), " ", (line.name, "off" if faint else ""))
 
 
-def _about(line: Line) -> Text:
+def _about(line: Line, *, narrow: bool) -> Text:
     text = Text()
     if line.kind == "loop" and line.total:
         text.append(f"iteration {line.total}  ")
@@ -262,7 +266,8 @@ def _about(line: Line) -> Text:
         return text
     if line.status == "waiting" and line.reason:
         return text.append(f"waiting: {line.reason}", style="wait")
-    text.append(line.who, style="quiet")
+    if line.kind != "loop":  # whose steps stand below it
+        text.append(line.who.partition(" · ")[0] if narrow and line.total else line.who, style="quiet")
     if line.attempts > 1:
         text.append(f"{'  ' if line.who else ''}attempt {line.attempts}", style="wait")
     return text

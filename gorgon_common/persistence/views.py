@@ -15,7 +15,7 @@ from gorgon_common.engine.records import ROW_BITS, ROW_MASK, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import InputInvalid, NotFound
 from gorgon_common.persistence.database import Database
-from gorgon_common.persistence.tables import blobs, checkpoints, events, expansions, ledger, runs, steps
+from gorgon_common.persistence.tables import blobs, checkpoints, db_now, events, expansions, ledger, runs, steps
 from gorgon_common.workflow.plan import Kind, Plan
 
 MICRO = 1_000_000
@@ -29,6 +29,12 @@ class Views:
     def __init__(self, database: Database, plan_of: Callable[[str], Plan]) -> None:
         self.database = database
         self.plan_of = plan_of
+
+    def now(self) -> datetime:
+        """Return the database's time: aware, UTC."""
+        with self.database.read() as connection:
+            moment: datetime = connection.execute(select(db_now())).scalar_one()
+        return moment
 
     def number(self, public_id: str) -> int:
         """Return a run's number.  Raises NotFound."""
