@@ -111,8 +111,12 @@ class Runtime:
             try:
                 alive = self.store.heartbeat(self.member, self.lease, self._marks)
                 self.machine.backlog_seen = bool(self.store.shelved())
+                self.machine.reconcile()
             except GorgonError as error:
                 log.warning("the heartbeat failed", error=error.message)
+                continue
+            except Exception as error:  # noqa: BLE001  this thread must live, or all that the worker holds is taken
+                log.error("the heartbeat failed", error=repr(error))
                 continue
             if not alive:
                 log.warning("the lease had run out: others may have taken steps over, and what we still run is fenced")

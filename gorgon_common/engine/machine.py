@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
 from gorgon_common.engine.context import Knowledge
 from gorgon_common.engine.outcomes import Done, Ended, Expanded, Failed, Outcome, Parked, Passed
@@ -37,6 +37,9 @@ SLEEP_IN_PLACE = 0.3
 COMMIT_RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 SLOT_SECONDS = 0.5
 """How long a message waits for a slot before its steps go to the backlog."""
+DOUBTS = 15
+Given = ParamSpec("Given")
+Got = TypeVar("Got")
 
 log = get_logger(__name__)
 
@@ -63,9 +66,12 @@ class _Request:
     finishes: Sequence[Finish]
     job: Job
     suspects: bool = False
+    slots: bool = False
+    """Its claims take slots; those that find none are left in `later`."""
+    later: Sequence[int] = ()
     mine: list[Claimed] = field(default_factory=list)
     ready: list[Head] = field(default_factory=list)
-    error: GorgonError | None = None
+    error: Exception | None = None
     done: bool = False
 
 
@@ -93,7 +99,10 @@ class Machine:
         self.held: dict[int, Claimed] = {}
         """What this process holds, by step id."""
         self.backlog_seen = False
-        self._running = 0
+        self.doubts = 0
+        """How often `reconcile` still has to look: a reply of the database was lost, or something of ours broke."""
+        self._stray: dict[int, int] = {}
+        self._running = 0  # raised only under `_commit`
         self._free = threading.Condition()
         self._queue: deque[_Request] = deque()
         self._commit = threading.Lock()
@@ -108,35 +117,37 @@ class Machine:
 
         What does not fit is given back to the publisher.  `fast`: the steps take no slots.
         """
-        job = Job()
-        room = len(ids) if fast else self._room(len(ids))
-        now, later = ids[:room], ids[room:]
-        if later:
-            self.publisher.give_back(later)
-        if not now:
-            return
-        request = self._tick(_Request(now, (), job))
-        missing = [key for key in now if key not in {step.id for step in request.mine}]
-        self._go_on(job, request.mine)
-        if missing:
-            self._suspects(job, missing)
+        job = self._serve(ids, fast=fast)
         if job.open:
             job.over.wait()
 
-    def _room(self, wanted: int) -> int:
-        """Return how many slots are free, at most `wanted`; waits a moment for the first."""
+    def _serve(self, ids: Sequence[int], *, fast: bool) -> Job:
+        job = Job()
+        if not fast and not self._room():
+            self.publisher.give_back(ids)
+            return job
+        request = self._tick(_Request(ids, (), job, slots=not fast))
+        if request.later:
+            self.publisher.give_back(request.later)
+        mine = {step.id for step in request.mine}
+        self._go_on(job, request.mine)
+        self._suspects(job, [key for key in request.claims if key not in mine], fast=fast)
+        return job
+
+    def _room(self) -> bool:
+        """Tell whether a slot is free; waits a moment for one."""
         with self._free:
             self._free.wait_for(lambda: self._running < self.slots or self.closing, SLOT_SECONDS)
-            return 0 if self.closing else min(wanted, max(0, self.slots - self._running))
+            return self._running < self.slots and not self.closing
 
-    def _suspects(self, job: Job, ids: Sequence[int]) -> None:
+    def _suspects(self, job: Job, ids: Sequence[int], *, fast: bool) -> None:
         """Claim steps whose owners died twice, one at a time: if this worker dies too, there is one to blame."""
         for key in ids:
             with self._suspect:
-                request = self._tick(_Request([key], (), job, suspects=True))
-                self._go_on(job, request.mine)
-                if request.mine:
-                    job.over.wait()
+                request = self._tick(_Request([key], (), job, suspects=True, slots=not fast))
+                if request.later:
+                    self.publisher.give_back(request.later)
+                self._go_on(job, request.mine)  # a single step is run in this thread: it has ended now
 
     def run_here(self, heads: Sequence[Head]) -> None:
         """Take over ready steps that need no provider, without a message."""
@@ -145,7 +156,7 @@ class Machine:
 
     def _guarded(self, ids: Sequence[int]) -> None:
         try:
-            self.handle(ids, fast=True)
+            self._serve(ids, fast=True)  # no wait: its slow steps need the threads of this pool
         except Exception as error:  # noqa: BLE001  a pool thread has nobody to tell; the sweep finds the steps
             log.error("steps were not taken over", error=str(error))
 
@@ -162,17 +173,23 @@ class Machine:
             here = fast or slow[:1]
             try:
                 local = self._batch(job, fast) if fast else self._one(job, slow[0])
-            except BaseException:
-                self._give_up(job, here)
+            except BaseException as error:
+                self._give_up(job, here, error)
                 raise
 
-    def _give_up(self, job: Job, steps: Sequence[Claimed]) -> None:
-        """Something of ours broke: let others have the steps, since our lease would keep them for ever."""
+    def _give_up(self, job: Job, steps: Sequence[Claimed], why: BaseException) -> None:
+        """Something of ours broke: let others have the steps, since our lease would keep them for ever.
+
+        It counts like the death of a worker, or a step that breaks its workers would be tried for ever.
+        """
+        crashed = not isinstance(why, Unavailable)
         lost = [step for step in steps if step.id in self.held]
         for step in lost:
             try:
-                self._publish([head for head in [self.store.release(step)] if head is not None])
+                head = self.store.release(step, crashed=crashed)
+                self._publish([] if head is None else [head])
             except GorgonError as error:
+                self.doubts = DOUBTS
                 log.error("a step could not be given back", step=step.id, error=error.message)
         self._left(job, lost)
 
@@ -198,15 +215,23 @@ class Machine:
         mine: list[Claimed] = []
         since = time.perf_counter()
         for place, step in enumerate(steps):
-            outcome = self.executor.execute(step)
-            if isinstance(outcome, Done) and not outcome.skipped:
-                finishes.append(Finish(step, outcome.result))
-            else:
-                mine += self._fold(job, step, outcome)
+            try:
+                outcome = self.executor.execute(step)
+                if isinstance(outcome, Done) and not outcome.skipped:
+                    finishes.append(Finish(step, outcome.result))
+                else:
+                    mine += self._fold(job, step, outcome)
+            except Exception as error:  # noqa: BLE001  the others of the batch go on
+                log.error("a step was given up", step=step.id, error=repr(error))
+                self._give_up(job, [step], error)
             if len(finishes) >= BATCH or time.perf_counter() - since > BATCH_SECONDS:
                 mine += steps[place + 1 :]
                 break
-        return mine + (self._commit_finishes(job, finishes) if finishes else [])
+        try:
+            return mine + (self._commit_finishes(job, finishes) if finishes else [])
+        except BaseException as error:
+            self._give_up(job, mine, error)
+            raise
 
     def _fold(self, job: Job, step: Claimed, outcome: Outcome) -> list[Claimed]:
         """Make the outcome true; return what this thread goes on with."""
@@ -221,7 +246,8 @@ class Machine:
                 return self._expand(job, step, outcome)
             case Failed(result, container, run_fails):
                 run = self.knowledge.run(step.run)
-                advance = self.store.fail(
+                advance = self._stored(
+                    self.store.fail,
                     self.worker,
                     Keep(KEEP_FAST),
                     Finish(step, result, {}),
@@ -231,7 +257,8 @@ class Machine:
                 )
                 return self._absorb(job, step, advance)
             case Ended(result, status, outputs, error):
-                self.store.finish_run(self.worker, Finish(step, result), status=status, outputs=outputs, error=error)
+                finish = Finish(step, result)
+                self._stored(self.store.finish_run, self.worker, finish, status=status, outputs=outputs, error=error)
                 self._left(job, [step])
                 return []
 
@@ -251,11 +278,11 @@ class Machine:
     def _passed(self, job: Job, step: Claimed) -> list[Claimed]:
         """A conditional step may run: here, if it is ours and there is room, else by a message of its queue."""
         if step.queue in self.worker.queues:
-            with self._free:
-                if self._running < self.slots:
+            with self._commit, self._free:
+                if self._running < self.slots and not self.closing:
                     self._running += 1
                     return [self._now(step)]
-        head = self.store.release(step, weight=Weight.SLOW)
+        head = self._stored(self.store.release, step, weight=Weight.SLOW)
         self._left(job, [step])
         self._publish([head] if head else [])
         return []
@@ -266,7 +293,8 @@ class Machine:
         return slow
 
     def _park(self, job: Job, step: Claimed, outcome: Parked) -> list[Claimed]:
-        said = self.store.park(
+        said = self._stored(
+            self.store.park,
             step,
             seconds=outcome.seconds,
             reason=outcome.reason,
@@ -292,7 +320,8 @@ class Machine:
             log.warning("a waiting step is left to the sweep", step=key, error=error.message)
 
     def _expand(self, job: Job, step: Claimed, outcome: Expanded) -> list[Claimed]:
-        made = self.store.expand(
+        made = self._stored(
+            self.store.expand,
             step,
             outcome.rows,
             phase=outcome.phase,
@@ -331,6 +360,8 @@ class Machine:
         with self._free:
             self._running += slow
             job.open += len(mine)
+            if job.open:
+                job.over.clear()
 
     def _free_slot(self, step: Claimed) -> None:
         if step.weight == Weight.SLOW:
@@ -375,33 +406,74 @@ class Machine:
                 self._round([self._queue.popleft()])
 
     def _round(self, batch: Sequence[_Request]) -> None:
+        try:
+            self._share(batch, self._committed(batch))
+        except Exception as error:  # noqa: BLE001  each requester gets it, or it would wait for ever
+            self.doubts = DOUBTS
+            if len(batch) > 1 and not isinstance(error, Unavailable):
+                for request in batch:  # one of them cannot be stored: let it be the only one
+                    self._round([request])
+                return
+            for request in batch:
+                request.error = error
+        for request in batch:
+            request.done = True
+
+    def _committed(self, batch: Sequence[_Request]) -> Advance:
+        free = 0 if self.closing else max(0, self.slots - self._running)
+        for request in batch:
+            if request.slots:
+                request.claims, request.later = request.claims[:free], [*request.claims[free:], *request.later]
+                free -= len(request.claims)
         claims = [key for request in batch for key in request.claims]
         finishes = [finish for request in batch for finish in request.finishes]
-        error: GorgonError | None = None
-        advance = Advance()
+        if not claims and not finishes:
+            return Advance()
+        keep = Keep(0 if self.closing else KEEP_FAST, free, free if self.backlog_seen else 0)
+        suspects = any(request.suspects for request in batch)
+        advance = self._stored(self.store.tick, self.worker, keep, claims=claims, finishes=finishes, suspects=suspects)
+        if advance.doubtful:
+            self.doubts = DOUBTS
+        return advance
+
+    def _stored(self, call: Callable[Given, Got], *args: Given.args, **kwargs: Given.kwargs) -> Got:
+        """Make a transaction, and again while the database is away; raises Unavailable only where this process ends.
+
+        Nothing was committed, or the reply got lost: what is said twice is refused by the fence.
+        """
         for pause in chain(COMMIT_RETRY_SECONDS, repeat(COMMIT_RETRY_SECONDS[-1])):
-            slow = 0 if self.closing else max(0, self.slots - self._running - len(claims))
-            keep = Keep(0 if self.closing else KEEP_FAST, slow, slow if self.backlog_seen else 0)
-            suspects = any(request.suspects for request in batch)
             try:
-                advance = self.store.tick(self.worker, keep, claims=claims, finishes=finishes, suspects=suspects)
-                error = None
-                break
-            except Unavailable as unavailable:
-                # Nothing was committed, or the reply got lost: finishing twice is refused by the fence, so try again.
-                error = unavailable
+                return call(*args, **kwargs)
+            except Unavailable as error:
+                self.doubts = DOUBTS
                 if self.closing:
-                    break
-                log.warning("the database cannot be used; results are held", error=unavailable.message)
+                    raise
+                log.warning("the database cannot be used; results are held", error=error.message)
                 self.sleep(pause)
-        self._share(batch, advance)
-        for request in batch:
-            request.error = error
-            request.done = True
+        raise AssertionError("unreachable")
+
+    def reconcile(self) -> None:
+        """Give back what the store says is ours and nobody here runs.  To be called every few seconds.
+
+        A step is given back when it was found like that twice: it may just be on its way here.
+        """
+        if not self.doubts:
+            return
+        self.doubts -= 1
+        owned = {step.id: step for step in self.store.owned(self.worker)}
+        held = {key: step.token for key, step in list(self.held.items())}
+        stray = {key: step.token for key, step in owned.items() if held.get(key) != step.token}
+        lost = [owned[key] for key, token in stray.items() if self._stray.get(key) == token]
+        self._stray = stray
+        for step in lost:
+            log.warning("a step was ours and nobody ran it", step=step.id)
+            head = self.store.release(step)
+            self._publish([] if head is None else [head])
 
     def _share(self, batch: Sequence[_Request], advance: Advance) -> None:
         """Give what came of a batch to those who brought it about."""
-        first = batch[0]
+        # Only those that finish something publish what has become ready.
+        first = next((request for request in batch if request.finishes), batch[0])
         if len(batch) == 1 and not self.backlog_seen:
             self._take(advance.mine, first.job)
             first.mine, first.ready = advance.mine, advance.ready

@@ -147,8 +147,12 @@ class Steps(Protocol):
         """Claim and finish; what becomes ready is taken over as `keep` allows, else reported."""
         ...
 
-    def release(self, step: Claimed, *, weight: Weight | None = None) -> Head | None:
-        """Give a claimed step back."""
+    def release(self, step: Claimed, *, weight: Weight | None = None, crashed: bool = False) -> Head | None:
+        """Give a claimed step back.  `crashed`: it counts as if its worker had died."""
+        ...
+
+    def owned(self, worker: Any) -> list[Claimed]:
+        """Return the steps that a worker holds."""
         ...
 
     def park(

@@ -136,6 +136,9 @@ class Advance:
     mine: list[Claimed] = field(default_factory=list)
     ready: list[Head] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
+    doubtful: bool = False
+    """The transaction was made again because its reply got lost: it may have been committed twice over, with claims of
+    which nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -399,17 +399,21 @@ class Store:
             with self.database.write() as connection:
                 return self._tick(connection, worker, keep, claims=claims, finishes=finishes, suspects=suspects)
         arguments = self._arguments(worker, keep, claims=claims, finishes=finishes, suspects=suspects)
+        doubtful = False
         with self._hot_lock:
             for attempt in range(_TRIES):
                 try:
                     if self._hot is None or self._hot.closed:
                         self._hot = self._connect()
                     rows = self._hot.execute(_TICK, arguments, prepare=True, binary=True).fetchall()
-                    return _advance(rows)
+                    advance = _advance(rows)
+                    advance.doubtful = doubtful
+                    return advance
                 except _RETRIED:
                     continue
                 except psycopg.OperationalError as error:
                     self._hot = None
+                    doubtful = True
                     if attempt:
                         raise Unavailable(f"The database cannot be used: {error}") from error
         raise Unavailable("The database refused a transaction five times in a row (deadlock).")
@@ -469,10 +473,22 @@ class Store:
 
     # What else may become of a claimed step
 
-    def release(self, step: Claimed, *, weight: Weight | None = None) -> Head | None:
+    def owned(self, worker: Worker) -> list[Claimed]:
+        """Return the steps that a worker holds.  Reads every step of the live runs of its home."""
+        columns = (steps.c.id, steps.c.token, steps.c.node, steps.c.weight, steps.c.queue, steps.c.attempt)
+        query = (
+            select(*columns, steps.c.parent, steps.c.position, steps.c.crashes)
+            .select_from(_live_steps())
+            .where(_is_live(worker.home), steps.c.status == int(StepStatus.RUNNING), steps.c.owner == worker.owner)
+        )
+        with self.database.read() as connection:
+            return [Claimed(*row) for row in connection.execute(query)]
+
+    def release(self, step: Claimed, *, weight: Weight | None = None, crashed: bool = False) -> Head | None:
         """Give a claimed step back: it is ready again.  None where it was lost meanwhile.
 
         `weight`: what it is from now on; a step whose condition holds is then one of its own queue.
+        `crashed`: it counts as if its worker had died.
         """
         back = (
             update(steps)
@@ -482,6 +498,7 @@ class Store:
                 owner=None,
                 due=db_now(LOST_SECONDS),
                 weight=step.weight if weight is None else int(weight),
+                crashes=steps.c.crashes + int(crashed),
             )
             .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
         )
