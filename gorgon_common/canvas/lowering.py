@@ -29,6 +29,8 @@ _ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
 
 def task(node: Node) -> str:
     """Return the task that runs a node."""
+    if node.kind is Kind.NOOP and node.spec.get("milliseconds"):
+        return messages.ACTION  # it stands for a call: it takes time, and a slot
     return messages.BY_KIND.get(node.kind, messages.CONTROL)
 
 

@@ -17,7 +17,7 @@ def weight(node: Node) -> Weight:
     """Return what a node costs.  Whether a conditional step runs at all is decided where it becomes ready."""
     if node.kind in INLINE or node.condition is not None or node.join is not Join.ALL_SUCCESS or node.phase != "main":
         return Weight.INLINE
-    return Weight.FAST if node.kind is Kind.NOOP else Weight.SLOW
+    return Weight.FAST if node.kind is Kind.NOOP and not node.spec.get("milliseconds") else Weight.SLOW
 
 
 def queue(node: Node) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -154,7 +155,9 @@ class Attempt:
             case Kind.END:
                 return self._end()
             case Kind.NOOP:
-                return _noop(self.step, self.executor.clock)
+                time.sleep(self.node.spec.get("milliseconds", 0) / 1000)
+                self.calls.append(_NOTHING)
+                return self.ended(Result(StepStatus.SUCCEEDED, ""))
         if self.node.kind in COMPOSITE:
             parallel = self.run.plan.limits.get("max_parallel")
             outcome = composites.advance(self.run, self.step, parallel=parallel)

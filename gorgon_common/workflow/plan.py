@@ -38,7 +38,7 @@ class Kind(StrEnum):
     GROUP = "group"  # composite: inner steps with their own order (`steps:`)
     MAP = "map"  # composite: one body per item, then an optional reduce
     LOOP = "loop"  # composite: the body again until a condition holds
-    NOOP = "noop"  # queued, does nothing: for benchmarks and tests; has no YAML form
+    NOOP = "noop"  # queued, does nothing, or for spec.milliseconds: for benchmarks and tests; has no YAML form
     GATE = "gate"  # the engine's own joins
     FINALLY = "finally"
     END = "end"
