@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -18,12 +19,15 @@ from gorgon_common.cli.inputs import read_inputs
 from gorgon_common.cli.runs import choose_view, conclude
 from gorgon_common.cli.sources import Workflow, find_workflow, looks_like_path
 from gorgon_common.client.http import Client
+from gorgon_common.client.schemas import RUN_FINISHED
 from gorgon_common.ids import new_id
 from gorgon_common.settings import EMBEDDED_BROKER, Settings, get_settings, variable_of
 from gorgon_common.workflow.plan import Plan
 from gorgon_worker.homes import is_deserted, new_home
 from gorgon_worker.sandbox_process import SandboxProcess
 
+_ABANDON = 3.0
+"""Seconds that a run gets to end which nobody watches any more."""
 _KEYS = {queues.OPENAI: "openai_api_key", queues.ANTHROPIC: "anthropic_api_key"}
 _BASE_URLS = {queues.OPENAI: "openai_base_url"}
 _SDKS = {queues.OPENAI: "openai", queues.ANTHROPIC: "anthropic"}
@@ -156,12 +160,19 @@ def run_embedded(
         try:
             return follow(services, submitted.run_id, view, cancels=True)
         except BaseException:
-            # Nobody watches any more (a closed pipe, a fault): nothing more is to be spent.
-            with suppress(errors.GorgonError):
-                services.cancel(submitted.run_id)
+            _abandon(services, submitted.run_id)
             raise
         finally:
             view.close()
+
+
+def _abandon(services: Services, run_id: str) -> None:
+    """Cancel a run that nobody watches any more (a closed pipe, a fault): nothing more is to be spent."""
+    until = time.monotonic() + _ABANDON
+    with suppress(errors.GorgonError):
+        services.cancel(run_id)
+        while services.run(run_id)["status"] not in RUN_FINISHED and time.monotonic() < until:
+            time.sleep(0.02)
 
 
 def _detach(services: Services, plan: Plan, values: Mapping[str, Any], *, target: str, as_json: bool) -> None:

@@ -39,7 +39,7 @@ def build() -> typer.Typer:
 def main() -> None:
     """Run the command that the arguments ask for; ends the process."""
     try:
-        build()()
+        build()(prog_name="gorgon")
     except BrokenPipeError:  # `gorgon schema | head`
         sys.stderr.close()
         sys.exit(0)

@@ -279,6 +279,18 @@ class TestCtrlC:
         assert process.returncode == 130, out + err
         assert "Traceback" not in err
 
+    def test_a_closed_pipe_cancels_the_run(self) -> None:
+        process = started("run", "chain.yaml")
+        assert process.stdout is not None
+        run_id = process.stdout.readline().split()[0]
+        process.stdout.close()
+        assert process.stderr is not None
+        said = process.stderr.read()
+        process.wait(15)
+        process.stderr.close()
+        assert "Traceback" not in said
+        assert json.loads(gorgon("runs", "show", run_id, "--json").stdout)["status"] == "cancelled"
+
     def test_a_killed_run_is_resumed_and_nothing_is_paid_twice(self, sandbox: Sandbox) -> None:
         sandbox.faults({"role": "tester", "delay": 20})
         process = started("run", "chain.yaml")
