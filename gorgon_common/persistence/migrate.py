@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from typing import Any
 
-from sqlalchemy import inspect, select, text
+from sqlalchemy import func, inspect, select, text
 from sqlalchemy.sql import column, table
 
 from gorgon_common.errors import ConfigurationError
@@ -15,6 +15,7 @@ from gorgon_common.persistence.tables import metadata
 
 HEAD = "0001"
 """The newest migration; a test holds it against the files."""
+_LOCK = 0x676F7267
 
 _version = table("alembic_version", column("version_num"))
 
@@ -68,5 +69,7 @@ def _alembic(database: Database, verb: str) -> None:
     config = load("alembic.config:Config")()
     config.set_main_option("script_location", str(resources.files("gorgon_common.persistence").joinpath("migrations")))
     with database.write() as connection:
+        if not database.sqlite:  # where BEGIN IMMEDIATE does it: of two at once, the second finds nothing left to do
+            connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
         config.attributes["connection"] = connection
         getattr(command, verb)(config, "head")
