@@ -124,10 +124,11 @@ class RunPage(_Sent):
     next: str | None = None
 
 
-class StepList(_Sent):
-    """The steps of a run, in the order of the workflow."""
+class StepPage(_Sent):
+    """Steps of a run, in the order of the workflow.  `next` is the cursor of the next page, null on the last."""
 
     items: list[Step]
+    next: str | None = None
 
 
 class Event(_Sent):

@@ -244,7 +244,11 @@ class TestRuns:
     def test_steps_alone(self, client: Client, http: TestClient) -> None:
         run_id = client.submit(source=HELLO, inputs={"topic": "tea"})["run_id"]
         listed = http.get(f"/v1/runs/{run_id}/steps").json()
-        assert listed["items"] == client.run(run_id, steps=True)["steps"]
+        assert listed == {"items": client.run(run_id, steps=True)["steps"], "next": None}
+        first = http.get(f"/v1/runs/{run_id}/steps?limit=1").json()
+        second = http.get(f"/v1/runs/{run_id}/steps?limit=1&cursor={first['next']}").json()
+        assert [first["items"][0]["id"], second["items"][0]["id"]] == ["plan", "build"]
+        assert second["next"] is None
 
     @pytest.mark.parametrize(
         "run", ["run_" + "0" * 26, "nope", "run_%00", "..%2f..", "run_" + "o" * 26, "%F0%9F%92%A9"]
