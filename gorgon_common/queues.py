@@ -14,6 +14,3 @@ CONTROL = "control"
 
 ALL = (OPENAI, ANTHROPIC, GITHUB, NOTION, GMAIL, SLACK, HTTP, COMMAND, CONTROL)
 """Every queue; a worker without `-q` serves all of them."""
-
-PREFORK = frozenset({COMMAND})
-"""Queues whose worker runs its steps in processes; all others run them in threads."""

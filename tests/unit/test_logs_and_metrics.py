@@ -113,7 +113,6 @@ def test_the_list_of_metrics_is_complete_and_named_alike() -> None:
 def test_queues() -> None:
     declared = {value for name, value in vars(queues).items() if name.isupper() and isinstance(value, str)}
     assert set(queues.ALL) == declared
-    assert set(queues.ALL) >= queues.PREFORK
 
 
 def test_lazy_loading() -> None:
