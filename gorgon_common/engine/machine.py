@@ -202,7 +202,7 @@ class Machine:
     def _one(self, job: Job, step: Claimed) -> list[Claimed]:
         try:
             outcome = self.executor.execute(step)
-            while isinstance(outcome, Parked) and outcome.seconds <= SLEEP_IN_PLACE and not outcome.attempt:
+            while isinstance(outcome, Parked) and outcome.seconds <= SLEEP_IN_PLACE and not outcome.calls:
                 self.sleep(outcome.seconds)
                 outcome = self.executor.execute(step)
         finally:
