@@ -40,10 +40,27 @@ def dag(steps: int, seed: int = 7) -> Deps:
     return deps
 
 
-def plan(deps: Deps, name: str = "bench") -> Plan:
-    """Return a plan of queued no-op steps."""
+def lone(steps: int) -> Deps:
+    """All at the same time."""
+    return [[] for _ in range(steps)]
+
+
+def plan(
+    deps: Deps,
+    name: str = "bench",
+    *,
+    milliseconds: Sequence[int] = (0,),
+    on: Sequence[str] = (queues.CONTROL,),
+) -> Plan:
+    """Return a plan of queued no-op steps, `on` queues in turn, which take `milliseconds` in turn."""
     nodes = [
-        Node(id=f"s{index}", kind=Kind.NOOP, queue=queues.CONTROL, deps=tuple(Dep(before) for before in found))
+        Node(
+            id=f"s{index}",
+            kind=Kind.NOOP,
+            queue=on[index % len(on)],
+            deps=tuple(Dep(before) for before in found),
+            spec={"milliseconds": taken} if (taken := milliseconds[index % len(milliseconds)]) else {},
+        )
         for index, found in enumerate(deps)
     ]
     return Plan(name=name, nodes=(*nodes, *_ends(nodes)), top=len(nodes) + 3)
@@ -64,6 +81,14 @@ def map_reduce(steps: int) -> Plan:
         Node(id="each.reduce", kind=Kind.NOOP, queue=queues.CONTROL, container=0),
     )
     return Plan(name="bench-map", nodes=(mapped, *_ends([mapped]), *children), top=4)
+
+
+def critical_path(deps: Deps, milliseconds: Sequence[int]) -> int:
+    """Return the milliseconds that a graph takes at least."""
+    ends: list[int] = []
+    for taken, before in zip(milliseconds, deps, strict=True):
+        ends.append(taken + max((ends[one] for one in before), default=0))
+    return max(ends)
 
 
 def _ends(nodes: Sequence[Node]) -> tuple[Node, ...]:
