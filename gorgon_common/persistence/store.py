@@ -186,16 +186,17 @@ class Store:
             )
 
     def cancelled(self, run_ids: Iterable[int]) -> set[int]:
-        """Return those of the runs that somebody asked to end, or whose time is up."""
+        """Return those of the runs that somebody asked to end, or that were stopped because their time is up.
+
+        A run whose time is up but that nobody has stopped yet is not among them: what follows an aborted call would
+        start.
+        """
         wanted = list(run_ids)
         if not wanted:
             return set()
+        late = and_(runs.c.deadline < db_now(), runs.c.status == int(RunStatus.FINISHING))
         with self.database.read() as connection:
-            return set(
-                connection.scalars(
-                    select(runs.c.id).where(runs.c.id.in_(wanted), or_(runs.c.cancelled, runs.c.deadline < db_now()))
-                )
-            )
+            return set(connection.scalars(select(runs.c.id).where(runs.c.id.in_(wanted), or_(runs.c.cancelled, late))))
 
     def slots(self, target: str, home: str) -> dict[int, int]:
         """Return queue → slots of the workers that live and serve it."""

@@ -922,7 +922,9 @@ def test_a_run_that_is_out_of_time_has_failed(desk: Desk) -> None:
     elapse(desk.store, 11)
     assert desk.store.expired_runs(home="") == [run]
     assert desk.store.expired_runs(home="laptop") == []
+    assert desk.store.cancelled([run]) == set(), "calls are aborted only when nothing can follow them any more"
     stop(desk, run, error={"message": "too long"})
+    assert desk.store.cancelled([run]) == {run}
     assert desk.store.failure(run) == ({"message": "too long"}, False)
     assert desk.store.expired_runs(home="") == []
 
