@@ -123,14 +123,14 @@ class Tree:
         *,
         target: str = "",
         clock: Clock = SYSTEM_CLOCK,
-        watched: bool = True,
     ) -> None:
         self._target, self._clock = target, clock
         self._run: Mapping[str, Any] = {}
         self._note = ""
+        self._drawing: RunDrawing | None = None
+        self._again = 0.0
         self._live = Live(console=screen, get_renderable=self._renderable, refresh_per_second=12, transient=False)
-        if watched:
-            self._live.start()
+        self._live.start()
 
     def update(self, run: Mapping[str, Any]) -> None:
         """Draw how the run stands now."""
@@ -142,14 +142,19 @@ class Tree:
 
     def close(self) -> None:
         """Draw the last state and stop drawing."""
-        self._note = ""
+        self._note, self._again = "", 0.0
         if self._live.is_started:
             self._live.stop()
 
     def _renderable(self) -> RenderableType:
         if not self._run:
             return Text("")
-        return RunDrawing(self._run, self._clock.now(), target=self._target, note=self._note)
+        now = time.monotonic()
+        if self._drawing is None or now >= self._again:
+            self._drawing = RunDrawing(self._run, self._clock.now(), target=self._target, note=self._note)
+            # At most a tenth of the time goes into drawing, however many steps there are.
+            self._again = now + 10 * (time.monotonic() - now)
+        return self._drawing
 
 
 class RunDrawing:
@@ -164,12 +169,13 @@ class RunDrawing:
         note: str = "",
         whole: bool = False,
     ) -> None:
-        self._run, self._now, self._target, self._note = run, now, target, note
+        self.run, self._now, self._target, self._note = run, now, target, note
         self._whole = whole
+        self._lines = outline(run, now)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        lines = outline(self._run, self._now)
-        ended = self._run["status"] in RUN_FINISHED
+        lines = self._lines
+        ended = self.run["status"] in RUN_FINISHED
         height = options.height or console.size.height
         room = 10_000 if self._whole else max(4, height - 7) if not ended else 80
         yield self._heading()
@@ -182,17 +188,17 @@ class RunDrawing:
             yield Text(self._note, style="wait")
 
     def _heading(self) -> Text:
-        parts = [str(self._run["run_id"])]
-        target = str(self._run.get("target") or self._target)
+        parts = [str(self.run["run_id"])]
+        target = str(self.run.get("target") or self._target)
         if target:
             parts.insert(0, target)
-        return Text.assemble((str(self._run["workflow"]), "name"), ("  " + " · ".join(parts), "quiet"))
+        return Text.assemble((str(self.run["workflow"]), "name"), ("  " + " · ".join(parts), "quiet"))
 
     def _footing(self, lines: Sequence[Line]) -> Text:
         tops = [line for line in lines if line.depth == 0]
         done = sum(line.status in FINISHED for line in tops)
-        parts = [f"{done} of {len(tops)} steps", *usage_of(self._run)]
-        took = elapsed(self._run, self._now)
+        parts = [f"{done} of {len(tops)} steps", *usage_of(self.run)]
+        took = elapsed(self.run, self._now)
         if took is not None:
             parts.append(terminal.seconds(took))
         return Text("  " + " · ".join(parts), style="quiet")
