@@ -117,6 +117,7 @@ class _Builder:
         self.cycles()
         outputs, output_refs = self.outputs()
         self.concurrency()
+        self.promises()
         workflow = self.workflow
         return Plan(
             name=workflow.name,
@@ -432,10 +433,29 @@ class _Builder:
                 hint=f"It is reached as `{draft.id}.output.{name}`.",
                 severity="warning",
             )
+        for key in _UNENFORCED:
+            if getattr(step, key) is not None:
+                self.unenforced(key, (*draft.place, key))
         reason = _unavailable(draft, step)
         if reason:
             self.unavailable.append(reason)
             self.tell(reason, draft.place, hint="`gorgon run` refuses the workflow until then.", severity="warning")
+
+    def unenforced(self, what: str, place: Place) -> None:
+        """Warn of a key that is understood and does nothing yet: a limit that holds nothing back must not be silent."""
+        if not self.lenient:
+            self.tell(f"`{what}` has no effect yet", place, hint="The workflow runs without it.", severity="warning")
+
+    def promises(self) -> None:
+        """Warn of what the workflow as a whole asks for and does not get yet."""
+        limits = self.workflow.limits
+        for key in ("budget_usd", "tokens", "on_budget"):
+            if getattr(limits, key) is not None:
+                self.unenforced(f"limits.{key}", ("limits", key))
+        if self.workflow.concurrency is not None:
+            self.unenforced("concurrency", ("concurrency",))
+        if self.workflow.triggers:
+            self.unenforced("triggers", ("triggers",))
 
     def item_name(self, draft: Draft, name: str) -> None:
         """The `as:` name is a name like any id, and hides none."""
@@ -541,6 +561,10 @@ class _Builder:
                     hint = "Write `inputs.name`: the key is needed before any step has run."
                     self.tell(f"`{path.root}` cannot be part of the key", inner, hint=hint, offset=path.offset)
             self.tell_all(check(template, {"inputs": self.names.inputs}), inner)
+
+
+_UNENFORCED = ("budget_usd", "tokens", "on_budget", "cache")
+"""Keys of a step that are understood and do nothing yet."""
 
 
 def _fields(draft: Draft) -> Mapping[str, Any]:
