@@ -69,10 +69,11 @@ def test_until_the_end() -> None:
 
 def test_ctrl_c_cancels_and_goes_on_watching() -> None:
     runs, view = Script("running", "running", "running", "cancelled", interrupt_at=1), Seen()
+    before = signal.getsignal(signal.SIGINT)
     run, interrupted = follow(runs, "r", view, cancels=True, wait=now)
     assert (run["status"], interrupted, runs.cancelled) == ("cancelled", True, 1)
     assert "Cancelling" in view.said[0]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ctrl_c_only_stops_watching_where_the_run_is_not_ours() -> None:
