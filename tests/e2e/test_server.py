@@ -49,6 +49,7 @@ def serving(*arguments: str, ready: str, **environment: str) -> Iterator[str]:
     )
     assert process.stderr is not None
     seen = []
+    drain = threading.Thread(target=process.stderr.read, daemon=True)
     try:
         for line in process.stderr:
             seen.append(line)
@@ -56,7 +57,6 @@ def serving(*arguments: str, ready: str, **environment: str) -> Iterator[str]:
                 break
         else:
             raise AssertionError("".join(seen))
-        drain = threading.Thread(target=process.stderr.read, daemon=True)
         drain.start()
         yield line
     finally:
@@ -66,7 +66,9 @@ def serving(*arguments: str, ready: str, **environment: str) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        process.stderr.close() if not drain.is_alive() else drain.join(5)
+        if drain.is_alive():
+            drain.join(5)
+        process.stderr.close()
 
 
 @pytest.fixture
