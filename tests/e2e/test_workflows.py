@@ -355,8 +355,8 @@ class TestOnFailure:
             f"""
 name: abort
 steps:
-  - {{id: bad, {self.BAD}}}
-  - {{id: slow, prompt: "[[sandbox: delay=400ms]] slow"}}
+  - {{id: bad, prompt: "[[sandbox: status=400 delay=200ms]] bad"}}
+  - {{id: slow, prompt: "[[sandbox: delay=600ms]] slow"}}
   - {{id: after_bad, prompt: "B {{{{bad.output}}}}"}}
   - {{id: after_slow, prompt: "S {{{{slow.output}}}}"}}
 """
@@ -613,7 +613,7 @@ outputs: {pairs: "{{pairs.output}}", none: "{{none.output}}", tasks: "{{tasks.ou
         assert "3 items" in ran.error["message"]
         assert "max_items" in ran.error["hint"]
 
-    def test_a_skipped_item_is_marked(self, lab: Lab) -> None:
+    def test_on_failure_is_of_the_whole_map(self, lab: Lab) -> None:
         ran = lab.run(
             """
 name: skipped
@@ -622,13 +622,13 @@ steps:
     map: {over: ["[[sandbox: status=400]] a", b], as: x}
     on_failure: skip
     prompt: "{{x}}"
-outputs: {each: "{{each.output}}"}
+  - {id: next, checkpoint: "{{each.output}}"}
 """
         )
-        first, second = ran.outputs["each"]
-        assert first["skipped"] is True
-        assert first["reason"].startswith("it failed:")
-        assert isinstance(second, str)
+        assert ran.status == "succeeded"
+        assert ran.step("each")["status"] == "skipped"
+        assert ran.step("each")["reason"].startswith("it failed: An item failed:")
+        assert ran.step("next")["reason"] == "`each` was skipped"
 
     def test_retries_of_items_are_their_own(self, lab: Lab) -> None:
         ran = lab.run(
@@ -1053,7 +1053,7 @@ outputs: {on: "{{on.output}}", off: "{{default(off.output, null)}}", whole: "{{i
         )
         assert ran.outputs["on"] == "neither"
         assert ran.outputs["off"] is None
-        assert ran.outputs["whole"] == {"go": False}
+        assert ran.outputs["whole"] == {"given": None, "go": False}
 
     def test_an_output_that_is_missing_fails_the_run_and_says_which(self, lab: Lab) -> None:
         ran = lab.run(

@@ -213,21 +213,21 @@ def queue_of(draft: Draft, spec: Mapping[str, Any]) -> str | None:
 
 
 def retry_of(draft: Draft, defaults: Defaults, operations: Operations | None) -> Retry:
-    """Return the re-attempts of a node: its own, the file's, or those of its kind."""
+    """Return the re-attempts of a node: field by field its own, the file's, or those of its kind."""
     step = draft.step
     if step is None or not draft.inner or draft.kind not in (Kind.AGENT, Kind.COMMAND, Kind.ACTION, Kind.WORKFLOW):
         return Retry()
     most = _RETRIED.get(draft.kind, 0)
     if draft.kind is Kind.ACTION and operations is not None and step.uses in operations:
         most = 2 if operations[str(step.uses)].effect == "read" else 0
-    written = step.retry or defaults.retry
-    if written is None:
-        return Retry(max=most)
-    if written.max is not None:
-        most = written.max
-    elif defaults.retry is not None and defaults.retry.max is not None:
-        most = defaults.retry.max
-    return Retry(most, written.backoff, written.initial, written.cap, written.jitter, tuple(written.on))
+    chosen: dict[str, Any] = {"max": most}
+    for written in (defaults.retry, step.retry):
+        if written is not None:
+            said = {name: getattr(written, name) for name in written.model_fields_set}
+            chosen.update({name: value for name, value in said.items() if value is not None})
+    if "on" in chosen:
+        chosen["on"] = tuple(chosen["on"])
+    return Retry(**chosen)
 
 
 def on_failure_of(step: StepBody, defaults: Defaults, roles: Roles) -> OnFailure:

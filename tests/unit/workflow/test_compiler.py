@@ -233,6 +233,16 @@ def test_retries_by_kind() -> None:
     assert node(plan, "f").retry.initial == 1.0
 
 
+def test_what_a_step_says_of_its_retries_leaves_the_rest_to_the_defaults() -> None:
+    plan = plan_of(
+        "- {id: a, prompt: p, max_retries: 3}\n- {id: b, prompt: p, retry: {initial: 1s, jitter: full}}\n",
+        "defaults: {retry: {max: 5, initial: 10ms, jitter: none, on: [timeout]}}\n",
+    )
+    first, second = node(plan, "a").retry, node(plan, "b").retry
+    assert (first.max, first.initial, first.jitter, first.on) == (3, 0.01, "none", ("timeout",))
+    assert (second.max, second.initial, second.jitter, second.on) == (5, 1.0, "full", ("timeout",))
+
+
 def test_queues() -> None:
     plan = compiled((GOLDEN / "not_yet.yaml").read_text(encoding="utf-8")).plan
     assert plan is not None
