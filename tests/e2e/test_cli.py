@@ -279,6 +279,16 @@ class TestCtrlC:
         assert process.returncode == 130, out + err
         assert "Traceback" not in err
 
+    def test_another_terminal_can_cancel_it(self, sandbox: Sandbox) -> None:
+        sandbox.faults({"role": "builder", "delay": 20})
+        process = started("run", "chain.yaml")
+        run_id = until(process, "two  running").split()[0]
+        done = gorgon("runs", "cancel", run_id)
+        assert done.returncode == 0, done.stderr
+        out, err = process.communicate(timeout=15)
+        assert process.returncode == 1, out + err
+        assert "chain cancelled" in out
+
     def test_a_closed_pipe_cancels_the_run(self) -> None:
         process = started("run", "chain.yaml")
         assert process.stdout is not None

@@ -123,3 +123,28 @@ def test_roles(gorgon: Gorgon) -> None:
     assert shown.startswith("security\n")
     assert "approved" in gorgon("roles", "show", "planner").stdout
     assert "planner" in gorgon("roles", "show", "planer").stderr
+
+
+class TestGraph:
+    def test_steps_then_the_canvas(self, gorgon: Gorgon) -> None:
+        text = gorgon("graph", "feature-build").stdout
+        steps, _, canvas = text.partition("Celery canvas")
+        assert "1. plan" in steps
+        assert "for each item: builder" in steps
+        assert "gorgon.agent plan" in canvas
+        assert gorgon("graph", "feature-build", "--canvas").stdout.strip() == canvas.strip()
+
+    def test_mermaid(self, gorgon: Gorgon, folder: Path) -> None:
+        assert gorgon("graph", "good.yaml", "--mermaid").stdout.startswith("flowchart TD\n")
+
+    def test_json_has_nodes_edges_and_the_canvas(self, gorgon: Gorgon) -> None:
+        drawn = json.loads(gorgon("graph", "feature-build", "--json").stdout)
+        ids = {node["index"]: node["id"] for node in drawn["nodes"]}
+        edges = {(ids[edge["from"]], ids[edge["to"]]) for edge in drawn["edges"]}
+        assert ("plan", "build") in edges
+        assert drawn["canvas"]
+
+    def test_a_file_that_does_not_load(self, gorgon: Gorgon, folder: Path) -> None:
+        result = gorgon("graph", "bad.yaml", "--json")
+        assert result.exit_code == 2
+        assert json.loads(result.stdout)["error"]["problems"]
