@@ -22,7 +22,17 @@ CREATE OR REPLACE FUNCTION gorgon_tick(
 ) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
+    ids bigint[];
+    tokens int[];
+    states smallint[];
+    large boolean;
+    marked boolean;
     done bigint[];
+    whole boolean;
+    edges bigint[];
+    touched bigint[];
+    repeated bigint[];
+    times int[];
     brought int := 0;
 BEGIN
     IF p_calls IS NOT NULL THEN
@@ -37,66 +47,84 @@ BEGIN
     END IF;
 
     IF p_finishes IS NOT NULL THEN
+        -- Of two claims of one step in one batch the newer is the one that can hold.
+        SELECT array_agg(x.i), array_agg(x.t), array_agg(x.s), bool_or(x.b), bool_or(x.f)
+            INTO ids, tokens, states, large, marked
+        FROM (
+            SELECT DISTINCT ON (i) i, t, s, b IS NOT NULL AS b, f IS NOT NULL AS f
+            FROM jsonb_to_recordset(p_finishes) AS x(i bigint, t int, s smallint, b text, f text) ORDER BY i, t DESC
+        ) x;
+        WITH fenced AS (
+            UPDATE steps s SET status = states[array_position(ids, s.id)], owner = NULL
+            WHERE s.id = ANY (ids) AND s.token = tokens[array_position(ids, s.id)] AND s.status IN (1, 2)
+            RETURNING s.id, CASE WHEN s.parent IS NULL THEN s.successors ELSE s.successors || s.parent END AS after
+        )
+        SELECT (SELECT array_agg(f.id) FROM fenced f),
+            (SELECT array_agg((f.id & ~1048575::bigint) | e) FROM fenced f, unnest(f.after) e)
+            INTO done, edges;
+        whole := cardinality(done) = jsonb_array_length(p_finishes);
+
         WITH said AS MATERIALIZED (
-            SELECT * FROM jsonb_to_recordset(p_finishes) AS x(i bigint, t int, s smallint, o text, b text, d text,
-                a smallint, st timestamptz, en timestamptz, r bigint, f text)
-        ), fenced AS (
-            UPDATE steps s SET status = said.s, owner = NULL
-            FROM said WHERE s.id = said.i AND s.token = said.t AND s.status IN (1, 2)
-            RETURNING s.id
+            SELECT * FROM jsonb_to_recordset(p_finishes) AS x(i bigint, t int, s smallint, o text, d text, a smallint,
+                st timestamptz, en timestamptz)
+            WHERE whole OR (i = ANY (done) AND t = tokens[array_position(ids, i)])
         ), kept AS (
             INSERT INTO checkpoints (step_id, status, attempts, started_at, finished_at, output, detail)
-            SELECT i, said.s, a, st, en, o, d FROM said JOIN fenced ON fenced.id = said.i
-        ), large AS (
-            INSERT INTO blobs (step_id, body)
-            SELECT i, b FROM said JOIN fenced ON fenced.id = said.i WHERE b IS NOT NULL
-        ), marked AS (
-            INSERT INTO fingerprints (root_id, hash, step_id)
-            SELECT r, f, i FROM said JOIN fenced ON fenced.id = said.i WHERE f IS NOT NULL ON CONFLICT DO NOTHING
-        ), told AS (
-            INSERT INTO events (run_id, "row", kind, at)
-            SELECT i >> 20, (i & 1048575)::int,
-                CASE said.s WHEN 5 THEN 'step.succeeded' WHEN 6 THEN 'step.failed' WHEN 7 THEN 'step.skipped'
-                    ELSE 'step.cancelled' END, en
-            FROM said JOIN fenced ON fenced.id = said.i
+            SELECT i, s, a, st, en, o, d FROM said
         )
-        SELECT array_agg(fenced.id) INTO done FROM fenced;
-        RETURN QUERY SELECT 3::smallint, x.i, NULL::int, NULL::int, NULL::smallint, NULL::smallint, NULL::smallint,
-            NULL::int, NULL::int, NULL::smallint
-        FROM jsonb_to_recordset(p_finishes) AS x(i bigint)
-        WHERE done IS NULL OR x.i <> ALL (done);
+        INSERT INTO events (run_id, "row", kind, at)
+        SELECT i >> 20, (i & 1048575)::int,
+            CASE s WHEN 5 THEN 'step.succeeded' WHEN 6 THEN 'step.failed' WHEN 7 THEN 'step.skipped'
+                ELSE 'step.cancelled' END, en
+        FROM said;
+        IF large THEN
+            INSERT INTO blobs (step_id, body)
+            SELECT i, b FROM jsonb_to_recordset(p_finishes) AS x(i bigint, t int, b text)
+            WHERE b IS NOT NULL AND i = ANY (done) AND t = tokens[array_position(ids, i)];
+        END IF;
+        IF marked THEN
+            INSERT INTO fingerprints (root_id, hash, step_id)
+            SELECT r, f, i FROM jsonb_to_recordset(p_finishes) AS x(i bigint, t int, r bigint, f text)
+            WHERE f IS NOT NULL AND i = ANY (done) AND t = tokens[array_position(ids, i)]
+            ON CONFLICT DO NOTHING;
+        END IF;
+        IF whole IS NOT TRUE THEN
+            RETURN QUERY SELECT 3::smallint, x.i, NULL::int, NULL::int, NULL::smallint, NULL::smallint, NULL::smallint,
+                NULL::int, NULL::int, NULL::smallint
+            FROM jsonb_to_recordset(p_finishes) AS x(i bigint)
+            WHERE done IS NULL OR x.i <> ALL (done);
+        END IF;
     END IF;
 
     IF p_skips IS NOT NULL AND done IS NOT NULL THEN
-        WITH said AS MATERIALIZED (
-            SELECT * FROM jsonb_to_recordset(p_skips) AS x(i bigint, d text)
-        ), gone AS (
-            UPDATE steps s SET status = 7 FROM said WHERE s.id = said.i AND s.status IN (0, 1) RETURNING s.id
+        SELECT array_agg(x.i ORDER BY x.i) INTO ids FROM jsonb_to_recordset(p_skips) AS x(i bigint);
+        WITH gone AS (
+            UPDATE steps s SET status = 7 WHERE s.id = ANY (ids) AND s.status IN (0, 1)
+            RETURNING s.id, CASE WHEN s.parent IS NULL THEN s.successors ELSE s.successors || s.parent END AS after
+        ), said AS MATERIALIZED (
+            SELECT x.i, x.d FROM jsonb_to_recordset(p_skips) AS x(i bigint, d text) JOIN gone ON gone.id = x.i
         ), kept AS (
             INSERT INTO checkpoints (step_id, status, attempts, finished_at, detail)
-            SELECT i, 7, 0, clock_timestamp(), d FROM said JOIN gone ON gone.id = said.i
+            SELECT i, 7, 0, clock_timestamp(), d FROM said
         ), told AS (
             INSERT INTO events (run_id, "row", kind, at)
-            SELECT i >> 20, (i & 1048575)::int, 'step.skipped', clock_timestamp() FROM said JOIN gone ON gone.id = said.i
+            SELECT i >> 20, (i & 1048575)::int, 'step.skipped', clock_timestamp() FROM said
         )
-        SELECT done || array_agg(gone.id) INTO done FROM gone;
+        SELECT edges || array_agg((g.id & ~1048575::bigint) | e) INTO edges FROM gone g, unnest(g.after) e;
     END IF;
 
-    IF done IS NOT NULL THEN
+    IF edges IS NOT NULL THEN
         -- Every edge out of what has finished is one decrement, a child's edge to its composite too.
         -- What reaches 0 is taken over by the caller where it may and can, else it is ready.
+        SELECT array_agg(c.id ORDER BY c.id), array_agg(c.id) FILTER (WHERE c.n > 1),
+            array_agg(c.n) FILTER (WHERE c.n > 1) INTO touched, repeated, times
+        FROM (SELECT e AS id, count(*)::int AS n FROM unnest(edges) e GROUP BY e) c;
         RETURN QUERY
-        WITH edges AS (
-            SELECT (s.id & ~1048575::bigint) | e AS id FROM steps s, unnest(s.successors) e WHERE s.id = ANY (done)
-            UNION ALL
-            SELECT (s.id & ~1048575::bigint) | s.parent FROM steps s WHERE s.id = ANY (done) AND s.parent IS NOT NULL
-        ), counts AS MATERIALIZED (
-            SELECT edges.id, count(*)::int AS times FROM edges GROUP BY edges.id ORDER BY edges.id
-        ), locked AS MATERIALIZED (
-            SELECT s.id, c.times, s.deps_left = c.times AS free, s.weight, s.carried, s.window_next,
+        WITH locked AS MATERIALIZED (
+            SELECT s.id, n.times, s.deps_left = n.times AS free, s.weight, s.carried, s.window_next,
                 s.weight = 0 OR (s.queue = ANY (p_queues) AND NOT s.carried AND NOT s.grouped) AS ours
-            FROM counts c JOIN steps s ON s.id = c.id
-            WHERE s.status IN (0, 3) ORDER BY s.id FOR UPDATE OF s
+            FROM steps s, LATERAL (SELECT coalesce(times[array_position(repeated, s.id)], 1) AS times) n
+            WHERE s.id = ANY (touched) AND s.status IN (0, 3) ORDER BY s.id FOR UPDATE OF s
         ), placed AS MATERIALIZED (
             SELECT l.*, l.free AND l.ours
                 AND row_number() OVER (PARTITION BY l.weight = 2, l.free AND l.ours ORDER BY l.id)
@@ -124,12 +152,16 @@ BEGIN
         ), released AS (
             UPDATE steps s SET
                 deps_left = 0,
-                status = CASE WHEN o.active AND (s.weight = 0 OR (o.room AND s.queue = ANY (p_queues))) THEN 2 ELSE 1 END,
-                token = s.token + CASE WHEN o.active AND (s.weight = 0 OR (o.room AND s.queue = ANY (p_queues)))
-                    THEN 1 ELSE 0 END,
-                owner = CASE WHEN o.active AND (s.weight = 0 OR (o.room AND s.queue = ANY (p_queues))) THEN p_owner END,
+                status = CASE WHEN o.taken THEN 2 ELSE 1 END,
+                token = s.token + CASE WHEN o.taken THEN 1 ELSE 0 END,
+                owner = CASE WHEN o.taken THEN p_owner END,
                 due = clock_timestamp() + p_lost
-            FROM opened o WHERE s.id = o.id AND s.status = 0
+            FROM (
+                SELECT t.id, t.id = ANY (ARRAY(SELECT opened.id FROM opened WHERE active))
+                    AND (t.weight = 0 OR (t.queue = ANY (p_queues)
+                        AND t.id = ANY (ARRAY(SELECT opened.id FROM opened WHERE room)))) AS taken
+                FROM steps t WHERE t.id = ANY (ARRAY(SELECT opened.id FROM opened)) OFFSET 0
+            ) o WHERE s.id = o.id AND s.status = 0
             RETURNING s.id, s.token, s.node, s.weight, s.queue, s.attempt, s.parent, s.position, s.crashes, s.status
         )
         SELECT CASE WHEN m.status = 2 THEN 1 ELSE 2 END::smallint, m.id, m.token, m.node, m.weight, m.queue, m.attempt,
