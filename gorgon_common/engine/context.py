@@ -32,6 +32,10 @@ class Reader(Protocol):
         """Return a run."""
         ...
 
+    def begin(self, run: int) -> None:
+        """Mark a run as running, if it is not yet."""
+        ...
+
     def plan_body(self, plan_hash: str) -> str:
         """Return a plan's JSON."""
         ...
@@ -89,6 +93,7 @@ class Knowledge:
         self.reader = reader
         self._runs: Cache[int, Run] = Cache(RUNS_CACHED)
         self._plans: Cache[str, Plan] = Cache(RUNS_CACHED)
+        self._begun: Cache[int, bool] = Cache(RUNS_CACHED)
         self._checkpoints: Cache[int, Checkpoint] = Cache(CHECKPOINTS_CACHED)
 
     def run(self, number: int) -> Run:
@@ -99,6 +104,12 @@ class Knowledge:
             known = Run(self, info, self.plan(info.plan_hash))
             self._runs.put(number, known)
         return known
+
+    def begin(self, number: int) -> None:
+        """Note that this process works on a run: it is running now."""
+        if self._begun.get(number) is None:
+            self.reader.begin(number)
+            self._begun.put(number, True)
 
     def plan(self, plan_hash: str) -> Plan:
         """Return a stored plan."""
@@ -206,11 +217,16 @@ class Run:
         return {step.node: step.row}
 
     def descendants(self, step: Claimed, *, failed: bool) -> dict[int, str]:
-        """Return the rows that can no longer run because `step` was skipped (or failed), with the reason of each."""
+        """Return the rows that can no longer run because `step` was skipped (or failed), with the reason of each.
+
+        Only those that wait for nothing else: whoever comes after them counts on everything before them having ended.
+        The others find out when they become ready.
+        """
         rows = self.siblings(step)
         stops = {Join.ALL_SUCCESS, Join.NONE_FAILED} if failed else {Join.ALL_SUCCESS}
         word = "failed" if failed else "was skipped"
         found: dict[int, str] = {}
+        ended = {step.node}
         queue = [(step.node, word, stops)]
         while queue:
             cause, verb, joins = queue.pop()
@@ -220,6 +236,9 @@ class Run:
                     continue
                 if Dep(cause) not in node.deps or node.kind in (Kind.GATE, Kind.FINALLY, Kind.END):
                     continue
+                if any(dep.node not in ended for dep in node.deps):
+                    continue
+                ended.add(number)
                 found[rows[number]] = f"`{self.plan.nodes[cause].id}` {verb}"
                 queue.append((number, "was skipped", {Join.ALL_SUCCESS}))
         return found

@@ -202,16 +202,15 @@ class Attempt:
 
     def _stopped(self) -> str | None:
         """Return why the step may not start, or None."""
-        if self.step.weight != Weight.INLINE:
-            return None  # decided where it became ready
-        if self.node.phase == "on_error":
+        if self.node.phase == "on_error" and self.step.weight == Weight.INLINE:
             error, cancelled = self.run.knowledge.reader.failure(self.run.info.id)
             if error is None or cancelled:
                 return "no step has failed" if error is None else "the run was cancelled"
-        if self.node.join is not Join.ALL_SUCCESS and self.node.kind not in _ENGINE:
-            unmet = self._join()
-            if unmet is not None:
-                return unmet
+        unmet = self._join()
+        if unmet is not None:
+            return unmet
+        if self.step.weight != Weight.INLINE:
+            return None  # its condition was decided where it became ready
         if self.node.condition is not None and not self.run.expansions(self.step.row):
             held, why = evaluate_condition(self.node.condition, self.env(), lenient=self.run.plan.lenient)
             if not held:
@@ -219,9 +218,20 @@ class Attempt:
         return None
 
     def _join(self) -> str | None:
+        """Return why the join rule does not hold, or None."""
+        if self.node.join is Join.ALL_DONE or self.node.kind in _ENGINE:
+            return None
+        if self.node.join is Join.ALL_SUCCESS and len(self.node.deps) < 2:
+            return None  # what its one dependency's end means for it was decided there
         rows = {dep.node: self.run.locate(self.step, dep.node) for dep in self.node.deps if not dep.order}
-        ids = [step_id(self.run.info.id, row) for row in rows.values() if row is not None]
-        states = [checkpoint.status for checkpoint in self.run.knowledge.checkpoints(ids).values()]
+        ids = {step_id(self.run.info.id, row): number for number, row in rows.items() if row is not None}
+        ended = self.run.knowledge.checkpoints(list(ids))
+        states = [checkpoint.status for checkpoint in ended.values()]
+        if self.node.join is Join.ALL_SUCCESS:
+            for key, checkpoint in ended.items():
+                if checkpoint.status is not StepStatus.SUCCEEDED:
+                    verb = "failed" if checkpoint.status is StepStatus.FAILED else "was skipped"
+                    return f"`{self.run.plan.nodes[ids[key]].id}` {verb}"
         if self.node.join is Join.NONE_FAILED and any(state is StepStatus.FAILED for state in states):
             return "a step that it depends on has failed"
         if self.node.join is Join.ANY_SUCCESS and ids and StepStatus.SUCCEEDED not in states:
