@@ -316,6 +316,7 @@ steps:
 name: limited
 steps:
   - id: it
+    provider: openai
     prompt: "[[sandbox: status=429 retry_after=150ms times=3 key=limit]] go"
     max_retries: 0
 """
@@ -352,13 +353,13 @@ class TestOnFailure:
 
     def test_abort_starts_nothing_new_and_lets_calls_in_flight_finish(self, lab: Lab) -> None:
         ran = lab.run(
-            f"""
+            """
 name: abort
 steps:
-  - {{id: bad, prompt: "[[sandbox: status=400 delay=200ms]] bad"}}
-  - {{id: slow, prompt: "[[sandbox: delay=600ms]] slow"}}
-  - {{id: after_bad, prompt: "B {{{{bad.output}}}}"}}
-  - {{id: after_slow, prompt: "S {{{{slow.output}}}}"}}
+  - {id: bad, prompt: "[[sandbox: status=400 delay=200ms]] bad"}
+  - {id: slow, prompt: "[[sandbox: delay=600ms]] slow"}
+  - {id: after_bad, prompt: "B {{bad.output}}"}
+  - {id: after_slow, prompt: "S {{slow.output}}"}
 """
         )
         assert ran.status == "failed"
@@ -1032,7 +1033,8 @@ outputs: {size: "{{small.output}}", big: "{{big.output}}"}
                 assert len(row.output or "") < 70_000
 
     @pytest.mark.parametrize(
-        "action", ['prompt: "[[sandbox: huge=11MB]] go"', "run: [sh, -c, 'head -c 11000000 /dev/zero | tr \"\\\\0\" x']"]
+        "action",
+        ['prompt: "[[sandbox: huge=11MB]] go"', "run: [sh, -c, 'head -c 11000000 /dev/zero | tr \"\\\\0\" x']"],
     )
     def test_over_10_mb_is_an_error_that_says_so(self, lab: Lab, action: str) -> None:
         ran = lab.run(f"name: huge\nsteps:\n  - id: it\n    {action}\n")

@@ -108,9 +108,7 @@ class Lab:
 
     def wait(self, run_id: str, *, within: float = 30.0) -> Ran:
         """Return the run when it has ended."""
-        eventually(
-            lambda: self.services.run(run_id)["status"] in FINISHED, within=within, what=f"the end of {run_id}"
-        )
+        eventually(lambda: self.services.run(run_id)["status"] in FINISHED, within=within, what=f"the end of {run_id}")
         return Ran(self.services.run(run_id, steps=True), self.services.events(run_id, limit=5000))
 
     def run(self, text: str, inputs: Mapping[str, Any] | None = None, *, within: float = 30.0) -> Ran:
