@@ -15,6 +15,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     DateTime,
+    Float,
     Index,
     Integer,
     MetaData,
@@ -283,3 +284,42 @@ leaders = Table(
     Column("owner", String(80), nullable=False),
     Column("until", UtcTime, nullable=False),
 )
+
+recorded_calls = Table(
+    "recorded_calls",
+    metadata,
+    Column("id", BigKey, primary_key=True, autoincrement=True),
+    _org(),
+    Column("at", UtcTime, nullable=False),
+    Column("team", String(100), nullable=False),
+    Column("workflow", String(200), nullable=False),
+    Column("run", String(200)),
+    Column("step", String(200)),
+    Column("provider", String(40), nullable=False),
+    Column("model", String(200), nullable=False),
+    Column("role", String(100)),
+    Column("input_tokens", Integer, nullable=False),
+    Column("cache_read_tokens", Integer, nullable=False),
+    Column("cache_write_tokens", Integer, nullable=False),
+    Column("output_tokens", Integer, nullable=False),
+    Column("reasoning_tokens", Integer, nullable=False),
+    Column("cost_micro", BigInteger),
+    Column("price_version", String(60)),
+    Column("latency_ms", Integer),
+    Column("outcome", String(40), nullable=False),
+    Index("ix_recorded_calls_at", "at"),
+)
+"""Calls that were made outside of runs and told to us (`costs.tracker`); reports show them beside the ledger."""
+
+token_ratios = Table(
+    "token_ratios",
+    metadata,
+    Column("provider", String(40), primary_key=True),
+    Column("model", String(200), primary_key=True),
+    _org(),
+    Column("calls", BigInteger, nullable=False),
+    Column("log_ratio", Float(53), nullable=False),
+    Column("log_square", Float(53), nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+)
+"""How far the offline token estimate is from what providers counted: sums of ln(actual / estimate) and its square."""
