@@ -69,10 +69,11 @@ _TICK = (
     "SELECT * FROM gorgon_tick(%b, %b, %b, %b::smallint[], %b::interval, %b::int, %b::int, %b::int, %b,"
     " %b::bigint[], %b::jsonb, %b::jsonb, %b::jsonb)"
 )
-# Array and JSON parameters make custom plans useless and expensive; the planner must not scan `steps` either.
+# Array and JSON parameters make custom plans useless and expensive.  A generic plan that was made while `steps` was
+# small must still look rows up by their key when it is large: reading the whole index is made to look dear.
 _HOT_OPTIONS = (
     "-c plan_cache_mode=force_generic_plan -c enable_hashjoin=off -c enable_mergejoin=off -c enable_seqscan=off"
-    " -c jit=off"
+    " -c enable_bitmapscan=off -c cpu_index_tuple_cost=1 -c jit=off"
 )
 _LIVE = (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FINISHING)
 _RETRIED = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
