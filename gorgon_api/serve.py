@@ -28,9 +28,10 @@ def api(*, host: str | None, port: int | None) -> None:
     logs.configure(settings.log_level, settings.log_format, secrets=(*settings.secret_values(), key))
     listener = listen(address, settings.api_port if port is None else port)
     services = bootstrap.build(settings)
-    sweep = services.sweep()
+    sweeps = services.sweeps()
     try:
-        sweep.start()
+        for sweep in sweeps:
+            sweep.start()
         shown = f"[{address}]" if ":" in address else address
         terminal.note(f"Gorgon API at http://{shown}:{listener.getsockname()[1]}   (docs: /docs)")
         if generated:
@@ -46,7 +47,8 @@ def api(*, host: str | None, port: int | None) -> None:
         )
         uvicorn.Server(config).run(sockets=[listener])
     finally:
-        sweep.stop()
+        for sweep in sweeps:
+            sweep.stop()
         services.close()
 
 

@@ -24,6 +24,9 @@ from gorgon_common.persistence.views import Views
 from gorgon_common.settings import Settings
 from gorgon_common.workflow.plan import Plan
 
+TARGETS = ("live", "sandbox")
+"""Where the calls of a run go."""
+
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
@@ -47,22 +50,39 @@ class Services:
         self.database = database
         self.store = Store(database)
         self.knowledge = Knowledge(self.store)
-        self.app = make_app(_broker(settings), events=events)
-        self.canvas = CeleryCanvas(self.app, _broker(settings))
+        broker = _broker(settings)
+        self.app = make_app(broker, events=events)
+        self._broker = broker
+        self._canvases: dict[str, CeleryCanvas] = {}
         self.views = Views(database, self.knowledge.plan)
         self._publishers: dict[tuple[str, str], Publisher] = {}
+
+    def canvas(self, target: str) -> CeleryCanvas:
+        """Return where messages of runs of a target are made and sent."""
+        if target not in self._canvases:
+            self._canvases[target] = CeleryCanvas(self.app, self._broker, target)
+        return self._canvases[target]
 
     def publisher(self, target: str, home: str) -> Publisher:
         """Return what publishes the steps of runs of a target and home; one for each in a process."""
         key = (target, home)
         if key not in self._publishers:
-            self._publishers[key] = Publisher(self.store, self.knowledge, self.canvas, target=target, home=home)
+            self._publishers[key] = Publisher(self.store, self.knowledge, self.canvas(target), target=target, home=home)
         return self._publishers[key]
 
-    def sweep(self) -> Sweep:
-        """Return a sweep for the runs that any worker may take: the API runs one, so that no worker has to."""
-        name = new_id("sweep")
-        return Sweep(self.store, self.knowledge, self.publisher("sandbox", ""), self.canvas, name=name, home="")
+    def sweeps(self) -> list[Sweep]:
+        """Return the sweeps of runs that any worker may take: the API makes them, so that no worker has to live."""
+        return [
+            Sweep(
+                self.store,
+                self.knowledge,
+                self.publisher(target, ""),
+                self.canvas(target),
+                name=new_id("sweep"),
+                home="",
+            )
+            for target in TARGETS
+        ]
 
     def read(self, text: str, *, file: str | None = None) -> tuple[Plan, list[Problem]]:
         """Load and compile a workflow; returns the plan and the warnings.  Raises WorkflowInvalid."""
@@ -151,7 +171,7 @@ class Services:
 
     def health(self) -> dict[str, Any]:
         """Return `{database: {ok, detail}, broker: {ok, detail}}`."""
-        return {"database": _checked(self._database), "broker": _checked(self.canvas.health)}
+        return {"database": _checked(self._database), "broker": _checked(self.canvas("live").health)}
 
     def _database(self) -> str:
         migrate.check(self.database)
@@ -159,7 +179,9 @@ class Services:
 
     def close(self) -> None:
         """Release connections."""
-        self.canvas.close()
+        for canvas in self._canvases.values():
+            canvas.close()
+        self.app.close()
         self.store.close()
 
 

@@ -20,7 +20,7 @@ from celery.worker import WorkController
 from celery.worker.consumer.consumer import Consumer
 
 from gorgon_common.bootstrap import Services
-from gorgon_common.canvas.celery import THREADS_PER_SLOT
+from gorgon_common.canvas.celery import THREADS_PER_SLOT, queue_name
 from gorgon_common.errors import Unavailable
 from gorgon_worker.assembly import make_runtime
 from gorgon_worker.runtime import Runtime
@@ -96,7 +96,7 @@ def embedded(
         app=app,
         pool=_Pool,
         concurrency=slots * THREADS_PER_SLOT,
-        queues=sorted({*queues, "control"}),
+        queues=[queue_name(queue, target) for queue in sorted({*queues, "control"})],
         hostname=f"embedded-{runtime.member.owner}@localhost",
         consumer_cls=_Consumer,
         timer_cls=_Clock,

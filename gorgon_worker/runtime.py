@@ -69,7 +69,7 @@ class Runtime:
             self.store,
             services.knowledge,
             self.publisher,
-            services.canvas,
+            services.canvas(target),
             name=f"{self.name}:{self.member.owner}",
             home=home,
         )
@@ -90,7 +90,7 @@ class Runtime:
         `counts`: a canvas goes on when it returns.  False: its steps are pending, or held elsewhere, so nothing may
         follow from this message.
         """
-        number = rows.QUEUE_NUMBERS.get(queue, rows.CONTROL)
+        number = rows.QUEUE_NUMBERS.get(queue.rpartition(".")[2], rows.CONTROL)
         self.machine.handle(ids, fast=fast)
         self._marks[number] = max(self._marks.get(number, 0.0), sent)
         if not counts:

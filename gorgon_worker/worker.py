@@ -10,7 +10,7 @@ from celery.signals import worker_ready, worker_shutting_down
 
 from gorgon_common import lazy
 from gorgon_common.bootstrap import build
-from gorgon_common.canvas.celery import THREADS_PER_SLOT
+from gorgon_common.canvas.celery import THREADS_PER_SLOT, queue_name
 from gorgon_common.settings import get_settings
 from gorgon_worker.assembly import make_runtime
 from gorgon_worker.tasks import register
@@ -37,7 +37,7 @@ def main(*, queues: Sequence[str], slots: int, target: str) -> None:
     def _stopping(**_: object) -> None:
         runtime.machine.closing = True
 
-    served = sorted({*queues, "control"})
+    served = [queue_name(queue, target) for queue in sorted({*queues, "control"})]
     name = f"{'-'.join(queues) if len(queues) <= 3 else 'all'}-{os.getpid()}@{socket.gethostname()}"
     try:
         app.worker_main(

@@ -82,11 +82,17 @@ def _backend(broker_url: str) -> str:
     return broker_url if broker_url.startswith(("redis", "rediss")) else "rpc://"
 
 
-class CeleryCanvas:
-    """Lowers ready steps to Celery's primitives and publishes them; implements `ports.Canvas`."""
+def queue_name(queue: str, target: str) -> str:
+    """Return what a queue is called at the broker: a live worker must not get messages of the sandbox's runs."""
+    return queue if target == "live" else f"{target}.{queue}"
 
-    def __init__(self, app: Celery, broker_url: str) -> None:
+
+class CeleryCanvas:
+    """Lowers ready steps to Celery's primitives and publishes them, for one target; implements `ports.Canvas`."""
+
+    def __init__(self, app: Celery, broker_url: str, target: str) -> None:
         self.app = app
+        self.target = target
         self._shapes: dict[str, Shape] = {}
         self._lock = threading.Lock()
         self._depths: dict[int, tuple[float, int]] = {}
@@ -192,7 +198,9 @@ class CeleryCanvas:
 
     def _message(self, queue: str, task: str, ids: Sequence[int], label: str) -> Signature[Any]:
         signature: Signature[Any] = self.app.signature(task, args=(list(ids), round(time.time(), 3)), immutable=True)
-        signature.set(queue=queue, shadow=label, argsrepr=label, kwargsrepr="", ignore_result=True)
+        signature.set(
+            queue=queue_name(queue, self.target), shadow=label, argsrepr=label, kwargsrepr="", ignore_result=True
+        )
         return signature
 
     # Sending
@@ -215,7 +223,7 @@ class CeleryCanvas:
         known = self._depths.get(queue)
         if known is not None and now - known[0] < DEPTH_SECONDS:
             return known[1]
-        found = self._depth(queues.ALL[queue])
+        found = self._depth(queue_name(queues.ALL[queue], self.target))
         self._depths[queue] = (now, found)
         return found
 
@@ -257,7 +265,6 @@ class CeleryCanvas:
         """Close connections."""
         if self._redis is not None:
             self._redis.close()
-        self.app.close()
 
 
 def _label(run: Run, node: Node, count: int = 1) -> str:

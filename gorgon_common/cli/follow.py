@@ -106,6 +106,9 @@ def follow(
                 return run, counter.count > 0
             if counter.count and not cancels:
                 return run, True
+            if run.get("orphaned") and not cancels:
+                view.say(f"The process that ran it has died.  To continue it: gorgon runs resume {run_id}")
+                return run, True
             if counter.count:
                 say("Cancelling: waiting for calls in flight. Ctrl-C again leaves at once.")
                 if not asked:

@@ -14,7 +14,7 @@ from gorgon_common.clock import format_time
 from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, RunInfo, Weight, step_id
 from gorgon_common.engine.rows import queue, weight
 from gorgon_common.engine.states import StepStatus
-from gorgon_common.errors import ConfigurationError
+from gorgon_common.errors import ConfigurationError, Unavailable
 from gorgon_common.workflow.expressions import MISSING, Env, StepValue
 from gorgon_common.workflow.plan import Dep, Join, Kind, Node, Plan, Ref
 
@@ -108,7 +108,10 @@ class Knowledge:
     def begin(self, number: int) -> None:
         """Note that this process works on a run: it is running now."""
         if self._begun.get(number) is None:
-            self.reader.begin(number)
+            try:
+                self.reader.begin(number)
+            except Unavailable:
+                return  # the next step says it
             self._begun.put(number, True)
 
     def plan(self, plan_hash: str) -> Plan:

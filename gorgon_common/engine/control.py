@@ -26,13 +26,19 @@ class Continues(Creates, Shelf, Protocol):
         """Tell whether an embedded run has no living worker any more."""
         ...
 
-    def close_orphan(self, run: int) -> None:
+    def close_orphan(self, run: int, *, cancelled: bool = False) -> None:
         """End a run whose process died."""
         ...
 
 
-def cancel(store: Shelf, publisher: Publisher, run: Run) -> None:
-    """Ask a run to end: no new step starts but its final ones, calls in flight are aborted.  Raises Conflict."""
+def cancel(store: Continues, publisher: Publisher, run: Run) -> None:
+    """Ask a run to end: no new step starts but its final ones, calls in flight are aborted.  Raises Conflict.
+
+    A run whose process has died ends at once: nobody is left to run anything of it.
+    """
+    if store.orphaned(run.info.id) and not store.finished(run.info.id)[0]:
+        store.close_orphan(run.info.id, cancelled=True)
+        return
     heads = store.stop(run.info.id, gate=run.gate, keeps=run.keeps, error=None, reason="the run was cancelled")
     publisher.publish(heads)
 

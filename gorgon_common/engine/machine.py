@@ -357,6 +357,7 @@ class Machine:
         for step in mine:
             self.held[step.id] = step
             slow += step.weight == Weight.SLOW
+            self.knowledge.begin(step.run)
         with self._free:
             self._running += slow
             job.open += len(mine)

@@ -228,12 +228,12 @@ class Shelf(Protocol):
         """Become or stay the one that does a job."""
         ...
 
-    def reap(self, *, home: str) -> list[tuple[Head, int]]:
+    def reap(self, *, home: str, target: str | None = None) -> list[tuple[Head, int]]:
         """Take the steps of dead workers back."""
         ...
 
     def overdue(
-        self, *, home: str, limit: int = 2000, all_ready: bool = False
+        self, *, home: str, target: str | None = None, limit: int = 2000, all_ready: bool = False
     ) -> tuple[list[tuple[Head, datetime]], list[int]]:
         """Return ready steps whose message may be lost, and waiting ones to wake."""
         ...
@@ -242,11 +242,11 @@ class Shelf(Protocol):
         """Make waiting steps whose time has come ready."""
         ...
 
-    def expired_runs(self, *, home: str) -> list[int]:
+    def expired_runs(self, *, home: str, target: str | None = None) -> list[int]:
         """Return the live runs whose time is up."""
         ...
 
-    def watermarks(self, *, home: str) -> dict[int, float]:
+    def watermarks(self, *, home: str, target: str | None = None) -> dict[int, float]:
         """Return queue → when the newest message that a worker has claimed was sent."""
         ...
 

@@ -31,7 +31,7 @@ log = get_logger(__name__)
 
 
 class Sweep:
-    """Sweeps for one home."""
+    """Sweeps for one home and target: those of its publisher."""
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class Sweep:
         self.canvas = canvas
         self.name = name
         self.home = home
+        self.target = publisher.target
         self._clock = clock
         self._epoch: str | None = None
         self._seen: deque[tuple[float, dict[int, float]]] = deque(maxlen=60)
@@ -78,7 +79,7 @@ class Sweep:
 
     def once(self) -> int:
         """Make one pass, if nobody else does.  Returns how many messages it sent again."""
-        if not self.shelf.lead(f"sweep:{self.home}", self.name, LEASE):
+        if not self.shelf.lead(f"sweep:{self.target}:{self.home}", self.name, LEASE):
             return 0
         self._time_is_up()
         sent = self._recover()
@@ -87,7 +88,7 @@ class Sweep:
         return sent
 
     def _time_is_up(self) -> None:
-        for number in self.shelf.expired_runs(home=self.home):
+        for number in self.shelf.expired_runs(home=self.home, target=self.target):
             run = self.knowledge.run(number)
             limit = run.plan.limits.get("timeout")
             error = {
@@ -105,7 +106,7 @@ class Sweep:
 
     def _recover(self) -> int:
         """Take back what dead workers held; it goes first."""
-        heads = [head for head, _ in self.shelf.reap(home=self.home)]
+        heads = [head for head, _ in self.shelf.reap(home=self.home, target=self.target)]
         for head in heads:  # one message each: a suspect must not take others with it
             self.publisher.publish([head], recovered=True)
         return len(heads)
@@ -113,7 +114,7 @@ class Sweep:
     def _resend(self) -> int:
         """Send again what was published and got lost; wake what has waited long enough."""
         emptied = self._emptied()
-        late, sleepers = self.shelf.overdue(home=self.home, all_ready=emptied)
+        late, sleepers = self.shelf.overdue(home=self.home, target=self.target, all_ready=emptied)
         marks = self._proof()
         empty: dict[int, bool] = {}
         lost = [head for head, due in late if emptied or self._lost(head, due, marks, empty)]
@@ -138,7 +139,7 @@ class Sweep:
     def _proof(self) -> dict[int, float]:
         """Return queue → a time: messages sent before it, and not claimed by now, are lost."""
         now = self._clock()
-        self._seen.append((now, self.shelf.watermarks(home=self.home)))
+        self._seen.append((now, self.shelf.watermarks(home=self.home, target=self.target)))
         old = [marks for at, marks in self._seen if at <= now - PROOF_SECONDS]
         return old[-1] if old else {}
 

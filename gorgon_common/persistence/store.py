@@ -162,9 +162,13 @@ class Store:
                 connection.execute(beat.values(reaped=False))
         return alive
 
-    def watermarks(self, *, home: str) -> dict[int, float]:
+    def watermarks(self, *, home: str, target: str | None = None) -> dict[int, float]:
         """Return queue → when the newest message that a worker has claimed was sent (seconds since 1970)."""
-        query = select(workers.c.watermarks).where(workers.c.home == home, workers.c.watermarks.is_not(None))
+        query = select(workers.c.watermarks).where(
+            workers.c.home == home,
+            workers.c.watermarks.is_not(None),
+            *([] if target is None else [workers.c.target == target]),
+        )
         found: dict[int, float] = {}
         with self.database.read() as connection:
             for marks in connection.scalars(query.order_by(workers.c.id.desc()).limit(500)):
@@ -337,13 +341,11 @@ class Store:
         return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
     def info(self, run: int) -> RunInfo:
-        """Return what workers need to know of a run, and mark it as running.  Raises NotFound."""
+        """Return what workers need to know of a run.  Raises NotFound."""
         with self.database.read() as connection:
             row = connection.execute(select(runs).where(runs.c.id == run)).first()
         if row is None:
             raise NotFound(f"There is no run number {run}.")
-        if row.status == RunStatus.QUEUED:
-            self._started(run)
         return RunInfo(
             id=run,
             public_id=row.public_id,
@@ -358,7 +360,8 @@ class Store:
             created_at=row.created_at,
         )
 
-    def _started(self, run: int) -> None:
+    def begin(self, run: int) -> None:
+        """Mark a run as running, if it is not yet: a worker has claimed a step of it."""
         with self.database.write() as connection:
             started = connection.execute(
                 update(runs)
@@ -943,7 +946,7 @@ class Store:
             return taken.rowcount == 1
 
     @_tried_again
-    def reap(self, *, home: str) -> list[tuple[Head, int]]:
+    def reap(self, *, home: str, target: str | None = None) -> list[tuple[Head, int]]:
         """Take the steps of dead workers back: ready again, with their tokens.
 
         If the dead worker held a suspect (a step whose owners died twice), only the suspects are blamed, else all.
@@ -951,7 +954,10 @@ class Store:
         among the result, with token 0.
         """
         dead = select(workers.c.id).where(
-            workers.c.reaped.is_(False), workers.c.lease_until < db_now(), workers.c.home == home
+            workers.c.reaped.is_(False),
+            workers.c.lease_until < db_now(),
+            workers.c.home == home,
+            *([] if target is None else [workers.c.target == target]),
         )
         taken: list[tuple[Head, int]] = []
         with self.database.write() as connection:
@@ -995,7 +1001,7 @@ class Store:
         return self._tick(connection, nobody, Keep(0, 0, 0), finishes=[ended]).ready
 
     def overdue(
-        self, *, home: str, limit: int = 2000, all_ready: bool = False
+        self, *, home: str, target: str | None = None, limit: int = 2000, all_ready: bool = False
     ) -> tuple[list[tuple[Head, datetime]], list[int]]:
         """Return ready steps whose message may be lost (with the time it became so), and waiting ones to wake.
 
@@ -1007,7 +1013,7 @@ class Store:
             )
             .select_from(_live_steps())
             .where(
-                _is_live(home),
+                _is_live(home, target),
                 runs.c.active,
                 steps.c.status.in_([int(StepStatus.READY), int(StepStatus.WAITING)]),
                 or_(steps.c.due < db_now(), and_(steps.c.due.is_not(None), steps.c.status == int(StepStatus.READY)))
@@ -1040,10 +1046,10 @@ class Store:
                 )
         return still
 
-    def expired_runs(self, *, home: str) -> list[int]:
+    def expired_runs(self, *, home: str, target: str | None = None) -> list[int]:
         """Return the live runs whose time is up."""
         query = select(runs.c.id).where(
-            runs.c.status.in_([int(status) for status in _LIVE[:3]]), runs.c.deadline < db_now(), runs.c.home == home
+            _is_live(home, target), runs.c.status != int(RunStatus.FINISHING), runs.c.deadline < db_now()
         )
         with self.database.read() as connection:
             return list(connection.scalars(query))
@@ -1064,8 +1070,14 @@ class Store:
             rows = connection.execute(query).all()
         return status in FINISHED_RUN, [(row.id & ROW_MASK, row.node) for row in rows]
 
-    def close_orphan(self, run: int) -> None:
-        """End a run whose process died: it is failed, what it left undone is cancelled.  One that has ended stays."""
+    def close_orphan(self, run: int, *, cancelled: bool = False) -> None:
+        """End a run whose process died: what it left undone is cancelled.  One that has ended stays.
+
+        It is failed, or cancelled where that was asked for.
+        """
+        status = RunStatus.CANCELLED if cancelled else RunStatus.FAILED
+        died = "The process that ran it has died."
+        error = {"message": died, "kind": "orphaned", "hint": None, "step": None, "summary": died}
         low, high = step_id(run, 0), step_id(run + 1, 0)
         with self.database.write() as connection:
             if self._lock(connection, run) in FINISHED_RUN:
@@ -1079,9 +1091,15 @@ class Store:
             connection.execute(
                 update(runs)
                 .where(runs.c.id == run)
-                .values(status=int(RunStatus.FAILED), active=False, finished_at=db_now())
+                .values(
+                    status=int(status),
+                    active=False,
+                    cancelled=cancelled,
+                    error=None if cancelled else encoding.dump(error),
+                    finished_at=db_now(),
+                )
             )
-            self._tell(connection, run, None, "run.failed", "its process died")
+            self._tell(connection, run, None, f"run.{status.name.lower()}", died)
 
     def orphaned(self, run: int) -> bool:
         """Tell whether an embedded run has no living worker any more."""
@@ -1128,8 +1146,12 @@ def _live_steps() -> Any:
     return runs.join(steps, and_(steps.c.id >= low, steps.c.id < low + (1 << ROW_BITS)))
 
 
-def _is_live(home: str) -> Any:
-    return and_(runs.c.status.in_([int(status) for status in _LIVE]), runs.c.home == home)
+def _is_live(home: str, target: str | None = None) -> Any:
+    return and_(
+        runs.c.status.in_([int(status) for status in _LIVE]),
+        runs.c.home == home,
+        *([] if target is None else [runs.c.target == target]),
+    )
 
 
 def _encoded(

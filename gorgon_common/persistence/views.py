@@ -12,10 +12,20 @@ from sqlalchemy import Connection, Row, func, select
 
 from gorgon_common.clock import format_time
 from gorgon_common.engine.records import ROW_BITS, ROW_MASK, step_id
-from gorgon_common.engine.states import RunStatus, StepStatus
+from gorgon_common.engine.states import FINISHED_RUN, RunStatus, StepStatus
 from gorgon_common.errors import InputInvalid, NotFound
 from gorgon_common.persistence.database import Database
-from gorgon_common.persistence.tables import blobs, checkpoints, db_now, events, expansions, ledger, runs, steps
+from gorgon_common.persistence.tables import (
+    blobs,
+    checkpoints,
+    db_now,
+    events,
+    expansions,
+    ledger,
+    runs,
+    steps,
+    workers,
+)
 from gorgon_common.workflow.plan import Kind, Plan
 
 MICRO = 1_000_000
@@ -59,6 +69,8 @@ class Views:
             if row is None:
                 raise NotFound(f"There is no run {public_id}.", hint="See: gorgon runs ls")
             view = _run(row, _spent(connection, [row.id]).get(row.id))
+            if row.home and row.status not in FINISHED_RUN:
+                view["orphaned"] = _abandoned(connection, row.home)
             if with_steps:
                 view["steps"] = _Steps(connection, row.id, self.plan_of(row.plan_hash)).list()
         return view
@@ -117,6 +129,12 @@ class Views:
 
 
 _ENDED = frozenset({"step.failed", "step.skipped", "step.cancelled", "step.succeeded"})
+
+
+def _abandoned(connection: Connection, home: str) -> bool:
+    """Tell whether the process that an embedded run lives in has died."""
+    alive = select(func.count()).where(workers.c.home == home, workers.c.lease_until > db_now())
+    return not connection.scalar(alive)
 
 
 def _position(cursor: str) -> int:

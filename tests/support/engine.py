@@ -202,7 +202,7 @@ class Desk:
     def create(self, rows_: Sequence[Row], **fields: Any) -> int:
         """Create a run that workers know of already."""
         run, _ = self.store.create(new_run(**{"home": self.home, "target": self.target, **fields}), rows_)
-        self.store.info(run)
+        self.store.begin(run)
         return run
 
     def claim(self, run: int, *numbers: int, worker: Worker | None = None, **fields: Any) -> list[Claimed]:
