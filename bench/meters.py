@@ -149,9 +149,8 @@ def machine() -> str:
     """Return one line about the machine and the versions."""
     names = ("celery", "kombu", "redis", "sqlalchemy", "psycopg")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3
-    return f"{os.cpu_count()} cores ({_processor()}), {memory:.0f} GB, Python {platform.python_version()}, " + ", ".join(
-        f"{name} {version(name)}" for name in names
-    )
+    hardware = f"{os.cpu_count()} cores ({_processor()}), {memory:.0f} GB"
+    return ", ".join([hardware, f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)])
 
 
 def _processor() -> str:

@@ -21,6 +21,11 @@ def fan_out(steps: int) -> Deps:
     return [[]] + [[0] for _ in range(steps - 2)] + [list(range(1, steps - 1))]
 
 
+def fan_in(steps: int) -> Deps:
+    """All but one at the same time, then that one: what a map and its reduce are without an engine that expands."""
+    return [[] for _ in range(steps - 1)] + [list(range(steps - 1))]
+
+
 def dag(steps: int, seed: int = 7) -> Deps:
     """Layers of about 20; each step after one to three of the layer before, sometimes one of any earlier layer."""
     chance = random.Random(seed)

@@ -32,7 +32,7 @@ RUN_SECONDS = 240.0
 POLL_SECONDS = 0.01
 SETTLE_SECONDS = 0.05
 """What a worker still does when a run has ended (an acknowledgement) belongs to the block."""
-BLOCK_STEPS = 2000
+BLOCK_STEPS = 1000
 """Small runs are repeated until a block has about as many steps."""
 SUCCEEDED, FAILED = 5, 6
 _BIN = Path(sys.executable).parent
@@ -119,9 +119,7 @@ class Gorgon:
             "GORGON_SANDBOX_URL": "http://127.0.0.1:9",
         }
         self.services = bootstrap.build(
-            settings.Settings(
-                database_url=self.servers.gorgon_url, redis_url=self.servers.redis_url, home=self.folder
-            )
+            settings.Settings(database_url=self.servers.gorgon_url, redis_url=self.servers.redis_url, home=self.folder)
         )
         self.connection = psycopg.connect(self.servers.gorgon_url, autocommit=True)
 
@@ -154,9 +152,7 @@ class Gorgon:
     def listening(self) -> list[str]:
         """Return who waits for messages with BRPOP."""
         with redis.Redis.from_url(self.servers.redis_url) as client:
-            return [
-                entry["addr"] for entry in client.client_list() if entry["cmd"] == "brpop" and entry["db"] == "0"
-            ]
+            return [entry["addr"] for entry in client.client_list() if entry["cmd"] == "brpop" and entry["db"] == "0"]
 
     def run(self, plan: Plan) -> str:
         """Run a plan to its end; return the run's number.  Raises RuntimeError where it does not succeed."""
