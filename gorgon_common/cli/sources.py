@@ -10,9 +10,9 @@ from pathlib import Path
 from gorgon_common import errors
 from gorgon_common.operations.catalogue import load_operations
 from gorgon_common.roles.catalogue import load_roles
-from gorgon_common.workflow import catalogue, loader
-from gorgon_common.workflow.compiler import try_compile
+from gorgon_common.workflow import catalogue
 from gorgon_common.workflow.plan import Plan
+from gorgon_common.workflow.source import read_workflow
 
 _MAX_BYTES = 1_000_000
 
@@ -44,12 +44,7 @@ def find_workflow(given: str) -> Workflow:
 
 def compile_text(text: str, *, file: str) -> tuple[Plan, list[errors.Problem]]:
     """Return the plan and the warnings, with no database at hand.  Raises WorkflowInvalid."""
-    roles, operations = load_roles(), load_operations()
-    loaded = loader.load(text, file=file, roles=roles, operations=operations)
-    made = try_compile(loaded, roles=roles, operations=operations)
-    if made.plan is None:
-        raise errors.WorkflowInvalid(made.problems)
-    return made.plan, [*loaded.problems, *made.problems]
+    return read_workflow(text, file=file, roles=load_roles(), operations=load_operations())
 
 
 def looks_like_path(given: str) -> bool:
