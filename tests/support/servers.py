@@ -15,13 +15,14 @@ import importlib.util
 import itertools
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -121,6 +122,36 @@ def postgres(*, fsync: bool = True, data_dir: Path | None = None) -> Iterator[st
             yield server.get_uri()
         finally:
             server.cleanup()
+
+
+@contextlib.contextmanager
+def crashing_postgres() -> Iterator[tuple[str, Callable[[], float]]]:
+    """Run a PostgreSQL of one's own; yield its URL and what crashes it and starts it again (returns the seconds)."""
+    with tempfile.TemporaryDirectory(prefix="gpg-", ignore_cleanup_errors=True) as folder:
+        top = Path(folder)
+        server = _start(top / "d", top / "run", _DURABLE)
+
+        def crash() -> float:
+            pid, begun = server.get_pid(), time.monotonic()
+            os.kill(pid, signal.SIGQUIT)  # "immediate shutdown": no checkpoint, recovery from the log at the start
+            while Path(f"/proc/{pid}").exists() and _state(pid) != "Z":
+                if time.monotonic() > begun + 10:
+                    raise RuntimeError("PostgreSQL did not stop within 10 s")
+                time.sleep(0.01)
+            server.start()
+            return time.monotonic() - begun
+
+        try:
+            yield server.get_uri(), crash
+        finally:
+            server.cleanup()
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
 
 
 @contextlib.contextmanager
