@@ -212,8 +212,8 @@ def _details(connection: Connection, number: int, rows: list[int]) -> dict[int, 
     return found
 
 
-class _Steps:
-    """The steps of one run, with their places."""
+class Places:
+    """Where the rows of one run belong: in which composite, and which item or iteration of it they are."""
 
     def __init__(self, connection: Connection, number: int, plan: Plan) -> None:
         self.connection = connection
@@ -221,6 +221,10 @@ class _Steps:
         self.plan = plan
         self.low, self.high = step_id(number, 0), step_id(number + 1, 0)
         self.parents = self._parents()
+
+    def of(self, nodes: Mapping[int, int]) -> dict[int, tuple[str, int | None]]:
+        """Return row → (the step's name, its item or iteration) for rows whose nodes are given."""
+        return {row: (self._name(number), self._item(row)) for row, number in nodes.items()}
 
     def _parents(self) -> list[tuple[int, int, int, str, int, int | None]]:
         """Return (base, end, parent row, phase, round, reduce's row) of every expansion.
@@ -242,6 +246,23 @@ class _Steps:
                 return parent, position
         return None
 
+    def _name(self, number: int) -> str:
+        return self.plan.nodes[number].id.removesuffix("[]").removesuffix("#")
+
+    def _item(self, row: int) -> int | None:
+        """Return the item or iteration of a row: that of the nearest composite that has any."""
+        above = self._above(row)
+        while above is not None:
+            parent, position = above
+            if position is not None:
+                return position
+            above = self._above(parent)
+        return None
+
+
+class _Steps(Places):
+    """The steps of one run as they are shown."""
+
     def names(self, rows: Iterable[int]) -> dict[int, str]:
         """Return row → the step's name with its items and iterations: `build[3]`."""
         wanted = [step_id(self.number, row) for row in rows]
@@ -260,19 +281,6 @@ class _Steps:
             item = self._item(row)
             found[row] = self._name(number) if item is None else f"{self._name(number)}[{item}]"
         return found
-
-    def _name(self, number: int) -> str:
-        return self.plan.nodes[number].id.removesuffix("[]").removesuffix("#")
-
-    def _item(self, row: int) -> int | None:
-        """Return the item or iteration of a row: that of the nearest composite that has any."""
-        above = self._above(row)
-        while above is not None:
-            parent, position = above
-            if position is not None:
-                return position
-            above = self._above(parent)
-        return None
 
     def list(self) -> list[dict[str, Any]]:
         """Return every step: those of the file in their order, each followed by what it expanded into."""

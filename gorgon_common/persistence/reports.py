@@ -1,0 +1,427 @@
+"""What calls have cost: the ledger joined with its runs and steps, by any of their properties.
+
+Money is whole micro-dollars in the rows and US dollars in what is returned.  A sum with a call in it whose price is not
+known is None, with the known part beside it: unknown is never shown as 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Integer,
+    Select,
+    String,
+    cast,
+    distinct,
+    func,
+    literal,
+    null,
+    select,
+    tuple_,
+    union_all,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.selectable import Subquery
+
+from gorgon_common.clock import format_time
+from gorgon_common.costs.tokens import Ratio
+from gorgon_common.costs.usage import Usage
+from gorgon_common.engine.records import ROW_BITS, ROW_MASK
+from gorgon_common.errors import InputInvalid
+from gorgon_common.persistence.database import Database
+from gorgon_common.persistence.tables import db_now, ledger, recorded_calls, runs, steps, token_ratios
+from gorgon_common.persistence.views import MICRO, Places
+from gorgon_common.workflow.plan import Plan
+
+DIMENSIONS = ("provider", "model", "role", "team", "workflow", "run", "step", "day", "target", "outcome")
+"""What a report can be made by."""
+
+LIBRARY = "library"
+"""The target of calls that were made outside of runs and recorded with `costs.tracker`."""
+
+_TOKENS = ("input", "cache_read", "cache_write", "output", "reasoning")
+_SUMS = ("calls", "failed_calls", "unpriced_calls", *(f"{name}_tokens" for name in _TOKENS), "cost_micro", "latency_ms")
+_NOBODY = "none"
+"""The provider of steps that stand for a call in benchmarks and tests."""
+
+
+class _Day(ColumnElement[str]):
+    """The day of a time in UTC, `2026-11-22`."""
+
+    inherit_cache = False
+    type = String()
+
+    def __init__(self, moment: ColumnElement[datetime]) -> None:
+        self.moment = moment
+
+
+@compiles(_Day, "postgresql")
+def _day_postgresql(element: _Day, compiler: Any, **options: Any) -> str:
+    return f"to_char({compiler.process(element.moment, **options)} AT TIME ZONE 'UTC', 'YYYY-MM-DD')"
+
+
+@compiles(_Day, "sqlite")
+def _day_sqlite(element: _Day, compiler: Any, **options: Any) -> str:
+    return f"substr({compiler.process(element.moment, **options)}, 1, 10)"
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which calls a report is about: `since` ≤ time < `until`, and exact values of dimensions."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    only: Mapping[str, str] = field(default_factory=dict)
+    """Dimension → value; `run` is a run's public id."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedCall:
+    """A call that somebody made outside of a run.  `cost_micro` is None where it is not known."""
+
+    at: datetime
+    team: str
+    workflow: str
+    provider: str
+    model: str
+    usage: Usage
+    cost_micro: int | None
+    price_version: str | None
+    role: str | None = None
+    run: str | None = None
+    step: str | None = None
+    latency_ms: int | None = None
+    outcome: str = "ok"
+
+
+class Reports:
+    """Reads the ledger.  `plan_of` returns the plan of a hash, for the names of steps."""
+
+    def __init__(self, database: Database, plan_of: Callable[[str], Plan]) -> None:
+        self.database = database
+        self.plan_of = plan_of
+
+    def report(self, by: Sequence[str], filters: Filters = Filters(), *, limit: int | None = None) -> dict[str, Any]:
+        """Return `{by, from, to, filters, rows, total}`: one row for each combination of `by`.
+
+        A row has the dimensions and calls, failed_calls, runs, tokens {input, cache_read, cache_write, output,
+        reasoning}, cost_usd (None where a price is missing), known_cost_usd, unpriced_calls and latency_ms (mean).
+        Dearest first, or by day where that is the first dimension.  Raises InputInvalid for an unknown dimension.
+        """
+        _check(by)
+        _check(filters.only)
+        found = self._grouped(list(by), filters)
+        rows = [_row(list(by), key, sums) for key, sums in found.items()]
+        if by and by[0] == "day":
+            rows.sort(key=lambda row: tuple(str(row[name] or "") for name in by))
+        else:
+            rows.sort(key=lambda row: (-row["known_cost_usd"], *(str(row[name] or "") for name in by)))
+        total = _row([], (), _added(found.values()))
+        total["runs"] = self._runs(filters)
+        return {
+            "by": list(by),
+            "from": None if filters.since is None else format_time(filters.since),
+            "to": None if filters.until is None else format_time(filters.until),
+            "filters": dict(filters.only),
+            "rows": rows if limit is None else rows[:limit],
+            "groups": len(rows),
+            "total": total,
+        }
+
+    def calls(self, filters: Filters = Filters(), *, limit: int = 1000, cursor: str | None = None) -> dict[str, Any]:
+        """Return `{items, next}`: one row for each call, in the order of runs and steps.
+
+        An item has at, provider, model, role, team, workflow, run, step, item, attempt, call (1, 2 … within the
+        attempt: repairs), tokens by kind, cost_usd, price_version, latency_ms, outcome, request_id and target.
+        Raises InputInvalid for a cursor that is not one of ours.
+        """
+        _check(filters.only)
+        source, query = self._calls(filters)
+        columns = source.c
+        order = (columns.run_number, columns.step_id, columns.token, columns.ordinal)
+        query = query.with_only_columns(*columns).order_by(*order).limit(limit + 1)
+        if cursor is not None:
+            query = query.where(tuple_(*order) > tuple_(*(literal(part, BigInteger) for part in _position(cursor))))
+        with self.database.read() as connection:
+            rows = connection.execute(query).all()
+            items = _items(connection, self.plan_of, rows[:limit])
+        wanted = filters.only.get("step")
+        shown = [item for item in items if wanted is None or item["step"] == wanted]
+        last = rows[limit - 1] if len(rows) > limit else None
+        following = None
+        if last is not None:
+            following = f"{last.run_number}.{last.step_id}.{last.token}.{last.ordinal}"
+        return {"items": shown, "next": following}
+
+    def record(self, calls: Sequence[RecordedCall]) -> None:
+        """Store calls that were made outside of runs."""
+        rows = [
+            {
+                **{name: getattr(call, name) for name in _RECORDED},
+                "input_tokens": call.usage.input_tokens,
+                "cache_read_tokens": call.usage.cache_read_tokens,
+                "cache_write_tokens": call.usage.cache_write_5m_tokens + call.usage.cache_write_1h_tokens,
+                "output_tokens": call.usage.output_tokens,
+                "reasoning_tokens": call.usage.reasoning_tokens,
+            }
+            for call in calls
+        ]
+        if rows:
+            with self.database.write() as connection:
+                connection.execute(recorded_calls.insert(), rows)
+
+    # Token estimates against what providers counted
+
+    def ratios(self) -> dict[tuple[str, str], Ratio]:
+        """Return (provider, model) → how estimates of input tokens compare with real counts."""
+        with self.database.read() as connection:
+            rows = connection.execute(select(token_ratios)).all()
+        return {(row.provider, row.model): Ratio(int(row.calls), row.log_ratio, row.log_square) for row in rows}
+
+    def add_ratios(self, seen: Mapping[tuple[str, str], Ratio]) -> None:
+        """Add observations to what is stored."""
+        insert = (sqlite if self.database.sqlite else postgresql).insert(token_ratios)
+        statement = insert.on_conflict_do_update(
+            index_elements=["provider", "model"],
+            set_={
+                "calls": token_ratios.c.calls + insert.excluded.calls,
+                "log_ratio": token_ratios.c.log_ratio + insert.excluded.log_ratio,
+                "log_square": token_ratios.c.log_square + insert.excluded.log_square,
+                "updated_at": insert.excluded.updated_at,
+            },
+        )
+        with self.database.write() as connection:
+            now = connection.execute(select(db_now())).scalar_one()
+            # In a fixed order: two processes that add the same models must not wait for each other.
+            rows = [
+                {
+                    "provider": provider,
+                    "model": model,
+                    "calls": ratio.calls,
+                    "log_ratio": ratio.log_sum,
+                    "log_square": ratio.log_square,
+                    "updated_at": now,
+                }
+                for (provider, model), ratio in sorted(seen.items())
+                if ratio.calls
+            ]
+            if rows:
+                connection.execute(statement, rows)
+
+    # Queries
+
+    def _grouped(self, by: list[str], filters: Filters) -> dict[tuple[Any, ...], dict[str, int]]:
+        """Return dimensions → sums.  Steps are grouped by node first: their names are in the plans."""
+        source, query = self._calls(filters)
+        columns = source.c
+        by_step = "step" in by or "step" in filters.only
+        keys: list[Any] = [
+            _Day(columns.at).label("day") if name == "day" else getattr(columns, name) for name in by if name != "step"
+        ]
+        if by_step:
+            keys += [columns.plan_hash, columns.node, columns.step]
+        sums = (
+            func.count().label("calls"),
+            func.count().filter(columns.outcome != "ok").label("failed_calls"),
+            (func.count() - func.count(columns.cost_micro)).label("unpriced_calls"),
+            *(func.sum(getattr(columns, f"{name}_tokens")).label(f"{name}_tokens") for name in _TOKENS),
+            func.coalesce(func.sum(columns.cost_micro), 0).label("cost_micro"),
+            func.coalesce(func.sum(columns.latency_ms), 0).label("latency_ms"),
+        )
+        runs_of = func.count(distinct(columns.run)).label("runs")
+        columns_of_groups: list[Any] = [*keys, *sums, runs_of]
+        query = query.with_only_columns(*columns_of_groups)
+        if keys:
+            query = query.group_by(*keys)
+        with self.database.read() as connection:
+            rows = connection.execute(query).all()
+        found: dict[tuple[Any, ...], dict[str, int]] = {}
+        for row in rows:
+            named = dict(row._mapping)
+            if not named["calls"]:
+                continue
+            if by_step:
+                named["step"] = self._step(named["plan_hash"], named["node"], named["step"])
+                if named["step"] != filters.only.get("step", named["step"]):
+                    continue
+            key = tuple(named[name] for name in by)
+            sums_here = {name: int(named[name] or 0) for name in (*_SUMS, "runs")}
+            found[key] = _added([found[key], sums_here]) if key in found else sums_here
+        return found
+
+    def _runs(self, filters: Filters) -> int:
+        source, query = self._calls(filters)
+        with self.database.read() as connection:
+            return int(connection.scalar(query.with_only_columns(func.count(distinct(source.c.run)))) or 0)
+
+    def _step(self, plan_hash: str | None, node: int | None, step: str | None) -> str | None:
+        return step if plan_hash is None or node is None else step_name(self.plan_of(plan_hash), node)
+
+    def _calls(self, filters: Filters) -> tuple[Subquery, Select[Any]]:
+        """Return every call, of runs and recorded ones, and a query of those that the filters let through."""
+        number = ledger.c.step_id.bitwise_rshift(ROW_BITS)
+        of_runs = (
+            select(
+                ledger.c.at,
+                ledger.c.provider,
+                ledger.c.model,
+                ledger.c.role,
+                runs.c.team,
+                runs.c.workflow,
+                runs.c.public_id.label("run"),
+                cast(null(), String).label("step"),
+                runs.c.target,
+                ledger.c.outcome,
+                runs.c.id.label("run_number"),
+                ledger.c.step_id,
+                ledger.c.token,
+                ledger.c.ordinal,
+                ledger.c.attempt,
+                runs.c.plan_hash,
+                steps.c.node,
+                *(getattr(ledger.c, f"{name}_tokens") for name in _TOKENS),
+                ledger.c.cost_micro,
+                ledger.c.price_version,
+                ledger.c.latency_ms,
+                ledger.c.request_id,
+            )
+            .select_from(ledger.join(runs, runs.c.id == number).join(steps, steps.c.id == ledger.c.step_id))
+            .where(ledger.c.provider != _NOBODY)
+        )
+        recorded = select(
+            recorded_calls.c.at,
+            recorded_calls.c.provider,
+            recorded_calls.c.model,
+            recorded_calls.c.role,
+            recorded_calls.c.team,
+            recorded_calls.c.workflow,
+            recorded_calls.c.run,
+            recorded_calls.c.step,
+            literal(LIBRARY, String),
+            recorded_calls.c.outcome,
+            literal(0, BigInteger),
+            recorded_calls.c.id,
+            literal(0, Integer),
+            literal(1, Integer),
+            literal(1, Integer),
+            cast(null(), String),
+            cast(null(), Integer),
+            *(getattr(recorded_calls.c, f"{name}_tokens") for name in _TOKENS),
+            recorded_calls.c.cost_micro,
+            recorded_calls.c.price_version,
+            recorded_calls.c.latency_ms,
+            cast(null(), String),
+        )
+        run = filters.only.get("run")
+        if run is not None:  # the ledger's key finds a run's calls; its public id would not
+            chosen = select(runs.c.id).where(runs.c.public_id == run).scalar_subquery()
+            low = chosen.op("<<", return_type=BigInteger())(literal(ROW_BITS, Integer))
+            of_runs = of_runs.where(
+                runs.c.public_id == run, ledger.c.step_id >= low, ledger.c.step_id <= low + ROW_MASK
+            )
+        source = union_all(of_runs, recorded).subquery("calls")
+        query = select(source)
+        if filters.since is not None:
+            query = query.where(source.c.at >= filters.since)
+        if filters.until is not None:
+            query = query.where(source.c.at < filters.until)
+        for name, value in filters.only.items():
+            if name == "day":
+                query = query.where(_Day(source.c.at) == value)
+            elif name != "step":
+                query = query.where(getattr(source.c, name) == value)
+        return source, query
+
+
+_RECORDED = (
+    "at",
+    "team",
+    "workflow",
+    "run",
+    "step",
+    "provider",
+    "model",
+    "role",
+    "cost_micro",
+    "price_version",
+    "latency_ms",
+    "outcome",
+)
+
+
+def step_name(plan: Plan, node: int) -> str:
+    """Return what people call a node: that of a map's items and a loop's rounds without the mark."""
+    return plan.nodes[node].id.removesuffix("[]").removesuffix("#")
+
+
+def _check(names: Iterable[str]) -> None:
+    for name in names:
+        if name not in DIMENSIONS:
+            raise InputInvalid(f"Costs cannot be told by {name!r}.", hint=f"Dimensions: {', '.join(DIMENSIONS)}.")
+
+
+def _added(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    found = dict.fromkeys((*_SUMS, "runs"), 0)
+    for part in parts:
+        for name in found:
+            found[name] += part.get(name, 0)
+    return found
+
+
+def _row(by: Sequence[str], key: Sequence[Any], sums: Mapping[str, int]) -> dict[str, Any]:
+    known = sums["cost_micro"] / MICRO
+    return {
+        **dict(zip(by, key, strict=True)),
+        "calls": sums["calls"],
+        "failed_calls": sums["failed_calls"],
+        "runs": sums["runs"],
+        "tokens": {name: sums[f"{name}_tokens"] for name in _TOKENS},
+        "cost_usd": None if sums["unpriced_calls"] else known,
+        "known_cost_usd": known,
+        "unpriced_calls": sums["unpriced_calls"],
+        "latency_ms": round(sums["latency_ms"] / sums["calls"]) if sums["calls"] else None,
+    }
+
+
+def _position(cursor: str) -> list[int]:
+    parts = cursor.split(".")
+    if len(parts) != 4 or not all(part.isdecimal() and len(part) < 20 for part in parts):
+        raise InputInvalid("That cursor is not one of ours.", hint="Use `next` of the page before.")
+    return [int(part) for part in parts]
+
+
+def _items(connection: Any, plan_of: Callable[[str], Plan], rows: Sequence[Any]) -> list[dict[str, Any]]:
+    places: dict[int, dict[int, tuple[str, int | None]]] = {}
+    by_run: dict[int, list[Any]] = {}
+    for row in rows:
+        if row.plan_hash is not None:
+            by_run.setdefault(row.run_number, []).append(row)
+    for number, members in by_run.items():
+        wanted = {row.step_id & ROW_MASK: row.node for row in members}
+        places[number] = Places(connection, number, plan_of(members[0].plan_hash)).of(wanted)
+    found = []
+    for row in rows:
+        place = places.get(row.run_number, {}).get(row.step_id & ROW_MASK)
+        step, item = place if place is not None and row.plan_hash is not None else (row.step, None)
+        found.append(
+            {
+                "at": format_time(row.at),
+                **{name: getattr(row, name) for name in ("provider", "model", "role", "team", "workflow", "run")},
+                "step": step,
+                "item": item,
+                "attempt": row.attempt,
+                "call": row.ordinal,
+                "tokens": {name: getattr(row, f"{name}_tokens") for name in _TOKENS},
+                "cost_usd": None if row.cost_micro is None else row.cost_micro / MICRO,
+                **{name: getattr(row, name) for name in ("price_version", "latency_ms", "outcome", "request_id")},
+                "target": row.target,
+            }
+        )
+    return found
