@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from gorgon_api.auth import KeyRing
 from gorgon_api.body_limit import BodyLimit
 from gorgon_api.errors import add_handlers
-from gorgon_api.routes import health, runs, workflows
+from gorgon_api.routes import costs, health, runs, workflows
 from gorgon_common.bootstrap import Services
 
 MAX_BODY = 1_000_000
@@ -32,7 +32,7 @@ def create_app(services: Services, keys: KeyRing) -> FastAPI:
     app.state.services, app.state.keys = services, keys
     app.add_middleware(BodyLimit, maximum=MAX_BODY)
     add_handlers(app)
-    for router in (runs.router, workflows.router, health.router):
+    for router in (runs.router, workflows.router, costs.router, health.router):
         app.include_router(router)
     return app
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from gorgon_common.errors import GorgonError, Problem, Unavailable
 from gorgon_common.ids import new_id
 from gorgon_common.persistence import migrate
 from gorgon_common.persistence.database import Database
+from gorgon_common.persistence.reports import Filters, Reports
 from gorgon_common.persistence.store import Store
 from gorgon_common.persistence.views import Views
 from gorgon_common.settings import Settings
@@ -55,6 +56,7 @@ class Services:
         self._broker = broker
         self._canvases: dict[str, CeleryCanvas] = {}
         self.views = Views(database, self.knowledge.plan)
+        self.reports = Reports(database, self.knowledge.plan)
         self._publishers: dict[tuple[str, str], Publisher] = {}
 
     def canvas(self, target: str) -> CeleryCanvas:
@@ -168,6 +170,34 @@ class Services:
             grouped=lowering.grouped(lowering.shape(plan or before.plan)),
         )
         return Submitted(self.views.public_id(number), True, reused, left)
+
+    def costs(
+        self,
+        by: Sequence[str],
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        only: Mapping[str, str] | None = None,
+        limit: int | None = None,
+    ) -> dict[str, Any]:
+        """Return what calls have cost, a row for each combination of `by`; see `Reports.report`.
+
+        `since`, `until`: days in UTC (the last one included) or RFC 3339 times.  `only`: dimension → value.
+        Raises InputInvalid.
+        """
+        return self.reports.report(by, Filters.read(since, until, only), limit=limit)
+
+    def calls(
+        self,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        only: Mapping[str, str] | None = None,
+        limit: int = 1000,
+        cursor: str | None = None,
+    ) -> dict[str, Any]:
+        """Return `{items, next}`: a row for each call; see `Reports.calls`.  Raises InputInvalid."""
+        return self.reports.calls(Filters.read(since, until, only), limit=limit, cursor=cursor)
 
     def health(self) -> dict[str, Any]:
         """Return `{database: {ok, detail}, broker: {ok, detail}}`."""

@@ -15,6 +15,7 @@ RUNS = typer.Typer(no_args_is_help=True)
 """`gorgon runs …`; the worker adds `resume`, which runs steps."""
 WORKFLOWS = typer.Typer(no_args_is_help=True)
 ROLES = typer.Typer(no_args_is_help=True)
+COSTS = typer.Typer(no_args_is_help=True)
 DATABASE = typer.Typer(no_args_is_help=True)
 
 Files = Annotated[list[str], typer.Argument(metavar="FILE…", help="YAML files; - reads stdin.")]
@@ -48,6 +49,7 @@ def add_commands(app: typer.Typer) -> None:
     app.add_typer(RUNS, name="runs", help="List, watch, cancel and resume runs.", rich_help_panel=RUN)
     app.add_typer(WORKFLOWS, name="workflows", help="The bundled workflows.", rich_help_panel=LOOK)
     app.add_typer(ROLES, name="roles", help="The roles that agents play.", rich_help_panel=LOOK)
+    app.add_typer(COSTS, name="costs", help="What calls have cost.", rich_help_panel=LOOK)
     app.add_typer(DATABASE, name="db", help="The database's tables.", rich_help_panel=SERVE)
     app.command(rich_help_panel=SERVE)(doctor)
 
@@ -168,6 +170,94 @@ def roles_ls(as_json: AsJson = False) -> None:
 def roles_show(name: Annotated[str, typer.Argument(metavar="NAME")], as_json: AsJson = False) -> None:
     """Show a role: its prompt, its defaults, what it answers."""
     lazy.load("gorgon_common.cli.library:show_role")(name, as_json=as_json)
+
+
+Since = Annotated[
+    str | None, typer.Option("--from", metavar="TIME", help="From this day (UTC) or time on: 2026-11-22.")
+]
+Until = Annotated[str | None, typer.Option("--to", metavar="TIME", help="Up to this day, included, or time.")]
+ByTeam = Annotated[str | None, typer.Option("--team", help="Only this team.")]
+ByWorkflow = Annotated[str | None, typer.Option("--workflow", help="Only this workflow.")]
+ByRun = Annotated[str | None, typer.Option("--run", metavar="RUN", help="Only this run; `last` is the newest.")]
+ByProvider = Annotated[str | None, typer.Option("--provider", help="Only this provider.")]
+ByModel = Annotated[str | None, typer.Option("--model", help="Only this model.")]
+ByTarget = Annotated[str | None, typer.Option("--target", help="Only live, sandbox or library calls.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+
+
+@COSTS.command("report")
+def costs_report(
+    by: Annotated[
+        str,
+        typer.Option(
+            "--by",
+            metavar="NAME,…",
+            help="provider, model, role, team, workflow, run, step, day, target or outcome; several with commas.",
+        ),
+    ] = "provider,model",
+    since: Since = None,
+    until: Until = None,
+    team: ByTeam = None,
+    workflow: ByWorkflow = None,
+    run: ByRun = None,
+    provider: ByProvider = None,
+    model: ByModel = None,
+    role: Annotated[str | None, typer.Option("--role", help="Only this role.")] = None,
+    step: Annotated[str | None, typer.Option("--step", help="Only steps of this name.")] = None,
+    target: ByTarget = None,
+    calls: Annotated[bool, typer.Option("--calls", help="One row for each call instead of sums.")] = False,
+    as_csv: AsCsv = False,
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Report what calls have cost, by any of their properties."""
+    lazy.load("gorgon_common.cli.costs:report")(
+        by=by,
+        since=since,
+        until=until,
+        only={
+            "team": team,
+            "workflow": workflow,
+            "run": run,
+            "provider": provider,
+            "model": model,
+            "role": role,
+            "step": step,
+            "target": target,
+        },
+        each=calls,
+        limit=None,
+        as_csv=as_csv,
+        as_json=as_json,
+        server=server,
+    )
+
+
+@COSTS.command("top")
+def costs_top(
+    by: Annotated[str, typer.Option("--by", metavar="NAME,…", help="As for `report`.")] = "workflow,step,model",
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="How many.")] = 10,
+    since: Since = None,
+    until: Until = None,
+    team: ByTeam = None,
+    workflow: ByWorkflow = None,
+    run: ByRun = None,
+    target: ByTarget = None,
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what costs most."""
+    lazy.load("gorgon_common.cli.costs:report")(
+        by=by,
+        since=since,
+        until=until,
+        only={"team": team, "workflow": workflow, "run": run, "target": target},
+        each=False,
+        limit=limit,
+        as_csv=False,
+        as_json=as_json,
+        server=server,
+    )
 
 
 @DATABASE.command("upgrade")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -108,6 +108,32 @@ class Client:
     def plan(self, *, workflow: str | None = None, source: str | None = None) -> dict[str, Any]:
         """Return the compiled workflow: inputs, nodes, warnings, and why it cannot run yet."""
         return self._ask("POST", "/v1/workflows/plan", json=_given({"workflow": workflow, "source": source}))
+
+    def costs(
+        self,
+        by: Sequence[str],
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        only: Mapping[str, str] | None = None,
+        limit: int | None = None,
+    ) -> dict[str, Any]:
+        """Return what calls have cost, a row for each combination of `by`."""
+        asked = {"by": ",".join(by), "from": since, "to": until, "limit": limit or 10_000, **(only or {})}
+        return self._ask("GET", "/v1/costs", params=_given(asked))
+
+    def calls(
+        self,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        only: Mapping[str, str] | None = None,
+        limit: int = 1000,
+        cursor: str | None = None,
+    ) -> dict[str, Any]:
+        """Return `{items, next}`: a row for each call."""
+        asked = {"from": since, "to": until, "limit": limit, "cursor": cursor, **(only or {})}
+        return self._ask("GET", "/v1/costs/calls", params=_given(asked))
 
     def workflows(self) -> list[dict[str, Any]]:
         """Return the server's bundled workflows."""

@@ -269,6 +269,68 @@ class RoleList(_Sent):
     items: list[RoleSummary]
 
 
+class CallTokens(_Sent):
+    """Tokens of calls by kind.  `input` counts cached ones too, `output` those of reasoning."""
+
+    input: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    output: int = 0
+    reasoning: int = 0
+
+
+class CostRow(_Sent):
+    """What some calls have cost; beside these fields it has the dimensions that the report is by."""
+
+    calls: int
+    failed_calls: int = 0
+    runs: int = 0
+    tokens: CallTokens = CallTokens()
+    cost_usd: float | None = Field(None, description="Null where the price of a call is not known.")
+    known_cost_usd: float = Field(0.0, description="The sum of the calls whose price is known.")
+    unpriced_calls: int = 0
+    latency_ms: float | None = Field(None, description="Mean of the calls.")
+
+
+class CostReport(_Sent):
+    """Costs by one or more dimensions, dearest first (by day: oldest first)."""
+
+    by: list[str]
+    rows: list[CostRow]
+    groups: int = Field(0, description="Rows that there are; `rows` may hold fewer.")
+    total: CostRow
+
+
+class CallRow(_Sent):
+    """One call to a model."""
+
+    at: str
+    provider: str
+    model: str
+    role: str | None = None
+    team: str
+    workflow: str
+    run: str | None = None
+    step: str | None = None
+    item: int | None = None
+    attempt: int
+    call: int = Field(1, description="1, 2 … within the attempt: repairs and further models.")
+    tokens: CallTokens
+    cost_usd: float | None = None
+    price_version: str | None = None
+    latency_ms: int | None = None
+    outcome: str
+    request_id: str | None = None
+    target: str
+
+
+class CallPage(_Sent):
+    """Calls, in the order of runs and steps.  `next` is the cursor of the next page, null on the last."""
+
+    items: list[CallRow]
+    next: str | None = None
+
+
 class Check(_Sent):
     """Whether one thing that the server needs can be reached."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -30,7 +30,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Subquery
 
-from gorgon_common.clock import format_time
+from gorgon_common.clock import format_time, parse_time
 from gorgon_common.costs.tokens import Ratio
 from gorgon_common.costs.usage import Usage
 from gorgon_common.engine.records import ROW_BITS, ROW_MASK
@@ -80,6 +80,18 @@ class Filters:
     until: datetime | None = None
     only: Mapping[str, str] = field(default_factory=dict)
     """Dimension → value; `run` is a run's public id."""
+
+    @classmethod
+    def read(cls, since: str | None, until: str | None, only: Mapping[str, str] | None) -> Filters:
+        """Return the filters that texts mean: a day in UTC (the last one is included) or an RFC 3339 time.
+
+        Raises InputInvalid.
+        """
+        return cls(
+            None if since is None else _moment(since, end=False),
+            None if until is None else _moment(until, end=True),
+            only or {},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,6 +371,18 @@ _RECORDED = (
 def step_name(plan: Plan, node: int) -> str:
     """Return what people call a node: that of a map's items and a loop's rounds without the mark."""
     return plan.nodes[node].id.removesuffix("[]").removesuffix("#")
+
+
+def _moment(text: str, *, end: bool) -> datetime:
+    try:
+        if len(text) == len("2026-11-22"):
+            day = datetime.fromisoformat(text).replace(tzinfo=UTC)
+            return day + timedelta(days=1) if end else day
+        return parse_time(text)
+    except (ValueError, OverflowError):
+        raise InputInvalid(
+            f"{text[:60]!r} is no day and no time.", hint="Write 2026-11-22, or 2026-11-22T09:30:00Z."
+        ) from None
 
 
 def _check(names: Iterable[str]) -> None:
