@@ -176,10 +176,16 @@ BEGIN
 
     IF p_pull > brought THEN
         WITH picked AS (
-            SELECT b.queue, b.rank, b.step_id FROM backlog b JOIN runs r ON r.id = b.step_id >> 20
-                JOIN steps s ON s.id = b.step_id AND (s.crashes < 2 OR p_suspects)
-            WHERE b.queue = ANY (p_queues) AND r.active AND r.target = p_target AND r.home = p_home
-            ORDER BY b.rank, b.step_id LIMIT p_pull - brought FOR UPDATE OF b SKIP LOCKED
+            -- The first of each queue in the order of its index: never a sort of all that waits.
+            SELECT first.* FROM unnest(p_queues) q, LATERAL (
+                SELECT b.queue, b.rank, b.step_id FROM backlog b
+                WHERE b.queue = q
+                    AND (SELECT r.active AND r.target = p_target AND r.home = p_home
+                        FROM runs r WHERE r.id = b.step_id >> 20)
+                    AND (p_suspects OR (SELECT s.crashes < 2 FROM steps s WHERE s.id = b.step_id))
+                ORDER BY b.rank, b.step_id LIMIT p_pull - brought FOR UPDATE OF b SKIP LOCKED
+            ) first
+            ORDER BY first.rank, first.step_id LIMIT p_pull - brought
         ), gone AS (
             DELETE FROM backlog b USING picked p
             WHERE b.queue = p.queue AND b.rank = p.rank AND b.step_id = p.step_id RETURNING b.step_id
