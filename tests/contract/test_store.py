@@ -14,13 +14,13 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import update
 
 from gorgon_common.engine.records import Finish, Head, Keep, Result, Weight, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import Conflict, NotFound, Unavailable
 from gorgon_common.persistence.store import Store
-from gorgon_common.persistence.tables import blobs, checkpoints, metadata, runs, steps
+from gorgon_common.persistence.tables import blobs, checkpoints, runs, steps
 from tests.support import servers
 from tests.support.engine import (
     ANTHROPIC,
@@ -30,6 +30,7 @@ from tests.support.engine import (
     OPENAI,
     Desk,
     elapse,
+    empty,
     fan,
     new_run,
     open_store,
@@ -64,9 +65,7 @@ def stores(request: pytest.FixtureRequest) -> Iterator[tuple[Store, Store]]:
         return
     made = request.getfixturevalue("one_postgres")
     yield made
-    with made[0].database.write() as connection:
-        for table in metadata.tables.values():
-            connection.execute(delete(table))
+    empty(made[0])
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import inspect, select, text
 
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine import rows
@@ -111,6 +111,14 @@ def guard(database: Database) -> None:
                     f" FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION guard_{table}()"
                 )
             )
+
+
+def empty(store: Store) -> None:
+    """Delete every row, for the next test on the same database."""
+    with store.database.write() as connection:
+        for name in inspect(connection).get_table_names():
+            if name != "alembic_version":
+                connection.execute(text(f'DELETE FROM "{name}"'))
 
 
 def elapse(store: Store, seconds: float) -> None:

@@ -56,7 +56,7 @@ class Mailbox(CeleryCanvas):
     """The canvas adapter with a list for a broker."""
 
     def __init__(self) -> None:
-        super().__init__(make_app("gmem://test"), "gmem://test")
+        super().__init__(make_app("gmem://test"), "gmem://test", "sandbox")
         self.waiting: list[Post] = []
         self.published: list[Post] = []
         self.away = False
@@ -96,7 +96,8 @@ class Mailbox(CeleryCanvas):
         else:
             assert isinstance(signature, Signature)
             ids, sent = signature.args
-            post = Post(list(ids), signature.options["queue"], signature.task, then, sent)
+            queue = signature.options["queue"].removeprefix("sandbox.")
+            post = Post(list(ids), queue, signature.task, then, sent)
             with self._posting:
                 self.waiting.append(post)
                 self.published.append(post)
@@ -116,6 +117,9 @@ class Mailbox(CeleryCanvas):
         if self.away:
             raise Unavailable("The broker cannot be reached.")
         return self.mark
+
+    def close(self) -> None:
+        self.app.close()
 
 
 class Scripted:

@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, select
+from sqlalchemy import select
 
 from gorgon_common.engine.ports import AgentCall
 from gorgon_common.engine.records import step_id
 from gorgon_common.engine.states import FINISHED_STEP, RunStatus, StepStatus
 from gorgon_common.errors import Final
-from gorgon_common.persistence.tables import events, metadata, workers
+from gorgon_common.persistence.tables import events
 from gorgon_common.workflow.plan import Join, Kind, Node, OnFailure, Plan
 from tests.support import servers
-from tests.support.engine import agent, node, open_store, plan_of
+from tests.support.engine import agent, empty, node, open_store, plan_of
 from tests.support.fleet import Fleet, fleet
 
 S = StepStatus
@@ -195,6 +195,4 @@ def test_random_workflows_on_postgresql(postgres_fleet: Fleet, wanted: list[Wish
         check(postgres_fleet, wanted, seed)
     finally:
         postgres_fleet.mailbox.waiting.clear()
-        with postgres_fleet.store.database.write() as connection:
-            for table in set(metadata.tables.values()) - {workers}:
-                connection.execute(delete(table))
+        empty(postgres_fleet.store)
