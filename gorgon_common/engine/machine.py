@@ -408,7 +408,8 @@ class Machine:
 
     def _round(self, batch: Sequence[_Request]) -> None:
         try:
-            self._share(batch, self._committed(batch))
+            pulls = self.backlog_seen or _frees_a_slot(batch)
+            self._share(batch, self._committed(batch, pulls=pulls), alone=len(batch) == 1 and not pulls)
         except Exception as error:  # noqa: BLE001  each requester gets it, or it would wait for ever
             self.doubts = DOUBTS
             if len(batch) > 1 and not isinstance(error, Unavailable):
@@ -420,7 +421,7 @@ class Machine:
         for request in batch:
             request.done = True
 
-    def _committed(self, batch: Sequence[_Request]) -> Advance:
+    def _committed(self, batch: Sequence[_Request], *, pulls: bool) -> Advance:
         free = 0 if self.closing else max(0, self.slots - self._running)
         for request in batch:
             if request.slots:
@@ -430,7 +431,7 @@ class Machine:
         finishes = [finish for request in batch for finish in request.finishes]
         if not claims and not finishes:
             return Advance()
-        keep = Keep(0 if self.closing else KEEP_FAST, free, free if self.backlog_seen else 0)
+        keep = Keep(0 if self.closing else KEEP_FAST, free, free if pulls else 0)
         suspects = any(request.suspects for request in batch)
         advance = self._stored(self.store.tick, self.worker, keep, claims=claims, finishes=finishes, suspects=suspects)
         if advance.doubtful:
@@ -471,11 +472,11 @@ class Machine:
             head = self.store.release(step)
             self._publish([] if head is None else [head])
 
-    def _share(self, batch: Sequence[_Request], advance: Advance) -> None:
-        """Give what came of a batch to those who brought it about."""
+    def _share(self, batch: Sequence[_Request], advance: Advance, *, alone: bool) -> None:
+        """Give what came of a batch to those who brought it about; `alone`: all of it to its one request."""
         # Only those that finish something publish what has become ready.
         first = next((request for request in batch if request.finishes), batch[0])
-        if len(batch) == 1 and not self.backlog_seen:
+        if alone:
             self._take(advance.mine, first.job)
             first.mine, first.ready = advance.mine, advance.ready
             return
@@ -523,6 +524,11 @@ class Machine:
             self.sleep(0.01)
         self._pool.shutdown(wait=False, cancel_futures=True)
         return not self.held
+
+
+def _frees_a_slot(batch: Sequence[_Request]) -> bool:
+    """Tell whether a slow step has ended: others may wait for its slot on a backlog that nobody here has seen yet."""
+    return any(finish.step.weight == Weight.SLOW for request in batch for finish in request.finishes)
 
 
 def _alone(request: _Request) -> bool:

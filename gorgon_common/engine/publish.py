@@ -18,10 +18,13 @@ from gorgon_common.engine.records import ROW_BITS, Claimed, Head, Weight
 from gorgon_common.errors import Unavailable
 from gorgon_common.logs import get_logger
 
-AHEAD = 2
-"""Steps in the broker for each live slot."""
+AHEAD = 1
+"""Steps in the broker for each live slot.  More would find no slot and come back: workers help themselves from the
+backlog whenever a slot becomes free."""
 LEAST_ROOM = 64
 """Steps that a queue may hold even where no worker is known yet."""
+REFILL = 16
+"""Steps that a pass of the sweep takes from the backlog of a queue: they wake idle workers, which take more."""
 SLOTS_SECONDS = 1.0
 
 log = get_logger(__name__)
@@ -89,7 +92,7 @@ class Publisher:
     def refill(self) -> None:
         """Send steps from the backlog while the queues have room."""
         for queue in self.shelf.shelved():
-            room = self._room(queue)
+            room = min(REFILL, self._room(queue))
             heads = self.shelf.unshelve(queue, room, target=self.target, home=self.home) if room > 0 else []
             for run, members in _by_run(heads).items():
                 self._send(run, members, None)
