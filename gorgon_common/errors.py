@@ -16,6 +16,8 @@
     │   │   ├── Malformed         the reply cannot be read, or misses its schema
     │   │   ├── Refused           the model declined
     │   │   └── Final             bad key, unknown model, no quota: retrying cannot help
+    │   ├── BudgetExceeded        a budget has no room for the call
+    │   ├── Unpriced              nobody knows what the call would cost
     │   ├── CommandFailed         a command ended with a non-zero status or broke a limit
     │   └── OutputTooLarge        a result is over the cap
     ├── Cancelled                 the run was cancelled while a call was in flight
@@ -187,6 +189,34 @@ class Final(ProviderError):
     """The provider rejected the call; trying again cannot help."""
 
     kind = "rejected"
+
+
+class BudgetExceeded(StepError):
+    """A budget has no room for this call.
+
+    `budget` is what people call it.  The amounts are micro-dollars and tokens, None where there is no such limit.
+    """
+
+    kind = "budget"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        hint: str | None = None,
+        budget: str = "",
+        **amounts: int | None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.budget = budget
+        self.amounts = amounts
+        """limit, spent, reserved and missing, each in `_usd` and `_tokens`."""
+
+
+class Unpriced(StepError):
+    """The model has no price."""
+
+    kind = "unpriced"
 
 
 class CommandFailed(StepError):

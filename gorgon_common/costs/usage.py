@@ -50,6 +50,10 @@ class CallRecord:
     outcome: str
     request_id: str | None = None
     service_tier: str | None = None
+    reserved: bool = False
+    """Budgets hold a reservation for it, which this settles."""
+    measured: bool = True
+    """False: nobody knows what was used."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dict, `usage` as a dict in it."""

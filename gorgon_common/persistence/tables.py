@@ -13,6 +13,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     DateTime,
     Float,
@@ -24,6 +25,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Dialect
@@ -323,3 +325,112 @@ token_ratios = Table(
     Column("updated_at", UtcTime, nullable=False),
 )
 """How far the offline token estimate is from what providers counted: sums of ln(actual / estimate) and its square."""
+
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("id", BigKey, primary_key=True, autoincrement=True),
+    _org(),
+    Column("scope", String(20), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("period", String(10), nullable=False),
+    Column("timezone", String(64), nullable=False),
+    Column("usd_limit", BigInteger),
+    Column("token_limit", BigInteger),
+    Column("updated_at", UtcTime, nullable=False),
+    UniqueConstraint("org_id", "scope", "name", "period"),
+)
+"""What an operator has set.  scope: org | team | workflow; period: run (of each run) | day | month.  Micro-dollars."""
+
+budget_periods = Table(
+    "budget_periods",
+    metadata,
+    Column("id", BigKey, primary_key=True, autoincrement=True),
+    _org(),
+    Column("key", String(400), nullable=False, unique=True),
+    Column("budget_id", BigInteger),
+    Column("level", SmallInteger, nullable=False),
+    Column("label", String(400), nullable=False),
+    Column("starts_at", UtcTime),
+    Column("ends_at", UtcTime),
+    Column("usd_limit", BigInteger),
+    Column("usd_wall", BigInteger),
+    Column("usd_spent", BigInteger, nullable=False, server_default="0"),
+    Column("usd_reserved", BigInteger, nullable=False, server_default="0"),
+    Column("usd_overrun", BigInteger, nullable=False, server_default="0"),
+    Column("token_limit", BigInteger),
+    Column("token_wall", BigInteger),
+    Column("token_spent", BigInteger, nullable=False, server_default="0"),
+    Column("token_reserved", BigInteger, nullable=False, server_default="0"),
+    Column("token_overrun", BigInteger, nullable=False, server_default="0"),
+    Column("alerted", SmallInteger, nullable=False, server_default="0"),
+    Column("waited_for", Boolean, nullable=False, server_default="0"),
+    CheckConstraint("usd_reserved >= 0 AND usd_spent + usd_reserved <= usd_wall", name="usd_never_over"),
+    CheckConstraint("token_reserved >= 0 AND token_spent + token_reserved <= token_wall", name="tokens_never_over"),
+    Index("ix_budget_periods_budget", "budget_id"),
+    postgresql_with={"fillfactor": 50},
+)
+"""An account: one budget in one period, or the limit that a file sets to its run or a step.  A new period is a new row.
+
+`level`: locks are taken from high to low (step, run, workflow, team, org), then by id.  `spent`: what was posted, up to
+what had been reserved for it; `overrun`: what went beyond.  `wall`: the limit, or what had been taken already when the
+limit was lowered below it.  `alerted`: the last of 50, 80, 100 % that was told.  `waited_for`: see `budget_waits`."""
+
+reservations = Table(
+    "reservations",
+    metadata,
+    Column("step_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("token", Integer, primary_key=True, autoincrement=False),
+    Column("ordinal", SmallInteger, primary_key=True, autoincrement=False),
+    _org(),
+    Column("at", UtcTime, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("usd", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("max_tokens", Integer, nullable=False),
+    Column("usd_posted", BigInteger),
+    Column("tokens_posted", BigInteger),
+    Column("accounts", ARRAY(BigInteger).with_variant(JSON, "sqlite"), nullable=False),
+    Index("ix_reservations_open", "step_id", postgresql_where=text("state = 0"), sqlite_where=text("state = 0")),
+    postgresql_with={"fillfactor": 70},
+)
+"""What a call may cost at most, held on every account it counts for.  Same key as the call's row in `ledger`.
+
+`state`: 0 open, 1 settled, 2 released (the call was not made), 3 unknown (posted in full until somebody knows)."""
+
+postings = Table(
+    "postings",
+    metadata,
+    Column("seq", BigKey, primary_key=True, autoincrement=True),
+    _org(),
+    Column("period_id", BigInteger, nullable=False),
+    Column("step_id", BigInteger),
+    Column("token", Integer),
+    Column("ordinal", SmallInteger),
+    Column("kind", SmallInteger, nullable=False),
+    Column("usd_reserved", BigInteger, nullable=False),
+    Column("usd_spent", BigInteger, nullable=False),
+    Column("usd_overrun", BigInteger, nullable=False),
+    Column("token_reserved", BigInteger, nullable=False),
+    Column("token_spent", BigInteger, nullable=False),
+    Column("token_overrun", BigInteger, nullable=False),
+    Column("at", UtcTime, nullable=False),
+)
+"""Every change of an account, only ever appended: their sums are the balances.
+
+`kind`: 0 reserve, 1 settle, 2 release, 3 unknown, 4 adjust, 5 opening (what was spent before the budget was set)."""
+
+budget_waits = Table(
+    "budget_waits",
+    metadata,
+    Column("step_id", BigInteger, primary_key=True, autoincrement=False),
+    _org(),
+    Column("period_id", BigInteger, nullable=False),
+    Column("patient", Boolean, nullable=False),
+    Column("usd", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Index("ix_budget_waits_period", "period_id", "step_id"),
+)
+"""Steps that wait for room on an account, and the least that they need; the oldest is woken first.
+
+`patient`: it waits for the next period, so that it is not woken to be refused when nothing is reserved any more."""

@@ -1,0 +1,88 @@
+"""What a call may cost at most.  Never an estimate: a budget holds only if nothing can be above this."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gorgon_common.costs.usage import Usage
+
+Price = Callable[[Usage], int | None]
+"""Micro-dollars of a usage, None where the model has no price."""
+
+TOKENS_PER_MESSAGE = 16
+"""What a turn costs besides its text (role and separators: the sandbox counts 3, OpenAI 4)."""
+TOKENS_PER_CALL = 64
+TOKENS_PER_SCHEMA = 512
+"""The instruction that a provider adds where a reply must fit a schema."""
+SCHEMA_FACTOR = 3
+"""A schema is sent in the provider's subset: references are put in place, constraints become words."""
+LEAST_OUTPUT = 1024
+"""A reply is never held to fewer tokens than this to make it fit a budget, unless fewer were asked for."""
+
+
+def input_bound(
+    messages: Sequence[str], *, system: str | None = None, schema: Mapping[str, Any] | None = None, images: int = 0
+) -> int:
+    """Return the most input tokens that a call can have: a token is at least one byte of what is sent.
+
+    `images` in bytes: they are sent in base64 and cost less than one token a byte.
+    """
+    total = TOKENS_PER_CALL + TOKENS_PER_MESSAGE * (len(messages) + 1) + images
+    total += sum(_bytes(text) for text in messages)
+    if system:
+        total += _bytes(system)
+    if schema is not None:
+        total += SCHEMA_FACTOR * _bytes(json.dumps(schema, ensure_ascii=False)) + TOKENS_PER_SCHEMA
+    return total
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
+
+
+def worst_cost(price: Price, input_tokens: int, output_tokens: int) -> int | None:
+    """Return the most that so many tokens can cost, in micro-dollars: all input at its dearest price.
+
+    None where the model has no price.
+    """
+    plain = price(Usage(input_tokens=input_tokens, output_tokens=output_tokens))
+    if plain is None:
+        return None
+    others = (
+        price(Usage(input_tokens=input_tokens, output_tokens=output_tokens, **{kind: input_tokens}))
+        for kind in ("cache_read_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens")
+    )
+    return max([plain, *(cost for cost in others if cost is not None)])
+
+
+def least_output(max_tokens: int) -> int:
+    """Return the fewest tokens that a reply may be held to: half of what was asked for, and LEAST_OUTPUT."""
+    return min(max_tokens, max(LEAST_OUTPUT, max_tokens // 2))
+
+
+def clamp(price: Price, input_tokens: int, max_tokens: int, *, usd: int | None, tokens: int | None) -> int | None:
+    """Return the most output tokens, up to `max_tokens`, with which a call fits the room that is left.
+
+    `usd` in micro-dollars; None: no limit.  None where not even the least reply fits (`least_output`).
+    """
+    low, high = least_output(max_tokens), max_tokens
+
+    def fits(output: int) -> bool:
+        if tokens is not None and input_tokens + output > tokens:
+            return False
+        if usd is None:
+            return True
+        cost = worst_cost(price, input_tokens, output)
+        return cost is not None and cost <= usd
+
+    if not fits(low):
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low

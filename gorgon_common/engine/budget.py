@@ -1,0 +1,362 @@
+"""Money before a call: what may it cost at most, and is there room for that on every budget that counts it?
+
+Nothing is reserved where nothing is limited.  A reservation is held until the transaction that stores what became of
+the step; see `persistence.budgets`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Protocol
+
+from gorgon_common.costs.budgets import LEVELS, Account, Balance, Budget, Shortage, micro_dollars
+from gorgon_common.costs.estimate import Price, clamp, input_bound, least_output, worst_cost
+from gorgon_common.costs.usage import CallRecord, Usage
+from gorgon_common.engine.context import Run
+from gorgon_common.engine.ports import AgentCall, Pricer
+from gorgon_common.engine.records import Claimed, RunInfo
+from gorgon_common.errors import BudgetExceeded, ExpressionError, GorgonError, Unpriced
+from gorgon_common.roles.models import resolve_model
+from gorgon_common.workflow.expressions import parse_template
+from gorgon_common.workflow.plan import Kind, Node
+
+UNSENT = "unsent"
+"""The outcome of a call that was reserved and not made: it is on no ledger, its reservation is released."""
+RECHECK_SECONDS = 30.0
+"""Who waits for room is told; this is for when nobody is left to tell."""
+_CLAMPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A reservation: at most `usd` micro-dollars and `tokens`, for a reply of at most `max_tokens`.
+
+    `is_open` is False where it was settled already: another claim has to make another one.
+    """
+
+    key: tuple[int, int, int]
+    max_tokens: int
+    usd: int
+    tokens: int
+    is_open: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a parked step waits for: so much room on an account.  `patient`: until its next period begins."""
+
+    period: int
+    usd: int
+    tokens: int
+    patient: bool = False
+
+
+class Short(GorgonError):
+    """A budget has no room now; it may have later.  Not a failure: the step waits `seconds` at most."""
+
+    def __init__(self, message: str, room: Room, seconds: float) -> None:
+        super().__init__(message)
+        self.room = room
+        self.seconds = seconds
+
+
+class Vault(Protocol):
+    """Where accounts are kept: `persistence.budgets.Budgets`.  All raise Unavailable."""
+
+    def applying(self, info: RunInfo) -> Sequence[Budget]:
+        """Return the budgets that count a run's calls, besides the limits of its file."""
+        ...
+
+    def reserve(
+        self,
+        key: tuple[int, int, int],
+        info: RunInfo,
+        own: Sequence[Account],
+        *,
+        usd: int,
+        tokens: int,
+        max_tokens: int,
+    ) -> Held | Shortage:
+        """Hold an amount on every account, or on none."""
+        ...
+
+    def look(self, info: RunInfo, own: Sequence[Account]) -> Sequence[Shortage]:
+        """Return every account with what it holds."""
+        ...
+
+    def now(self) -> datetime:
+        """Return the time by which periods begin and end."""
+        ...
+
+
+class Purse:
+    """Reserves for the calls of one attempt at a step."""
+
+    def __init__(self, vault: Vault | None, pricer: Pricer, run: Run, step: Claimed) -> None:
+        self._vault = vault
+        self._pricer = pricer
+        self._run = run
+        self._step = step
+        self._own: list[Account] | None = None
+        self.held: list[int] = []
+        """Ordinals of the calls that something is held for."""
+
+    @property
+    def own(self) -> list[Account]:
+        """The limits of the file that count this step's calls."""
+        if self._own is None:
+            self._own = own_accounts(self._run, self._step)
+        return self._own
+
+    def reserve(self, provider: str, call: AgentCall, ordinal: int) -> AgentCall:
+        """Hold what a call may cost; returns it, with a lower `max_tokens` where that makes it fit.
+
+        `ordinal` counts the calls of this claim from 1.  Raises BudgetExceeded, Unpriced, Short, Unavailable.
+        """
+        info = self._run.info
+        limits = self._limits()
+        price = self._price(provider, call.model)
+        if not limits:
+            self._priced(provider, call.model, price)
+            return call
+        vault = self._vault
+        assert vault is not None
+        size = input_bound([message.content for message in call.messages], system=call.system, schema=call.schema)
+        in_money = any(usd is not None for usd, _ in limits)
+        if in_money:
+            self._priced(provider, call.model, price, limited=True)
+        asked = call.max_tokens
+        for _ in range(_CLAMPS):
+            cost = worst_cost(price, size, asked) or 0
+            key = (self._step.id, self._step.token, ordinal)
+            got = vault.reserve(key, info, self.own, usd=cost, tokens=size + asked, max_tokens=asked)
+            if isinstance(got, Held):
+                return self._holding(call, got, cost, size)
+            usd_room, token_room = got.balance.room()
+            fewer = clamp(price, size, asked, usd=usd_room, tokens=token_room)
+            if fewer is None or fewer >= asked:
+                break
+            asked = fewer
+        least = least_output(call.max_tokens)
+        raise self.short(got, worst_cost(price, size, least) or 0, size + least)
+
+    def _holding(self, call: AgentCall, held: Held, cost: int, size: int) -> AgentCall:
+        """Go on with what is held.  It may be from before a short wait, and for another model."""
+        if not held.is_open or held.usd < cost or held.tokens < size + held.max_tokens:
+            self.held.append(held.key[2])
+            room = Room(0, 0, 0)
+            raise Short("what was held for this call is gone; it is asked for again", room, 0.5)
+        self.held.append(held.key[2])
+        return replace(call, max_tokens=min(call.max_tokens, held.max_tokens))
+
+    def _limits(self) -> list[tuple[int | None, int | None]]:
+        if self._vault is None:
+            return []
+        found = [(account.usd, account.tokens) for account in self.own]
+        return found + [(budget.usd, budget.tokens) for budget in self._vault.applying(self._run.info)]
+
+    def _price(self, provider: str, model: str) -> Price:
+        return lambda usage: self._pricer.price(provider, model, usage)
+
+    def _priced(self, provider: str, model: str, price: Price, *, limited: bool = False) -> None:
+        """Raise Unpriced where a model without a price would spend real or limited money."""
+        if not limited and self._run.info.target != "live":
+            return
+        if price(Usage(input_tokens=1000, output_tokens=1000)) is None:
+            why = "a budget in dollars counts this call" if limited else "nobody could say what it costs"
+            raise Unpriced(
+                f"The model {provider}:{model} has no price, and {why}.",
+                hint="Give it one of your own in the file that GORGON_PRICES names (docs/budgets.md), 0 if it is free.",
+            )
+
+    def short(self, shortage: Shortage, usd: int, tokens: int) -> GorgonError:
+        """Return what to raise where an account has no room for so much: Short where waiting may help."""
+        told = shortage.explain(usd, tokens)
+        open_to_come = shortage.balance.fits(usd, tokens, released=True)
+        way = self._on_budget()
+        if open_to_come:
+            return Short(f"budget: {told}", Room(shortage.period, usd, tokens), RECHECK_SECONDS)
+        if way == "wait" and shortage.account.ends is not None and _empty_fits(shortage.balance, usd, tokens):
+            seconds = max(1.0, (shortage.account.ends - self._time()).total_seconds() + 0.5)
+            room = Room(shortage.period, usd, tokens, patient=True)
+            return Short(f"budget: {told} It waits until {shortage.account.ends:%Y-%m-%d %H:%M} UTC.", room, seconds)
+        hint = "Raise it, lower `max_tokens:`, or ask for less."
+        if shortage.account.budget is not None:
+            hint = "Raise it with `gorgon budgets set`, or lower `max_tokens:`."
+        if shortage.account.ends is not None:
+            hint += f" The next period begins {shortage.account.ends:%Y-%m-%d %H:%M} UTC."
+        if way == "approve":
+            hint = f"`on_budget: approve` cannot ask anybody yet, so it denies. {hint}"
+        balance = shortage.balance
+        return BudgetExceeded(
+            told,
+            hint=hint,
+            budget=shortage.account.label,
+            limit_usd=balance.usd_limit,
+            spent_usd=balance.usd_spent,
+            reserved_usd=balance.usd_reserved,
+            limit_tokens=balance.token_limit,
+            spent_tokens=balance.token_spent,
+            reserved_tokens=balance.token_reserved,
+            missing_usd=_missing(balance.room()[0], usd),
+            missing_tokens=_missing(balance.room()[1], tokens),
+        )
+
+    def _time(self) -> datetime:
+        assert self._vault is not None
+        return self._vault.now()
+
+    def _on_budget(self) -> str:
+        for _, number, _ in self._run.ancestry(self._step):
+            way = self._run.plan.nodes[number].spec.get("on_budget")
+            if way:
+                return str(way)
+        return str(self._run.plan.limits.get("on_budget") or "deny")
+
+    # Maps
+
+    def afford(self, node: Node, items: Sequence[Any]) -> None:
+        """Check that a map's items fit every budget together, before any of them starts.
+
+        Each item is counted with one call a step of its body, without repairs and retries.  What the body's steps give
+        each other is not known yet and not counted.  Raises BudgetExceeded, Unpriced, Short.
+        """
+        if self._vault is None:
+            return
+        (template,) = node.bodies["item"]
+        depth = len(self._run.ancestry(self._step)) + 1
+        own = [*self.own, *_caps(self._run, self._run.plan.nodes[template], self._run.path(self._step), depth)]
+        if not own and not self._vault.applying(self._run.info):
+            return
+        accounts = self._vault.look(self._run.info, own)
+        in_money = any(entry.balance.usd_limit is not None for entry in accounts)
+        usd, tokens = self._whole(node, template, items, in_money=in_money)
+        for entry in accounts:
+            if not entry.balance.fits(usd, tokens):
+                error = self.short(entry, usd, tokens)
+                if isinstance(error, BudgetExceeded):
+                    error.args = (f"The {len(items)} items of `{node.id}` together: {error.message}",)
+                raise error
+
+    def _whole(self, node: Node, template: int, items: Sequence[Any], *, in_money: bool) -> tuple[int, int]:
+        usd = tokens = 0
+        for position, item in enumerate(items):
+            for inner in _agents(self._run, template):
+                for_one = self._item_bound(node, inner, item, position, in_money=in_money)
+                usd, tokens = usd + for_one[0], tokens + for_one[1]
+        return usd, tokens
+
+    def _item_bound(self, node: Node, inner: Node, item: Any, position: int, *, in_money: bool) -> tuple[int, int]:
+        spec = inner.spec
+        names: dict[str, Any] = {}
+        for name, ref in inner.refs.items():
+            if ref.kind in ("item", "index") and self._run.plan.nodes[ref.node or 0] is node:
+                names[name] = item if ref.kind == "item" else position
+        env = self._run.env(self._step, inner.refs, names)
+
+        def text(template: Any) -> str:
+            try:
+                return str(parse_template(template, env.lenient).render(env)) if isinstance(template, str) else ""
+            except (ExpressionError, KeyError, IndexError, TypeError):
+                return str(template)  # it needs what another step of the body gives
+
+        prompt = spec.get("prompt")
+        body = text(prompt) if prompt is not None else f"{spec.get('standing') or ''}{json.dumps(item, default=str)}"
+        size = input_bound([body], system=text(spec.get("system")), schema=spec.get("schema"))
+        asked = spec.get("max_tokens") or 4096
+        if self._run.plan.lenient:
+            asked = least_output(asked)  # older files have a budget of tokens that nobody chose
+        if not in_money:
+            return 0, size + asked
+        first = (spec.get("models") or [f"{spec['provider']}:{spec.get('model') or ''}"])[0]
+        provider, _, model = str(first).partition(":")
+        model = resolve_model(provider, model or spec.get("tier") or "standard")
+        price = self._price(provider, model)
+        self._priced(provider, model, price, limited=True)
+        return worst_cost(price, size, asked) or 0, size + asked
+
+
+def own_accounts(run: Run, step: Claimed) -> list[Account]:
+    """Return the accounts of the limits that a run's file sets: the run's, and those of the step and what it is in.
+
+    They belong to the first of the runs that a run continues: what was spent before a resume stays spent.
+    """
+    found: list[Account] = []
+    limits = run.plan.limits
+    if limits.get("budget_usd") is not None or limits.get("tokens") is not None:
+        found.append(
+            Account(
+                f"run:{run.info.root}",
+                LEVELS["run"],
+                "the limit of the run",
+                _usd(limits.get("budget_usd")),
+                limits.get("tokens"),
+            )
+        )
+    chain = run.ancestry(step)
+    if not any(_capped(run.plan.nodes[number]) for _, number, _ in chain):
+        return found
+    path = run.path(step)
+    for depth, (_, number, _) in enumerate(chain):
+        node = run.plan.nodes[number]
+        if _is_body(node):
+            path = path.rpartition("[" if node.id.endswith("[]") else "#")[0]
+        found += _caps(run, node, path, len(chain) - depth)
+        if not _is_body(node):
+            path = path.rpartition("/")[0]
+    return found
+
+
+def _caps(run: Run, node: Node, path: str, depth: int) -> list[Account]:
+    if not _capped(node):
+        return []
+    return [
+        Account(
+            f"step:{run.info.root}:{path}",
+            LEVELS["step"] + depth,
+            f"the limit of step {path}",
+            _usd(node.spec.get("budget_usd")),
+            node.spec.get("tokens"),
+        )
+    ]
+
+
+def _capped(node: Node) -> bool:
+    return node.spec.get("budget_usd") is not None or node.spec.get("tokens") is not None
+
+
+def _is_body(node: Node) -> bool:
+    """Tell whether a node is the one thing that a map or a loop repeats: all its rounds share the step's limit."""
+    return node.id.endswith(("[]", "#"))
+
+
+def _agents(run: Run, number: int) -> list[Node]:
+    """Return the agent steps of a body, a loop's as often as it may run."""
+    node = run.plan.nodes[number]
+    found = [node] if node.kind is Kind.AGENT else []
+    for role, body in node.bodies.items():
+        if role != "fallback":
+            times = int(node.spec.get("max") or 1) if node.kind is Kind.LOOP else 1
+            found += [agent for inner in body for agent in _agents(run, inner)] * times
+    return found
+
+
+def unsent(ordinal: int) -> CallRecord:
+    """Return the record of a call that was reserved and not made."""
+    return CallRecord("none", "", None, ordinal, Usage(), 0, "", 0, UNSENT, reserved=True)
+
+
+def _usd(value: Any) -> int | None:
+    return None if value is None else micro_dollars(value)
+
+
+def _missing(room: int | None, needed: int) -> int | None:
+    return None if room is None else max(0, needed - room)
+
+
+def _empty_fits(balance: Balance, usd: int, tokens: int) -> bool:
+    """Tell whether it would fit where nothing is spent: the next period can help."""
+    return replace(balance, usd_spent=0, usd_reserved=0, token_spent=0, token_reserved=0).fits(usd, tokens)

@@ -1,0 +1,526 @@
+"""Budgets in the database: reserve, settle, wait for room; what operators set.
+
+`Budgets` reserves (PostgreSQL: one round trip on a connection of its own).  Settling happens inside the transactions of
+`Store`, through the functions below.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from importlib import resources
+from typing import Any, cast
+
+import psycopg
+from sqlalchemy import Connection, Row, delete, func, insert, literal_column, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from gorgon_common.costs.budgets import Account, Balance, Budget, Shortage, parse_period, parse_scope
+from gorgon_common.costs.ledger import Kind, Posting
+from gorgon_common.engine.budget import Held, Room
+from gorgon_common.engine.context import Cache
+from gorgon_common.engine.records import ROW_BITS, RunInfo
+from gorgon_common.errors import Unavailable
+from gorgon_common.persistence import budgets_sqlite
+from gorgon_common.persistence.budgets_sqlite import OPEN, UNKNOWN, Key
+from gorgon_common.persistence.database import Database
+from gorgon_common.persistence.tables import (
+    budget_periods,
+    budget_waits,
+    budgets,
+    db_now,
+    ledger,
+    postings,
+    reservations,
+    runs,
+    steps,
+)
+
+STANDING_SECONDS = 1.0
+"""A new budget holds for calls that begin this long after it was set; a changed limit holds at once."""
+ORPHAN_SECONDS = 600.0
+_RESERVE = (
+    "SELECT * FROM gorgon_reserve(%b, %b::int, %b::smallint, %b::bigint[], %b::bigint, %b::bigint, %b::int, %b::float8)"
+)
+_HELD, _KNOWN, _SHORT, _STALE = 1, 2, 3, 4
+_TRIES = 5
+_ACCOUNTS_CACHED = 4096
+
+
+class Budgets:
+    """Reserves on accounts; thread-safe.
+
+    `offset` moves PostgreSQL's clock for periods, in seconds: tests turn periods with it (`database.clock_offset` does
+    it on SQLite).
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.offset = 0.0
+        self._connection: psycopg.Connection[Any] | None = None
+        self._lock = threading.Lock()
+        self._standing: tuple[Budget, ...] = ()
+        self._read_at = -STANDING_SECONDS
+        self._accounts: Cache[str, tuple[int, int | None, int | None]] = Cache(_ACCOUNTS_CACHED)
+        self._skew = timedelta(0)
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    # Reserving
+
+    def applying(self, info: RunInfo) -> Sequence[Budget]:
+        """Return the budgets that count the calls of a run, as they were set a second ago at the latest."""
+        if time.monotonic() - self._read_at >= STANDING_SECONDS:
+            self._standing = tuple(self._all(limited=True, org=None))
+            self._read_at = time.monotonic()
+        return (
+            [budget for budget in self._standing if budget.applies(team=info.team, workflow=info.workflow)]
+            if self._standing
+            else ()
+        )
+
+    def reserve(
+        self, key: Key, info: RunInfo, own: Sequence[Account], *, usd: int, tokens: int, max_tokens: int
+    ) -> Held | Shortage:
+        """Hold an amount on every account of a call, leaf to root, or on none.
+
+        `key`: (step, token, ordinal) of the call; a second time it gives back what was held the first time.
+        `own`: the accounts of the run's file.  Raises Unavailable.
+        """
+        for attempt in range(_TRIES):
+            now = self.now()
+            accounts = [*own, *(budget.account(target=info.target, root=info.root, now=now)
+                                for budget in self.applying(info))]  # fmt: skip
+            path = self._path(accounts)
+            row = self._reserve(key, [period for period, _ in path], usd, tokens, max_tokens)
+            if row[0] in (_HELD, _KNOWN):
+                return Held(key, int(row[2]), int(row[3]), int(row[4]), is_open=row[1] == OPEN)
+            if row[0] == _STALE:
+                self._set_clock()
+                continue
+            account = next(account for period, account in path if period == row[5])
+            balance = _balance_of_row(row)
+            if balance.fits(usd, tokens) and attempt < _TRIES - 1:
+                continue  # there was none when it was asked for, and is now
+            return Shortage(account, balance, int(row[5]))
+        raise Unavailable(
+            "The database's clock says another day each time it is asked.", hint="Check the clock of its machine."
+        )
+
+    def look(self, info: RunInfo, own: Sequence[Account]) -> list[Shortage]:
+        """Return every account of a run's call with what it holds, as if each were short."""
+        now = self.now()
+        accounts = [*own, *(budget.account(target=info.target, root=info.root, now=now)
+                            for budget in self.applying(info))]  # fmt: skip
+        path = self._path(accounts)
+        with self.database.read() as connection:
+            rows = {
+                row.id: row
+                for row in connection.execute(
+                    select(budget_periods).where(budget_periods.c.id.in_([period for period, _ in path]))
+                )
+            }
+        return [Shortage(account, _balance(rows[period]), period) for period, account in path]
+
+    def settle(self, facts: Sequence[Mapping[str, Any]]) -> None:
+        """Post what became of calls, in a transaction of its own; see `facts`."""
+        with self.database.write() as connection:
+            settle(connection, facts)
+
+    def now(self) -> datetime:
+        """Return the time by which periods begin and end, as far as known here; the database has the last word."""
+        if self.database.sqlite:
+            return self.database.now()
+        return datetime.now(UTC) + self._skew + timedelta(seconds=self.offset)
+
+    def _set_clock(self) -> None:
+        """The database's clock rules."""
+        if not self.database.sqlite:
+            with self.database.read() as connection:
+                now = connection.execute(select(func.clock_timestamp())).scalar_one()
+            self._skew = now - datetime.now(UTC)
+
+    def _path(self, accounts: Sequence[Account]) -> list[tuple[int, Account]]:
+        """Return the accounts that have a limit with their numbers, in the order in which they are locked."""
+        wanted = [account for account in accounts if account.usd is not None or account.tokens is not None]
+        found: list[tuple[int, Account]] = []
+        missing: list[Account] = []
+        for account in wanted:
+            known = self._accounts.get(account.key)
+            if known is not None and (account.budget is not None or known[1:] == (account.usd, account.tokens)):
+                found.append((known[0], account))
+            else:
+                missing.append(account)
+        if missing:
+            with self.database.write() as connection:
+                for account in sorted(missing, key=lambda entry: (-entry.level, entry.key)):
+                    period = self._opened(connection, account)
+                    found.append((period, account))
+                    self._accounts.put(account.key, (period, account.usd, account.tokens))
+        return sorted(found, key=lambda entry: (-entry[1].level, entry[0]))
+
+    def _opened(self, connection: Connection, account: Account) -> int:
+        """Return the number of an account, made where there is none, with the limits that hold now."""
+        usd, tokens = account.usd, account.tokens
+        if account.budget is not None:  # it may have been changed since it was read
+            usd, tokens = connection.execute(
+                select(budgets.c.usd_limit, budgets.c.token_limit)
+                .where(budgets.c.id == account.budget)
+                .with_for_update(read=True)
+            ).one()
+        dialect = sqlite if self.database.sqlite else postgresql
+        connection.execute(
+            dialect.insert(budget_periods)
+            .values(
+                key=account.key,
+                budget_id=account.budget,
+                level=account.level,
+                label=account.label[:400],
+                starts_at=account.starts,
+                ends_at=account.ends,
+                usd_limit=usd,
+                usd_wall=usd,
+                token_limit=tokens,
+                token_wall=tokens,
+            )
+            .on_conflict_do_nothing(index_elements=["key"])
+        )
+        row = connection.execute(
+            select(budget_periods.c.id, budget_periods.c.usd_limit, budget_periods.c.token_limit).where(
+                budget_periods.c.key == account.key
+            )
+        ).one()
+        if account.budget is None and (row.usd_limit, row.token_limit) != (usd, tokens):
+            _limit(connection, [row.id], usd, tokens)
+        return int(row.id)
+
+    def _reserve(self, key: Key, path: Sequence[int], usd: int, tokens: int, max_tokens: int) -> tuple[Any, ...]:
+        if self.database.sqlite:
+            with self.database.write() as connection:
+                return budgets_sqlite.reserve(_driver(connection), key, path, usd, tokens, max_tokens)
+        arguments = (*key, list(path), usd, tokens, max_tokens, self.offset)
+        with self._lock:
+            for attempt in range(_TRIES):
+                try:
+                    if self._connection is None or self._connection.closed:
+                        url = self.database.engine.url.set(drivername="postgresql")
+                        self._connection = psycopg.connect(
+                            url.render_as_string(hide_password=False),
+                            autocommit=True,
+                            options="-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c jit=off",
+                        )
+                    row = self._connection.execute(_RESERVE, arguments, prepare=True, binary=True).fetchone()
+                    return cast(tuple[Any, ...], row)
+                except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
+                    continue
+                except psycopg.OperationalError as error:
+                    self._connection = None  # a reply that got lost: the same key finds what was held
+                    if attempt:
+                        raise Unavailable(f"The database cannot be used: {error}") from error
+        raise Unavailable("The database refused a reservation five times in a row (deadlock).")
+
+    # What operators set
+
+    def set(
+        self, scope: str, *, period: str = "month", timezone: str = "UTC", usd: int | None, tokens: int | None
+    ) -> Budget:
+        """Set (or change) a budget; both limits None: no limit any more.  `usd` in micro-dollars.
+
+        `scope`: org, team:NAME or workflow:NAME.  A limit for a day or month that is under way counts what was spent
+        in it already.  Raises InputInvalid.
+        """
+        kind, name = parse_scope(scope)
+        parse_period(period, timezone)
+        values = {"scope": kind, "name": name, "period": period, "timezone": timezone, "updated_at": db_now()}
+        limits = {"usd_limit": usd, "token_limit": tokens}
+        dialect = sqlite if self.database.sqlite else postgresql
+        with self.database.write() as connection:
+            row = connection.execute(
+                dialect.insert(budgets)
+                .values(**values, **limits, org_id=1)
+                .on_conflict_do_update(
+                    index_elements=["org_id", "scope", "name", "period"],
+                    set_={**limits, "timezone": timezone, "updated_at": db_now()},
+                )
+                .returning(budgets)
+            ).one()
+            budget = _budget(row)
+            if usd is not None or tokens is not None:
+                for target in ("live", "sandbox") if period != "run" else ():
+                    self._open_late(connection, budget, target)
+            present = connection.scalars(
+                select(budget_periods.c.id)
+                .where(
+                    budget_periods.c.budget_id == budget.id,
+                    or_(budget_periods.c.ends_at.is_(None), budget_periods.c.ends_at > self._clause_now()),
+                )
+                .order_by(budget_periods.c.id)
+            ).all()
+            _limit(connection, present, usd, tokens)
+        self._read_at = -STANDING_SECONDS
+        return budget
+
+    def _clause_now(self) -> Any:
+        return db_now(0 if self.database.sqlite else self.offset)
+
+    def _open_late(self, connection: Connection, budget: Budget, target: str) -> None:
+        """Open the account of the present period with what was spent in it before there was one."""
+        account = budget.account(target=target, root=0, now=self.now())
+        if connection.scalar(select(budget_periods.c.id).where(budget_periods.c.key == account.key)) is not None:
+            return
+        usd, tokens = connection.execute(self._spent(budget, account, target)).one()
+        period = connection.execute(
+            insert(budget_periods)
+            .values(
+                key=account.key,
+                budget_id=budget.id,
+                level=account.level,
+                label=account.label[:400],
+                starts_at=account.starts,
+                ends_at=account.ends,
+                usd_spent=usd,
+                token_spent=tokens,
+            )
+            .returning(budget_periods.c.id)
+        ).scalar_one()
+        if usd or tokens:
+            connection.execute(
+                insert(postings).values(
+                    period_id=period,
+                    kind=int(Kind.OPENING),
+                    usd_reserved=0,
+                    usd_spent=usd,
+                    usd_overrun=0,
+                    token_reserved=0,
+                    token_spent=tokens,
+                    token_overrun=0,
+                    at=db_now(),
+                )
+            )
+
+    @staticmethod
+    def _spent(budget: Budget, account: Account, target: str) -> Any:
+        run = ledger.c.step_id.op(">>")(literal_column(str(ROW_BITS)))
+        found = (
+            select(
+                func.coalesce(func.sum(ledger.c.cost_micro), 0),
+                func.coalesce(func.sum(ledger.c.input_tokens + ledger.c.output_tokens), 0),
+            )
+            .select_from(ledger.join(runs, runs.c.id == run))
+            .where(ledger.c.at >= account.starts, ledger.c.at < account.ends, runs.c.target == target)
+        )
+        if budget.scope == "org":
+            return found
+        return found.where((runs.c.team if budget.scope == "team" else runs.c.workflow) == budget.name)
+
+    def list(self) -> list[dict[str, Any]]:
+        """Return the budgets that have a limit, each with its accounts of the present period.
+
+        `{scope, name, period, timezone, usd_limit, token_limit, accounts: [{label, target, starts_at, ends_at,
+        usd_spent, usd_reserved, usd_overrun, token_spent, …}]}`; amounts in micro-dollars.
+        """
+        found = []
+        now = self.now()
+        with self.database.read() as connection:
+            for row in connection.execute(
+                select(budgets)
+                .where(or_(budgets.c.usd_limit.is_not(None), budgets.c.token_limit.is_not(None)))
+                .order_by(budgets.c.scope, budgets.c.name, budgets.c.period)
+            ).all():
+                budget = _budget(row)
+                targets = ("live", "sandbox") if budget.period != "run" else ()
+                keys = {budget.account(target=target, root=0, now=now).key: target for target in targets}
+                periods = connection.execute(select(budget_periods).where(budget_periods.c.key.in_(list(keys)))).all()
+                found.append(
+                    {**_described(budget), "accounts": [_account(entry, keys[entry.key]) for entry in periods]}
+                )
+        return found
+
+    def _all(self, *, limited: bool, org: int | None) -> list[Budget]:
+        query = select(budgets).order_by(budgets.c.id)
+        if limited:
+            query = query.where(or_(budgets.c.usd_limit.is_not(None), budgets.c.token_limit.is_not(None)))
+        if org is not None:
+            query = query.where(budgets.c.org_id == org)
+        with self.database.read() as connection:
+            return [_budget(row) for row in connection.execute(query)]
+
+    # For tests
+
+    def balances(self) -> dict[int, Balance]:
+        """Return what every account holds."""
+        with self.database.read() as connection:
+            return {row.id: _balance(row) for row in connection.execute(select(budget_periods))}
+
+    def postings(self) -> list[Posting]:
+        """Return the whole ledger of budgets, oldest first."""
+        with self.database.read() as connection:
+            return [
+                Posting(
+                    row.period_id,
+                    Kind(row.kind),
+                    row.usd_reserved,
+                    row.usd_spent,
+                    row.usd_overrun,
+                    row.token_reserved,
+                    row.token_spent,
+                    row.token_overrun,
+                )
+                for row in connection.execute(select(postings).order_by(postings.c.seq))
+            ]
+
+
+# Inside a transaction of the store
+
+
+def settle(connection: Connection, facts: Sequence[Mapping[str, Any]]) -> None:
+    """Post what became of reserved calls; see `encoding.settlements`.  Said again it changes nothing."""
+    if not facts:
+        return
+    if connection.dialect.name == "sqlite":
+        budgets_sqlite.settle(_driver(connection), facts)
+    else:
+        connection.exec_driver_sql("SELECT gorgon_settle(%s::jsonb)", (json.dumps(list(facts)),))
+
+
+def abandon(connection: Connection, ids: Iterable[int]) -> None:
+    """Post in full what is still open of steps whose worker is gone: nobody knows what became of their calls."""
+    wanted = sorted(ids)
+    for start in range(0, len(wanted), 500):
+        _abandoned(connection, reservations.c.step_id.in_(wanted[start : start + 500]))
+
+
+def abandon_run(connection: Connection, run: int) -> None:
+    """The same for a whole run."""
+    _abandoned(connection, reservations.c.step_id >= run << ROW_BITS, reservations.c.step_id < (run + 1) << ROW_BITS)
+
+
+def abandon_orphans(connection: Connection) -> None:
+    """The same for old reservations of steps that have another owner by now, or none: whatever lost them."""
+    taken = select(steps.c.id).where(
+        steps.c.id == reservations.c.step_id, steps.c.token == reservations.c.token, steps.c.status == 2
+    )
+    _abandoned(connection, reservations.c.at < db_now(-ORPHAN_SECONDS), ~taken.exists())
+
+
+def _abandoned(connection: Connection, *where: Any) -> None:
+    found = connection.execute(
+        select(reservations.c.step_id, reservations.c.token, reservations.c.ordinal)
+        .where(reservations.c.state == OPEN, *where)
+        .order_by(reservations.c.step_id)
+    ).all()
+    settle(connection, [{"i": row[0], "t": row[1], "n": row[2], "s": UNKNOWN, "c": None, "k": None} for row in found])
+
+
+def wait(connection: Connection, step: int, room: Room) -> None:
+    """Enter a waiting step in the line of an account; it is woken at once where there is room by now."""
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    values = {"period_id": room.period, "patient": room.patient, "usd": room.usd, "tokens": room.tokens}
+    connection.execute(
+        dialect.insert(budget_waits)
+        .values(step_id=step, **values)
+        .on_conflict_do_update(index_elements=["step_id"], set_=values)
+    )
+    connection.execute(update(budget_periods).where(budget_periods.c.id == room.period).values(waited_for=True))
+    _make_room(connection, room.period)
+
+
+def leave(connection: Connection, ids: Sequence[int]) -> None:
+    """Take steps out of every line."""
+    connection.execute(delete(budget_waits).where(budget_waits.c.step_id.in_(ids)))
+
+
+def _make_room(connection: Connection, period: int) -> None:
+    if connection.dialect.name == "sqlite":
+        budgets_sqlite.make_room(_driver(connection), period)
+    else:
+        connection.exec_driver_sql("SELECT gorgon_make_room(%s)", (period,))
+
+
+def _limit(connection: Connection, periods: Sequence[int], usd: int | None, tokens: int | None) -> None:
+    """Set the limits of accounts.  What is taken already stays within the wall, however low the limit is now."""
+    for period in periods:
+        row = connection.execute(select(budget_periods).where(budget_periods.c.id == period).with_for_update()).one()
+        connection.execute(
+            update(budget_periods)
+            .where(budget_periods.c.id == period)
+            .values(
+                usd_limit=usd,
+                usd_wall=None if usd is None else max(usd, row.usd_spent + row.usd_reserved),
+                token_limit=tokens,
+                token_wall=None if tokens is None else max(tokens, row.token_spent + row.token_reserved),
+                alerted=0,
+            )
+        )
+        if row.waited_for:
+            _make_room(connection, period)
+
+
+def functions() -> str:
+    """Return the SQL text of the functions, for migrations."""
+    return resources.files("gorgon_common.persistence").joinpath("sql/budgets.sql").read_text()
+
+
+def _driver(connection: Connection) -> Any:
+    return cast(Any, connection.connection.driver_connection)
+
+
+def _budget(row: Row[Any]) -> Budget:
+    return Budget(row.id, row.scope, row.name, row.period, row.timezone, row.usd_limit, row.token_limit)
+
+
+def _balance(row: Row[Any]) -> Balance:
+    return Balance(
+        row.usd_limit,
+        row.usd_spent + row.usd_overrun,
+        row.usd_reserved,
+        row.usd_overrun,
+        row.token_limit,
+        row.token_spent + row.token_overrun,
+        row.token_reserved,
+        row.token_overrun,
+    )
+
+
+def _balance_of_row(row: Sequence[Any]) -> Balance:
+    """Return the balance in a row of `gorgon_reserve`."""
+    return Balance(row[6], row[7], row[8], 0, row[9], row[10], row[11], 0)
+
+
+def _described(budget: Budget) -> dict[str, Any]:
+    return {
+        "scope": budget.scope,
+        "name": budget.name,
+        "period": budget.period,
+        "timezone": budget.timezone,
+        "usd_limit": budget.usd,
+        "token_limit": budget.tokens,
+    }
+
+
+def _account(row: Row[Any], target: str) -> dict[str, Any]:
+    balance = _balance(row)
+    return {
+        "label": row.label,
+        "target": target,
+        "starts_at": _when(row.starts_at),
+        "ends_at": _when(row.ends_at),
+        "usd_spent": balance.usd_spent,
+        "usd_reserved": balance.usd_reserved,
+        "usd_overrun": balance.usd_overrun,
+        "token_spent": balance.token_spent,
+        "token_reserved": balance.token_reserved,
+        "token_overrun": balance.token_overrun,
+    }
+
+
+def _when(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,177 @@
+"""What `budgets.sql` does, on SQLite: the same parts, inside one BEGIN IMMEDIATE transaction; there is one writer."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+OPEN, SETTLED, RELEASED, UNKNOWN = range(4)
+ADJUST = 4
+MARKS = (50, 80, 100)
+_ROOM = (
+    "(usd_limit IS NULL OR usd_limit - usd_spent - usd_overrun - usd_reserved >= :usd)"
+    " AND (token_limit IS NULL OR token_limit - token_spent - token_overrun - token_reserved >= :tokens)"
+)
+_PRESENT = "(starts_at IS NULL OR starts_at <= gorgon_now(0)) AND (ends_at IS NULL OR ends_at > gorgon_now(0))"
+_POST = (
+    "INSERT INTO postings (period_id, step_id, token, ordinal, kind, usd_reserved, usd_spent, usd_overrun,"
+    " token_reserved, token_spent, token_overrun, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, gorgon_now(0))"
+)
+
+Key = tuple[int, int, int]
+
+
+def reserve(
+    db: sqlite3.Connection, key: Key, path: Sequence[int], usd: int, tokens: int, max_tokens: int
+) -> tuple[Any, ...]:
+    """Return the row that `gorgon_reserve` returns."""
+    made = db.execute(
+        "INSERT INTO reservations (step_id, token, ordinal, at, state, usd, tokens, max_tokens, accounts)"
+        " VALUES (?, ?, ?, gorgon_now(0), 0, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (*key, usd, tokens, max_tokens, json.dumps(list(path))),
+    )
+    if not made.rowcount:
+        known = db.execute(
+            "SELECT state, max_tokens, usd, tokens FROM reservations WHERE step_id = ? AND token = ? AND ordinal = ?",
+            key,
+        ).fetchone()
+        return (2, *known, *(None,) * 7)
+    for place, period in enumerate(path):
+        values = {"id": period, "usd": usd, "tokens": tokens}
+        held = db.execute(
+            "UPDATE budget_periods SET usd_reserved = usd_reserved + :usd, token_reserved = token_reserved + :tokens"
+            f" WHERE id = :id AND {_ROOM} AND {_PRESENT}",
+            values,
+        )
+        if held.rowcount:
+            continue
+        for taken in path[:place]:
+            db.execute(
+                "UPDATE budget_periods SET usd_reserved = usd_reserved - ?, token_reserved = token_reserved - ?"
+                " WHERE id = ?",
+                (usd, tokens, taken),
+            )
+        db.execute("DELETE FROM reservations WHERE step_id = ? AND token = ? AND ordinal = ?", key)
+        row = db.execute(
+            f"SELECT CASE WHEN {_PRESENT} THEN 3 ELSE 4 END, id, usd_limit, usd_spent + usd_overrun, usd_reserved,"
+            " token_limit, token_spent + token_overrun, token_reserved FROM budget_periods WHERE id = ?",
+            (period,),
+        ).fetchone()
+        return (row[0], None, None, None, None, *row[1:])
+    db.executemany(_POST, [(period, *key, OPEN, usd, 0, 0, tokens, 0, 0) for period in path])
+    return (1, OPEN, max_tokens, usd, tokens, *(None,) * 7)
+
+
+def settle(db: sqlite3.Connection, facts: Iterable[Mapping[str, Any]]) -> None:
+    """Do what `gorgon_settle` does."""
+    for fact in facts:
+        key = (fact["i"], fact["t"], fact["n"])
+        row = db.execute(
+            "SELECT state, usd, tokens, accounts FROM reservations WHERE step_id = ? AND token = ? AND ordinal = ?", key
+        ).fetchone()
+        if row is None:
+            continue
+        was, usd, tokens, accounts = row
+        complete = fact["s"] == RELEASED or (
+            fact["s"] == SETTLED and (fact["c"] is not None or not usd) and fact["k"] is not None
+        )
+        if was != OPEN and not (was == UNKNOWN and complete):
+            continue
+        state = UNKNOWN if fact["s"] == SETTLED and not complete else fact["s"]
+        usd_now, tokens_now = _amounts(fact, usd, tokens)
+        db.execute(
+            "UPDATE reservations SET state = ?, usd_posted = ?, tokens_posted = ?"
+            " WHERE step_id = ? AND token = ? AND ordinal = ?",
+            (state, usd_now, tokens_now, *key),
+        )
+        kind = ADJUST if was == UNKNOWN else state
+        change = (*_change(usd, usd_now, was), *_change(tokens, tokens_now, was))
+        for period in json.loads(accounts):
+            db.execute(_POST, (period, *key, kind, *change))
+            _apply(db, period, change, key[0] >> 20)
+
+
+def _amounts(fact: Mapping[str, Any], usd: int, tokens: int) -> tuple[int, int]:
+    if fact["s"] == RELEASED:
+        return 0, 0
+    if fact["s"] == UNKNOWN:
+        return usd, tokens
+    return usd if fact["c"] is None else fact["c"], tokens if fact["k"] is None else fact["k"]
+
+
+def _change(held: int, now: int, was: int) -> tuple[int, int, int]:
+    """Return what becomes of (reserved, spent, overrun)."""
+    if was == UNKNOWN:
+        return 0, min(now, held) - held, max(now - held, 0)
+    return -held, min(now, held), max(now - held, 0)
+
+
+def _apply(db: sqlite3.Connection, period: int, change: Sequence[int], run: int) -> None:
+    row = db.execute(
+        "UPDATE budget_periods SET usd_reserved = usd_reserved + ?, usd_spent = usd_spent + ?,"
+        " usd_overrun = usd_overrun + ?, token_reserved = token_reserved + ?, token_spent = token_spent + ?,"
+        " token_overrun = token_overrun + ? WHERE id = ? RETURNING label, alerted, waited_for, usd_limit,"
+        " usd_spent + usd_overrun, token_limit, token_spent + token_overrun",
+        (*change, period),
+    ).fetchone()
+    label, alerted, waited_for, usd_limit, usd, token_limit, tokens = row
+    if waited_for:
+        make_room(db, period)
+    if change[2] > 0 or change[5] > 0:
+        _tell(
+            db,
+            run,
+            "budget.overrun",
+            f"{label}: a call used more than had been reserved for it: {max(change[2], 0)} micro-dollars,"
+            f" {max(change[5], 0)} tokens",
+        )
+    reached = [
+        mark
+        for mark in MARKS
+        if mark > alerted
+        and (
+            (usd_limit is not None and usd * 100 >= usd_limit * mark)
+            or (token_limit is not None and tokens * 100 >= token_limit * mark)
+        )
+    ]
+    if reached:
+        db.execute("UPDATE budget_periods SET alerted = ? WHERE id = ?", (reached[-1], period))
+        _tell(db, run, "budget.alert", f"{label}: {reached[-1]} % is spent")
+
+
+def _tell(db: sqlite3.Connection, run: int, kind: str, message: str) -> None:
+    db.execute("INSERT INTO events (run_id, kind, at, message) VALUES (?, ?, gorgon_now(0), ?)", (run, kind, message))
+
+
+def make_room(db: sqlite3.Connection, period: int) -> None:
+    """Do what `gorgon_make_room` does."""
+    row = db.execute(
+        "SELECT usd_limit - usd_spent - usd_overrun - usd_reserved,"
+        " token_limit - token_spent - token_overrun - token_reserved, usd_reserved = 0 AND token_reserved = 0"
+        " FROM budget_periods WHERE id = ?",
+        (period,),
+    ).fetchone()
+    usd, tokens, idle = row
+    line = db.execute(
+        "SELECT step_id, patient, usd, tokens FROM budget_waits WHERE period_id = ? ORDER BY step_id", (period,)
+    ).fetchall()
+
+    def fits(needed: int, needed_tokens: int) -> bool:
+        return (usd is None or needed <= usd) and (tokens is None or needed_tokens <= tokens)
+
+    woken: list[int] = []
+    usd_sum = token_sum = 0
+    for step, patient, needed, needed_tokens in line:
+        if patient and not fits(needed, needed_tokens):
+            continue
+        usd_sum += needed
+        token_sum += needed_tokens
+        if (idle and not patient) or fits(usd_sum, token_sum):
+            woken.append(step)
+    for step in woken:
+        db.execute("DELETE FROM budget_waits WHERE step_id = ?", (step,))
+        db.execute("UPDATE steps SET due = gorgon_now(0) WHERE id = ? AND status = 3", (step,))
+    if len(woken) == len(line):
+        db.execute("UPDATE budget_periods SET waited_for = 0 WHERE id = ?", (period,))
