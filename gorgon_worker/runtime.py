@@ -61,6 +61,7 @@ class Runtime:
             pricer=pricer,
             clock=SYSTEM_CLOCK,
             cancelled=self._cancelled.__contains__,
+            budgets=services.budgets,
         )
         self.machine = Machine(self.store, services.knowledge, self.member, self.executor, self.publisher, slots=slots)
         self.publisher.here = self.machine.run_here
@@ -135,7 +136,8 @@ class Runtime:
         self._stop.set()
         self.sweep.stop()
         for thread in self._threads:
-            thread.join(2)
+            if thread.ident is not None:  # it is stopped before it was ready where the broker cannot be reached
+                thread.join(2)
         try:
             self.store.retire(self.member)
         except GorgonError as error:

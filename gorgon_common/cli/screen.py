@@ -103,7 +103,7 @@ class Plain:
             yield " ".join(str(step["reason"]).split())
         message, hint = error_text(step.get("error"))
         if message:
-            yield " ".join(f"{message} {hint}".split())
+            yield " ".join(f"{sentence(message)} {hint}".split())
 
     def say(self, text: str) -> None:
         """Say it on stderr."""
@@ -302,7 +302,8 @@ def ending(run: Mapping[str, Any], *, full: bool, now: datetime, server: str | N
     ]
     message, hint = error_text(run.get("error"))
     if message:
-        drawn.append(Text(f"  {message}", style="bad"))
+        indented = message.replace("\n", "\n  ")
+        drawn.append(Text(f"  {indented}", style="bad"))
     if hint:
         drawn.append(Text(f"  {hint}", style="hint"))
     if status in ("failed", "cancelled"):
@@ -311,6 +312,11 @@ def ending(run: Mapping[str, Any], *, full: bool, now: datetime, server: str | N
     if outputs:
         drawn += [Text(), *_outputs(outputs, named, full=full)]
     return Group(*drawn)
+
+
+def sentence(text: str) -> str:
+    """Return a text with a full stop, so that another sentence can follow it."""
+    return text if not text or text[-1] in ".!?:" else f"{text}."
 
 
 def _plain_style(style: str) -> str:

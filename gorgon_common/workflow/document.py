@@ -277,6 +277,7 @@ class _Reader:
         self.frames: list[_Frame] = []
         self.root: Any = None
         self.documents = 0
+        self.anchors: set[str] = set()
         self.breaks = [match.start() for match in re.finditer("\n", text)]
 
     def read(self) -> Document:
@@ -350,8 +351,7 @@ class _Reader:
             self._close(event)
         elif isinstance(event, yaml.AliasEvent):
             self._count(event)
-            hint = "Write the value out where it is needed; `defaults:` holds what all steps share."
-            self._tell_at(f"aliases (`*{event.anchor}`) are not allowed", event.start_mark, hint=hint)
+            self._no_anchors(f"aliases (`*{event.anchor}`) are not allowed", event.start_mark)
             self._put(None, event, event.end_mark, refused=True)
         elif isinstance(event, yaml.DocumentStartEvent):
             self.documents += 1
@@ -359,6 +359,13 @@ class _Reader:
                 hint = "Remove the `---`, or put the second workflow into a file of its own."
                 self._tell_at("a file holds one workflow; a second document begins here", event.start_mark, hint=hint)
                 raise _Stop
+
+    def _no_anchors(self, message: str, mark: Any) -> None:
+        """Tell of each name once: there may be thousands of the same."""
+        if message not in self.anchors:
+            self.anchors.add(message)
+            hint = "Write the value out where it is needed; `defaults:` holds what all steps share."
+            self._tell_at(message, mark, hint=hint)
 
     def _count(self, event: Any) -> None:
         self.nodes += 1
@@ -368,8 +375,7 @@ class _Reader:
             raise _Stop
         anchor = getattr(event, "anchor", None)
         if anchor and not isinstance(event, yaml.AliasEvent):
-            hint = "Write the value out where it is needed; `defaults:` holds what all steps share."
-            self._tell_at(f"anchors (`&{anchor}`) are not allowed", event.start_mark, hint=hint)
+            self._no_anchors(f"anchors (`&{anchor}`) are not allowed", event.start_mark)
         tag = getattr(event, "tag", None)
         if tag and tag not in {"!", "tag:yaml.org,2002:str"}:
             shown = tag.replace("tag:yaml.org,2002:", "!!")

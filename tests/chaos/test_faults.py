@@ -16,13 +16,16 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
+import psycopg
 import pytest
 from sqlalchemy import select
 
+from gorgon_common.canvas.celery import queue_name
 from gorgon_common.engine.records import step_id
 from gorgon_common.persistence.tables import checkpoints, ledger, steps
 from tests.support.processes import GORGON, Cluster, RedisProcess, cluster
@@ -155,7 +158,7 @@ class TestWorkers:
         lost = [event for event in ran.events if event["kind"] == "step.recovered"]
         assert lost, "it held something"
         from_database = max(event["at"] for event in lost)
-        figure("kill -9, until what it held was taken over", _epoch(from_database) - killed)
+        figure("kill -9, until what it held was taken over", datetime.fromisoformat(from_database).timestamp() - killed)
         figure("kill -9, until the run had ended", time.time() - killed)
         calls = prompts(sandbox, status=200)
         again = {prompt: count for prompt, count in calls.items() if count > 1}
@@ -249,12 +252,6 @@ steps:
         once(fleet, ran)
 
 
-def _epoch(text: str) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(text).timestamp()
-
-
 class TestRedis:
     def test_flushall_in_mid_run(self, fleet: Cluster, redis_process: RedisProcess, sandbox: Sandbox) -> None:
         run_id = fleet.start(MIXED, INPUTS)
@@ -307,21 +304,25 @@ class TestRedis:
         done = fleet.run('name: done\nsteps: [{id: it, prompt: "Done"}]\n')
         run_id = fleet.start('name: busy\nsteps: [{id: it, prompt: "[[sandbox: delay=700ms]] Busy"}]\n')
         fleet.until(run_id, "it", "running")
-        app, now = fleet.services.app, time.time()
+        app, now, queue = fleet.services.app, time.time(), queue_name("anthropic", "sandbox")
         finished = step_id(fleet.services.views.number(done.id), 0)
         running = step_id(fleet.services.views.number(run_id), 0)
         for ids in ([finished], [running], [running] * 4, [finished, running], [1 << 60], [step_id(999_999, 3)]):
             for _ in range(3):
-                app.send_task("gorgon.agent", args=(ids, now), queue="anthropic")
+                app.send_task("gorgon.agent", args=(ids, now), queue=queue)
         forged: Sequence[Any] = [
             (), ([], now), (["1"], now), ([-1], now), ([True], now), ([running], "soon"), ("x", now), ({"a": 1}, now),
             (list(range(1, 2000)), now), ([running], now, "more"), ([1 << 70], now),
         ]  # fmt: skip
+        with redis_process.client() as client:
+            eventually(lambda: not client.llen(queue), what="somebody who listens to these")
         for arguments in forged:
-            app.send_task("gorgon.agent", args=arguments, queue="anthropic")
-        app.send_task("gorgon.agent", args=([running], now), kwargs={"run": "x"}, queue="anthropic")
-        app.send_task("gorgon.nonsense", args=([running], now), queue="anthropic")
-        app.send_task("os.system", args=("touch /tmp/forged",), queue="anthropic")
+            app.send_task("gorgon.agent", args=arguments, queue=queue)
+        app.send_task("gorgon.agent", args=([running], now), kwargs={"run": "x"}, queue=queue)
+        app.send_task("gorgon.nonsense", args=([running], now), queue=queue)
+        app.send_task("os.system", args=("touch /tmp/forged",), queue=queue)
+        with redis_process.client() as client:
+            eventually(lambda: not client.llen(queue), what="somebody who listens to these")
         assert fleet.wait(run_id).status == "succeeded"
         assert fleet.run('name: after\nsteps: [{id: it, prompt: "After"}]\n').status == "succeeded"
         assert prompts(sandbox) == {"Done": 1, " Busy": 1, "After": 1}
@@ -335,7 +336,8 @@ class TestRedis:
     ) -> None:
         with redis_process.client() as client:
             for _ in range(4):
-                client.lpush("anthropic", garbage)
+                client.lpush(queue_name("anthropic", "sandbox"), garbage)
+            eventually(lambda: not client.llen(queue_name("anthropic", "sandbox")), what="somebody who takes it")
         begun = time.time()
         assert fleet.run('name: after\nsteps: [{id: it, prompt: "After"}]\n').status == "succeeded"
         figure(f"{garbage!r} in a queue, until the run behind it had ended", time.time() - begun)
@@ -345,8 +347,6 @@ class TestRedis:
 
 class TestPostgres:
     def test_every_connection_is_cut_in_mid_run(self, fleet: Cluster, postgres_admin: str, sandbox: Sandbox) -> None:
-        import psycopg
-
         name = fleet.services.database.engine.url.database
         run_id = fleet.start(MIXED, INPUTS)
         begun = time.time()

@@ -31,7 +31,7 @@ def check_inputs(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
                 made[name] = conform(declared["default"], schema)
             elif declared.get("required"):
                 told = f" ({declared['description']})" if declared.get("description") else ""
-                faults.append(f"`{name}` is missing{told}")
+                faults.append(f"the input `{name}` is missing{told}")
             else:
                 made[name] = None
             continue
@@ -43,7 +43,7 @@ def check_inputs(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
         faults.extend(found)
         made[name] = conform(value, schema)
     if faults:
-        raise InputInvalid("; ".join(faults) if len(faults) == 1 else _listed(faults), hint=_usage(plan))
+        raise InputInvalid(_listed(faults), hint=_usage(plan))
     return made
 
 
@@ -62,15 +62,17 @@ def _explain(name: str, error: Any) -> str:
 
 
 def _listed(faults: list[str]) -> str:
-    return "the inputs do not fit the workflow:\n" + "\n".join(f"  - {fault}" for fault in faults)
+    if len(faults) == 1:
+        return f"{faults[0][0].upper()}{faults[0][1:]}"
+    return "The inputs do not fit the workflow:\n" + "\n".join(f"  - {fault}" for fault in faults)
 
 
 def _usage(plan: Plan) -> str:
     if not plan.inputs:
         return ""
-    parts = []
+    parts, needed = [], next(iter(plan.inputs))
     for name, declared in plan.inputs.items():
         kind = declared.get("type", "any")
         kind = "|".join(kind) if isinstance(kind, list) else kind
         parts.append(f"{name} ({kind}{'' if declared.get('required') else ', optional'})")
-    return f"it takes: {', '.join(parts)}"
+    return f"The workflow takes: {', '.join(parts)}. On the command line: -i {needed}=VALUE."
