@@ -70,10 +70,10 @@ class Publisher:
                 heads = [head for head in heads if head.weight != Weight.INLINE]
         for run, members in _by_run(heads).items():
             fits = members if recovered else self._fits(members)
-            if len(fits) < len(members):
-                self._shelve(run, members[len(fits) :], join)
             if fits:
                 self._send(run, fits, join if len(fits) == len(members) else None)
+            if len(fits) < len(members):
+                self._shelve(run, members[len(fits) :], join)
 
     def give_back(self, ids: Sequence[int]) -> None:
         """A worker had no slot for steps that a message brought: they go to the front of the backlog."""

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
+from itertools import repeat
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import psycopg
@@ -878,14 +879,18 @@ class Store:
                 by_queue.setdefault(head.queue, []).append(head)
             for queue, members in sorted(by_queue.items()):
                 rank = -1 if first else self._rank(connection, queue, team, len(members))
-                dialect = sqlite if self.database.sqlite else postgresql
-                connection.execute(
-                    dialect.insert(backlog).on_conflict_do_nothing(),
-                    [
-                        {"queue": queue, "rank": rank if first else rank + place, "step_id": head.id}
-                        for place, head in enumerate(members)
-                    ],
-                )
+                ids = [head.id for head in members]
+                ranks = [rank] * len(ids) if first else list(range(rank, rank + len(ids)))
+                driver = cast(Any, connection.connection.driver_connection)
+                if self.database.sqlite:
+                    rows = zip(repeat(queue), ranks, ids)
+                    driver.executemany("INSERT OR IGNORE INTO backlog (queue, rank, step_id) VALUES (?, ?, ?)", rows)
+                else:
+                    driver.execute(
+                        "INSERT INTO backlog (queue, rank, step_id) SELECT %s, * FROM"
+                        " unnest(%s::bigint[], %s::bigint[]) ON CONFLICT DO NOTHING",
+                        (queue, ranks, ids),
+                    )
 
     def _rank(self, connection: Connection, queue: int, team: str, count: int) -> int:
         """Return the team's first rank for `count` more steps: where it stands, but not before what waits now."""
