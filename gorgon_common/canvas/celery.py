@@ -70,7 +70,13 @@ def make_app(broker_url: str, *, name: str = "gorgon", events: bool = False) -> 
         result_expires=3600,
         result_backend_thread_safe=embedded,  # one for all threads: who publishes a chord is not who counts its parts
         task_publish_retry=False,  # the sweep retries; a submission must not hang on a broker that is away
-        broker_transport_options={"socket_connect_timeout": 5},
+        broker_transport_options={
+            "socket_connect_timeout": 5,
+            # Of publishers, which would wait 6 s for a broker that is away; workers have retries of their own.
+            "max_retries": 1,
+            "interval_start": 0,
+            "interval_step": 0,
+        },
         redis_socket_connect_timeout=5,
     )
     if embedded:

@@ -220,7 +220,7 @@ class Segment:
 def segments(plan: Plan) -> list[Segment]:
     """Return every canvas that a plan's top level compiles to, in the order in which they can be sent."""
     found = shape(plan)
-    carried = set(found.after.values()) | set(found.chords)
+    carried = set(found.chords) | _within_chains(found)
     triggers: dict[tuple[int, ...], list[int]] = {}
     for index in range(plan.top):
         node = plan.nodes[index]
@@ -243,6 +243,18 @@ def segments(plan: Plan) -> list[Segment]:
             whole = group(plan, found, sent)
             made.append(Segment(after, whole.members[0] if len(whole.members) == 1 else whole))
     return made
+
+
+def _within_chains(found: Shape) -> set[int]:
+    """Return the heads that a chain goes on to: a long one is cut, and what comes after the cut is sent anew."""
+    within: set[int] = set()
+    starts = [head for head in found.runs if head not in set(found.after.values())]
+    while starts:
+        chain = found.chain(starts.pop())
+        within.update(chain[1:])
+        if chain[-1] in found.after:
+            starts.append(found.after[chain[-1]])
+    return within
 
 
 def describe(plan: Plan) -> str:
@@ -270,14 +282,14 @@ def _composite(plan: Plan, index: int) -> list[str]:
     if node.kind not in COMPOSITE:
         return [head]
     lines = [head]
-    for role, body in node.bodies.items():
-        for place, child in enumerate(body):
-            inner = plan.nodes[child]
-            last = place == len(body) - 1
-            what = _composite(plan, child) if inner.queue is None else [_one(plan, message_of(plan, child))]
-            word = {"item": "group of lanes", "reduce": "then, as a chord's body"}.get(role, role)
-            lines.append(f"{'└─' if last else '├─'} {word}: {what[0]}")
-            lines += [f"   {line}" for line in what[1:]]
+    inside = [(role, child) for role, body in node.bodies.items() for child in body]
+    for place, (role, child) in enumerate(inside):
+        inner = plan.nodes[child]
+        last = place == len(inside) - 1
+        what = _composite(plan, child) if inner.queue is None else [_one(plan, message_of(plan, child))]
+        word = {"item": "group of lanes", "reduce": "then, as a chord's body"}.get(role, role)
+        lines.append(f"{'└─' if last else '├─'} {word}: {what[0]}")
+        lines += [f"{'   ' if last else '│  '}{line}" for line in what[1:]]
     return lines
 
 
