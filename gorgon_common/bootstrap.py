@@ -18,6 +18,7 @@ from gorgon_common.engine.sweep import Sweep
 from gorgon_common.errors import GorgonError, Problem, Unavailable
 from gorgon_common.ids import new_id
 from gorgon_common.persistence import migrate
+from gorgon_common.persistence.budgets import Budgets
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.reports import Filters, Reports
 from gorgon_common.persistence.store import Store
@@ -50,6 +51,7 @@ class Services:
         self.settings = settings
         self.database = database
         self.store = Store(database)
+        self.budgets = Budgets(database)
         self.knowledge = Knowledge(self.store)
         broker = _broker(settings)
         self.app = make_app(broker, events=events)
@@ -212,6 +214,7 @@ class Services:
         for canvas in self._canvases.values():
             canvas.close()
         self.app.close()
+        self.budgets.close()
         self.store.close()
 
 

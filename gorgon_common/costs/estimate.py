@@ -62,12 +62,14 @@ def least_output(max_tokens: int) -> int:
     return min(max_tokens, max(LEAST_OUTPUT, max_tokens // 2))
 
 
-def clamp(price: Price, input_tokens: int, max_tokens: int, *, usd: int | None, tokens: int | None) -> int | None:
-    """Return the most output tokens, up to `max_tokens`, with which a call fits the room that is left.
+def clamp(
+    price: Price, input_tokens: int, max_tokens: int, *, least: int, usd: int | None, tokens: int | None
+) -> int | None:
+    """Return the most output tokens, from `least` to `max_tokens`, with which a call fits the room that is left.
 
-    `usd` in micro-dollars; None: no limit.  None where not even the least reply fits (`least_output`).
+    `usd` in micro-dollars; None: no limit.  None where not even the least reply fits.
     """
-    low, high = least_output(max_tokens), max_tokens
+    low, high = least, max_tokens
 
     def fits(output: int) -> bool:
         if tokens is not None and input_tokens + output > tokens:

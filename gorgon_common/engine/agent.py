@@ -50,10 +50,15 @@ class _Conversation:
     cancelled: Callable[[], bool]
     on_call: Callable[[CallRecord], None]
     clock: Clock
+    reserve: Callable[[AgentCall, int], tuple[AgentCall, bool]] | None = None
     records: list[CallRecord] = field(default_factory=list)
+    held: bool = False
+    """Budgets hold a reservation for the call under way."""
 
     def ask(self, call: AgentCall) -> tuple[AgentReply, list[str]]:
         """Make one call; return its reply and what is wrong with it, in words.  Records it before it raises."""
+        if self.reserve is not None:
+            call, self.held = self.reserve(call, len(self.records) + 1)
         started = self.clock.monotonic()
         try:
             reply = self.provider.call(call, self.cancelled)
@@ -107,6 +112,8 @@ class _Conversation:
             outcome=outcome,
             request_id=request_id,
             service_tier=service_tier,
+            reserved=self.held,
+            measured=usage is not None,
         )
         self.records.append(record)
         self.on_call(record)
@@ -133,17 +140,20 @@ def converse(
     on_call: Callable[[CallRecord], None],
     repair_rounds: int = 2,
     clock: Clock = SYSTEM_CLOCK,
+    reserve: Callable[[AgentCall, int], tuple[AgentCall, bool]] | None = None,
 ) -> AgentResult:
     """Make the call; where the reply misses `call.schema`, say so to the model and ask again.
 
     A repair round is the call again with the last reply and the list of violations behind its messages.
     `call.timeout` (seconds) holds for all rounds together.  `on_call` gets one record per call as soon as it is over,
-    before any error is raised; the ledger needs nothing else.
+    before any error is raised; the ledger needs nothing else.  `reserve` gets every call and its number before it is
+    made, and returns it as budgets allow it, and whether they hold something for it; what it raises ends the
+    conversation.
 
     Raises the provider's errors; Malformed where the last reply still does not fit (or was cut off), in words; Refused;
     OutputTooLarge over MAX_REPLY_BYTES; Cancelled.
     """
-    conversation = _Conversation(provider, provider_name, call, pricer, cancelled, on_call, clock)
+    conversation = _Conversation(provider, provider_name, call, pricer, cancelled, on_call, clock, reserve)
     deadline = clock.monotonic() + call.timeout
     current = call
     for left in range(repair_rounds, -1, -1):

@@ -17,7 +17,7 @@ from gorgon_common.costs.estimate import Price, clamp, input_bound, least_output
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine.context import Run
 from gorgon_common.engine.ports import AgentCall, Pricer
-from gorgon_common.engine.records import Claimed, RunInfo
+from gorgon_common.engine.records import Claimed, Room, RunInfo
 from gorgon_common.errors import BudgetExceeded, ExpressionError, GorgonError, Unpriced
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.expressions import parse_template
@@ -27,7 +27,6 @@ UNSENT = "unsent"
 """The outcome of a call that was reserved and not made: it is on no ledger, its reservation is released."""
 RECHECK_SECONDS = 30.0
 """Who waits for room is told; this is for when nobody is left to tell."""
-_CLAMPS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +41,6 @@ class Held:
     usd: int
     tokens: int
     is_open: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What a parked step waits for: so much room on an account.  `patient`: until its next period begins."""
-
-    period: int
-    usd: int
-    tokens: int
-    patient: bool = False
 
 
 class Short(GorgonError):
@@ -111,8 +100,8 @@ class Purse:
             self._own = own_accounts(self._run, self._step)
         return self._own
 
-    def reserve(self, provider: str, call: AgentCall, ordinal: int) -> AgentCall:
-        """Hold what a call may cost; returns it, with a lower `max_tokens` where that makes it fit.
+    def reserve(self, provider: str, call: AgentCall, ordinal: int) -> tuple[AgentCall, bool]:
+        """Hold what a call may cost; returns it, with a lower `max_tokens` where that makes it fit, and whether it did.
 
         `ordinal` counts the calls of this claim from 1.  Raises BudgetExceeded, Unpriced, Short, Unavailable.
         """
@@ -121,7 +110,7 @@ class Purse:
         price = self._price(provider, call.model)
         if not limits:
             self._priced(provider, call.model, price)
-            return call
+            return call, False
         vault = self._vault
         assert vault is not None
         size = input_bound([message.content for message in call.messages], system=call.system, schema=call.schema)
@@ -129,19 +118,18 @@ class Purse:
         if in_money:
             self._priced(provider, call.model, price, limited=True)
         asked = call.max_tokens
-        for _ in range(_CLAMPS):
+        while True:
             cost = worst_cost(price, size, asked) or 0
             key = (self._step.id, self._step.token, ordinal)
             got = vault.reserve(key, info, self.own, usd=cost, tokens=size + asked, max_tokens=asked)
             if isinstance(got, Held):
-                return self._holding(call, got, cost, size)
+                return self._holding(call, got, cost, size), True
             usd_room, token_room = got.balance.room()
-            fewer = clamp(price, size, asked, usd=usd_room, tokens=token_room)
-            if fewer is None or fewer >= asked:
-                break
+            least = least_output(call.max_tokens)
+            fewer = clamp(price, size, asked, least=least, usd=usd_room, tokens=token_room)
+            if fewer is None or fewer >= asked:  # it ends: each time it asks for less
+                raise self.short(got, worst_cost(price, size, least) or 0, size + least)
             asked = fewer
-        least = least_output(call.max_tokens)
-        raise self.short(got, worst_cost(price, size, least) or 0, size + least)
 
     def _holding(self, call: AgentCall, held: Held, cost: int, size: int) -> AgentCall:
         """Go on with what is held.  It may be from before a short wait, and for another model."""

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 from typing import ParamSpec, Protocol, TypeVar
 
+from gorgon_common.costs.usage import CallRecord
+from gorgon_common.engine.budget import UNSENT
 from gorgon_common.engine.context import Knowledge
 from gorgon_common.engine.outcomes import Done, Ended, Expanded, Failed, Outcome, Parked, Passed
 from gorgon_common.engine.ports import Member, Steps
@@ -202,7 +204,7 @@ class Machine:
     def _one(self, job: Job, step: Claimed) -> list[Claimed]:
         try:
             outcome = self.executor.execute(step)
-            while isinstance(outcome, Parked) and outcome.seconds <= SLEEP_IN_PLACE and not outcome.calls:
+            while isinstance(outcome, Parked) and outcome.seconds <= SLEEP_IN_PLACE and not _made(outcome.calls):
                 self.sleep(outcome.seconds)
                 outcome = self.executor.execute(step)
         finally:
@@ -301,6 +303,7 @@ class Machine:
             message=outcome.message,
             calls=outcome.calls,
             attempt=outcome.attempt,
+            room=outcome.room,
         )
         if said == "halted":
             stopped = Result(StepStatus.CANCELLED, reason=f"the run stopped while it waited: {outcome.message}")
@@ -308,6 +311,8 @@ class Machine:
         self._left(job, [step])
         if said == "parked" and not self.closing:
             self.publisher.departed(step)
+            if outcome.room is not None:
+                return []  # it is told by whoever makes room, and sent by the sweep
             timer = threading.Timer(outcome.seconds, self._wake, [step.id])
             timer.daemon = True
             timer.start()
@@ -529,6 +534,11 @@ class Machine:
 def _frees_a_slot(batch: Sequence[_Request]) -> bool:
     """Tell whether a slow step has ended: others may wait for its slot on a backlog that nobody here has seen yet."""
     return any(finish.step.weight == Weight.SLOW for request in batch for finish in request.finishes)
+
+
+def _made(calls: Sequence[CallRecord]) -> bool:
+    """Tell whether there were calls, or only reservations for them: those hold on for the next try in place."""
+    return any(call.outcome != UNSENT for call in calls)
 
 
 def _alone(request: _Request) -> bool:

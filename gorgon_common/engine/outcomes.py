@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gorgon_common.costs.usage import CallRecord
-from gorgon_common.engine.records import Result, Row
+from gorgon_common.engine.records import Result, Room, Row
 from gorgon_common.engine.states import RunStatus
 
 
@@ -26,13 +26,17 @@ class Passed:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """The step waits `seconds`, for `reason` (retry, quota).  `attempt`: what came before was an attempt."""
+    """The step waits `seconds`, for `reason` (retry, quota).  `attempt`: what came before was an attempt.
+
+    `room`: what it waits for on a budget; it is woken when there is so much.
+    """
 
     seconds: float
     reason: str
     message: str
     calls: Sequence[CallRecord] = ()
     attempt: bool = True
+    room: Room | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gorgon_common.costs.usage import CallRecord, Usage
-from gorgon_common.engine.records import Advance, Claimed, Finish, Head, Keep, Row, Weight
+from gorgon_common.engine.records import Advance, Claimed, Finish, Head, Keep, Room, Row, Weight
 from gorgon_common.engine.states import RunStatus
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ class AgentCall:
 
     `schema` is a JSON Schema that the reply must fit; the adapter asks for it natively.  `timeout` is in seconds for
     the whole call, streaming included.  `label` is the step's path, for logs only.  `role` is the agent role's name.
+    `team` pays, and shares rate limits with others; `ticket` is the step, which keeps its place when it has to wait.
+    `patient`: something was paid for already, so a wait is taken here and now.
     """
 
     model: str
@@ -40,6 +42,9 @@ class AgentCall:
     timeout: float = 300.0
     role: str | None = None
     label: str = ""
+    team: str = "default"
+    ticket: str = ""
+    patient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +161,15 @@ class Steps(Protocol):
         ...
 
     def park(
-        self, step: Claimed, *, seconds: float, reason: str, message: str, calls: Sequence[CallRecord], attempt: bool
+        self,
+        step: Claimed,
+        *,
+        seconds: float,
+        reason: str,
+        message: str,
+        calls: Sequence[CallRecord],
+        attempt: bool,
+        room: Room | None = None,
     ) -> str:
         """Let a claimed step wait: parked | halted | refused."""
         ...

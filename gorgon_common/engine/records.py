@@ -118,6 +118,19 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """What a parked step waits for on a budget: so many micro-dollars and tokens on the account `period`.
+
+    `patient`: until its next period begins.
+    """
+
+    period: int
+    usd: int
+    tokens: int
+    patient: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Keep:
     """How much a worker may take over in place: `fast` inline and fast steps, `slow` ones, `pull` from the backlog."""
 

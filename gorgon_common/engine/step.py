@@ -17,8 +17,9 @@ from gorgon_common.clock import Clock
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine import composites, retry
 from gorgon_common.engine.agent import converse
+from gorgon_common.engine.budget import Purse, Short, Vault, unsent
 from gorgon_common.engine.context import Knowledge, Run
-from gorgon_common.engine.outcomes import Done, Ended, Failed, Outcome, Parked, Passed
+from gorgon_common.engine.outcomes import Done, Ended, Expanded, Failed, Outcome, Parked, Passed
 from gorgon_common.engine.ports import AgentCall, AgentProvider, CommandCall, CommandRunner, Message, Pricer
 from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, Result, Weight, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
@@ -77,6 +78,7 @@ class Executor:
         clock: Clock,
         cancelled: Callable[[int], bool],
         chance: Callable[[], float] = random.random,
+        budgets: Vault | None = None,
     ) -> None:
         self.knowledge = knowledge
         self.providers = providers
@@ -85,6 +87,7 @@ class Executor:
         self.clock = clock
         self.cancelled = cancelled
         self.chance = chance
+        self.budgets = budgets
 
     def execute(self, step: Claimed) -> Outcome:
         """Do what the step is there for.  Never raises for what goes wrong in the step itself: failure is data."""
@@ -97,6 +100,8 @@ class Executor:
             return attempt.outcome()
         except Cancelled:
             return Done(attempt.result(StepStatus.CANCELLED, reason="the run was stopped"))
+        except Short as short:
+            return attempt.short(short)
         except (StepError, ExpressionError, ConfigurationError, NotAvailable) as error:
             return attempt.failed(error)
 
@@ -117,6 +122,7 @@ class Attempt:
         self.node = node
         self.step = step
         self.calls: list[CallRecord] = []
+        self.purse = Purse(executor.budgets, executor.pricer, run, step)
         self.started_at = executor.clock.now()
 
     def outcome(self) -> Outcome:
@@ -161,6 +167,8 @@ class Attempt:
         if self.node.kind in COMPOSITE:
             parallel = self.run.plan.limits.get("max_parallel")
             outcome = composites.advance(self.run, self.step, parallel=parallel)
+            if isinstance(outcome, Expanded) and outcome.phase == "item":
+                self.purse.afford(self.node, outcome.items or ())
             return self.ended(outcome.result) if isinstance(outcome, Done) else outcome
         raise NotAvailable(f"`{self.node.id}`: steps of kind {self.node.kind} are not available yet.")
 
@@ -246,11 +254,23 @@ class Attempt:
             status,
             output,
             attempts=self.step.attempt,
-            calls=tuple(self.calls),
+            calls=self.paid(),
             started_at=self.started_at,
             finished_at=self.executor.clock.now(),
             **fields,
         )
+
+    def paid(self) -> tuple[CallRecord, ...]:
+        """Return the calls of this attempt, and what was reserved for calls that were not made."""
+        made = {call.ordinal for call in self.calls}
+        return (*self.calls, *(unsent(ordinal) for ordinal in self.purse.held if ordinal not in made))
+
+    def short(self, short: Short) -> Outcome:
+        """A budget has no room now: the step waits, which is no attempt."""
+        left = self._left()
+        seconds = short.seconds if left is None else max(0.0, min(short.seconds, left))
+        room = short.room if short.room.period else None
+        return Parked(seconds, "waiting", short.message, self.paid(), attempt=False, room=room)
 
     def ended(self, result: Result) -> Done:
         """The step has ended; complete its result."""
@@ -262,7 +282,7 @@ class Attempt:
         done = replace(
             result,
             attempts=self.step.attempt,
-            calls=tuple(self.calls),
+            calls=self.paid(),
             started_at=self.started_at,
             finished_at=self.executor.clock.now(),
         )
@@ -281,7 +301,7 @@ class Attempt:
                 pause + 0.1 * self.executor.chance(),
                 "waiting",
                 f"rate limit: {error.message}",
-                self.calls,
+                self.paid(),
                 attempt=False,
             )
         policy = self.node.retry
@@ -290,7 +310,7 @@ class Attempt:
             left = self._left()
             if left is not None and seconds >= left:
                 return self._gave_up(self._told(error))
-            return Parked(seconds, "retry", error.message, self.calls)
+            return Parked(seconds, "retry", error.message, self.paid())
         return self._gave_up(self._told(error))
 
     def _told(self, error: GorgonError) -> dict[str, Any]:
@@ -383,6 +403,7 @@ class Attempt:
             cancelled=self.cancelled,
             on_call=lambda record: self.calls.append(replace(record, ordinal=earlier + record.ordinal)),
             clock=self.executor.clock,
+            reserve=lambda asked, ordinal: self.purse.reserve(provider, asked, earlier + ordinal),
         )
         # A number field stays a decimal even where the model wrote 3: expressions divide by its schema's type.
         output = conform(result.data, call.schema) if call.schema is not None else result.text

@@ -20,9 +20,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from gorgon_common.costs.budgets import Account, Balance, Budget, Shortage, parse_period, parse_scope
 from gorgon_common.costs.ledger import Kind, Posting
-from gorgon_common.engine.budget import Held, Room
+from gorgon_common.engine.budget import Held
 from gorgon_common.engine.context import Cache
-from gorgon_common.engine.records import ROW_BITS, RunInfo
+from gorgon_common.engine.records import ROW_BITS, Room, RunInfo
 from gorgon_common.errors import Unavailable
 from gorgon_common.persistence import budgets_sqlite
 from gorgon_common.persistence.budgets_sqlite import OPEN, UNKNOWN, Key
@@ -321,7 +321,7 @@ class Budgets:
             return found
         return found.where((runs.c.team if budget.scope == "team" else runs.c.workflow) == budget.name)
 
-    def list(self) -> list[dict[str, Any]]:
+    def listing(self) -> list[dict[str, Any]]:
         """Return the budgets that have a limit, each with its accounts of the present period.
 
         `{scope, name, period, timezone, usd_limit, token_limit, accounts: [{label, target, starts_at, ends_at,
@@ -391,11 +391,15 @@ def settle(connection: Connection, facts: Sequence[Mapping[str, Any]]) -> None:
         connection.exec_driver_sql("SELECT gorgon_settle(%s::jsonb)", (json.dumps(list(facts)),))
 
 
-def abandon(connection: Connection, ids: Iterable[int]) -> None:
-    """Post in full what is still open of steps whose worker is gone: nobody knows what became of their calls."""
+def abandon(connection: Connection, ids: Iterable[int], *, token: int | None = None) -> None:
+    """Post in full what is still open of steps whose worker is gone: nobody knows what became of their calls.
+
+    `token`: only what was reserved under this claim.
+    """
     wanted = sorted(ids)
+    claim = () if token is None else (reservations.c.token == token,)
     for start in range(0, len(wanted), 500):
-        _abandoned(connection, reservations.c.step_id.in_(wanted[start : start + 500]))
+        _abandoned(connection, reservations.c.step_id.in_(wanted[start : start + 500]), *claim)
 
 
 def abandon_run(connection: Connection, run: int) -> None:

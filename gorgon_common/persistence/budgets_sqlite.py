@@ -147,6 +147,11 @@ def _tell(db: sqlite3.Connection, run: int, kind: str, message: str) -> None:
 
 def make_room(db: sqlite3.Connection, period: int) -> None:
     """Do what `gorgon_make_room` does."""
+    db.execute(
+        "DELETE FROM budget_waits WHERE period_id = ?"
+        " AND NOT EXISTS (SELECT 1 FROM steps s WHERE s.id = budget_waits.step_id AND s.status = 3)",
+        (period,),
+    )
     row = db.execute(
         "SELECT usd_limit - usd_spent - usd_overrun - usd_reserved,"
         " token_limit - token_spent - token_overrun - token_reserved, usd_reserved = 0 AND token_reserved = 0"

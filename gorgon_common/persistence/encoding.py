@@ -6,8 +6,10 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from gorgon_common.engine.budget import UNSENT
 from gorgon_common.engine.records import Claimed, Finish
 from gorgon_common.engine.states import StepStatus
+from gorgon_common.persistence import budgets_sqlite
 
 INLINE_BYTES = 64 * 1024
 """Outputs up to this size live in the checkpoint's row, larger ones in `blobs`."""
@@ -82,6 +84,23 @@ def calls(step: Claimed, finish_calls: Any, attempt: int, at: datetime) -> list[
             "request_id": clean(call.request_id),
         }
         for call in finish_calls
+        if call.outcome != UNSENT
+    ]
+
+
+def settlements(step: Claimed, finish_calls: Any) -> list[dict[str, Any]]:
+    """Return what budgets learn of a step's calls: the short-keyed dicts that `budgets.sql` describes."""
+    return [
+        {
+            "i": step.id,
+            "t": step.token,
+            "n": call.ordinal,
+            "s": budgets_sqlite.RELEASED if call.outcome == UNSENT else budgets_sqlite.SETTLED,
+            "c": call.cost_micro if call.measured else None,
+            "k": call.usage.input_tokens + call.usage.output_tokens if call.measured else None,
+        }
+        for call in finish_calls
+        if call.reserved
     ]
 
 

@@ -32,6 +32,7 @@ from gorgon_common.engine.records import (
     Keep,
     NewRun,
     Result,
+    Room,
     Row,
     RunInfo,
     Weight,
@@ -39,7 +40,7 @@ from gorgon_common.engine.records import (
 )
 from gorgon_common.engine.states import FINISHED_RUN, RunStatus, StepStatus
 from gorgon_common.errors import Conflict, NotFound, Unavailable
-from gorgon_common.persistence import encoding, tick_sqlite
+from gorgon_common.persistence import budgets, encoding, tick_sqlite
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.tables import (
     SQLITE_TIME,
@@ -69,6 +70,12 @@ CHUNK = 500
 _TICK = (
     "SELECT * FROM gorgon_tick(%b, %b, %b, %b::smallint[], %b::interval, %b::int, %b::int, %b::int, %b,"
     " %b::bigint[], %b::jsonb, %b::jsonb, %b::jsonb)"
+)
+# Budgets learn in the same transaction, and first: their rows are locked before those of steps.
+_SETTLE_AND_TICK = (
+    "SELECT t.* FROM (SELECT gorgon_settle(%b::jsonb) AS zero OFFSET 0) s, LATERAL gorgon_tick(%b, %b, %b,"
+    " %b::smallint[], %b::interval, %b::int + s.zero, %b::int, %b::int, %b, %b::bigint[], %b::jsonb, %b::jsonb,"
+    " %b::jsonb) t"
 )
 # Array and JSON parameters make custom plans useless and expensive.  A generic plan that was made while `steps` was
 # small must still look rows up by their key when it is large: reading the whole index is made to look dear.
@@ -405,13 +412,17 @@ class Store:
             with self.database.write() as connection:
                 return self._tick(connection, worker, keep, claims=claims, finishes=finishes, suspects=suspects)
         arguments = self._arguments(worker, keep, claims=claims, finishes=finishes, suspects=suspects)
+        statement = _TICK
+        settled = _settlements(finishes)
+        if settled:
+            statement, arguments = _SETTLE_AND_TICK, (json.dumps(settled), *arguments)
         doubtful = False
         with self._hot_lock:
             for attempt in range(_TRIES):
                 try:
                     if self._hot is None or self._hot.closed:
                         self._hot = self._connect()
-                    rows = self._hot.execute(_TICK, arguments, prepare=True, binary=True).fetchall()
+                    rows = self._hot.execute(statement, arguments, prepare=True, binary=True).fetchall()
                     advance = _advance(rows)
                     advance.doubtful = doubtful
                     return advance
@@ -465,6 +476,7 @@ class Store:
         suspects: bool = False,
     ) -> Advance:
         """The same inside a transaction that does more."""
+        budgets.settle(connection, _settlements(finishes))
         driver = cast(Any, connection.connection.driver_connection)
         if self.database.sqlite:
             said, facts, skips = _encoded(finishes)
@@ -509,16 +521,28 @@ class Store:
             .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
         )
         with self.database.write() as connection:
+            if step.weight == Weight.SLOW:  # nobody else has anything reserved
+                budgets.abandon(connection, [step.id], token=step.token)
             found = connection.execute(back).first()
         return None if found is None else Head(*found)
 
     def park(
-        self, step: Claimed, *, seconds: float, reason: str, message: str, calls: Sequence[CallRecord], attempt: bool
+        self,
+        step: Claimed,
+        *,
+        seconds: float,
+        reason: str,
+        message: str,
+        calls: Sequence[CallRecord],
+        attempt: bool,
+        room: Room | None = None,
     ) -> str:
-        """Let a claimed step wait.  `attempt`: it was one.  Returns parked | halted (its run has stopped) | refused."""
-        at = datetime.now(UTC)
+        """Let a claimed step wait.  `attempt`: it was one.  Returns parked | halted (its run has stopped) | refused.
+
+        `room`: it is woken as soon as there is so much of it on a budget.
+        """
         with self.database.write() as connection:
-            self._facts(connection, encoding.calls(step, calls, step.attempt, at))
+            self._facts(connection, step, calls)
             row = connection.execute(
                 update(steps)
                 .where(_held(step), steps.c.halted.is_(False))
@@ -532,11 +556,15 @@ class Store:
             ).first()
             if row is not None:
                 self._tell(connection, step.run, step.row, f"step.{reason}", message)
+                if room is not None:
+                    budgets.wait(connection, step.id, room)
                 return "parked"
             held = connection.execute(select(steps.c.id).where(_held(step))).first()
         return "refused" if held is None else "halted"
 
-    def _facts(self, connection: Connection, rows: list[dict[str, Any]]) -> None:
+    def _facts(self, connection: Connection, step: Claimed, calls: Sequence[CallRecord]) -> None:
+        budgets.settle(connection, encoding.settlements(step, calls))
+        rows = encoding.calls(step, calls, step.attempt, datetime.now(UTC))
         if rows:
             dialect = sqlite if self.database.sqlite else postgresql
             connection.execute(dialect.insert(ledger).on_conflict_do_nothing(), rows)
@@ -550,7 +578,9 @@ class Store:
             .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
         )
         with self.database.write() as connection:
-            return [Head(*row) for row in connection.execute(awake)]
+            heads = [Head(*row) for row in connection.execute(awake)]
+            budgets.leave(connection, [head.id for head in heads])
+            return heads
 
     @_tried_again
     def expand(
@@ -576,7 +606,7 @@ class Store:
             parent = connection.execute(
                 select(steps.c.id).where(_held(step), steps.c.halted.is_(False)).with_for_update()
             ).first()
-            self._facts(connection, encoding.calls(step, calls, step.attempt, datetime.now(UTC)))
+            self._facts(connection, step, calls)
             if parent is None:
                 return None
             base = connection.execute(
@@ -637,6 +667,7 @@ class Store:
         `keeps`: top-level rows that still may run (the engine's own, on_error, finally).
         """
         with self.database.write() as connection:
+            budgets.settle(connection, _settlements([finish]))  # budgets are locked before runs and steps
             self._lock(connection, finish.step.run)
             # As the fence does: a step whose lease ran out may still fail, while nobody else has taken it over.
             mine = connection.execute(
@@ -974,6 +1005,7 @@ class Store:
                     .order_by(steps.c.id)
                     .with_for_update(of=steps)
                 ).all()
+                budgets.abandon(connection, [row.id for row in held])
                 suspects = {row.id for row in held if row.crashes >= SUSPECT_CRASHES}
                 for row in held:
                     blamed = not suspects or row.id in suspects
@@ -996,6 +1028,7 @@ class Store:
                     taken.append((Head(*back[:5]), back.token))
                     self._tell(connection, row.id >> ROW_BITS, row.id & ROW_MASK, "step.recovered", "its worker died")
                 connection.execute(update(workers).where(workers.c.id == owner).values(reaped=True))
+            budgets.abandon_orphans(connection)
         return taken
 
     def _buried(self, connection: Connection, row: Any) -> list[Head]:
@@ -1093,6 +1126,7 @@ class Store:
                 .values(status=int(StepStatus.CANCELLED))
             )
             connection.execute(delete(backlog).where(backlog.c.step_id >= low, backlog.c.step_id < high))
+            budgets.abandon_run(connection, run)
             connection.execute(
                 update(runs)
                 .where(runs.c.id == run)
@@ -1176,6 +1210,10 @@ def _encoded(
             {"i": step_id(run, row), "d": encoding.dump({"reason": reason})} for row, reason in finish.skipped.items()
         ]
     return said, facts, skips
+
+
+def _settlements(finishes: Sequence[Finish]) -> list[dict[str, Any]]:
+    return [fact for finish in finishes for fact in encoding.settlements(finish.step, finish.result.calls)]
 
 
 def _advance(rows: Sequence[tuple[Any, ...]]) -> Advance:

@@ -11,8 +11,8 @@ CREATE OR REPLACE FUNCTION gorgon_reserve(
     p_step bigint, p_token int, p_ordinal smallint, p_path bigint[], p_usd bigint, p_tokens bigint, p_max int,
     p_offset float8
 ) RETURNS TABLE (
-    what smallint, state smallint, max_tokens int, usd bigint, tokens bigint, period_id bigint, usd_limit bigint, usd_spent bigint,
-    usd_reserved bigint, token_limit bigint, token_spent bigint, token_reserved bigint
+    what smallint, state smallint, max_tokens int, usd bigint, tokens bigint, period_id bigint, usd_limit bigint,
+    usd_spent bigint, usd_reserved bigint, token_limit bigint, token_spent bigint, token_reserved bigint
 ) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -138,6 +138,8 @@ END $$;
 CREATE OR REPLACE FUNCTION gorgon_make_room(p_period bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
+    DELETE FROM budget_waits w WHERE w.period_id = p_period
+        AND NOT EXISTS (SELECT 1 FROM steps s WHERE s.id = w.step_id AND s.status = 3);
     WITH account AS (
         SELECT b.usd_limit - b.usd_spent - b.usd_overrun - b.usd_reserved AS usd,
             b.token_limit - b.token_spent - b.token_overrun - b.token_reserved AS tokens,
