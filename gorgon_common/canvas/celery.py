@@ -14,6 +14,7 @@ from typing import Any
 
 import redis
 from celery import Celery, chain, chord, group
+from celery.backends.redis import RedisBackend
 from celery.canvas import Signature
 from kombu.exceptions import OperationalError
 
@@ -50,6 +51,7 @@ def make_app(broker_url: str, *, name: str = "gorgon", events: bool = False) -> 
         fixups=[],
         loader="celery.loaders.app:AppLoader",
     )
+    app.loader.override_backends = dict.fromkeys(("redis", "rediss"), f"{__name__}:Counts")
     app.conf.update(
         task_serializer="json",
         result_serializer="json",
@@ -77,11 +79,26 @@ def make_app(broker_url: str, *, name: str = "gorgon", events: bool = False) -> 
             "interval_start": 0,
             "interval_step": 0,
         },
+        # A chord that cannot be counted is no loss either; by default its publisher would wait 20 s for the backend.
+        result_backend_transport_options={
+            "retry_policy": {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+        },
         redis_socket_connect_timeout=5,
     )
     if embedded:
         _ = app.backend  # made here, before two threads could make one each
     return app
+
+
+class Counts(RedisBackend):  # type: ignore[misc]  # celery has no types
+    """Results serve only to count the parts of a chord: nobody waits for one, so nobody subscribes to any."""
+
+    def on_task_call(self, producer: Any, task_id: str) -> None:
+        """Do not listen for the result, as a publisher would for ever."""
+
+    def add_pending_result(self, result: Any, weak: bool = False, start_drainer: bool = True) -> Any:
+        """Do not listen for the results of a group either."""
+        return result
 
 
 def _backend(broker_url: str) -> str:

@@ -258,10 +258,19 @@ def test_a_publisher_does_not_wait_for_a_broker_that_is_away(made: Fleet) -> Non
     url = "redis://127.0.0.1:1/0"
     app = make_app(url)
     canvas = CeleryCanvas(app, url, "sandbox")
-    _, found = lowered(made, plan_of(agent("a")), 0, canvas=canvas)
     since = time.perf_counter()
-    with pytest.raises(Unavailable):
-        canvas.send(found)
-    assert time.perf_counter() - since < 2
+    for plan, rows, _ in SHAPES.values():
+        _, found = lowered(made, plan, *rows, canvas=canvas)
+        with pytest.raises(Unavailable):
+            canvas.send(found)
+    assert time.perf_counter() - since < 3
     canvas.close()
     app.close()
+
+
+def test_a_publisher_listens_for_no_result(made: Fleet, canvas: CeleryCanvas, redis_url: str) -> None:
+    plan, rows, _ = SHAPES["chord"]
+    _, found = lowered(made, plan, *rows, canvas=canvas)
+    canvas.send(found)
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.pubsub_channels() == []
