@@ -191,17 +191,17 @@ class Reports:
 
     # Token estimates against what providers counted
 
-    def ratios(self) -> dict[tuple[str, str], Ratio]:
-        """Return (provider, model) → how estimates of input tokens compare with real counts."""
+    def ratios(self, target: str) -> dict[tuple[str, str], Ratio]:
+        """Return (provider, model) → how estimates of input tokens compare with what was counted on a target."""
         with self.database.read() as connection:
-            rows = connection.execute(select(token_ratios)).all()
+            rows = connection.execute(select(token_ratios).where(token_ratios.c.target == target)).all()
         return {(row.provider, row.model): Ratio(int(row.calls), row.log_ratio, row.log_square) for row in rows}
 
-    def add_ratios(self, seen: Mapping[tuple[str, str], Ratio]) -> None:
+    def add_ratios(self, target: str, seen: Mapping[tuple[str, str], Ratio]) -> None:
         """Add observations to what is stored."""
         insert = (sqlite if self.database.sqlite else postgresql).insert(token_ratios)
         statement = insert.on_conflict_do_update(
-            index_elements=["provider", "model"],
+            index_elements=["target", "provider", "model"],
             set_={
                 "calls": token_ratios.c.calls + insert.excluded.calls,
                 "log_ratio": token_ratios.c.log_ratio + insert.excluded.log_ratio,
@@ -214,6 +214,7 @@ class Reports:
             # In a fixed order: two processes that add the same models must not wait for each other.
             rows = [
                 {
+                    "target": target,
                     "provider": provider,
                     "model": model,
                     "calls": ratio.calls,

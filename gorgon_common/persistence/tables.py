@@ -316,6 +316,7 @@ recorded_calls = Table(
 token_ratios = Table(
     "token_ratios",
     metadata,
+    Column("target", String(20), primary_key=True),
     Column("provider", String(40), primary_key=True),
     Column("model", String(200), primary_key=True),
     _org(),
@@ -324,7 +325,8 @@ token_ratios = Table(
     Column("log_square", Float(53), nullable=False),
     Column("updated_at", UtcTime, nullable=False),
 )
-"""How far the offline token estimate is from what providers counted: sums of ln(actual / estimate) and its square."""
+"""How far the offline token estimate is from what providers counted: sums of ln(actual / estimate) and its square.
+The sandbox counts in its own way: its calls say nothing of live ones."""
 
 budgets = Table(
     "budgets",
@@ -434,3 +436,23 @@ budget_waits = Table(
 """Steps that wait for room on an account, and the least that they need; the oldest is woken first.
 
 `patient`: it waits for the next period, so that it is not woken to be refused when nothing is reserved any more."""
+
+limit_states = Table(
+    "limit_states",
+    metadata,
+    Column("key", String(300), primary_key=True),
+    _org(),
+    Column("body", Text, nullable=False),
+)
+"""The limiter's state where there is no Redis: one JSON document for each gate and each account."""
+
+limit_rules = Table(
+    "limit_rules",
+    metadata,
+    Column("provider", String(100), primary_key=True),
+    Column("model", String(200), primary_key=True),
+    _org(),
+    Column("body", Text, nullable=False),
+    Column("at", UtcTime, nullable=False),
+)
+"""Limits that people have set, as JSON: {dimension: number}.  `provider` and `model` are patterns."""

@@ -46,6 +46,7 @@ def upgrade() -> None:
     op.create_index("ix_recorded_calls_at", "recorded_calls", ["at"])
     op.create_table(
         "token_ratios",
+        sa.Column("target", sa.String(20), nullable=False),
         sa.Column("provider", sa.String(40), nullable=False),
         sa.Column("model", sa.String(200), nullable=False),
         _org(),
@@ -53,7 +54,7 @@ def upgrade() -> None:
         sa.Column("log_ratio", sa.Float(53), nullable=False),
         sa.Column("log_square", sa.Float(53), nullable=False),
         sa.Column("updated_at", TIME, nullable=False),
-        sa.PrimaryKeyConstraint("provider", "model"),
+        sa.PrimaryKeyConstraint("target", "provider", "model"),
     )
 
 

@@ -1,0 +1,202 @@
+"""What a run would use, before anything is spent: the document of `gorgon plan --json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+from gorgon_common.costs import forecast as forecasts
+from gorgon_common.costs.forecast import Allowance, Band, Forecast, Guess, Line, Quota, Task, Work
+from gorgon_common.costs.history import History
+from gorgon_common.costs.tokens import TokenEstimator, family_of
+from gorgon_common.costs.usage import Usage
+from gorgon_common.engine.outlook import Outlook, outlook
+from gorgon_common.engine.ports import Pricer
+from gorgon_common.workflow.plan import Kind, Node, Plan
+
+WINDOW = 2_000_000
+"""The most tokens of a call to a model whose context window is not known."""
+FINISHING_SECONDS = 60.0
+STARTUP_SECONDS = 0.2
+"""What the first call to a provider takes beside itself in a new process: its SDK connects."""
+
+_ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
+
+
+class Prices(Pricer, Protocol):
+    """Prices that also know how large a call can be."""
+
+    def window(self, provider: str, model: str) -> int | None:
+        """Return the model's context window in tokens, None where it is not known."""
+        ...
+
+
+def estimate(
+    plan: Plan,
+    inputs: Mapping[str, Any],
+    *,
+    target: str,
+    history: History,
+    estimator: TokenEstimator,
+    prices: Prices,
+    quotas: Mapping[tuple[str, str], Quota] | None = None,
+    budgets: Sequence[Allowance] = (),
+    enforced: bool = False,
+    latency: float | None = None,
+    slots: int = 50,
+) -> dict[str, Any]:
+    """Return what a run of a plan would use.
+
+    `inputs` are checked already.  `budgets`: what is left of those that the run would be charged to; `enforced`: they
+    hold, so the worst cost is no more than the least of them.  `latency`: the sandbox's, in seconds, where it is set.
+    The shape is described in docs/costs.md.
+    """
+    seen = outlook(plan, inputs, history=history, estimator=estimator, target=target, latency=latency)
+    priced = lru_cache(maxsize=None)(prices.price)
+    own = plan.limits.get("budget_usd"), plan.limits.get("tokens")
+    allowances = [*budgets]
+    if any(limit is not None for limit in own):
+        allowances.append(Allowance("limits of the workflow", own[0], own[1]))
+    caps = [allowance.usd for allowance in allowances if allowance.usd is not None] if enforced else []
+    work = Work(
+        tasks=seen.tasks,
+        top=seen.top,
+        price=lambda provider, model, usage: priced(provider, model, usage),
+        window=lambda provider, model: prices.window(provider, model) or WINDOW,
+        slots=slots,
+        startup=Guess(STARTUP_SECONDS * len(seen.providers), 0.8, forecasts.ASSUMED),
+        quotas=quotas or {},
+        allowances=allowances,
+        most_usd=min(caps, default=None),
+        most_seconds=_deadline(plan, seen.tasks),
+        seed=int(plan.hash()[:8], 16),
+    )
+    found = forecasts.forecast(work)
+    return {
+        "workflow": plan.name,
+        "hash": plan.hash(),
+        "target": target,
+        "total": _amounts(found.total),
+        "known": {"cost_usd": found.known_usd.to_dict(6), "time_s": found.known_seconds.to_dict(3)},
+        "unknown": {
+            "cost": [_name(seen.tasks[index]) for index in found.unknown_cost],
+            "time": [_name(seen.tasks[index]) for index in found.unknown_time],
+        },
+        "steps": [
+            _step(plan, seen, found.lines[index])
+            for index in range(len(plan.nodes))
+            if plan.nodes[index].kind not in _ENGINE
+        ],
+        "critical_path": [
+            {"step": _name(seen.tasks[index]), "seconds": round(seconds, 3)}
+            for index, seconds in found.path
+            if plan.nodes[index].kind not in _ENGINE
+        ],
+        "models": _models(found, estimator),
+        "binding_quota": found.binding,
+        "budgets": list(found.budgets),
+        "history": {"runs": history.runs},
+        "assumptions": seen.said,
+        "price_version": prices.version,
+        "plays": found.plays,
+        "unavailable": list(plan.unavailable),
+    }
+
+
+def _deadline(plan: Plan, tasks: Sequence[Task]) -> float | None:
+    """Return the seconds after which the run has ended, by its own limit; its final steps may still follow."""
+    limit = plan.limits.get("timeout")
+    if limit is None:
+        return None
+    rest = FINISHING_SECONDS
+    for node, task in zip(plan.nodes[: plan.top], tasks, strict=False):
+        if node.phase == "main" or node.kind in _ENGINE:
+            continue
+        if task.most_seconds is None:
+            return None
+        timeout = task.call.timeout if task.call is not None else task.most_seconds
+        rest += timeout * task.attempts + task.pauses
+    return float(limit) + rest
+
+
+def _name(task: Task) -> str:
+    return task.id.removesuffix("[]").removesuffix("#")
+
+
+def _amounts(line: Line) -> dict[str, Any]:
+    return {
+        "calls": _whole(line.calls),
+        "tokens": {"input": _whole(line.input), "output": _whole(line.output)},
+        "cost_usd": line.usd.to_dict(6),
+        "time_s": line.seconds.to_dict(3),
+    }
+
+
+def _whole(band: Band) -> dict[str, Any]:
+    return band.to_dict(0)
+
+
+def _step(plan: Plan, seen: Outlook, line: Line) -> dict[str, Any]:
+    """Return one step; a composite's figures include those of what is inside."""
+    task, node = seen.tasks[line.task], plan.nodes[line.task]
+    models = [f"{provider}:{model}" for provider, model in task.call.models] if task.call is not None else []
+    return {
+        "id": _name(task),
+        "kind": task.kind,
+        "parent": None if task.parent is None else _name(seen.tasks[task.parent]),
+        "phase": node.phase,
+        "role": node.spec.get("role"),
+        "models": models,
+        "runs": "never" if task.never else "always" if task.chance == 1.0 else round(task.chance, 3),
+        "times": _times(task),
+        **_amounts(line),
+        "basis": list(line.sources),
+        "past_calls": task.call.output.count if task.call is not None else 0,
+        "max_tokens": task.call.max_tokens if task.call is not None else None,
+        "attempts": task.attempts,
+        "needs": _needs(plan, node),
+    }
+
+
+def _times(task: Task) -> dict[str, Any] | None:
+    """Return how many items or rounds there are, None for what is done once."""
+    if task.repeat is None:
+        return None
+    times = task.repeat.times
+    return {
+        "expected": round(times.median, 1),
+        "worst": task.repeat.most,
+        "basis": "inputs" if task.repeat.exact else times.source,
+    }
+
+
+def _needs(plan: Plan, node: Node) -> list[str]:
+    return [plan.nodes[dep.node].id for dep in node.deps if plan.nodes[dep.node].kind not in _ENGINE]
+
+
+def _models(found: Forecast, estimator: TokenEstimator) -> list[dict[str, Any]]:
+    rows = []
+    for (provider, model), used in found.models.items():
+        ratio = estimator.ratio(provider, model)
+        rows.append(
+            {
+                "provider": provider,
+                "model": model,
+                "calls": round(used["calls"], 1),
+                "tokens": {"input": round(used["input"]), "output": round(used["output"])},
+                "estimator": {
+                    "family": family_of(model).name,
+                    "ratio": round(ratio.factor, 4),
+                    "error": round(ratio.error, 4),
+                    "calls": ratio.calls,
+                },
+            }
+        )
+    return rows
+
+
+def unpriced(prices: Pricer, models: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return those of the models that have no price."""
+    probe = Usage(input_tokens=1_000, output_tokens=1_000)
+    return [(provider, model) for provider, model in models if prices.price(provider, model, probe) is None]
