@@ -18,7 +18,7 @@ from gorgon_common.engine.sweep import Sweep
 from gorgon_common.errors import GorgonError, Problem, Unavailable
 from gorgon_common.ids import new_id
 from gorgon_common.persistence import migrate
-from gorgon_common.persistence.budgets import Budgets
+from gorgon_common.persistence.budgets import UNCHANGED, Budgets
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.reports import Filters, Reports
 from gorgon_common.persistence.store import Store
@@ -200,6 +200,30 @@ class Services:
     ) -> dict[str, Any]:
         """Return `{items, next}`: a row for each call; see `Reports.calls`.  Raises InputInvalid."""
         return self.reports.calls(Filters.read(since, until, only), limit=limit, cursor=cursor)
+
+    def set_budget(
+        self,
+        scope: str,
+        *,
+        period: str = "month",
+        timezone: str | None = None,
+        usd: Any = UNCHANGED,
+        tokens: Any = UNCHANGED,
+    ) -> dict[str, Any]:
+        """Set what an org, a team or a workflow may spend per run, day or month; returns the budget.
+
+        `scope`: org, team:NAME or workflow:NAME.  `usd` in dollars, exact as text; None: no such limit.
+        `timezone`: where days begin, UTC for a new one.  Raises InputInvalid.
+        """
+        return self.budgets.change(scope, period=period, timezone=timezone, usd=usd, tokens=tokens)
+
+    def list_budgets(self) -> list[dict[str, Any]]:
+        """Return every budget with its accounts of the present period, one for each target that has spent.
+
+        `{scope, name, period, timezone, usd_limit, token_limit, accounts: [{label, target, starts_at, ends_at,
+        usd_spent, usd_reserved, usd_overrun, token_spent, token_reserved, token_overrun}]}`, in micro-dollars.
+        """
+        return self.budgets.listing()
 
     def health(self) -> dict[str, Any]:
         """Return `{database: {ok, detail}, broker: {ok, detail}}`."""

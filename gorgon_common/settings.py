@@ -76,6 +76,9 @@ class Settings(BaseSettings):
         json_schema_extra=_shown("GORGON_REDIS_URL, else gmem:// (embedded)"),
         description="Where the messages to workers travel; gmem:// keeps them in this process.",
     )
+    prices: Path | None = Field(
+        None, description="Your own price table, in the form of gorgon_common/costs/prices.yaml; it goes first."
+    )
     commands_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Executables that command steps may run, separated by commas; * for all, empty for none."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gorgon_common.bootstrap import Services
-from gorgon_common.costs.prices import GenaiPricer
+from gorgon_common.costs.prices import make_pricer
 from gorgon_worker.providers import agent_providers
 from gorgon_worker.providers.command import LocalCommands
 from gorgon_worker.runtime import Runtime
@@ -26,5 +26,5 @@ def make_runtime(
         providers=providers,
         close_providers=providers.close,
         commands=LocalCommands(settings.commands_allow),
-        pricer=GenaiPricer(),
+        pricer=make_pricer(settings.prices),
     )

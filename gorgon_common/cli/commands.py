@@ -16,6 +16,7 @@ RUNS = typer.Typer(no_args_is_help=True)
 WORKFLOWS = typer.Typer(no_args_is_help=True)
 ROLES = typer.Typer(no_args_is_help=True)
 COSTS = typer.Typer(no_args_is_help=True)
+BUDGETS = typer.Typer(no_args_is_help=True)
 DATABASE = typer.Typer(no_args_is_help=True)
 
 Files = Annotated[list[str], typer.Argument(metavar="FILE…", help="YAML files; - reads stdin.")]
@@ -50,6 +51,7 @@ def add_commands(app: typer.Typer) -> None:
     app.add_typer(WORKFLOWS, name="workflows", help="The bundled workflows.", rich_help_panel=LOOK)
     app.add_typer(ROLES, name="roles", help="The roles that agents play.", rich_help_panel=LOOK)
     app.add_typer(COSTS, name="costs", help="What calls have cost.", rich_help_panel=LOOK)
+    app.add_typer(BUDGETS, name="budgets", help="What may be spent.", rich_help_panel=LOOK)
     app.add_typer(DATABASE, name="db", help="The database's tables.", rich_help_panel=SERVE)
     app.command(rich_help_panel=SERVE)(doctor)
 
@@ -258,6 +260,29 @@ def costs_top(
         as_json=as_json,
         server=server,
     )
+
+
+@BUDGETS.command("set")
+def budgets_set(
+    scope: Annotated[str, typer.Argument(metavar="SCOPE", help="org, team:NAME or workflow:NAME.")],
+    usd: Annotated[str | None, typer.Option("--usd", metavar="AMOUNT", help="Dollars; none takes it away.")] = None,
+    tokens: Annotated[str | None, typer.Option("--tokens", metavar="N", help="Tokens; none takes it away.")] = None,
+    per: Annotated[str, typer.Option("--per", help="run (each one), day or month.")] = "month",
+    timezone: Annotated[
+        str | None, typer.Option("--timezone", metavar="NAME", help="Where its days begin, such as Europe/Berlin.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set a budget, or change it; what is not named stays as it is."""
+    lazy.load("gorgon_common.cli.budgets:set_budget")(
+        scope, usd=usd, tokens=tokens, per=per, timezone=timezone, as_json=as_json
+    )
+
+
+@BUDGETS.command("ls")
+def budgets_ls(as_json: AsJson = False) -> None:
+    """List the budgets, with what is spent and reserved."""
+    lazy.load("gorgon_common.cli.budgets:list_budgets")(as_json=as_json)
 
 
 @DATABASE.command("upgrade")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from importlib import metadata, resources
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -136,6 +137,23 @@ class GenaiPricer:
             cache_write_1h_tokens=usage.cache_write_1h_tokens,
             output_tokens=usage.output_tokens,
         )
+
+
+def make_pricer(path: Path | None) -> GenaiPricer:
+    """Return the prices, those of the operator's own file (in the form of `prices.yaml`) before all others.
+
+    Raises ConfigurationError where the file cannot be read.
+    """
+    if path is None:
+        return GenaiPricer()
+    try:
+        own = read_overrides(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(
+            f"The price table {path} cannot be read: {error}", hint="Correct GORGON_PRICES, or unset it."
+        ) from None
+    ours = read_overrides(resources.files(__package__).joinpath("prices.yaml").read_text(encoding="utf-8"))
+    return GenaiPricer(overrides=[*own, *ours])
 
 
 def read_overrides(text: str) -> list[Override]:

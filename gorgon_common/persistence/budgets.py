@@ -18,12 +18,21 @@ import psycopg
 from sqlalchemy import Connection, Row, delete, func, insert, literal_column, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from gorgon_common.costs.budgets import Account, Balance, Budget, Shortage, parse_period, parse_scope
+from gorgon_common.costs.budgets import (
+    Account,
+    Balance,
+    Budget,
+    Shortage,
+    micro_dollars,
+    parse_period,
+    parse_scope,
+    token_count,
+)
 from gorgon_common.costs.ledger import Kind, Posting
 from gorgon_common.engine.budget import Held
 from gorgon_common.engine.context import Cache
 from gorgon_common.engine.records import ROW_BITS, Room, RunInfo
-from gorgon_common.errors import Unavailable
+from gorgon_common.errors import InputInvalid, Unavailable
 from gorgon_common.persistence import budgets_sqlite
 from gorgon_common.persistence.budgets_sqlite import OPEN, UNKNOWN, Key
 from gorgon_common.persistence.database import Database
@@ -45,6 +54,7 @@ ORPHAN_SECONDS = 600.0
 _RESERVE = (
     "SELECT * FROM gorgon_reserve(%b, %b::int, %b::smallint, %b::bigint[], %b::bigint, %b::bigint, %b::int, %b::float8)"
 )
+UNCHANGED: Any = object()
 _HELD, _KNOWN, _SHORT, _STALE = 1, 2, 3, 4
 _TRIES = 5
 _ACCOUNTS_CACHED = 4096
@@ -79,7 +89,7 @@ class Budgets:
     def applying(self, info: RunInfo) -> Sequence[Budget]:
         """Return the budgets that count the calls of a run, as they were set a second ago at the latest."""
         if time.monotonic() - self._read_at >= STANDING_SECONDS:
-            self._standing = tuple(self._all(limited=True, org=None))
+            self._standing = tuple(self._all(limited=True))
             self._read_at = time.monotonic()
         return (
             [budget for budget in self._standing if budget.applies(team=info.team, workflow=info.workflow)]
@@ -229,6 +239,26 @@ class Budgets:
 
     # What operators set
 
+    def change(
+        self, scope: str, *, period: str, timezone: str | None = None, usd: Any = UNCHANGED, tokens: Any = UNCHANGED
+    ) -> dict[str, Any]:
+        """Set a budget from what a person wrote: dollars, tokens, None for no limit; UNCHANGED stays as it is.
+
+        Raises InputInvalid.
+        """
+        key = (*parse_scope(scope), period)
+        known = {(entry.scope, entry.name, entry.period): entry for entry in self._all(limited=False)}
+        before = known.get(key)
+        limit, count = (before.usd, before.tokens) if before else (None, None)
+        if usd is not UNCHANGED:
+            limit = None if usd is None else micro_dollars(usd)
+        if tokens is not UNCHANGED:
+            count = None if tokens is None else token_count(tokens)
+        if before is None and limit is None and count is None:
+            raise InputInvalid("A budget needs a limit.", hint="Give it --usd, --tokens or both.")
+        zone = timezone or (before.timezone if before else "UTC")
+        return _described(self.set(scope, period=period, timezone=zone, usd=limit, tokens=count))
+
     def set(
         self, scope: str, *, period: str = "month", timezone: str = "UTC", usd: int | None, tokens: int | None
     ) -> Budget:
@@ -344,12 +374,10 @@ class Budgets:
                 )
         return found
 
-    def _all(self, *, limited: bool, org: int | None) -> list[Budget]:
+    def _all(self, *, limited: bool) -> list[Budget]:
         query = select(budgets).order_by(budgets.c.id)
         if limited:
             query = query.where(or_(budgets.c.usd_limit.is_not(None), budgets.c.token_limit.is_not(None)))
-        if org is not None:
-            query = query.where(budgets.c.org_id == org)
         with self.database.read() as connection:
             return [_budget(row) for row in connection.execute(query)]
 

@@ -448,10 +448,6 @@ class _Builder:
 
     def promises(self) -> None:
         """Warn of what the workflow as a whole asks for and does not get yet."""
-        limits = self.workflow.limits
-        for key in ("budget_usd", "tokens", "on_budget"):
-            if getattr(limits, key) is not None:
-                self.unenforced(f"limits.{key}", ("limits", key))
         if self.workflow.concurrency is not None:
             self.unenforced("concurrency", ("concurrency",))
         if self.workflow.triggers:
@@ -563,7 +559,7 @@ class _Builder:
             self.tell_all(check(template, {"inputs": self.names.inputs}), inner)
 
 
-_UNENFORCED = ("budget_usd", "tokens", "on_budget", "cache")
+_UNENFORCED = ("cache",)
 """Keys of a step that are understood and do nothing yet."""
 
 

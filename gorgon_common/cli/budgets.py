@@ -1,0 +1,102 @@
+"""`gorgon budgets …`: what may be spent, and what is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gorgon_common import errors
+from gorgon_common.cli import terminal
+from gorgon_common.cli.backends import local_services
+from gorgon_common.costs.budgets import dollars
+from gorgon_common.persistence.budgets import UNCHANGED
+
+_NONE = "none"
+_AMOUNTS = ("usd_limit", "usd_spent", "usd_reserved", "usd_overrun")
+
+
+def set_budget(
+    scope: str, *, usd: str | None, tokens: str | None, per: str, timezone: str | None, as_json: bool
+) -> None:
+    """Set or change a budget."""
+    if usd is None and tokens is None:
+        raise errors.InputInvalid("A budget needs a limit.", hint="Give it --usd 50, --tokens 1000000 or both.")
+    with local_services() as services:
+        made = services.set_budget(scope, period=per, timezone=timezone, usd=_given(usd), tokens=_given(tokens))
+    if as_json:
+        terminal.emit(_document(made))
+        return
+    limits = [text for text in (_money(made["usd_limit"]), _count(made["token_limit"])) if text]
+    told = " and ".join(limits) or "no limit any more"
+    zone = "" if made["period"] == "run" else f", days of {made['timezone']}"
+    terminal.say(f"{_name(made)} per {made['period']}: {told}{zone}.")
+
+
+def list_budgets(*, as_json: bool) -> None:
+    """List the budgets with what is spent and reserved."""
+    with local_services() as services:
+        found = services.list_budgets()
+    if as_json:
+        terminal.emit([_document(entry) for entry in found])
+        return
+    if not found:
+        terminal.say("There are no budgets.  `gorgon budgets set org --usd 100` sets one for each month.")
+        return
+    rows = []
+    for entry in found:
+        for account in entry["accounts"] or [{}]:
+            rows += [row for row in (_row(entry, account, "usd", _money), _row(entry, account, "token", _count)) if row]
+    columns = ("budget", "per", "target", "limit", "spent", "reserved", "used", "until")
+    terminal.table(columns, rows, right=("limit", "spent", "reserved", "used"))
+
+
+def _row(entry: Mapping[str, Any], account: Mapping[str, Any], unit: str, shown: Any) -> tuple[str, ...] | None:
+    limit = entry[f"{unit}_limit"]
+    if limit is None:
+        return None
+    spent = account.get(f"{unit}_spent", 0)
+    used = f"{100 * spent // limit} %" if limit else "–"
+    if entry["period"] == "run":
+        return (_name(entry), "run", "", shown(limit), "", "", "", "each run by itself")
+    until = (account.get("ends_at") or "")[:16].replace("T", " ")
+    return (
+        _name(entry),
+        entry["period"],
+        account.get("target", ""),
+        shown(limit),
+        shown(spent),
+        shown(account.get(f"{unit}_reserved", 0)),
+        used,
+        f"{until} UTC" if until else "",
+    )
+
+
+def _document(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the machine form: dollars instead of micro-dollars."""
+    made: dict[str, Any] = {}
+    for name, value in entry.items():
+        if name == "accounts":
+            made[name] = [_document(account) for account in value]
+        elif name in _AMOUNTS:
+            made[name] = None if value is None else value / 1_000_000
+        else:
+            made[name] = value
+    return made
+
+
+def _given(text: str | None) -> Any:
+    if text is None:
+        return UNCHANGED
+    return None if text.strip().lower() == _NONE else text
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    return f"{entry['scope']} {entry['name']}".strip()
+
+
+def _money(micro: int | None) -> str:
+    return "" if micro is None else dollars(micro)
+
+
+def _count(tokens: int | None) -> str:
+    return "" if tokens is None else f"{tokens:,} tokens"
