@@ -35,6 +35,8 @@ _ITEMS = 12
 _PRIOR_SPREAD, _PRIOR_WEIGHT = 0.35, 3.0
 _COMMON = {HISTORY: 0.08, KIN: 0.25, ASSUMED: 0.55}
 """How far all guesses of one kind may be wrong together (one standard deviation of the logarithm)."""
+_PACE = {HISTORY: 0.30, KIN: 0.35, ASSUMED: 0.55}
+"""The same for times: a slow hour is slow for all calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +226,8 @@ class _Play:
         self.rates = rates
         self.chance = chance
         self.common = {source: spread * chance.gauss(0.0, 1.0) for source, spread in _COMMON.items()}
-        self.pace = {source: spread * chance.gauss(0.0, 1.0) for source, spread in _COMMON.items()}
+        self.pace = {source: spread * chance.gauss(0.0, 1.0) for source, spread in _PACE.items()}
+        self.off = {model: chance.gauss(0.0, 1.0) for model in sorted(_first_models(work.tasks))}
         self.own = [_Sums() for _ in work.tasks]
         """What each task has used in all its turns, bodies included; seconds are those of its longest turn."""
         self.models: dict[tuple[str, str], _Sums] = {}
@@ -303,8 +306,8 @@ class _Play:
         if call.input is not None:
             tokens = call.input.draw(self.chance, self.common)
         else:
-            tokens = call.fixed * math.exp(call.error * self.chance.gauss(0.0, 1.0))
-            tokens += sum(part.tokens * self.size.get(part.task, 1.0) for part in call.parts)
+            tokens = call.fixed + sum(part.tokens * self.size.get(part.task, 1.0) for part in call.parts)
+            tokens *= math.exp(call.error * self.off[call.models[0]])
         calls = 1.0
         while call.extra and self.chance.random() < call.extra / (1 + call.extra) and calls < 10:
             calls += 1.0
@@ -322,6 +325,10 @@ class _Play:
             used.micros += (tokens - cached) * rates.input + cached * rates.cached + output * calls * rates.output
         first = self.models.setdefault(call.models[0], _Sums())
         first.add(_Sums(calls, tokens, output * calls), weight)
+
+
+def _first_models(tasks: Sequence[Task]) -> set[tuple[str, str]]:
+    return {task.call.models[0] for task in tasks if task.call is not None}
 
 
 def ordered(tasks: Sequence[Task], members: Sequence[int]) -> list[int]:
@@ -432,7 +439,7 @@ class _Worst:
 
 def _upper(guess: Guess) -> float:
     """Return what a guess will hardly exceed."""
-    return guess.median * math.exp(4 * (guess.spread + _COMMON.get(guess.source, 0.0)))
+    return guess.median * math.exp(4 * (guess.spread + _PACE.get(guess.source, 0.0)))
 
 
 @dataclass(frozen=True, slots=True)

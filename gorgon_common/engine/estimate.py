@@ -18,8 +18,9 @@ from gorgon_common.workflow.plan import Kind, Node, Plan
 WINDOW = 2_000_000
 """The most tokens of a call to a model whose context window is not known."""
 FINISHING_SECONDS = 60.0
-STARTUP_SECONDS = 0.2
-"""What the first call to a provider takes beside itself in a new process: its SDK connects."""
+STARTUP_SECONDS = 0.1
+"""What the first call to a provider takes beside itself: nothing where it was called before, a second in a new
+process."""
 
 _ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
 
@@ -65,7 +66,7 @@ def estimate(
         price=lambda provider, model, usage: priced(provider, model, usage),
         window=lambda provider, model: prices.window(provider, model) or WINDOW,
         slots=slots,
-        startup=Guess(STARTUP_SECONDS * len(seen.providers), 0.8, forecasts.ASSUMED),
+        startup=Guess(STARTUP_SECONDS * len(seen.providers), 1.3, forecasts.ASSUMED),
         quotas=quotas or {},
         allowances=allowances,
         most_usd=min(caps, default=None),

@@ -36,13 +36,15 @@ from gorgon_common.workflow.plan import COMPOSITE, Join, Kind, Node, Plan, Ref
 
 ITEMS = 4
 """How many items a list of unknown length is taken to have."""
+ROUNDS = 1.4
+"""How many rounds a loop is taken to need."""
 REPLY_TOKENS = 450
 """How long a reply in plain text is taken to be."""
 REASONING = {"none": 0.0, "minimal": 0.1, "low": 0.15, "medium": 0.4, "high": 0.7, "xhigh": 1.2, "max": 1.5}
 """Reasoning tokens for each visible one, by effort."""
 SANDBOX_REPLY = 0.3
 """The sandbox answers with invented replies, so much shorter than those of models."""
-REPLY_SPREAD, ITEMS_SPREAD, ROUNDS_SPREAD = 0.35, 0.4, 0.35
+REPLY_SPREAD, ITEMS_SPREAD, ROUNDS_SPREAD = 0.35, 0.4, 0.6
 LIVE_SECONDS, LIVE_RATE = 1.5, 60.0
 """A live model is taken to begin after so many seconds and to write so many tokens a second."""
 SANDBOX_SECONDS = 0.16
@@ -240,9 +242,9 @@ class _Reader:
         most = int(node.spec["max"])
         guess = learned(float(count) for count in known.counts) if known is not None else None
         if guess is None:
-            rounds = max(1, min(most, 2))
-            self.said.append(f"`{node.id}` is taken to need about {rounds} rounds (at most {most}).")
-            guess = Guess(float(rounds), ROUNDS_SPREAD, ASSUMED)
+            rounds = min(float(most), ROUNDS)
+            self.said.append(f"`{node.id}` is taken to need one round or two (at most {most}).")
+            guess = Guess(rounds, ROUNDS_SPREAD, ASSUMED)
         return Repeat(guess, most, in_turn=True)
 
     # Calls
