@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from gorgon_common import lazy
 from gorgon_common.canvas import lowering
@@ -12,6 +15,7 @@ from gorgon_common.canvas.celery import CeleryCanvas, make_app
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.engine import control
 from gorgon_common.engine.context import Knowledge
+from gorgon_common.engine.limits import Limiter
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.submit import submit
 from gorgon_common.engine.sweep import Sweep
@@ -20,14 +24,21 @@ from gorgon_common.ids import new_id
 from gorgon_common.persistence import migrate
 from gorgon_common.persistence.budgets import UNCHANGED, Budgets
 from gorgon_common.persistence.database import Database
+from gorgon_common.persistence.limits import LimitRules, LimitStates
 from gorgon_common.persistence.reports import Filters, Reports
 from gorgon_common.persistence.store import Store
 from gorgon_common.persistence.views import Views
+from gorgon_common.ratelimit.quotas import QuotaBook, Rule, read_limits
+from gorgon_common.ratelimit.stored import StoredLimiter
 from gorgon_common.settings import Settings
 from gorgon_common.workflow.plan import Plan
 
 TARGETS = ("live", "sandbox")
 """Where the calls of a run go."""
+
+_OFFICIAL = "openai.com"
+_OFFICIALS = (_OFFICIAL, "anthropic.com")
+"""Servers that the tiers' limits hold for; a compatible one has limits of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +263,25 @@ def _checked(check: Any) -> dict[str, Any]:
 def _broker(settings: Settings) -> str:
     """Each embedded application has a broker of its own."""
     return f"gmem://{new_id('app').lower()}" if settings.embedded else settings.broker_url
+
+
+def make_limiter(settings: Settings, database: Database) -> tuple[Limiter, QuotaBook]:
+    """Return this process' limiter, in Redis where there is one, and the quotas that it keeps to.
+
+    Raises ConfigurationError where GORGON_LIMITS_FILE is wrong.
+    """
+    rules = LimitRules(database)
+    theirs = {"openai": settings.openai_base_url, "anthropic": settings.anthropic_base_url}
+    book = QuotaBook(
+        read_limits(settings.limits_file),
+        stored=lambda: [Rule(*entry) for entry in rules.all()],
+        official=lambda provider: (urlsplit(theirs.get(provider) or "").hostname or _OFFICIAL).endswith(_OFFICIALS),
+    )
+    worker = f"{socket.gethostname()}:{os.getpid()}:{new_id('lim')}"
+    if settings.redis_url is None:
+        return StoredLimiter(LimitStates(database), book, worker=worker), book
+    shared = lazy.load("gorgon_common.ratelimit.redis:RedisLimiter")(settings.redis_url, book, worker=worker)
+    return lazy.load("gorgon_common.ratelimit.sturdy:SturdyLimiter")(shared, book, worker=worker), book
 
 
 def build(settings: Settings, *, events: bool = False) -> Services:

@@ -18,8 +18,10 @@
     │   │   └── Final             bad key, unknown model, no quota: retrying cannot help
     │   ├── BudgetExceeded        a budget has no room for the call
     │   ├── Unpriced              nobody knows what the call would cost
+    │   ├── OverLimit             a call needs more than the whole rate limit: it can never be made
     │   ├── CommandFailed         a command ended with a non-zero status or broke a limit
     │   └── OutputTooLarge        a result is over the cap
+    ├── Throttled                 no room for a call now: come back later; no call was made, no attempt is used
     ├── Cancelled                 the run was cancelled while a call was in flight
     └── Unavailable               the database or the broker cannot be reached: exit code 2, HTTP 503
 
@@ -229,6 +231,25 @@ class OutputTooLarge(StepError):
     """The result is larger than a step may return."""
 
     kind = "output_too_large"
+
+
+class OverLimit(StepError):
+    """The call needs more than the whole rate limit."""
+
+    kind = "over_limit"
+
+
+class Throttled(GorgonError):
+    """There is no room for the call now.
+
+    Come back in `seconds`, at `until` (seconds since 1970).  `reason`: see `engine.limits.Wait`.
+    """
+
+    def __init__(self, message: str | None = None, *, seconds: float, reason: str, until: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+        self.reason = reason
+        self.until = until
 
 
 class Cancelled(GorgonError):

@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     commands_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Executables that command steps may run, separated by commas; * for all, empty for none."
     )
+    limits_file: Path | None = Field(None, description="A YAML file with tiers, rate limits and weights of your own.")
     sandbox_url: str | None = Field(None, description="A sandbox that is running already; without it one is started.")
     sandbox_seed: int = Field(0, description="Seed of the sandbox's replies.")
     sandbox_latency: float | None = Field(

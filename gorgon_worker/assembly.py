@@ -1,14 +1,23 @@
-"""What a worker process is made of: providers, commands and prices for a target, around one runtime."""
+"""What a worker process is made of: providers behind the limiter, commands and prices, around one runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 
-from gorgon_common.bootstrap import Services
+from gorgon_common.bootstrap import Services, make_limiter
 from gorgon_common.costs.prices import make_pricer
-from gorgon_worker.providers import agent_providers
+from gorgon_common.costs.tokens import Calibration, Ratio
+from gorgon_common.errors import GorgonError
+from gorgon_common.logs import get_logger
+from gorgon_common.settings import Settings
+from gorgon_worker.limited import LimitedProviders
+from gorgon_worker.observed import ObservedProviders
+from gorgon_worker.providers import SANDBOX_KEY, agent_providers
 from gorgon_worker.providers.command import LocalCommands
 from gorgon_worker.runtime import Runtime
+
+log = get_logger(__name__)
 
 
 def make_runtime(
@@ -16,7 +25,22 @@ def make_runtime(
 ) -> Runtime:
     """Wire a runtime.  Raises ConfigurationError where the target is not known or has no address."""
     settings = services.settings
-    providers = agent_providers(target, settings, sandbox_url=sandbox_url)
+    inner = agent_providers(target, settings, sandbox_url=sandbox_url)
+    calibration = Calibration(lambda seen: _keep(services, target, seen))
+    limiter, book = make_limiter(settings, services.database)
+    providers = LimitedProviders(
+        ObservedProviders(inner, calibration),
+        limiter,
+        target=target,
+        accounts=accounts(target, settings),
+        weight=book.weight,
+    )
+
+    def close() -> None:
+        providers.close()
+        inner.close()
+        calibration.flush()
+
     return Runtime(
         services,
         queues=queues,
@@ -24,7 +48,30 @@ def make_runtime(
         target=target,
         home=home,
         providers=providers,
-        close_providers=providers.close,
+        close_providers=close,
         commands=LocalCommands(settings.commands_allow),
         pricer=make_pricer(settings.prices),
     )
+
+
+def _keep(services: Services, target: str, seen: Mapping[tuple[str, str], Ratio]) -> None:
+    """Store how well token estimates held.  Without a database they are lost: no call may fail for that."""
+    try:
+        services.reports.add_ratios(target, seen)
+    except GorgonError as error:
+        log.warning("token estimates were not corrected", error=error.message)
+
+
+def accounts(target: str, settings: Settings) -> dict[str, str]:
+    """Return provider → the account that its key belongs to, by a name that does not give the key away."""
+    if target == "sandbox":
+        return dict.fromkeys(("openai", "anthropic"), SANDBOX_KEY)
+    keys = {
+        "openai": (settings.openai_api_key, settings.openai_base_url),
+        "anthropic": (settings.anthropic_api_key, settings.anthropic_base_url),
+    }
+    return {name: _account(key.get_secret_value() if key else "", url or "") for name, (key, url) in keys.items()}
+
+
+def _account(key: str, url: str) -> str:
+    return hashlib.sha256(f"{url}\n{key}".encode()).hexdigest()[:10]

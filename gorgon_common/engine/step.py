@@ -34,6 +34,7 @@ from gorgon_common.errors import (
     OutputTooLarge,
     RateLimited,
     StepError,
+    Throttled,
 )
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.expressions import Env, conform, evaluate_condition, parse_template, render_value, to_text
@@ -96,6 +97,12 @@ class Executor:
         if node.kind is Kind.NOOP and step.weight == Weight.FAST:
             return _noop(step, self.clock)
         attempt = Attempt(self, run, node, step)
+        try:
+            return self._executed(attempt)
+        except Throttled as throttled:
+            return attempt.throttled(throttled)
+
+    def _executed(self, attempt: Attempt) -> Outcome:
         try:
             return attempt.outcome()
         except Cancelled:
@@ -293,6 +300,12 @@ class Attempt:
         result = self.result(StepStatus.SKIPPED, reason=reason)
         return Done(result, self.run.descendants(self.step, failed=False))
 
+    def throttled(self, throttled: Throttled) -> Outcome:
+        """There is no room for the call now: the step gives its slot back and comes again, which is no attempt."""
+        left = self._left()
+        seconds = throttled.seconds if left is None else max(0.0, min(throttled.seconds, left))
+        return Parked(seconds, "waiting", throttled.message, self.paid(), attempt=False)
+
     def failed(self, error: GorgonError) -> Outcome:
         """The attempt has failed: another one, the step's own way out, or the end of what is around it."""
         if isinstance(error, RateLimited):
@@ -367,12 +380,19 @@ class Attempt:
         spec = self.node.spec
         models = spec.get("models") or [f"{spec['provider']}:{spec.get('model') or ''}"]
         failure: StepError | None = None
+        broken: Throttled | None = None
         for model in models:
             provider, _, name = model.partition(":")
             try:
                 return self._ask(provider, name)
+            except Throttled as throttled:
+                if throttled.reason != "breaker":
+                    raise
+                broken = throttled if broken is None or throttled.seconds < broken.seconds else broken
             except (StepError, ConfigurationError) as error:
                 failure = error if isinstance(error, StepError) else Final(error.message, hint=error.hint)
+        if broken is not None:
+            raise broken
         assert failure is not None
         raise failure
 
@@ -425,6 +445,9 @@ class Attempt:
             timeout=self._timeout(),
             role=spec.get("role"),
             label=self.run.path(self.step),
+            team=self.run.info.team,
+            ticket=str(self.step.id),
+            patient=bool(self.calls),
         )
 
     def _adopted(self, fingerprint: str) -> Outcome | None:

@@ -1,0 +1,28 @@
+"""What both limiters answer alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gorgon_common.engine.limits import Gate, Never
+
+
+def never(dimension: str, cost: float, limit: float) -> Never:
+    """Return the answer to a call that is larger than the whole limit."""
+    what = dimension.replace("_", " ")
+    return Never(f"it needs {cost:,.0f} {what}, and the limit is {limit:,.0f}", dimension, cost, limit)
+
+
+def shown(gate: Gate, state: dict[str, Any]) -> dict[str, Any]:
+    """Return a gate for people and machines: times in seconds."""
+    levels = dict(state["levels"]) or {}
+    return {
+        "target": gate.target,
+        "provider": gate.provider,
+        "account": gate.account,
+        "model": gate.model,
+        **state,
+        "levels": levels,
+        "closed": round(state["closed"] / 1000, 3),
+        "breaker": round(state["breaker"] / 1000, 3),
+    }

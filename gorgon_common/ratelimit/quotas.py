@@ -1,0 +1,190 @@
+"""What each gate may use by configuration: the tier's table, a file of one's own, and what `gorgon limits set` stored.
+
+Later ones win.  A tier's numbers are an assumption that the provider's headers replace; numbers that a person has set
+are kept to whatever the headers say (lower ones still hold).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gorgon_common.engine.limits import DIMENSIONS, Gate, Quota
+from gorgon_common.errors import ConfigurationError, Unavailable
+
+NAMES = (*DIMENSIONS, "concurrency")
+REFRESH = 5.0
+"""Seconds after which a change by `gorgon limits set` is seen everywhere."""
+FREE = Quota(concurrency=64)
+"""A compatible server of one's own: no quota is known."""
+MOST = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Limits that a person has set; `provider` and `model` are patterns."""
+
+    provider: str
+    model: str
+    values: Mapping[str, float]
+
+    def applies(self, gate: Gate) -> bool:
+        """Tell whether the rule is for calls of this gate."""
+        return fnmatchcase(gate.provider, self.provider) and fnmatchcase(gate.model, self.model)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLimits:
+    """A limits file: tiers, rules and the teams' weights."""
+
+    tiers: Mapping[str, str]
+    rules: Sequence[Rule]
+    weights: Mapping[str, float]
+
+
+class QuotaBook:
+    """`engine.limits.Quotas`; thread-safe.
+
+    `stored` returns the rules of `gorgon limits set`, newest first; it is asked every REFRESH seconds.  `official`:
+    whether a provider's own server is called, so that its tiers hold.
+    """
+
+    def __init__(
+        self,
+        own: OwnLimits,
+        *,
+        stored: Callable[[], Sequence[Rule]] = tuple,
+        official: Callable[[str], bool] = lambda _: True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._own = own
+        self._stored = stored
+        self._official = official
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._rules: Sequence[Rule] = ()
+        self._read = -REFRESH
+        self._found: dict[Gate, tuple[Quota, Quota]] = {}
+
+    def quota(self, gate: Gate) -> tuple[Quota, Quota]:
+        """Return (what is assumed until the provider says otherwise, what must not be exceeded whatever it says)."""
+        self._refresh()
+        found = self._found.get(gate)
+        if found is None:
+            found = self._found[gate] = self._look(gate)
+        return found
+
+    def weight(self, team: str) -> float:
+        """Return a team's share against other teams'."""
+        return self._own.weights.get(team, 1.0)
+
+    def _refresh(self) -> None:
+        now = self._clock()
+        if now - self._read < REFRESH:
+            return
+        with self._lock:
+            if now - self._read < REFRESH:
+                return
+            self._read = now
+        try:
+            rules = tuple(self._stored())
+        except Unavailable:
+            return  # what was known holds on
+        if rules != self._rules:
+            self._rules = rules
+            self._found = {}
+
+    def _look(self, gate: Gate) -> tuple[Quota, Quota]:
+        assumed = self._assumed(gate)
+        values: dict[str, float] = {}
+        for rule in (*self._rules, *self._own.rules):
+            if rule.applies(gate):
+                values = {**rule.values, **values}
+        set_here: dict[str, Any] = {**values, "concurrency": int(values.get("concurrency", MOST))}
+        if "concurrency" in values:
+            assumed = replace(assumed, concurrency=int(values["concurrency"]))
+        return assumed, Quota(**set_here)
+
+    def _assumed(self, gate: Gate) -> Quota:
+        table = _defaults()
+        if gate.target == "sandbox":
+            return _quota(table["sandbox"].get(gate.provider, {}))
+        if gate.provider not in table or not self._official(gate.provider):
+            return FREE
+        tier = self._own.tiers.get(gate.provider, str(table[gate.provider]["tier"]))
+        models = {str(name): entry for name, entry in table[gate.provider]["tiers"].items()}[tier]
+        return next(_quota(entry) for pattern, entry in models.items() if fnmatchcase(gate.model, pattern))
+
+
+def read_limits(path: Path | None) -> OwnLimits:
+    """Read a limits file; none gives none.  Raises ConfigurationError that says what is wrong in it.
+
+    ```yaml
+    openai: {tier: 3, models: {"gpt-5*": {requests: 1000, tokens: 500000}}}
+    weights: {research: 2}
+    ```
+    """
+    if path is None:
+        return OwnLimits({}, (), {})
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read: {error.strerror}", hint="Correct GORGON_LIMITS_FILE."
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is not YAML: {error}", hint="Correct the file.") from None
+    try:
+        return _own(data)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigurationError(f"{path}: {error}", hint="docs/limits.md shows what it may say.") from None
+
+
+def checked(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return limits by name.  Raises ValueError where one is unknown or not above 0."""
+    for name, value in values.items():
+        if name not in NAMES:
+            raise ValueError(f"there is no limit {name!r}; there are {', '.join(NAMES)}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ValueError(f"{name} is {value!r}; it has to be a number above 0")
+    return {name: float(value) for name, value in values.items()}
+
+
+def _own(data: Mapping[str, Any]) -> OwnLimits:
+    tiers, rules, weights = {}, [], {}
+    table = _defaults()
+    for name, entry in data.items():
+        if name == "weights":
+            weights = {str(team): float(weight) for team, weight in entry.items()}
+            if any(weight <= 0 for weight in weights.values()):
+                raise ValueError("a team's weight has to be above 0")
+            continue
+        if unknown := sorted(set(entry) - {"tier", "models"}):
+            raise ValueError(f"{name} has no {', '.join(unknown)}; it has tier and models")
+        if "tier" in entry:
+            known = [str(tier) for tier in table.get(name, {}).get("tiers", ())]
+            if str(entry["tier"]) not in known:
+                raise ValueError(f"{name} has no tier {entry['tier']!r}; it has {', '.join(known) or 'none'}")
+            tiers[name] = str(entry["tier"])
+        rules += [Rule(name, str(pattern), checked(values)) for pattern, values in entry.get("models", {}).items()]
+    return OwnLimits(tiers, tuple(rules), weights)
+
+
+def _quota(entry: Mapping[str, Any]) -> Quota:
+    return replace(FREE, **entry)
+
+
+@cache
+def _defaults() -> Mapping[str, Any]:
+    text = resources.files(__package__).joinpath("defaults.yaml").read_text(encoding="utf-8")
+    table: dict[str, Any] = yaml.safe_load(text)
+    return table

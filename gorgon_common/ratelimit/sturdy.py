@@ -1,0 +1,138 @@
+"""The limiter of a worker: the shared one, and where that cannot be reached a careful one of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from gorgon_common.engine.limits import DIMENSIONS, Answer, Ask, Gate, Grant, Quota, Quotas, Settlement, Wait
+from gorgon_common.errors import Unavailable
+from gorgon_common.logs import get_logger
+from gorgon_common.ratelimit.redis import RedisLimiter
+from gorgon_common.ratelimit.stored import Memory, StoredLimiter
+
+PATIENCE = 1.0
+"""Seconds after which a worker goes on alone."""
+PROBE = 1.0
+"""Seconds between two attempts to reach the shared limiter again."""
+UNSEEN_WORKERS = 8
+"""How many workers are assumed where none was ever counted: never too few."""
+
+log = get_logger(__name__)
+
+
+class SturdyLimiter:
+    """`Limiter` that never raises Unavailable and never lets everything through.
+
+    While the shared limiter is out of reach each worker keeps to its limit ÷ (2 × workers last seen), so that all of
+    them together stay at half of it.
+    """
+
+    def __init__(
+        self, shared: RedisLimiter, quotas: Quotas, *, worker: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._shared = shared
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._down: float | None = None
+        self._probed = 0.0
+        self._alone = StoredLimiter(
+            Memory(), _Known(shared, quotas), worker=worker, scale=self._scale, local=True, lease=600.0
+        )
+
+    def acquire(self, ask: Ask) -> Answer:
+        """Reserve everything that the call needs, or nothing."""
+        if self._try():
+            try:
+                answer = self._shared.acquire(ask)
+            except Unavailable as error:
+                self._lost(error)
+            else:
+                self._found()
+                return answer
+        down = self._down
+        waited = 0.0 if down is None else self._clock() - down
+        if waited < PATIENCE:
+            left = PATIENCE - waited
+            return Wait(left, "unreachable", time.time() + left)
+        return self._alone.acquire(ask)
+
+    def settle(self, grant: Grant, settlement: Settlement) -> None:
+        """Tell what became of a call; what the shared limiter cannot be told it finds out by the headers of others."""
+        if grant.local:
+            self._alone.settle(grant, settlement)
+            return
+        if not self._try():
+            return
+        try:
+            self._shared.settle(grant, settlement)
+        except Unavailable as error:
+            self._lost(error)
+
+    def extend(self, grants: Sequence[Grant]) -> int:
+        """Keep calls that are still under way from losing their leases; returns how many had theirs."""
+        held = self._alone.extend([grant for grant in grants if grant.local])
+        shared = [grant for grant in grants if not grant.local]
+        if shared and self._down is None:
+            try:
+                held += self._shared.extend(shared)
+            except Unavailable as error:
+                self._lost(error)
+        return held
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """Return every gate that was used lately.  Raises Unavailable."""
+        return self._shared.snapshot()
+
+    def close(self) -> None:
+        """Release connections."""
+        self._shared.close()
+
+    def _try(self) -> bool:
+        """Tell whether the shared limiter is to be asked: always, or as a probe once a second."""
+        with self._lock:
+            if self._down is None:
+                return True
+            now = self._clock()
+            if now - self._probed < PROBE:
+                return False
+            self._probed = now
+            return True
+
+    def _lost(self, error: Unavailable) -> None:
+        with self._lock:
+            self._probed = self._clock()
+            if self._down is not None:
+                return
+            self._down = self._clock()
+        log.warning("the limiter cannot be reached: this worker keeps to a part of each limit", error=error.message)
+
+    def _found(self) -> None:
+        with self._lock:
+            was, self._down = self._down, None
+        if was is not None:
+            log.warning("the limiter can be reached again")
+
+    def _scale(self, gate: Gate) -> float:
+        workers, _ = self._shared.seen.get(gate, (UNSEEN_WORKERS, ()))
+        return 1.0 / (2 * max(1, workers))
+
+
+class _Known:
+    """The quotas that the shared limiter has told last; else the configured ones."""
+
+    def __init__(self, shared: RedisLimiter, quotas: Quotas) -> None:
+        self._shared = shared
+        self._quotas = quotas
+
+    def quota(self, gate: Gate) -> tuple[Quota, Quota]:
+        """Return (assumed, ceiling)."""
+        assumed, ceiling = self._quotas.quota(gate)
+        known = self._shared.seen.get(gate)
+        if known is not None:
+            limits: dict[str, Any] = dict(zip(DIMENSIONS, known[1], strict=True))
+            assumed = replace(assumed, **limits)
+        return assumed, ceiling

@@ -1,0 +1,291 @@
+"""Every call to a model goes through the limiter: acquire → call → settle with what was really used.
+
+A wait of a few hundred milliseconds is slept here.  A longer one raises Throttled: the step gives its slot back and
+comes again.  Where something was paid for already (a repair, a fallback), the wait is taken here, or the paid reply
+would be lost.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+from gorgon_common.clock import SYSTEM_CLOCK, Clock
+from gorgon_common.costs.tokens import count_call
+from gorgon_common.costs.usage import Usage
+from gorgon_common.engine import limits
+from gorgon_common.engine.limits import Ask, Gate, Grant, Limiter, Never, Settlement, Wait
+from gorgon_common.engine.ports import AgentCall, AgentProvider, AgentReply
+from gorgon_common.errors import (
+    Cancelled,
+    GorgonError,
+    OverLimit,
+    ProviderError,
+    RateLimited,
+    Retryable,
+    Throttled,
+)
+from gorgon_common.ids import new_id
+from gorgon_common.logs import get_logger
+from gorgon_common.ratelimit.costs import used
+from gorgon_common.ratelimit.headers import signals
+from gorgon_worker.providers.failures import retry_after
+
+IN_PLACE = 0.5
+"""Seconds of waiting that are slept on the slot."""
+SLICE = 0.25
+"""Seconds between two looks at `cancelled()`."""
+BEAT = 15.0
+"""Seconds between two extensions of the leases of calls in flight."""
+
+log = get_logger(__name__)
+
+
+class Leases:
+    """The calls in flight of this process: their leases are extended as long as it lives."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self._held: dict[str, Grant] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def add(self, grant: Grant) -> None:
+        """Keep a call's lease alive."""
+        with self._lock:
+            self._held[grant.id] = grant
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._forever, name="gorgon-leases", daemon=True)
+                self._thread.start()
+
+    def drop(self, grant: Grant) -> None:
+        """The call is over."""
+        with self._lock:
+            self._held.pop(grant.id, None)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._stop.set()
+
+    def _forever(self) -> None:
+        while not self._stop.wait(BEAT):
+            with self._lock:
+                held = list(self._held.values())
+            try:
+                if held:
+                    self._limiter.extend(held)
+            except GorgonError as error:
+                log.warning("leases were not extended", error=error.message)
+
+
+class Estimates:
+    """Input tokens, by a count of characters that the replies of this process have corrected; thread-safe."""
+
+    def __init__(self) -> None:
+        self._factors: dict[tuple[str, str], float] = {}
+
+    def of(self, provider: str, call: AgentCall) -> tuple[float, int]:
+        """Return (the plain count, the corrected estimate)."""
+        plain = count_call(
+            call.model, system=call.system, messages=[turn.content for turn in call.messages], schema=call.schema
+        )
+        return plain, round(plain * self._factors.get((provider, call.model), 1.0))
+
+    def learn(self, provider: str, model: str, plain: float, usage: Usage) -> None:
+        """Note what a call really had."""
+        if plain <= 0 or usage.input_tokens <= 0:
+            return
+        ratio = min(8.0, max(1 / 8, usage.input_tokens / plain))
+        known = self._factors.get((provider, model))
+        self._factors[(provider, model)] = ratio if known is None else 0.8 * known + 0.2 * ratio
+
+
+class LimitedProvider:
+    """`AgentProvider` that asks the limiter before each call."""
+
+    def __init__(
+        self,
+        inner: AgentProvider,
+        limiter: Limiter,
+        leases: Leases,
+        *,
+        target: str,
+        account: str,
+        weight: Callable[[str], float],
+        estimates: Estimates,
+        clock: Clock = SYSTEM_CLOCK,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.name = inner.name
+        self._inner = inner
+        self._limiter = limiter
+        self._leases = leases
+        self._target = target
+        self._account = account
+        self._weight = weight
+        self._estimates = estimates
+        self._clock = clock
+        self._sleep = sleep
+
+    def call(self, call: AgentCall, cancelled: Callable[[], bool]) -> AgentReply:
+        """Make the call when there is room; see `ports.AgentProvider`.
+
+        Raises Throttled where that takes longer than IN_PLACE, OverLimit where it never will be.
+        """
+        patient = call.patient or len(call.messages) > 1
+        ends = self._clock.monotonic() + call.timeout
+        while True:
+            plain, estimate = self._estimates.of(self.name, call)
+            ask = Ask(
+                id=new_id("call"),
+                gate=Gate(self._target, self.name, self._account, call.model),
+                tokens_in=estimate,
+                tokens_out=call.max_tokens,
+                team=call.team,
+                weight=self._weight(call.team),
+                ticket=call.ticket,
+            )
+            grant = self._enter(ask, ends if patient else self._clock.monotonic() + IN_PLACE, cancelled)
+            left = ends - self._clock.monotonic()
+            try:
+                return self._made(grant, replace(call, timeout=max(0.001, left)), plain, cancelled)
+            except RateLimited:
+                if not patient or self._clock.monotonic() >= ends:
+                    raise
+
+    def problem(self) -> ProviderError | None:
+        """Return what would fail every call, known without making one."""
+        found: ProviderError | None = self._inner.problem()  # type: ignore[attr-defined]
+        return found
+
+    def close(self) -> None:
+        """Release the connections."""
+        self._inner.close()
+
+    def _enter(self, ask: Ask, until: float, cancelled: Callable[[], bool]) -> Grant:
+        """Return a grant; sleeps at most until the monotonic time `until`."""
+        while True:
+            if cancelled():
+                raise Cancelled
+            answer = self._limiter.acquire(ask)
+            match answer:
+                case Grant():
+                    self._leases.add(answer)
+                    return answer
+                case Never():
+                    raise OverLimit(
+                        f"This call to {ask.gate.model} can never be made: {answer.why}.",
+                        hint="Ask for less (a shorter prompt, a lower `max_tokens:`), use another model, or raise the "
+                        "limit: gorgon limits set.",
+                    )
+                case Wait():
+                    if self._clock.monotonic() + answer.seconds > until:
+                        raise Throttled(
+                            told(ask.gate, answer), seconds=answer.seconds, reason=answer.why, until=answer.until
+                        )
+                    self._rest(answer.seconds, cancelled)
+
+    def _rest(self, seconds: float, cancelled: Callable[[], bool]) -> None:
+        ends = self._clock.monotonic() + seconds
+        while (left := ends - self._clock.monotonic()) > 0:
+            if cancelled():
+                raise Cancelled
+            self._sleep(min(left, SLICE))
+
+    def _made(self, grant: Grant, call: AgentCall, plain: float, cancelled: Callable[[], bool]) -> AgentReply:
+        settlement = Settlement(limits.NEUTRAL)
+        try:
+            reply = self._inner.call(call, cancelled)
+            settlement = Settlement(limits.OK, used(self.name, reply.usage), signals(reply.headers))
+            self._estimates.learn(self.name, call.model, plain, reply.usage)
+            return reply
+        except ProviderError as error:
+            settlement = after_error(self.name, error)
+            raise
+        finally:
+            self._leases.drop(grant)
+            try:
+                self._limiter.settle(grant, settlement)
+            except GorgonError as error:
+                log.warning("a call was not settled with the limiter", error=error.message)
+
+
+class LimitedProviders(Mapping[str, AgentProvider]):
+    """Provider name → provider behind the limiter."""
+
+    def __init__(
+        self,
+        inner: Mapping[str, AgentProvider],
+        limiter: Limiter,
+        *,
+        target: str,
+        accounts: Mapping[str, str],
+        weight: Callable[[str], float],
+    ) -> None:
+        self._inner = inner
+        self._limiter = limiter
+        self._leases = Leases(limiter)
+        self._target = target
+        self._accounts = accounts
+        self._weight = weight
+        self._estimates = Estimates()
+        self._made: dict[str, LimitedProvider] = {}
+
+    def __getitem__(self, name: str) -> AgentProvider:
+        found = self._made.get(name)
+        if found is None:
+            found = self._made[name] = LimitedProvider(
+                self._inner[name],
+                self._limiter,
+                self._leases,
+                target=self._target,
+                account=self._accounts.get(name, "default"),
+                weight=self._weight,
+                estimates=self._estimates,
+            )
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._inner)
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def close(self) -> None:
+        """Give up what is held."""
+        self._leases.close()
+        self._limiter.close()
+
+
+def after_error(provider: str, error: ProviderError) -> Settlement:
+    """Return what the limiter is to know of a call that failed."""
+    outcome = limits.NEUTRAL
+    wait: float | None = None
+    if isinstance(error, RateLimited):
+        outcome, wait = limits.RATE_LIMITED, error.retry_after
+    elif isinstance(error, Retryable):
+        overloaded = error.kind == "overloaded"
+        outcome = limits.OVERLOADED if overloaded else limits.FAILED
+        wait = retry_after(error.headers) if overloaded else None
+    tokens = {} if error.usage is None else used(provider, error.usage)
+    return Settlement(outcome, tokens, signals(error.headers), wait)
+
+
+def told(gate: Gate, wait: Wait) -> str:
+    """Return why a call waits, in words."""
+    who = f"{gate.provider} {gate.model}"
+    match wait.why:
+        case "retry_after":
+            return f"{who}: the provider has asked for a pause"
+        case "breaker":
+            return f"{who}: the circuit breaker is open, most of the last calls failed"
+        case "concurrency":
+            return f"{who}: as many calls are in flight as may be"
+        case "turn":
+            return f"{who}: other calls are first"
+        case "unreachable":
+            return "the limiter cannot be reached"
+    return f"{who}: rate limit on {wait.why.replace('_', ' ')}"
