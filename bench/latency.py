@@ -15,11 +15,18 @@ from bench.meters import resident_bytes
 from bench.report import Figure
 from bench.sides import Fleet, Gorgon
 from gorgon_common import queues
+from gorgon_common.bootstrap import Services
 from gorgon_common.workflow.plan import Plan
 
 FIRST, SECOND = queues.GITHUB, queues.NOTION
 """Queues of a benchmark's two workers, one each: what crosses from one to the other needs a message."""
 UNSERVED = (queues.SLACK, queues.GMAIL)
+SENT = (
+    ("of one step", shapes.plan(shapes.lone(1), "one", on=UNSERVED), 1),
+    ("of 64 steps", shapes.plan(shapes.lone(64), "bundle", on=UNSERVED[:1]), 64),
+    ("of a chain of 10", shapes.plan(shapes.chain(10), "canvas", on=UNSERVED), 10),
+)
+"""What is sent, the plan that sends it, its steps."""
 SLOW_STEPS, SLOW_MS, IN_FLIGHT = 2000, 300, 200
 SLOW_WORKERS = 2
 
@@ -73,28 +80,24 @@ def memory(fleet: Fleet) -> Figure:
 def messages(gorgon: Gorgon) -> list[Figure]:
     """Return the size of messages: of one step, of a bundle, of a canvas.  Nobody listens, so they can be looked at."""
     found = []
-    for name, plan, steps in (
-        ("of one step", shapes.plan(shapes.lone(1), "one", on=UNSERVED), 1),
-        ("of 64 steps", shapes.plan(shapes.lone(64), "bundle", on=UNSERVED[:1]), 64),
-        ("of a chain of 10", shapes.plan(shapes.chain(10), "canvas", on=UNSERVED), 10),
-    ):
-        sizes = sizes_of_messages(gorgon, plan)
+    for name, plan, steps in SENT:
+        sizes = sizes_of_messages(gorgon.services, gorgon.servers.redis_url, plan)
         largest = max(sizes)
         per_step = f", {sum(sizes) / steps:.0f} a step" if steps > 1 else ""
         found.append(Figure(f"bytes of a message {name}", largest, f"{largest:,}{per_step}"))
     return found
 
 
-def sizes_of_messages(gorgon: Gorgon, plan: Plan) -> list[int]:
+def sizes_of_messages(services: Services, redis_url: str, plan: Plan) -> list[int]:
     """Submit a plan whose queues nobody serves; return the bytes of each message that it leaves, then cancel it."""
-    submitted = gorgon.services.submit(plan, {})
+    submitted = services.submit(plan, {})
     sizes = []
-    with redis.Redis.from_url(gorgon.servers.redis_url) as client:
+    with redis.Redis.from_url(redis_url) as client:
         for key in client.scan_iter(_type="list"):
             for message in client.lrange(key, 0, -1):
                 if str(json.loads(message)["headers"]["task"]).startswith("gorgon."):
                     sizes.append(len(message))
-        gorgon.services.cancel(submitted.run_id)
+        services.cancel(submitted.run_id)
         for key in list(client.scan_iter(_type="list")):
             client.delete(key)
     return sizes
