@@ -43,6 +43,8 @@ def make_app(broker_url: str, *, name: str = "gorgon", events: bool = False) -> 
     embedded = broker_url.startswith("gmem://")
     if embedded:
         lazy.load("gorgon_common.canvas.embedded")  # makes the transport known
+    elif broker_url.startswith("redis"):
+        lazy.load("gorgon_common.canvas.redis_transport")
     app = Celery(
         name,
         broker=broker_url,
