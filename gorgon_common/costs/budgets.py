@@ -138,7 +138,7 @@ class Shortage:
             limit, spent, reserved, needed, missing = (f"{amount:,} tokens" for amount in shown)
         return (
             f"{self.account.label[0].upper()}{self.account.label[1:]} is {limit}: {spent} spent, {reserved} reserved."
-            f" This needs {needed} at most, {missing} more than is left."
+            f" This may need up to {needed}, {missing} more than is left."
         )
 
 

@@ -56,7 +56,7 @@ BEGIN
         token_reserved, token_spent, token_overrun, at)
     SELECT id, p_step, p_token, p_ordinal, 0, p_usd, 0, 0, p_tokens, 0, 0, present FROM unnest(p_path) id;
     RETURN QUERY SELECT 1::smallint, 0::smallint, p_max, p_usd, p_tokens, NULL::bigint, NULL::bigint,
-        NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint;
+        NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint;
 END $$;
 
 -- Post what became of reserved calls.
@@ -68,7 +68,7 @@ CREATE OR REPLACE FUNCTION gorgon_settle(p_facts jsonb) RETURNS int LANGUAGE plp
 DECLARE
     change record;
     account budget_periods%ROWTYPE;
-    level int;
+    reached int;
 BEGIN
     FOR change IN
         WITH locked AS MATERIALIZED (
@@ -76,8 +76,10 @@ BEGIN
                 CASE WHEN f.s = 1 AND ((f.c IS NULL AND r.usd > 0) OR f.k IS NULL) THEN 3 ELSE f.s END AS state,
                 CASE WHEN f.s = 2 THEN 0 WHEN f.s = 3 THEN r.usd ELSE coalesce(f.c, r.usd) END AS usd_now,
                 CASE WHEN f.s = 2 THEN 0 WHEN f.s = 3 THEN r.tokens ELSE coalesce(f.k, r.tokens) END AS tokens_now
-            FROM jsonb_to_recordset(p_facts) AS f(i bigint, t int, n smallint, s smallint, c bigint, k bigint)
-                JOIN reservations r ON r.step_id = f.i AND r.token = f.t AND r.ordinal = f.n
+            FROM (
+                SELECT DISTINCT ON (i, t, n) *
+                FROM jsonb_to_recordset(p_facts) AS x(i bigint, t int, n smallint, s smallint, c bigint, k bigint)
+            ) f JOIN reservations r ON r.step_id = f.i AND r.token = f.t AND r.ordinal = f.n
             WHERE r.state = 0 OR (r.state = 3 AND f.s <> 3 AND (f.s = 2 OR (f.c IS NOT NULL OR r.usd = 0) AND f.k IS NOT NULL))
             ORDER BY r.step_id, r.token, r.ordinal FOR UPDATE OF r
         ), closed AS (
@@ -118,16 +120,16 @@ BEGIN
                 || greatest(change.usd_overrun, 0) || ' micro-dollars, ' || greatest(change.token_overrun, 0)
                 || ' tokens');
         END IF;
-        SELECT max(mark) INTO level FROM unnest(ARRAY[50, 80, 100]) mark
+        SELECT max(mark) INTO reached FROM unnest(ARRAY[50, 80, 100]) mark
         WHERE mark > account.alerted
             AND ((account.usd_limit IS NOT NULL AND (account.usd_spent + account.usd_overrun) * 100
                     >= account.usd_limit * mark)
                 OR (account.token_limit IS NOT NULL AND (account.token_spent + account.token_overrun) * 100
                     >= account.token_limit * mark));
-        IF level IS NOT NULL THEN
-            UPDATE budget_periods b SET alerted = level WHERE b.id = account.id;
+        IF reached IS NOT NULL THEN
+            UPDATE budget_periods b SET alerted = reached WHERE b.id = account.id;
             INSERT INTO events (run_id, kind, at, message) VALUES (change.step_id >> 20, 'budget.alert',
-                clock_timestamp(), account.label || ': ' || level || ' % is spent');
+                clock_timestamp(), account.label || ': ' || reached || ' % is spent');
         END IF;
     END LOOP;
     RETURN 0;
