@@ -8,6 +8,7 @@ from __future__ import annotations
 from gorgon_api.auth import Principal
 from gorgon_common.bootstrap import Services, Submitted
 from gorgon_common.client.schemas import Source, Submission
+from gorgon_common.engine.estimate import capped
 from gorgon_common.errors import InputInvalid, NotAvailable, Problem
 from gorgon_common.workflow import catalogue
 from gorgon_common.workflow.plan import Plan
@@ -33,4 +34,6 @@ def dispatch(services: Services, submission: Submission, caller: Principal, key:
     plan, _ = read(services, submission)
     if plan.unavailable:
         raise NotAvailable("This workflow cannot run yet: " + " ".join(plan.unavailable))
+    if submission.max_cost_usd is not None:
+        plan = capped(plan, submission.max_cost_usd)
     return services.submit(plan, submission.inputs, target=submission.target, team=caller.team, idempotency_key=key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -211,6 +211,36 @@ class Services:
     ) -> dict[str, Any]:
         """Return `{items, next}`: a row for each call; see `Reports.calls`.  Raises InputInvalid."""
         return self.reports.calls(Filters.read(since, until, only), limit=limit, cursor=cursor)
+
+    def estimate(
+        self, plan: Plan, inputs: Mapping[str, Any], *, target: str = "sandbox", team: str | None = None
+    ) -> dict[str, Any]:
+        """Return what a run would use, before anything is spent: the document of `gorgon plan --json`.
+
+        Raises InputInvalid.
+        """
+        values = lazy.load("gorgon_common.workflow.compiler:check_inputs")(plan, inputs)
+        estimating = lazy.load("gorgon_common.engine.estimate")
+        history = lazy.load("gorgon_common.persistence.history:read_history")(
+            self.database, self.knowledge.plan, workflow=plan.name, target=target
+        )
+        document: dict[str, Any] = estimating.estimate(
+            plan,
+            values,
+            target=target,
+            history=history,
+            estimator=lazy.load("gorgon_common.costs.tokens:TokenEstimator")(self.reports.ratios(target)),
+            prices=lazy.load("gorgon_common.costs.prices:make_pricer")(self.settings.prices),
+            quota=self._quota(target),
+            budgets=estimating.left(self.list_budgets(), team=team or plan.team, workflow=plan.name, target=target),
+            latency=self.settings.sandbox_latency,
+            slots=self.settings.slots,
+        )
+        return document
+
+    def _quota(self, target: str) -> Callable[[str, str], Any]:
+        """Return what gives the limits of a provider's model, as far as they are known."""
+        return lambda _provider, _model: None
 
     def set_budget(
         self,

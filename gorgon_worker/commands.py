@@ -27,6 +27,10 @@ def run(
         typer.Option("--live/--sandbox", help="Call the real providers, or the offline sandbox (the default)."),
     ] = None,
     server: Server = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option("--max-cost", metavar="USD", help="Stop before the run, with all its resumes, costs more."),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Start it and leave; exit code 3.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Do not cut long outputs.")] = False,
     as_json: AsJson = False,
@@ -41,6 +45,7 @@ def run(
         detach=detach,
         full=full,
         as_json=as_json,
+        max_cost=max_cost,
     )
 
 

@@ -16,8 +16,9 @@ from gorgon_common.cli import terminal
 from gorgon_common.cli.backends import connect, local_services, resolve_run
 from gorgon_common.cli.follow import EventWait, follow
 from gorgon_common.cli.inputs import read_inputs
+from gorgon_common.cli.plans import checked_limit, warn_of_limit
 from gorgon_common.cli.runs import choose_view, conclude
-from gorgon_common.cli.sources import Workflow, find_workflow, looks_like_path
+from gorgon_common.cli.sources import Workflow, asked_of_server, find_workflow
 from gorgon_common.client.http import Client
 from gorgon_common.client.schemas import RUN_FINISHED
 from gorgon_common.ids import new_id
@@ -43,12 +44,27 @@ def run(
     detach: bool,
     full: bool,
     as_json: bool,
+    max_cost: float | None = None,
 ) -> None:
-    """Run a workflow and show it; ends the command with the exit code that says how it went."""
+    """Run a workflow and show it; ends the command with the exit code that says how it went.
+
+    `max_cost`: US dollars that the run may spend, all its resumes included.
+    """
     target = "live" if live else "sandbox"
+    checked_limit(max_cost)
     if server is not None:
         with connect(server) as client:
-            _run_on_server(client, file, inputs, inputs_file, target=target, detach=detach, full=full, as_json=as_json)
+            _run_on_server(
+                client,
+                file,
+                inputs,
+                inputs_file,
+                target=target,
+                detach=detach,
+                full=full,
+                as_json=as_json,
+                max_cost=max_cost,
+            )
         return
     settings = get_settings()
     with ExitStack() as stack:
@@ -58,6 +74,10 @@ def run(
         if live:
             require_keys(plan, settings)
         values = read_inputs(inputs, inputs_file, plan.inputs)
+        if max_cost is not None:
+            plan = lazy.load("gorgon_common.engine.estimate:capped")(plan, max_cost)
+            if not as_json:
+                warn_of_limit(services.estimate(plan, values, target=target), max_cost)
         if not live and not as_json:
             terminal.whisper("On the sandbox, offline: replies are invented. --live calls the real providers.")
         if detach:
@@ -205,14 +225,17 @@ def _run_on_server(
     detach: bool,
     full: bool,
     as_json: bool,
+    max_cost: float | None,
 ) -> None:
-    asked = _asked_of_server(file)
+    asked = asked_of_server(file)
     plan = client.plan(**asked)
     if plan["unavailable"]:
         raise errors.NotAvailable("This workflow cannot run yet: " + " ".join(plan["unavailable"]))
     values = read_inputs(inputs, inputs_file, plan["inputs"])
     # The key makes a repeated request after a lost reply give the same run.
-    submitted = client.submit(**asked, inputs=values, target=target, idempotency_key=new_id("cli"))
+    submitted = client.submit(
+        **asked, inputs=values, target=target, max_cost_usd=max_cost, idempotency_key=new_id("cli")
+    )
     run_id = str(submitted["run_id"])
     if detach:
         _left(run_id, client.base_url, as_json=as_json)
@@ -223,17 +246,6 @@ def _run_on_server(
     finally:
         view.close()
     conclude(document, left=interrupted, full=full, as_json=as_json, server=client.base_url)
-
-
-def _asked_of_server(file: str) -> dict[str, str]:
-    """A file's text travels; a name is looked up among the server's own workflows."""
-    try:
-        found = find_workflow(file)
-    except errors.NotFound:
-        if looks_like_path(file):
-            raise
-        return {"workflow": file}
-    return {"workflow": found.name} if found.name else {"source": found.text}
 
 
 def resume(run: str, *, file: str | None, detach: bool, server: str | None, as_json: bool) -> None:

@@ -9,9 +9,9 @@ from fastapi import APIRouter
 from gorgon_api.dependencies import Caller, TheServices
 from gorgon_api.dispatcher import read
 from gorgon_api.errors import documented
-from gorgon_common.client.schemas import PlanView, RoleList, Source, Validation, WorkflowList
+from gorgon_common.client.schemas import Planning, PlanView, RoleList, Source, Validation, WorkflowList
 from gorgon_common.client.views import plan_view
-from gorgon_common.errors import WorkflowInvalid
+from gorgon_common.errors import InputInvalid, WorkflowInvalid
 from gorgon_common.roles.catalogue import load_roles
 from gorgon_common.workflow import catalogue
 
@@ -37,10 +37,19 @@ def validate(source: Source, services: TheServices, _caller: Caller) -> dict[str
 
 
 @router.post("/workflows/plan", response_model=PlanView, summary="Compile a workflow", responses=documented(404, 413))
-def plan(source: Source, services: TheServices, _caller: Caller) -> dict[str, Any]:
-    """Return the compiled workflow: its inputs, its steps and what they wait for."""
-    compiled, warnings = read(services, source)
-    return plan_view(compiled, warnings)
+def plan(planning: Planning, services: TheServices, caller: Caller) -> dict[str, Any]:
+    """Return the compiled workflow with its inputs and steps, and what a run would cost and how long it would take."""
+    compiled, warnings = read(services, planning)
+    view = {**plan_view(compiled, warnings), "estimate": None, "estimate_problem": None}
+    if not planning.estimate:
+        return view
+    try:
+        view["estimate"] = services.estimate(compiled, planning.inputs or {}, target=planning.target, team=caller.team)
+    except InputInvalid as error:
+        if planning.inputs is not None:
+            raise
+        view["estimate_problem"] = error.message
+    return view
 
 
 @router.get("/roles", response_model=RoleList, summary="List the roles")

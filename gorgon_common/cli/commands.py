@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gorgon_common import lazy
-from gorgon_common.cli.options import AsJson, Server, remember_debug
+from gorgon_common.cli.options import AsJson, Inputs, InputsFile, Server, remember_debug
 
 BEGIN, WRITE, RUN, LOOK, SERVE = "Begin", "Write workflows", "Run them", "Look things up", "Servers and upkeep"
 
@@ -47,6 +47,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command(rich_help_panel=WRITE)(fmt)
     app.command(rich_help_panel=WRITE)(graph)
     app.command(rich_help_panel=WRITE)(schema)
+    app.command(rich_help_panel=WRITE)(plan)
     app.add_typer(RUNS, name="runs", help="List, watch, cancel and resume runs.", rich_help_panel=RUN)
     app.add_typer(WORKFLOWS, name="workflows", help="The bundled workflows.", rich_help_panel=LOOK)
     app.add_typer(ROLES, name="roles", help="The roles that agents play.", rich_help_panel=LOOK)
@@ -93,6 +94,22 @@ def graph(
 ) -> None:
     """Draw a workflow's steps, and the Celery canvas they compile to."""
     lazy.load("gorgon_common.cli.files:graph")(file, mermaid=mermaid, canvas=canvas, as_json=as_json)
+
+
+def plan(
+    file: FileOrName,
+    inputs: Inputs = None,
+    inputs_file: InputsFile = None,
+    live: Annotated[
+        bool, typer.Option("--live/--sandbox", help="For the real providers, or for the offline sandbox (the default).")
+    ] = False,
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a run would cost and how long it would take, before anything is spent."""
+    lazy.load("gorgon_common.cli.plans:plan")(
+        file, inputs=inputs or [], inputs_file=inputs_file, live=live, server=server, as_json=as_json
+    )
 
 
 def doctor(as_json: AsJson = False) -> None:

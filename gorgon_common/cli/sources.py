@@ -42,6 +42,17 @@ def find_workflow(given: str) -> Workflow:
     return Workflow(catalogue.source(given), given, given)
 
 
+def asked_of_server(file: str) -> dict[str, str]:
+    """Return how a server is asked: a file's text travels, a name is looked up among the server's own workflows."""
+    try:
+        found = find_workflow(file)
+    except errors.NotFound:
+        if looks_like_path(file):
+            raise
+        return {"workflow": file}
+    return {"workflow": found.name} if found.name else {"source": found.text}
+
+
 def compile_text(text: str, *, file: str) -> tuple[Plan, list[errors.Problem]]:
     """Return the plan and the warnings, with no database at hand.  Raises WorkflowInvalid."""
     return read_workflow(text, file=file, roles=load_roles(), operations=load_operations())

@@ -75,10 +75,17 @@ class Client:
         workflow: str | None = None,
         source: str | None = None,
         target: str = "sandbox",
+        max_cost_usd: float | None = None,
         idempotency_key: str | None = None,
     ) -> dict[str, Any]:
         """Start a run of a bundled workflow by name, or of a YAML text; returns `{run_id, created, reused, to_run}`."""
-        body = {"workflow": workflow, "source": source, "inputs": dict(inputs), "target": target}
+        body = {
+            "workflow": workflow,
+            "source": source,
+            "inputs": dict(inputs),
+            "target": target,
+            "max_cost_usd": max_cost_usd,
+        }
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return self._ask("POST", "/v1/runs", json=_given(body), headers=headers)
 
@@ -107,7 +114,21 @@ class Client:
 
     def plan(self, *, workflow: str | None = None, source: str | None = None) -> dict[str, Any]:
         """Return the compiled workflow: inputs, nodes, warnings, and why it cannot run yet."""
-        return self._ask("POST", "/v1/workflows/plan", json=_given({"workflow": workflow, "source": source}))
+        body = {"workflow": workflow, "source": source, "estimate": False}
+        return self._ask("POST", "/v1/workflows/plan", json=_given(body))
+
+    def estimate(
+        self,
+        *,
+        workflow: str | None = None,
+        source: str | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        target: str = "sandbox",
+    ) -> dict[str, Any]:
+        """Return what a run would use, before anything is spent."""
+        body = {"workflow": workflow, "source": source, "inputs": dict(inputs or {}), "target": target}
+        estimate: dict[str, Any] = self._ask("POST", "/v1/workflows/plan", json=_given(body))["estimate"]
+        return estimate
 
     def costs(
         self,

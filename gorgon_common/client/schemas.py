@@ -159,6 +159,9 @@ class Submission(_Received):
     source: str | None = Field(None, min_length=1, max_length=262_144)
     inputs: dict[str, Any] = Field(default_factory=dict)
     target: Target = "sandbox"
+    max_cost_usd: float | None = Field(
+        None, ge=0, le=1e9, description="What the run may spend, all its resumes included; budgets hold besides."
+    )
 
     @field_validator("inputs")
     @classmethod
@@ -198,6 +201,14 @@ class Source(_Received):
     source: str | None = Field(None, min_length=1, max_length=262_144)
 
 
+class Planning(Source):
+    """A workflow to look at, and what a run of it would be given."""
+
+    inputs: dict[str, Any] | None = Field(None, description="The run's inputs; without them their defaults.")
+    target: Target = "sandbox"
+    estimate: bool = Field(True, description="false: only compile it.")
+
+
 class ProblemItem(_Sent):
     """One thing that is wrong with a workflow; `line` and `column` count from 1."""
 
@@ -228,6 +239,58 @@ class PlanNode(_Sent):
     parent: str | None = None
 
 
+class Band(_Sent):
+    """A quantity that is forecast: 2.5 % quantile, mean, 95 % quantile, and what it cannot exceed; null: unknown."""
+
+    low: float
+    expected: float | None = None
+    p95: float | None = None
+    worst: float | None = None
+
+
+class TokenBands(_Sent):
+    """Tokens that are forecast."""
+
+    input: Band
+    output: Band
+
+
+class Amounts(_Sent):
+    """What is forecast of a step or of a run."""
+
+    calls: Band
+    tokens: TokenBands
+    cost_usd: Band
+    time_s: Band
+
+
+class StepEstimate(Amounts):
+    """What a step is forecast to use in all its turns; the figures of a composite include those of its parts."""
+
+    id: str
+    kind: str
+    parent: str | None = None
+    role: str | None = None
+    models: list[str] = []
+    runs: str | float = Field("always", description="always, never, or how likely it is.")
+    basis: list[str] = Field([], description="history, similar calls, assumption")
+
+
+class Estimate(_Sent):
+    """What a run would use."""
+
+    workflow: str
+    target: Target
+    total: Amounts
+    unknown: dict[str, list[str]] = Field(description="Steps whose cost or time nobody knows.")
+    steps: list[StepEstimate]
+    critical_path: list[dict[str, Any]]
+    models: list[dict[str, Any]]
+    binding_quota: dict[str, Any] | None = None
+    budgets: list[dict[str, Any]]
+    assumptions: list[str]
+
+
 class PlanView(_Sent):
     """A compiled workflow."""
 
@@ -238,6 +301,8 @@ class PlanView(_Sent):
     nodes: list[PlanNode]
     problems: list[ProblemItem] = []
     unavailable: list[str] = Field(default_factory=list, description="Why it cannot run yet, a sentence for each step.")
+    estimate: Estimate | None = Field(None, description="Null where it was not asked for, or an input is missing.")
+    estimate_problem: str | None = Field(None, description="Why there is no estimate.")
 
 
 class WorkflowSummary(_Sent):

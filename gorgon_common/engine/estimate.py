@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Protocol
 
 from gorgon_common.costs import forecast as forecasts
+from gorgon_common.costs.budgets import micro_dollars
 from gorgon_common.costs.forecast import Allowance, Band, Forecast, Guess, Line, Quota, Task, Work
 from gorgon_common.costs.history import History
 from gorgon_common.costs.tokens import TokenEstimator, family_of
-from gorgon_common.costs.usage import Usage
 from gorgon_common.engine.outlook import Outlook, outlook
 from gorgon_common.engine.ports import Pricer
 from gorgon_common.workflow.plan import Kind, Node, Plan
@@ -23,6 +24,30 @@ STARTUP_SECONDS = 0.1
 process."""
 
 _ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
+
+
+class Limits(Protocol):
+    """What may be used in a minute; None is no limit."""
+
+    @property
+    def requests(self) -> float | None:
+        """Calls."""
+        ...
+
+    @property
+    def tokens(self) -> float | None:
+        """Input and output together."""
+        ...
+
+    @property
+    def input_tokens(self) -> float | None:
+        """Tokens that are sent."""
+        ...
+
+    @property
+    def output_tokens(self) -> float | None:
+        """Tokens that are answered."""
+        ...
 
 
 class Prices(Pricer, Protocol):
@@ -41,17 +66,16 @@ def estimate(
     history: History,
     estimator: TokenEstimator,
     prices: Prices,
-    quotas: Mapping[tuple[str, str], Quota] | None = None,
+    quota: Callable[[str, str], Limits | None] = lambda _provider, _model: None,
     budgets: Sequence[Allowance] = (),
-    enforced: bool = False,
     latency: float | None = None,
     slots: int = 50,
 ) -> dict[str, Any]:
     """Return what a run of a plan would use.
 
-    `inputs` are checked already.  `budgets`: what is left of those that the run would be charged to; `enforced`: they
-    hold, so the worst cost is no more than the least of them.  `latency`: the sandbox's, in seconds, where it is set.
-    The shape is described in docs/costs.md.
+    `inputs` are checked already.  `quota`: (provider, model) → its limits, None where none are known.  `budgets`: what
+    is left of those that the run would be charged to; the worst cost is no more than the least of them.  `latency`: the
+    sandbox's, in seconds, where it is set.  The shape is described in docs/costs.md.
     """
     seen = outlook(plan, inputs, history=history, estimator=estimator, target=target, latency=latency)
     priced = lru_cache(maxsize=None)(prices.price)
@@ -59,7 +83,9 @@ def estimate(
     allowances = [*budgets]
     if any(limit is not None for limit in own):
         allowances.append(Allowance("limits of the workflow", own[0], own[1]))
-    caps = [allowance.usd for allowance in allowances if allowance.usd is not None] if enforced else []
+    caps = [max(0.0, allowance.usd) for allowance in allowances if allowance.usd is not None]
+    models = {task.call.models[0] for task in seen.tasks if task.call is not None}
+    limits = {model: limit for model in models if (limit := quota(*model)) is not None}
     work = Work(
         tasks=seen.tasks,
         top=seen.top,
@@ -67,7 +93,10 @@ def estimate(
         window=lambda provider, model: prices.window(provider, model) or WINDOW,
         slots=slots,
         startup=Guess(STARTUP_SECONDS * len(seen.providers), 1.3, forecasts.ASSUMED),
-        quotas=quotas or {},
+        quotas={
+            model: Quota(limit.requests, limit.input_tokens, limit.output_tokens, limit.tokens)
+            for model, limit in limits.items()
+        },
         allowances=allowances,
         most_usd=min(caps, default=None),
         most_seconds=_deadline(plan, seen.tasks),
@@ -197,7 +226,38 @@ def _models(found: Forecast, estimator: TokenEstimator) -> list[dict[str, Any]]:
     return rows
 
 
-def unpriced(prices: Pricer, models: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return those of the models that have no price."""
-    probe = Usage(input_tokens=1_000, output_tokens=1_000)
-    return [(provider, model) for provider, model in models if prices.price(provider, model, probe) is None]
+def capped(plan: Plan, usd: Any) -> Plan:
+    """Return the plan with a limit on the money of its run: the lower of its own and this one, in US dollars.
+
+    The limit is part of the plan, so it holds wherever the run goes on.  Raises InputInvalid for what is no amount.
+    """
+    limit = micro_dollars(usd, "--max-cost") / 1e6
+    own = plan.limits.get("budget_usd")
+    return replace(plan, limits={**plan.limits, "budget_usd": limit if own is None else min(own, limit)})
+
+
+def left(listed: Sequence[Mapping[str, Any]], *, team: str, workflow: str, target: str) -> list[Allowance]:
+    """Return what is left of the budgets that a run would be charged to; `listed`: `Budgets.listing()`."""
+    found = []
+    for entry in listed:
+        if entry["scope"] != "org" and entry["name"] != (team if entry["scope"] == "team" else workflow):
+            continue
+        accounts = [account for account in entry["accounts"] if account["target"] == target]
+        # A budget for each run begins anew; the accounts of other runs say nothing of this one.
+        used = accounts if entry["period"] != "run" else []
+        name = f"{entry['scope']} {entry['name']}".strip()
+        found.append(
+            Allowance(
+                f"{name} per {entry['period']}",
+                _rest(entry["usd_limit"], used, "usd", 1e6),
+                None if (rest := _rest(entry["token_limit"], used, "token", 1)) is None else int(rest),
+            )
+        )
+    return found
+
+
+def _rest(limit: int | None, accounts: Sequence[Mapping[str, Any]], kind: str, unit: float) -> float | None:
+    if limit is None:
+        return None
+    used = sum(int(account[f"{kind}_spent"]) + int(account[f"{kind}_reserved"]) for account in accounts)
+    return (limit - used) / unit

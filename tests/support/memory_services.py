@@ -16,6 +16,10 @@ from typing import Any
 from gorgon_common.bootstrap import Services, Submitted
 from gorgon_common.client.schemas import RUN_FINISHED
 from gorgon_common.clock import format_time
+from gorgon_common.costs.history import History
+from gorgon_common.costs.prices import GenaiPricer
+from gorgon_common.costs.tokens import TokenEstimator
+from gorgon_common.engine.estimate import estimate
 from gorgon_common.errors import Conflict, InputInvalid, NotFound, Problem, WorkflowInvalid
 from gorgon_common.ids import new_id
 from gorgon_common.roles.catalogue import load_roles
@@ -89,6 +93,18 @@ class MemoryServices(Services):
             self._events[run_id] = []
             self.event(run_id, "run.queued")
         return Submitted(run_id, created=True, to_run=len(steps))
+
+    def estimate(
+        self, plan: Plan, inputs: Mapping[str, Any], *, target: str = "sandbox", team: str | None = None
+    ) -> dict[str, Any]:
+        return estimate(
+            plan,
+            check_inputs(plan, inputs),
+            target=target,
+            history=History(),
+            estimator=TokenEstimator(),
+            prices=GenaiPricer(),
+        )
 
     def event(self, run_id: str, kind: str, step: str | None = None, message: str | None = None) -> None:
         """Write a line into a run's journal."""
