@@ -16,6 +16,8 @@ from bench import latency, shapes
 from bench.meters import Meter, Reading
 from gorgon_common import bootstrap, queues
 from gorgon_common.bootstrap import Services
+from gorgon_common.canvas.celery import make_app
+from gorgon_common.canvas.results import Counts
 from gorgon_common.persistence import upgrade
 from gorgon_common.settings import Settings
 from gorgon_common.workflow.plan import Plan
@@ -103,3 +105,17 @@ def test_messages_are_small(stand: Stand, name: str, limit: int) -> None:
     sizes = latency.sizes_of_messages(stand.services, stand.redis_url, plans[name])
     assert len(sizes) == 1
     assert 500 < sizes[0] <= limit
+
+
+def test_who_sends_a_chord_waits_for_no_result(stand: Stand) -> None:
+    stand.run(shapes.plan(shapes.fan_out(200)))
+    assert stand.meter.redis.pubsub_channels("*") == []
+
+
+def test_the_count_of_a_chord_on_a_unix_socket() -> None:
+    with redis_server(unix=True) as url:
+        settings = Settings(redis_url=url, database_url="sqlite:///unused.db")
+        backend = make_app(settings.broker_url).backend
+        assert isinstance(backend, Counts)
+        assert backend.client.ping()
+        backend.client.close()
