@@ -11,6 +11,7 @@ A message is over when everything that it led to in here is over: a canvas count
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import deque
@@ -36,7 +37,8 @@ BATCH = 256
 BATCH_SECONDS = 0.002
 SLEEP_IN_PLACE = 0.3
 """Shorter waits are slept in the worker's slot; longer ones let the step go."""
-COMMIT_RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+COMMIT_RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
+"""How long to wait for a database that is away; the last one again and again.  Shortened by up to a half at random."""
 SLOT_SECONDS = 0.5
 """How long a message waits for a slot before its steps go to the backlog."""
 DOUBTS = 15
@@ -90,6 +92,7 @@ class Machine:
         *,
         slots: int,
         sleep: Callable[[float], None] = time.sleep,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self.store = store
         self.knowledge = knowledge
@@ -98,6 +101,7 @@ class Machine:
         self.publisher = publisher
         self.slots = slots
         self.sleep = sleep
+        self.chance = chance
         self.held: dict[int, Claimed] = {}
         """What this process holds, by step id."""
         self.backlog_seen = False
@@ -456,7 +460,7 @@ class Machine:
                 if self.closing:
                     raise
                 log.warning("the database cannot be used; results are held", error=error.message)
-                self.sleep(pause)
+                self.sleep(pause * (1 - self.chance() / 2))
         raise AssertionError("unreachable")
 
     def reconcile(self) -> None:

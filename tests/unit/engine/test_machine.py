@@ -64,7 +64,14 @@ class Bench:
         knowledge = Knowledge(self.store)
         self.publisher = Publisher(self.store, knowledge, self.mailbox, target="sandbox", home="")
         self.machine = Machine(
-            self.store, knowledge, self.desk.worker, self.hand, self.publisher, slots=self.slots, sleep=self.naps.append
+            self.store,
+            knowledge,
+            self.desk.worker,
+            self.hand,
+            self.publisher,
+            slots=self.slots,
+            sleep=self.naps.append,
+            chance=lambda: 0.0,
         )
         self.machine._pool.shutdown()
         self.pool = self.machine._pool = Counted(self.slots)
