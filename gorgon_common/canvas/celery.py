@@ -104,9 +104,7 @@ class Counts(RedisBackend):  # type: ignore[misc]  # celery has no types
 
 
 def _backend(broker_url: str) -> str:
-    if not broker_url.startswith("redis"):
-        return "rpc://"
-    return f"gorgon_common.canvas.results:Counts+{broker_url.removeprefix('redis+')}"
+    return broker_url if broker_url.startswith(("redis", "rediss")) else "rpc://"
 
 
 def queue_name(queue: str, target: str) -> str:

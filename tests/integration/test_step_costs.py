@@ -16,8 +16,7 @@ from bench import latency, shapes
 from bench.meters import Meter, Reading
 from gorgon_common import bootstrap, queues
 from gorgon_common.bootstrap import Services
-from gorgon_common.canvas.celery import make_app
-from gorgon_common.canvas.results import Counts
+from gorgon_common.canvas.celery import Counts, make_app
 from gorgon_common.persistence import upgrade
 from gorgon_common.settings import Settings
 from gorgon_common.workflow.plan import Plan
