@@ -117,6 +117,7 @@ class Gatekeeper:
             bound = self.n.get(f"c {d}", assumed)
             if ceiling is not None and (bound is None or ceiling < bound):
                 bound = ceiling
+            self.n[f"H {d}"] = ceiling
             bound = None if bound is None else bound * self.scale
             if bound == self.limit(d):
                 continue
@@ -381,12 +382,11 @@ class Gatekeeper:
         if capped is not None and capped != self.n.get(f"c {d}"):
             self.refresh()
             self.n[f"c {d}"] = capped
-            known = self.limit(d)
-            if known is None or capped * self.scale < known:
-                has = self.level(d) if known is not None else None
-                self.n[f"L {d}"] = capped * self.scale
-                if has is not None:
-                    self.put(d, min(has, self.capacity(d)))
+            has = self.level(d) if self.limit(d) is not None else None
+            ceiling = self.n.get(f"H {d}")
+            self.n[f"L {d}"] = (capped if ceiling is None else min(capped, ceiling)) * self.scale
+            if has is not None:
+                self.put(d, min(has, self.capacity(d)))
         if left is None or self.limit(d) is None:
             return None
         ends = None

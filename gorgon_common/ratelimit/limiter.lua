@@ -131,6 +131,7 @@ local function acquire()
     local given, ceiling = tonumber(ARGV[14 + k]), tonumber(ARGV[19 + k])
     local bound = get(d .. 'c') or (given >= 0 and given) or nil
     if ceiling >= 0 and (not bound or ceiling < bound) then bound = ceiling end
+    if ceiling ~= get(d .. 'H', -1) then set(d .. 'H', ceiling) end
     if bound ~= limit(d) then
       local before = limit(d) and level(d)
       set(d .. 'L', bound)
@@ -326,11 +327,9 @@ local function learn(d, capped, left, resets, absolute, seen, seq, since)
   if capped >= 0 and capped ~= get(d .. 'c') then
     refresh()
     set(d .. 'c', capped)
-    if not limit(d) or capped < limit(d) then
-      local has = limit(d) and level(d)
-      set(d .. 'L', capped)
-      if has then put(d, min(has, capacity(d))) end
-    end
+    local has = limit(d) and level(d)
+    set(d .. 'L', get(d .. 'H', -1) >= 0 and min(capped, get(d .. 'H')) or capped)
+    if has then put(d, min(has, capacity(d))) end
   end
   if left < 0 or not limit(d) then return nil end
   local ends
