@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ from gorgon_common.canvas.celery import CeleryCanvas, make_app
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.engine import control
 from gorgon_common.engine.context import Knowledge
-from gorgon_common.engine.limits import Limiter
+from gorgon_common.engine.limits import Gate, Limiter
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.submit import submit
 from gorgon_common.engine.sweep import Sweep
@@ -224,6 +224,7 @@ class Services:
         history = lazy.load("gorgon_common.persistence.history:read_history")(
             self.database, self.knowledge.plan, workflow=plan.name, target=target
         )
+        book = quota_book(self.settings, self.database)
         document: dict[str, Any] = estimating.estimate(
             plan,
             values,
@@ -231,16 +232,12 @@ class Services:
             history=history,
             estimator=lazy.load("gorgon_common.costs.tokens:TokenEstimator")(self.reports.ratios(target)),
             prices=lazy.load("gorgon_common.costs.prices:make_pricer")(self.settings.prices),
-            quota=self._quota(target),
+            quota=lambda provider, model: book.quota(Gate(target, provider, "", model)),
             budgets=estimating.left(self.list_budgets(), team=team or plan.team, workflow=plan.name, target=target),
             latency=self.settings.sandbox_latency,
             slots=self.settings.slots,
         )
         return document
-
-    def _quota(self, target: str) -> Callable[[str, str], Any]:
-        """Return what gives the limits of a provider's model, as far as they are known."""
-        return lambda _provider, _model: None
 
     def set_budget(
         self,
@@ -295,18 +292,23 @@ def _broker(settings: Settings) -> str:
     return f"gmem://{new_id('app').lower()}" if settings.embedded else settings.broker_url
 
 
+def quota_book(settings: Settings, database: Database) -> QuotaBook:
+    """Return the quotas by configuration.  Raises ConfigurationError where GORGON_LIMITS_FILE is wrong."""
+    rules = LimitRules(database)
+    theirs = {"openai": settings.openai_base_url, "anthropic": settings.anthropic_base_url}
+    return QuotaBook(
+        read_limits(settings.limits_file),
+        stored=lambda: [Rule(*entry) for entry in rules.all()],
+        official=lambda provider: (urlsplit(theirs.get(provider) or "").hostname or _OFFICIAL).endswith(_OFFICIALS),
+    )
+
+
 def make_limiter(settings: Settings, database: Database) -> tuple[Limiter, QuotaBook]:
     """Return this process' limiter, in Redis where there is one, and the quotas that it keeps to.
 
     Raises ConfigurationError where GORGON_LIMITS_FILE is wrong.
     """
-    rules = LimitRules(database)
-    theirs = {"openai": settings.openai_base_url, "anthropic": settings.anthropic_base_url}
-    book = QuotaBook(
-        read_limits(settings.limits_file),
-        stored=lambda: [Rule(*entry) for entry in rules.all()],
-        official=lambda provider: (urlsplit(theirs.get(provider) or "").hostname or _OFFICIAL).endswith(_OFFICIALS),
-    )
+    book = quota_book(settings, database)
     worker = f"{socket.gethostname()}:{os.getpid()}:{new_id('lim')}"
     if settings.redis_url is None:
         return StoredLimiter(LimitStates(database), book, worker=worker), book

@@ -142,7 +142,15 @@ def _budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
             parts.append(terminal.money(max(0.0, entry["left_usd"])))
         if entry["left_tokens"] is not None:
             parts.append(f"{terminal.number(max(0, entry['left_tokens']))} tokens")
-        terminal.say(f"budget: {entry['budget']}, {' and '.join(parts) or 'no limit'} left: {words[entry['refuses']]}")
+        left = " and ".join(parts) or "no limit"
+        terminal.say(f"budget: {entry['budget']}, {left} left: {words[entry['refuses']]}{_needed(entry)}")
+
+
+def _needed(entry: Mapping[str, Any]) -> str:
+    """Say how much must be free: calls are reserved at the most that they may cost."""
+    if entry["refuses"] == "never" or entry["needs_usd"] is None:
+        return ""
+    return f"; calls are reserved at their bound, {terminal.money(entry['needs_usd'])} has to be free"
 
 
 def _basis(document: Mapping[str, Any]) -> None:

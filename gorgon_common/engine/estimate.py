@@ -12,6 +12,7 @@ from gorgon_common.costs.budgets import micro_dollars
 from gorgon_common.costs.forecast import Allowance, Band, Forecast, Guess, Line, Quota, Task, Work
 from gorgon_common.costs.history import History
 from gorgon_common.costs.tokens import TokenEstimator, family_of
+from gorgon_common.engine.limits import Quota as Limits
 from gorgon_common.engine.outlook import Outlook, outlook
 from gorgon_common.engine.ports import Pricer
 from gorgon_common.workflow.plan import Kind, Node, Plan
@@ -24,30 +25,6 @@ STARTUP_SECONDS = 0.1
 process."""
 
 _ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
-
-
-class Limits(Protocol):
-    """What may be used in a minute; None is no limit."""
-
-    @property
-    def requests(self) -> float | None:
-        """Calls."""
-        ...
-
-    @property
-    def tokens(self) -> float | None:
-        """Input and output together."""
-        ...
-
-    @property
-    def input_tokens(self) -> float | None:
-        """Tokens that are sent."""
-        ...
-
-    @property
-    def output_tokens(self) -> float | None:
-        """Tokens that are answered."""
-        ...
 
 
 class Prices(Pricer, Protocol):
@@ -66,16 +43,16 @@ def estimate(
     history: History,
     estimator: TokenEstimator,
     prices: Prices,
-    quota: Callable[[str, str], Limits | None] = lambda _provider, _model: None,
+    quota: Callable[[str, str], tuple[Limits, Limits]] = lambda _provider, _model: (Limits(), Limits()),
     budgets: Sequence[Allowance] = (),
     latency: float | None = None,
     slots: int = 50,
 ) -> dict[str, Any]:
     """Return what a run of a plan would use.
 
-    `inputs` are checked already.  `quota`: (provider, model) → its limits, None where none are known.  `budgets`: what
-    is left of those that the run would be charged to; the worst cost is no more than the least of them.  `latency`: the
-    sandbox's, in seconds, where it is set.  The shape is described in docs/costs.md.
+    `inputs` are checked already.  `quota`: (provider, model) → what is assumed of its limits, and what was set
+    (`QuotaBook.quota`).  `budgets`: what is left of those that the run would be charged to; the worst cost is no more
+    than the least of them.  `latency`: the sandbox's, in seconds, where it is set.  The shape is in docs/costs.md.
     """
     seen = outlook(plan, inputs, history=history, estimator=estimator, target=target, latency=latency)
     priced = lru_cache(maxsize=None)(prices.price)
@@ -85,7 +62,6 @@ def estimate(
         allowances.append(Allowance("limits of the workflow", own[0], own[1]))
     caps = [max(0.0, allowance.usd) for allowance in allowances if allowance.usd is not None]
     models = {task.call.models[0] for task in seen.tasks if task.call is not None}
-    limits = {model: limit for model in models if (limit := quota(*model)) is not None}
     work = Work(
         tasks=seen.tasks,
         top=seen.top,
@@ -93,10 +69,7 @@ def estimate(
         window=lambda provider, model: prices.window(provider, model) or WINDOW,
         slots=slots,
         startup=Guess(STARTUP_SECONDS * len(seen.providers), 1.3, forecasts.ASSUMED),
-        quotas={
-            model: Quota(limit.requests, limit.input_tokens, limit.output_tokens, limit.tokens)
-            for model, limit in limits.items()
-        },
+        quotas={model: _minute(*quota(*model)) for model in models},
         allowances=allowances,
         most_usd=min(caps, default=None),
         most_seconds=_deadline(plan, seen.tasks),
@@ -132,6 +105,13 @@ def estimate(
         "plays": found.plays,
         "unavailable": list(plan.unavailable),
     }
+
+
+def _minute(assumed: Limits, given: Limits) -> Quota:
+    """Return what may be used in a minute: of each the lower one."""
+    names = ("requests", "input_tokens", "output_tokens", "tokens")
+    both = ([limit for limit in (getattr(assumed, name), getattr(given, name)) if limit is not None] for name in names)
+    return Quota(*(min(limits, default=None) for limits in both))
 
 
 def _deadline(plan: Plan, tasks: Sequence[Task]) -> float | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from gorgon_common.costs.estimate import input_bound
 from gorgon_common.costs.forecast import ASSUMED, HISTORY, KIN, REREAD, Call, Guess, Part, Repeat, Task, learned
 from gorgon_common.costs.history import History, StepHistory
 from gorgon_common.costs.tokens import TokenEstimator
@@ -234,7 +235,8 @@ class _Reader:
         guess = learned(float(count) for count in known.counts) if known is not None else None
         if guess is None:
             count = min(most, len(found[0]) if found is not None and found[0] else ITEMS)
-            self.said.append(f"`{node.id}` is taken to have about {count} items (at most {most}).")
+            if not self.skipped(index):
+                self.said.append(f"`{node.id}` is taken to have about {count} items (at most {most}).")
             guess = Guess(float(count), ITEMS_SPREAD, ASSUMED)
         return Repeat(guess, most, parallel)
 
@@ -267,12 +269,14 @@ class _Reader:
         base = self.estimator.estimate_call(provider, model, schema=schema)
         fixed: list[float] = []
         parts: list[Part] = []
-        sized, most = True, 0
+        sized, most, bound = True, 0, 0
         for number, scope in enumerate(self._scopes(index)):
             pieces = list(self._pieces(node, scope))
             own = sum(self._tokens(models[0], piece.text) for piece in pieces if not piece.nodes)
             fixed.append(own)
-            most = max(most, self._most(pieces))
+            ceiling = self._most(pieces)
+            most = -1 if ceiling < 0 or most < 0 else max(most, ceiling)
+            bound = max(bound, input_bound(["".join(piece.text for piece in pieces)], schema=schema))
             if not number:
                 sized = all(piece.sized for piece in pieces)
                 parts = [
@@ -284,7 +288,7 @@ class _Reader:
         output, seconds = self._reply(node, known, models[0])
         past = learned(known.input) if known is not None and not sized else None
         if not sized and past is None:
-            self.said.append(f"Nothing is known of the size of what `{node.id}` reads: its cost is unknown.")
+            self.said.append(f"Nothing is known of the size of what `{_shown(node)}` reads: its cost is unknown.")
         return Call(
             models=models,
             max_tokens=int(node.spec.get("max_tokens") or DEFAULT_MAX_TOKENS),
@@ -297,6 +301,7 @@ class _Reader:
             input=past,
             unsized=not sized,
             most_input=None if most < 0 else most + schema_bytes,
+            bound=bound,
             extra=(known.extra * known.executions + 0.02) / (known.executions + 1) if known is not None else 0.02,
             cached=known.cached if known is not None else 0.0,
         )
@@ -724,3 +729,7 @@ def _pause(node: Node, attempt: int) -> float:
     policy = node.retry
     bound = policy.initial if policy.backoff == "fixed" else policy.initial * 2.0 ** (attempt - 1)
     return min(bound, policy.cap)
+
+
+def _shown(node: Node) -> str:
+    return node.id.removesuffix("[]").removesuffix("#")
