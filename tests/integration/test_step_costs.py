@@ -71,9 +71,9 @@ def stand() -> Iterator[Stand]:
     ("make", "commits", "messages", "commands"),
     [
         (lambda steps: shapes.plan(shapes.chain(steps)), 1.1, 0.01, 0.5),
-        (lambda steps: shapes.plan(shapes.fan_out(steps)), 0.25, 0.04, 1.5),
-        (lambda steps: shapes.plan(shapes.dag(steps)), 0.4, 0.01, 0.5),
-        (shapes.map_reduce, 0.25, 0.04, 1.5),
+        (lambda steps: shapes.plan(shapes.fan_out(steps)), 0.15, 0.04, 1.5),
+        (lambda steps: shapes.plan(shapes.dag(steps)), 0.25, 0.01, 0.5),
+        (shapes.map_reduce, 0.15, 0.04, 1.5),
     ],
     ids=["chain", "fan-out", "dag", "map-reduce"],
 )
