@@ -239,6 +239,15 @@ class Services:
         )
         return document
 
+    def explain(self, run_id: str, step: str | None = None) -> dict[str, Any]:
+        """Return what a run (or a step of it) waits for, what its money went to, how long its parts took.
+
+        Raises NotFound.
+        """
+        explanations = lazy.load("gorgon_common.persistence.explain:Explanations")(self.database, self.knowledge.plan)
+        document: dict[str, Any] = explanations.explain(run_id, step)
+        return document
+
     def set_budget(
         self,
         scope: str,

@@ -19,6 +19,7 @@ from gorgon_common.client.schemas import (
     MAX_PAGE,
     RUN_FINISHED,
     Accepted,
+    Explanation,
     Run,
     RunPage,
     RunStatus,
@@ -100,6 +101,17 @@ def steps(
     found = services.run(run, steps=True)["steps"]
     end = cursor + limit
     return JSONResponse({"items": found[cursor:end], "next": str(end) if end < len(found) else None})
+
+
+@router.get("/{run}/explain", response_model=Explanation, summary="Explain a run", responses=documented(404))
+def explain(
+    run: RunId,
+    services: TheServices,
+    _caller: Caller,
+    step: Annotated[str | None, _Text] = None,
+) -> JSONResponse:
+    """Tell what the run (or one step) waits for and until when, what its money went to, how long its parts took."""
+    return JSONResponse(services.explain(run, step))
 
 
 @router.get(

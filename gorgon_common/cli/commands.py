@@ -161,6 +161,19 @@ def runs_logs(
     lazy.load("gorgon_common.cli.runs:logs")(run, follow=follow, server=server, as_json=as_json)
 
 
+@RUNS.command("explain")
+def runs_explain(
+    run: RunId,
+    step: Annotated[
+        str | None, typer.Argument(metavar="[STEP]", help="Only this step; `name[3]` for one item.")
+    ] = None,
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a run waits for and until when, what its money went to, how long its parts took."""
+    lazy.load("gorgon_common.cli.explain:explain")(run, step, server=server, as_json=as_json)
+
+
 @RUNS.command("cancel")
 def runs_cancel(run: RunId, server: Server = None, as_json: AsJson = False) -> None:
     """End a run: calls in flight are aborted, no new step starts."""

@@ -100,6 +100,10 @@ class Client:
         asked = {"status": status, "workflow": workflow, "limit": limit, "cursor": cursor}
         return self._ask("GET", "/v1/runs", params=_given(asked))
 
+    def explain(self, run_id: str, step: str | None = None) -> dict[str, Any]:
+        """Return what a run (or a step of it) waits for, what its money went to, how long its parts took."""
+        return self._ask("GET", f"{_path(run_id)}/explain", params=_given({"step": step}))
+
     def cancel(self, run_id: str) -> dict[str, Any]:
         """Ask the run to end; returns it."""
         return self._ask("POST", f"{_path(run_id)}/cancel")

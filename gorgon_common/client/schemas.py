@@ -334,6 +334,36 @@ class RoleList(_Sent):
     items: list[RoleSummary]
 
 
+class WaitEntry(_Sent):
+    """What one step waits for.
+
+    `why`: dependency, max_parallel, queue, backlog, no_worker, paused, running, lost_worker, retry, quota, breaker,
+    concurrency, turn, limiter, budget, in_doubt or waiting.  `until` is null where nobody can tell.
+    """
+
+    step: str
+    item: int | None = None
+    status: StepStatus
+    why: str
+    what: str
+    since: str | None = None
+    until: str | None = None
+
+
+class Explanation(_Sent):
+    """Why a run is where it is, what its money went to, how long its parts took."""
+
+    run_id: str
+    workflow: str
+    status: RunStatus
+    step: str | None = None
+    as_of: str
+    waiting_for: dict[str, int] = Field(description="What steps wait for, and how many.")
+    waiting: list[WaitEntry]
+    money: dict[str, Any]
+    time: dict[str, Any]
+
+
 class CallTokens(_Sent):
     """Tokens of calls by kind.  `input` counts cached ones too, `output` those of reasoning."""
 
