@@ -217,6 +217,10 @@ class Shelf(Protocol):
         """Take steps off their canvas; returns those that are ready already."""
         ...
 
+    def scatter(self, *, home: str, target: str | None = None) -> None:
+        """Take every step of the live runs off its canvas: the broker has lost them all."""
+        ...
+
     def shelve(self, heads: Sequence[Head], team: str, *, first: bool = False) -> None:
         """Put ready steps on the backlog."""
         ...

@@ -114,6 +114,8 @@ class Sweep:
     def _resend(self) -> int:
         """Send again what was published and got lost; wake what has waited long enough."""
         emptied = self._emptied()
+        if emptied:  # what becomes ready from now on is published by who commits it, not by a canvas that is gone
+            self.shelf.scatter(home=self.home, target=self.target)
         late, sleepers = self.shelf.overdue(home=self.home, target=self.target, all_ready=emptied)
         marks = self._proof()
         empty: dict[int, bool] = {}

@@ -894,6 +894,14 @@ class Store:
         with self.database.write() as connection:
             return [Head(*row[:5]) for row in connection.execute(left) if row.status == StepStatus.READY]
 
+    def scatter(self, *, home: str, target: str | None = None) -> None:
+        """Take every step of the live runs off its canvas: the broker has lost them all."""
+        lost = select(steps.c.id).select_from(_live_steps()).where(_is_live(home, target), steps.c.carried)
+        with self.database.write() as connection:
+            ids = list(connection.scalars(lost.order_by(steps.c.id).with_for_update(of=steps)))
+            for part in _chunks(ids):
+                connection.execute(update(steps).where(steps.c.id.in_(part)).values(carried=False))
+
     # The backlog
 
     def shelve(self, heads: Sequence[Head], team: str, *, first: bool = False) -> None:

@@ -1190,6 +1190,15 @@ def test_all_that_was_published_can_be_asked_for(desk: Desk) -> None:
     assert [head.id & 0xFFFFF for head, _ in late] == [0]
 
 
+def test_when_the_broker_has_lost_everything_no_canvas_carries_anything(desk: Desk) -> None:
+    run = desk.create([row(0, 1), row(1, deps=1)])
+    other = desk.create([row(0, 1), row(1, deps=1)], home="laptop")
+    desk.store.carry([step_id(run, 1), step_id(other, 1)])
+    desk.store.scatter(home="")
+    assert (desk.step(run, 1).carried, desk.step(other, 1).carried) == (False, True)
+    assert rows_of(desk.end(desk.one(run, 0)).ready) == [1], "who makes it ready publishes it"
+
+
 def test_nothing_of_a_finished_or_paused_run_is_overdue(desk: Desk) -> None:
     run = desk.create([row(0)])
     elapse(desk.store, 6)
