@@ -57,6 +57,7 @@ _RESERVE = (
 UNCHANGED: Any = object()
 _HELD, _KNOWN, _SHORT, _STALE = 1, 2, 3, 4
 _TRIES = 5
+_OPTIONS = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c jit=off"
 _ACCOUNTS_CACHED = 4096
 
 
@@ -141,7 +142,10 @@ class Budgets:
         return [Shortage(account, _balance(rows[period]), period) for period, account in path]
 
     def settle(self, facts: Sequence[Mapping[str, Any]]) -> None:
-        """Post what became of calls, in a transaction of its own; see `facts`."""
+        """Post what became of calls, in a transaction of its own; see `encoding.settlements`.  Raises Unavailable."""
+        if not self.database.sqlite:
+            self._call("SELECT gorgon_settle(%b::jsonb)", (json.dumps(list(facts)),))
+            return
         with self.database.write() as connection:
             settle(connection, facts)
 
@@ -216,26 +220,27 @@ class Budgets:
         if self.database.sqlite:
             with self.database.write() as connection:
                 return budgets_sqlite.reserve(_driver(connection), key, path, usd, tokens, max_tokens)
-        arguments = (*key, list(path), usd, tokens, max_tokens, self.offset)
+        return self._call(_RESERVE, (*key, list(path), usd, tokens, max_tokens, self.offset))
+
+    def _call(self, statement: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Call a function of PostgreSQL: one transaction and one round trip.  Raises Unavailable."""
         with self._lock:
             for attempt in range(_TRIES):
                 try:
                     if self._connection is None or self._connection.closed:
                         url = self.database.engine.url.set(drivername="postgresql")
                         self._connection = psycopg.connect(
-                            url.render_as_string(hide_password=False),
-                            autocommit=True,
-                            options="-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c jit=off",
+                            url.render_as_string(hide_password=False), autocommit=True, options=_OPTIONS
                         )
-                    row = self._connection.execute(_RESERVE, arguments, prepare=True, binary=True).fetchone()
+                    row = self._connection.execute(statement, arguments, prepare=True, binary=True).fetchone()
                     return cast(tuple[Any, ...], row)
                 except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
                     continue
                 except psycopg.OperationalError as error:
-                    self._connection = None  # a reply that got lost: the same key finds what was held
+                    self._connection = None  # a reply that got lost: what is said twice counts once
                     if attempt:
                         raise Unavailable(f"The database cannot be used: {error}") from error
-        raise Unavailable("The database refused a reservation five times in a row (deadlock).")
+        raise Unavailable("The database refused a transaction five times in a row (deadlock).")
 
     # What operators set
 

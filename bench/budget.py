@@ -1,0 +1,535 @@
+"""`python -m bench.budget` (`make bench-budget`): no budget is ever overshot, whatever runs at once and is killed.
+
+* Reservations from 16 processes on a two-level hierarchy, with duplicates and kills before settling: 0 micro-dollars
+  over, the ledger replayed equals the balances, no false refusal once everything is settled, at least 500 cycles a
+  second.
+* 200 runs at once on worker processes against a budget that fits 120.5 of them: never over, 120 complete, refusals say
+  which budget is short by how much, and the sum of the ledger is the sandbox's own bill.
+
+Beside each the naive way, check then add, which must be seen to overshoot.  Exits with 0 only where every target is
+met.  PostgreSQL with fsync, Redis, about four minutes on two cores; `--quick` is a tenth of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+from sqlalchemy import func, select
+
+from bench import meters
+from gorgon_common.bootstrap import build
+from gorgon_common.costs.budgets import LEVELS, Account, Shortage, dollars
+from gorgon_common.costs.ledger import replay
+from gorgon_common.costs.prices import GenaiPricer
+from gorgon_common.costs.usage import Usage
+from gorgon_common.engine.budget import Held
+from gorgon_common.engine.records import RunInfo
+from gorgon_common.persistence import budgets as settling
+from gorgon_common.persistence import upgrade
+from gorgon_common.persistence.budgets import Budgets
+from gorgon_common.persistence.database import Database
+from gorgon_common.persistence.tables import budget_waits, ledger, reservations
+from gorgon_common.settings import EMBEDDED_BROKER, Settings
+from gorgon_worker.embedded import embedded
+from gorgon_worker.homes import new_home
+from tests.support.processes import Cluster, cluster
+from tests.support.running import FINISHED, Lab
+from tests.support.sandbox import Sandbox, start_sandbox
+from tests.support.servers import postgres, redis_server
+
+SEED = 20261122
+PROCESSES, LEAVES = 16, 8
+ATTEMPTS, QUICK_ATTEMPTS = 100_000, 8_000
+CYCLES_PER_SECOND = 500
+LOWEST, HIGHEST = 1, 1000
+"""Micro-dollars of a call's bound; it comes to a part of that."""
+ENOUGH = 0.85
+"""The root's limit as a part of what all attempts together would spend: the last ones are refused."""
+KILLS = 6
+SETTLED_ATTEMPTS = 2_000
+NAIVE_ATTEMPTS = 4_000
+RUNS, FITTING = 200, 120.5
+WORKERS, SLOTS = 2, 50
+WORKFLOW = """
+name: paid
+team: bench
+limits: {on_budget: %s}
+steps:
+  - id: ask
+    provider: openai
+    model: gpt-6.1-terra
+    max_tokens: 1024
+    prompt: '[[sandbox: usage={"output": 900} text=done]] Part {{inputs.part}}.'
+inputs: {part: string}
+outputs: {said: "{{ask.output}}"}
+"""
+RUN_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One figure against its target.  `met` is None where there is none."""
+
+    name: str
+    shown: str
+    target: str = ""
+    met: bool | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.budget", description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer reservations: about a minute and a half")
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
+    if asked.child:
+        _child(json.loads(asked.child))
+        return 0
+    since = time.monotonic()
+    print(meters.machine(), f"seed {asked.seed}", sep="\n", flush=True)
+    with postgres(fsync=True) as url:
+        found = reservations_at_once(url, QUICK_ATTEMPTS if asked.quick else ATTEMPTS, asked.seed)
+        found += naive_reservations(url, asked.seed)
+        found += runs_at_once(url)
+    width = max(len(finding.name) for finding in found)
+    for finding in found:
+        verdict = "" if finding.met is None else "met" if finding.met else "MISSED"
+        print(f"{finding.name.ljust(width)}  {finding.shown:>24}  {finding.target:<26}  {verdict}")
+    print(f"{time.monotonic() - since:.0f} s")
+    return 0 if all(finding.met is not False for finding in found) else 1
+
+
+@contextlib.contextmanager
+def _database(admin: str, name: str) -> Iterator[str]:
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[call-overload]  # ours
+    url = urlunsplit(urlsplit(admin)._replace(path=f"/{name}"))
+    upgrade(url)
+    yield url
+
+
+# Reservations from many processes
+
+
+def accounts(leaf: int, total: int) -> list[Account]:
+    """Return a leaf and the root.  The leaves together have a tenth more than the root."""
+    share = total * 11 // (10 * LEAVES)
+    return [
+        Account(f"leaf:{leaf}", LEVELS["team"], f"team {leaf}", share, None),
+        Account("root", LEVELS["org"], "the org", total, None),
+    ]
+
+
+def _info() -> RunInfo:
+    return RunInfo(1, "run", 1, "bench", "bench", "", {}, "live", "", 1, datetime.now(UTC))
+
+
+def _child(given: dict[str, Any]) -> None:
+    """Reserve and settle; counts go to stdout as JSON lines, one each hundred attempts: a kill loses few."""
+    chance = random.Random(f"{given['seed']}:{given['child']}:{given['first']}")
+    mine = Budgets(Database(given["url"], pool_size=1))
+    info = _info()
+    mine.applying(info)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    counts = {"attempts": 0, "cycles": 0, "refused": 0, "falsely": 0, "duplicates": 0}
+    for number in range(given["first"], given["last"]):
+        amount = chance.randint(LOWEST, HIGHEST)
+        own = accounts(chance.randrange(LEAVES), given["total"])
+        key = (given["child"] << 20, number, 1)
+        answer = mine.reserve(key, info, own, usd=amount, tokens=0, max_tokens=1)
+        if chance.random() < 0.05:
+            counts["duplicates"] += 1
+            again = mine.reserve(key, info, own, usd=amount, tokens=0, max_tokens=1)
+            if isinstance(answer, Held) and again != answer:
+                raise AssertionError("a call was reserved twice")
+            answer = again
+        counts["attempts"] += 1
+        if isinstance(answer, Shortage):
+            counts["refused"] += 1
+            counts["falsely"] += answer.balance.fits(amount, 0)
+        else:
+            fact = {"i": key[0], "t": key[1], "n": 1, "s": 1, "c": chance.randint(0, amount), "k": 0}
+            facts = [fact, fact] if chance.random() < 0.05 else [fact]
+            for _ in facts:
+                mine.settle(facts)
+            counts["cycles"] += 1
+        if counts["attempts"] % 100 == 0 or number + 1 == given["last"]:
+            print(json.dumps({**counts, "next": number + 1}), flush=True)
+
+
+class _Crew:
+    """The child processes; one that is killed is followed by another that goes on behind it."""
+
+    def __init__(self, url: str, seed: int, attempts: int, total: int) -> None:
+        share = attempts // PROCESSES
+        self.given = {"url": url, "seed": seed, "total": total, "share": share}
+        self.children = [self._start(child, 0, share) for child in range(PROCESSES)]
+        self.killed = 0
+
+    def _start(self, child: int, first: int, last: int) -> subprocess.Popen[str]:
+        given = {**self.given, "child": child + 1, "first": first, "last": last}
+        command = [sys.executable, "-m", "bench.budget", "--child", json.dumps(given)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process.given = given  # type: ignore[attr-defined]
+        return process
+
+    def run(self, chance: random.Random) -> tuple[list[dict[str, int]], float]:
+        """Let them run, and kill a few; return what each said last, and the seconds."""
+        for child in self.children:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+        begun = time.monotonic()
+        for child in self.children:
+            _go(child)
+        last: dict[int, list[str]] = {}
+        done: list[dict[str, int]] = []
+        lines = self.given["share"] // 100
+        places = chance.sample(range(PROCESSES), KILLS)
+        doomed = {place: chance.randint(1, max(1, lines - 2)) for place in places}
+        waiting = dict(enumerate(self.children))
+        while waiting:
+            for place, child in list(waiting.items()):
+                assert child.stdout is not None
+                line = child.stdout.readline()  # each says something every hundred attempts
+                if line:
+                    last.setdefault(place, []).append(line)
+                    if len(last[place]) == doomed.get(place):
+                        os.kill(child.pid, signal.SIGKILL)
+                    continue
+                del waiting[place]
+                if last.get(place):
+                    done.append(json.loads(last[place][-1]))
+                if child.wait() == -signal.SIGKILL:
+                    self.killed += 1
+                    doomed.pop(place)
+                    # Up to a hundred attempts nobody told of: behind them nothing is known.
+                    after = self._start(place, done[-1]["next"] + 200, child.given["last"])  # type: ignore[attr-defined]
+                    assert after.stdout is not None
+                    after.stdout.readline()
+                    _go(after)
+                    waiting[place] = after
+                    last[place] = []
+                elif child.returncode:
+                    raise RuntimeError(f"a process ended with {child.returncode}")
+        return done, time.monotonic() - begun
+
+
+def _go(child: subprocess.Popen[str]) -> None:
+    assert child.stdin is not None
+    child.stdin.write("go\n")
+    child.stdin.close()
+
+
+def reservations_at_once(admin: str, attempts: int, seed: int) -> list[Finding]:
+    """Reserve and settle from 16 processes, kill some, look at what is left."""
+    total = int(attempts * (LOWEST + HIGHEST) / 4 * ENOUGH)
+    with _database(admin, "reservations") as url:
+        crew = _Crew(url, seed, attempts, total)
+        done, seconds = crew.run(random.Random(seed))
+        database = Database(url)
+        mine = Budgets(database)
+        with database.read() as connection:
+            left = connection.scalars(select(reservations.c.step_id).where(reservations.c.state == 0)).all()
+            held = connection.scalar(select(func.count()).select_from(reservations))
+        with database.write() as connection:
+            settling.abandon(connection, set(left))
+        over = _over(mine)
+        equal = _replayed(mine)
+        false_sequential = _settled_history(mine, total, seed)
+        mine.close()
+        database.close()
+    summed = {name: sum(entry[name] for entry in done) for name in done[0]}
+    rate = summed["cycles"] / seconds
+    return [
+        Finding("reservations tried, 16 processes", f"{summed['attempts']:,}"),
+        Finding("  of them held, refused", f"{held:,}, {summed['refused']:,}", "both", summed["refused"] > 0),
+        Finding("  asked for twice", f"{summed['duplicates']:,}"),
+        Finding("processes killed before settling", f"{crew.killed}", "> 0", crew.killed > 0),
+        Finding("  reservations they left open", f"{len(left)}"),
+        Finding("over a budget", dollars(over), "0", over == 0),
+        Finding("ledger replayed = balances", "yes" if equal else "NO", "yes", equal),
+        Finding("refused with room in the same moment", f"{summed['falsely']}", "0", summed["falsely"] == 0),
+        Finding(
+            "wrong answers, settled history", f"{false_sequential} of {SETTLED_ATTEMPTS:,}", "0", not false_sequential
+        ),
+        Finding("cycles a second", f"{rate:,.0f}", f">= {CYCLES_PER_SECOND}", rate >= CYCLES_PER_SECOND),
+    ]
+
+
+def _over(mine: Budgets) -> int:
+    """Return the micro-dollars beyond limits on all accounts together."""
+    return sum(
+        max(0, balance.usd_spent + balance.usd_reserved - balance.usd_limit) + balance.usd_overrun
+        for balance in mine.balances().values()
+        if balance.usd_limit is not None
+    )
+
+
+def _replayed(mine: Budgets) -> bool:
+    told = replay(mine.postings())
+    return all(
+        replace(balance, usd_limit=None, token_limit=None) == told.get(number)
+        for number, balance in mine.balances().items()
+        if number in told or balance.usd_spent or balance.usd_reserved
+    )
+
+
+def _settled_history(mine: Budgets, total: int, seed: int) -> int:
+    """Ask one by one, everything settled in between, and compare with sums of our own; return the wrong answers."""
+    chance = random.Random(seed + 1)
+    own = [
+        Account("alone", LEVELS["team"], "alone", 500_000, None),
+        Account("top", LEVELS["org"], "top", 450_000, None),
+    ]
+    spent = wrong = 0
+    for number in range(SETTLED_ATTEMPTS):
+        amount = chance.randint(LOWEST, HIGHEST)
+        key = (999 << 20, number, 1)
+        answer = mine.reserve(key, _info(), own, usd=amount, tokens=0, max_tokens=1)
+        wrong += isinstance(answer, Held) != (spent + amount <= 450_000)
+        if isinstance(answer, Held):
+            cost = chance.randint(0, amount)
+            mine.settle([{"i": key[0], "t": key[1], "n": 1, "s": 1, "c": cost, "k": 0}])
+            spent += cost
+    return wrong
+
+
+# The naive way
+
+
+_NAIVE = """
+import random, sys, psycopg
+url, seed, attempts, limit = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+chance = random.Random(seed)
+with psycopg.connect(url, autocommit=True) as db:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for _ in range(attempts):
+        amount = chance.randint(1, 1000)
+        if db.execute("SELECT spent FROM naive").fetchone()[0] + amount <= limit:
+            db.execute("UPDATE naive SET spent = spent + %s", (chance.randint(0, amount),))
+"""
+
+
+def naive_reservations(admin: str, seed: int) -> list[Finding]:
+    """Check, call, add: what the same harness sees of it."""
+    limit = NAIVE_ATTEMPTS * 1000 // 8
+    with _database(admin, "naive") as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("CREATE TABLE naive (spent bigint NOT NULL)")
+            connection.execute("INSERT INTO naive VALUES (0)")
+        command = [sys.executable, "-c", _NAIVE, url]
+        children = [
+            subprocess.Popen(
+                [*command, f"{seed}:{child}", str(NAIVE_ATTEMPTS // PROCESSES), str(limit)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for child in range(PROCESSES)
+        ]
+        for child in children:
+            assert child.stdout is not None
+            child.stdout.readline()
+        for child in children:
+            _go(child)
+        for child in children:
+            child.wait()
+            assert child.stdout is not None
+            child.stdout.close()
+        with psycopg.connect(url) as connection:
+            spent = connection.execute("SELECT spent FROM naive").fetchone()
+    assert spent is not None
+    over = max(0, spent[0] - limit)
+    return [Finding("check then add, same harness: over", dollars(over), "> 0 (it can be seen)", over > 0)]
+
+
+# Runs on worker processes
+
+
+def runs_at_once(admin: str) -> list[Finding]:
+    """Submit 200 runs against a budget that fits 120.5 of them: with deny, with wait, and the naive way."""
+    found: list[Finding] = []
+    for way in ("deny", "wait"):
+        with (
+            _database(admin, f"runs_{way}") as url,
+            redis_server() as redis_url,
+            start_sandbox(latency="50ms") as sandbox,
+            tempfile.TemporaryDirectory(prefix="gorgon-budget-") as folder,
+            cluster(url, redis_url, sandbox, Path(folder)) as made,
+        ):
+            found += _way(made, sandbox, way)
+    with (
+        start_sandbox(latency="50ms") as sandbox,
+        tempfile.TemporaryDirectory(prefix="gorgon-budget-") as folder,
+    ):
+        found.append(_naive_runs(Path(folder), sandbox))
+    return found
+
+
+def _way(made: Cluster, sandbox: Sandbox, way: str) -> list[Finding]:
+    services = made.services
+    for _ in range(WORKERS):
+        made.worker("openai", "control", slots=SLOTS, wait=False)
+    for process in made.processes:
+        process.wait_ready()
+    plan, _ = services.read(WORKFLOW % way)
+    cost = _cost_of_one(made, plan)
+    limit = int(cost * FITTING)
+    services.set_budget("team:bench", period="month", usd=f"{limit / 1e6:.6f}")
+    before = cost  # the run that was measured is on the budget too
+    services.set_budget("team:bench", period="month", usd=f"{(limit + before) / 1e6:.6f}")
+    begun = time.monotonic()
+    ids = [services.submit(plan, {"part": f"{number:03d}"}, target="sandbox").run_id for number in range(RUNS)]
+    states = _ended(made, ids, way)
+    seconds = time.monotonic() - begun
+    succeeded = sum(state == "succeeded" for state in states.values())
+    refused = [services.run(run)["error"] for run, state in states.items() if state == "failed"]
+    told = sum(_tells(error) for error in refused)
+    waiting = sum(state == "running" for state in states.values())
+    for run, state in states.items():
+        if state == "running":
+            services.cancel(run)
+    over, equal = _over(services.budgets), _replayed(services.budgets)
+    with services.database.read() as connection:
+        paid = int(connection.scalar(select(func.coalesce(func.sum(ledger.c.cost_micro), 0))) or 0)
+    bill = _bill(sandbox)
+    rest = f"{len(refused)} refused" if way == "deny" else f"{waiting} wait for the next month"
+    return [
+        Finding(f"{RUNS} runs, room for {FITTING}, {way}: complete", f"{succeeded}", "120", succeeded == 120),
+        Finding("  the others", rest, f"{RUNS - 120}", (len(refused) if way == "deny" else waiting) == RUNS - 120),
+        Finding("  over the budget", dollars(over), "0", over == 0),
+        Finding("  ledger replayed = balances", "yes" if equal else "NO", "yes", equal),
+        Finding("  sum of the ledger − the sandbox's bill", dollars(paid - bill), "0", paid == bill),
+        Finding("  seconds", f"{seconds:.1f}"),
+        *([Finding("  refusals that say what is missing", f"{told} of {len(refused)}", "all", told == len(refused))]
+          if way == "deny" else []),
+    ]  # fmt: skip
+
+
+def _cost_of_one(made: Cluster, plan: Any) -> int:
+    run = made.services.submit(plan, {"part": "000"}, target="sandbox").run_id
+    document = made.wait(run).document
+    assert document["status"] == "succeeded", document
+    return round(document["cost_usd"] * 1e6)
+
+
+def _ended(made: Cluster, ids: Sequence[str], way: str) -> dict[str, str]:
+    """Return how the runs stand when all have ended, or (with wait) when nobody can go on any more."""
+    until = time.monotonic() + RUN_SECONDS
+    states: dict[str, str] = {}
+    while time.monotonic() < until:
+        for run in ids:
+            if states.get(run) not in FINISHED:
+                states[run] = made.services.run(run)["status"]
+        left = [run for run in ids if states[run] not in FINISHED]
+        if not left or (way == "wait" and len(left) <= RUNS - 120 and _quiet(made)):
+            break
+        time.sleep(0.5)
+    return states
+
+
+def _quiet(made: Cluster) -> bool:
+    """Tell whether nothing is reserved and nobody is about to try: all that is left waits for the next period."""
+    with made.services.database.read() as connection:
+        waits = connection.scalar(select(func.count()).select_from(budget_waits).where(
+            budget_waits.c.patient))  # fmt: skip
+    return waits == RUNS - 120 and not any(entry.usd_reserved for entry in made.services.budgets.balances().values())
+
+
+def _tells(error: dict[str, Any]) -> bool:
+    return (
+        error["kind"] == "budget"
+        and "the budget of team bench per month" in error["message"].lower()
+        and "more than is left" in error["message"]
+    )
+
+
+def _bill(sandbox: Sandbox) -> int:
+    """Return the sandbox's own count of tokens at today's prices, in micro-dollars."""
+    pricer = GenaiPricer()
+    total = 0
+    for providers in sandbox.bill().values():
+        for provider, models in providers.items():
+            for model, kinds in models.items():
+                usage = Usage(
+                    input_tokens=kinds.get("input", 0),
+                    cache_read_tokens=kinds.get("cached", 0),
+                    output_tokens=kinds.get("output", 0),
+                )
+                total += pricer.price(provider, model, usage) or 0
+    return total
+
+
+class _Naive:
+    """Check then add: adds up what is on the ledger, and lets the call go where it would fit."""
+
+    def __init__(self, inner: Budgets, limit: int) -> None:
+        self.inner = inner
+        self.limit = limit
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def spent(self) -> int:
+        with self.inner.database.read() as connection:
+            return int(connection.scalar(select(func.coalesce(func.sum(ledger.c.cost_micro), 0))) or 0)
+
+    def reserve(self, key: Any, info: Any, own: Any, *, usd: int, tokens: int, max_tokens: int) -> Held | Shortage:
+        if self.spent() + usd <= self.limit:
+            return Held(key, max_tokens, usd, tokens)
+        (entry,) = self.inner.look(info, own)
+        balance = replace(entry.balance, usd_limit=self.limit, usd_spent=self.spent(), usd_reserved=0)
+        return replace(entry, balance=balance)
+
+
+def _naive_runs(folder: Path, sandbox: Sandbox) -> Finding:
+    """The same runs with a naive budget in the engine's own port."""
+    settings = Settings(
+        _env_file=None,
+        home=folder,
+        database_url=f"sqlite:///{folder}/gorgon.db",
+        broker_url=EMBEDDED_BROKER,
+    )
+    home = new_home()
+    with (
+        contextlib.closing(build(settings)) as services,
+        embedded(
+            services, queues=["openai"], slots=SLOTS, home=home, target="sandbox", sandbox_url=sandbox.url
+        ) as runtime,
+    ):
+        lab = Lab(services, sandbox, home)
+        plan, _ = lab.services.read(WORKFLOW % "deny")
+        first = lab.wait(lab.services.submit(plan, {"part": "000"}, home=lab.home).run_id)
+        cost = round(first.document["cost_usd"] * 1e6)
+        limit = int(cost * (FITTING + 1))
+        lab.services.set_budget("team:bench", period="month", usd="1000")
+        naive = _Naive(lab.services.budgets, limit)
+        runtime.executor.budgets = naive  # type: ignore[assignment]
+        ids = [lab.services.submit(plan, {"part": f"{n:03d}"}, home=lab.home).run_id for n in range(RUNS)]
+        for run in ids:
+            lab.wait(run, within=RUN_SECONDS)
+        over = max(0, naive.spent() - limit)
+    return Finding(f"{RUNS} runs, check then add: over", dollars(over), "> 0 (it can be seen)", over > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
