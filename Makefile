@@ -5,7 +5,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt bench lock setup
+.PHONY: help demo test check fmt bench bench-budget lock setup
 
 VENV ?= .venv
 PYTHON ?=
@@ -18,7 +18,7 @@ READY := $(VENV)/.ready$(addprefix -,$(notdir $(PYTHON)))
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 demo: $(READY) ## run a workflow of several agents, offline on the sandbox
 	@$(BIN)/gorgon demo $(ARGS)
@@ -38,6 +38,9 @@ fmt: $(READY) ## format the code
 
 bench: $(READY) ## measure steps against raw Celery, with PostgreSQL and Redis (15 minutes)
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-budget: $(READY) ## overshoot no budget: 16 processes, kills, 200 runs at once (5 minutes)
+	@$(BIN)/python -m bench.budget $(ARGS)
 
 setup: $(READY) ## only install
 
