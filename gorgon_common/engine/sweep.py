@@ -27,6 +27,9 @@ SURELY_LOST = 60.0
 SENT_BEFORE_DUE = 5.0
 """A step becomes due this long after its message was sent (`persistence.store.LOST_SECONDS`)."""
 
+GRACE = 3.0
+"""After the database was away nobody is declared dead for so long: workers say every two seconds that they live."""
+
 log = get_logger(__name__)
 
 
@@ -53,6 +56,7 @@ class Sweep:
         self.target = publisher.target
         self._clock = clock
         self._epoch: str | None = None
+        self._blind_until = float("-inf")
         self._seen: deque[tuple[float, dict[int, float]]] = deque(maxlen=60)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -78,7 +82,14 @@ class Sweep:
                 log.error("the sweep failed", error=repr(error))
 
     def once(self) -> int:
-        """Make one pass, if nobody else does.  Returns how many messages it sent again."""
+        """Make one pass, if nobody else does.  Returns how many messages it sent again.  Raises Unavailable."""
+        try:
+            return self._pass()
+        except Unavailable:
+            self._blind_until = self._clock() + GRACE
+            raise
+
+    def _pass(self) -> int:
         if not self.shelf.lead(f"sweep:{self.target}:{self.home}", self.name, LEASE):
             return 0
         self._time_is_up()
@@ -106,6 +117,8 @@ class Sweep:
 
     def _recover(self) -> int:
         """Take back what dead workers held; it goes first."""
+        if self._clock() < self._blind_until:
+            return 0  # leases ran out because nobody could renew them
         heads = [head for head, _ in self.shelf.reap(home=self.home, target=self.target)]
         for head in heads:  # one message each: a suspect must not take others with it
             self.publisher.publish([head], recovered=True)

@@ -54,7 +54,7 @@ class Process:
                     self._ready.set()
         self._ready.set()
 
-    def wait_ready(self, seconds: float = 20.0) -> None:
+    def wait_ready(self, seconds: float = 60.0) -> None:
         """Wait until it says that it is ready.  Raises AssertionError with what it said where it does not."""
         assert self._ready.wait(seconds), "".join(self.said)
         assert self.line, "".join(self.said)
