@@ -111,7 +111,7 @@ class Publisher:
         for place, head in enumerate(heads):
             if head.weight == Weight.SLOW:
                 wanted[head.queue] = wanted.get(head.queue, 0) + 1
-                if wanted[head.queue] > LEAST_ROOM and wanted[head.queue] > self._room(head.queue):
+                if wanted[head.queue] > self._room(head.queue):
                     return heads[:place]
         return heads
 

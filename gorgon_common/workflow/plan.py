@@ -180,8 +180,8 @@ class Plan:
         """Return for each node the nodes that depend on it, ascending."""
         found: list[list[int]] = [[] for _ in self.nodes]
         for index, node in enumerate(self.nodes):
-            for dep in node.deps:
-                found[dep.node].append(index)
+            for number in {dep.node for dep in node.deps}:  # an edge that also orders is one edge
+                found[number].append(index)
         return found
 
     def to_json(self) -> str:

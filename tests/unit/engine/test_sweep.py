@@ -1,0 +1,317 @@
+"""The sweep: what counts as lost, what does not, and what it does about it.  Time is moved by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gorgon_common.engine import control
+from gorgon_common.engine.records import step_id
+from gorgon_common.engine.states import RunStatus, StepStatus
+from gorgon_common.errors import Conflict, Final, Unavailable
+from gorgon_common.workflow.plan import Plan
+from tests.support.engine import Desk, agent, plan_of
+from tests.support.fleet import Fleet, Post, Process, fleet
+
+S = StepStatus
+
+
+class Hands:
+    """A clock that a test moves, for the sweeps and for the database alike."""
+
+    def __init__(self, made: Fleet) -> None:
+        self.made = made
+        self.now = made.store.database.now().timestamp()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def move(self, seconds: float) -> None:
+        self.now += seconds
+        self.made.elapse(seconds)
+
+
+def step(name: str, *after: int, **fields: Any) -> Any:
+    return agent(name, *after, **{"spec": {"provider": "openai", "model": "gpt-test", "prompt": "go"}, **fields})
+
+
+@pytest.fixture
+def made(sqlite_url: str) -> Iterator[Fleet]:
+    with fleet(sqlite_url, 2) as found:
+        yield found
+
+
+@pytest.fixture
+def clock(made: Fleet) -> Hands:
+    hands = Hands(made)
+    for process in made.processes:
+        process.sweep._clock = hands
+    return hands
+
+
+@pytest.fixture
+def here(made: Fleet, clock: Hands) -> Process:
+    return made.processes[0]
+
+
+def other_message(made: Fleet) -> Post:
+    """A message that stands in the queue, so that it is not empty."""
+    post = Post([1], "openai", "gorgon.agent")
+    made.mailbox.waiting.append(post)
+    return post
+
+
+# What is lost
+
+
+def test_what_was_sent_a_moment_ago_is_not_lost(made: Fleet, here: Process, clock: Hands) -> None:
+    here.submit(plan_of(step("a")))
+    made.mailbox.waiting.clear()
+    clock.move(4)
+    assert here.sweep.once() == 0
+
+
+def test_a_message_is_lost_if_its_queue_is_empty(made: Fleet, here: Process, clock: Hands) -> None:
+    run = here.submit(plan_of(step("a")))
+    made.mailbox.waiting.clear()
+    clock.move(5.5)
+    assert here.sweep.once() == 1
+    assert [post.ids for post in made.mailbox.waiting] == [[step_id(run, 0)]]
+    clock.move(1)
+    assert here.sweep.once() == 0  # it was sent anew just now
+
+
+def test_a_message_that_stands_in_its_queue_is_slow_not_lost(made: Fleet, here: Process, clock: Hands) -> None:
+    here.submit(plan_of(step("a")))
+    clock.move(30)
+    assert here.sweep.once() == 0
+    assert len(made.mailbox.waiting) == 1
+
+
+def test_a_message_is_lost_if_a_later_one_was_served_some_time_ago(made: Fleet, here: Process, clock: Hands) -> None:
+    here.submit(plan_of(step("a")))
+    made.mailbox.waiting.clear()
+    other_message(made)
+    clock.move(6)
+    assert here.sweep.once() == 0  # the queue is not empty: who knows
+    here.store.heartbeat(here.member, 1e6, {0: clock.now})
+    assert here.sweep.once() == 0  # the later one was served only now
+    clock.move(5.5)
+    assert here.sweep.once() == 1
+
+
+def test_an_earlier_one_that_was_served_proves_nothing(made: Fleet, here: Process, clock: Hands) -> None:
+    here.store.heartbeat(here.member, 1e6, {0: clock.now - 10})
+    here.submit(plan_of(step("a")))
+    made.mailbox.waiting.clear()
+    other_message(made)
+    for _ in range(4):
+        clock.move(6)
+        assert here.sweep.once() == 0
+
+
+def test_everything_is_lost_if_the_broker_has_lost_its_memory(made: Fleet, here: Process, clock: Hands) -> None:
+    here.sweep.once()
+    run = here.submit(plan_of(step("a"), step("b")))
+    made.mailbox.waiting.clear()
+    made.mailbox.mark = "another epoch"
+    other_message(made)
+    assert here.sweep.once() == 2
+    assert sorted(key for post in made.mailbox.waiting[1:] for key in post.ids) == [step_id(run, 0), step_id(run, 1)]
+    assert here.sweep.once() == 0
+
+
+def test_a_message_is_lost_after_a_minute_whatever_the_queue_looks_like(
+    made: Fleet, here: Process, clock: Hands
+) -> None:
+    here.submit(plan_of(step("a")))
+    made.mailbox.waiting.clear()
+    other_message(made)
+    clock.move(59)
+    assert here.sweep.once() == 0
+    clock.move(7)
+    assert here.sweep.once() == 1
+
+
+def test_nothing_is_lost_while_the_broker_is_away(made: Fleet, here: Process, clock: Hands) -> None:
+    here.submit(plan_of(step("a")))
+    made.mailbox.away = True
+    clock.move(20)
+    assert here.sweep.once() == 0
+    made.mailbox.away = False
+    assert here.sweep.once() == 0
+
+
+def test_what_a_worker_holds_is_not_lost(made: Fleet, here: Process, clock: Hands) -> None:
+    run = here.submit(plan_of(step("a")))
+    desk = Desk(made.store)
+    desk.one(run, 0, worker=here.member)
+    made.mailbox.waiting.clear()
+    clock.move(30)
+    assert here.sweep.once() == 0
+
+
+# Who sweeps
+
+
+def test_one_sweeps_at_a_time(made: Fleet, here: Process, clock: Hands) -> None:
+    other = made.processes[1]
+    here.submit(plan_of(step("a")))
+    made.mailbox.waiting.clear()
+    clock.move(5.5)
+    assert here.store.lead(f"sweep:sandbox:{here.home}", "somebody", 5)
+    assert (here.sweep.once(), other.sweep.once()) == (0, 0)
+    clock.move(5.5)
+    assert sorted([here.sweep.once(), other.sweep.once()]) == [0, 1]
+
+
+def test_a_sweep_that_fails_is_made_again(made: Fleet, here: Process, clock: Hands) -> None:
+    """Its thread must live."""
+    calls = []
+
+    def breaks() -> int:
+        calls.append(len(calls))
+        if len(calls) == 3:
+            here.sweep._stop.set()
+        raise Unavailable("away") if len(calls) == 1 else RuntimeError("a fault of ours")
+
+    here.sweep.once = breaks  # type: ignore[method-assign]
+    here.sweep._stop.wait = lambda _=None: here.sweep._stop.is_set()  # type: ignore[method-assign, assignment]
+    here.sweep._forever()
+    assert calls == [0, 1, 2]
+
+
+# The dead, the waiting, the late
+
+
+def test_what_the_dead_held_goes_out_one_to_a_message(made: Fleet, here: Process, clock: Hands) -> None:
+    run = here.submit(plan_of(*[step(f"s{number}") for number in range(4)]))
+    made.mailbox.waiting.clear()
+    desk = Desk(made.store)
+    desk.claim(run, 0, 1, 2, 3, worker=desk.register(lease=5))
+    clock.move(6)
+    here.sweep.once()
+    assert sorted(post.ids for post in made.mailbox.waiting) == [[step_id(run, number)] for number in range(4)]
+
+
+def test_sleepers_are_woken(made: Fleet, here: Process, clock: Hands) -> None:
+    run = here.submit(plan_of(step("a")))
+    made.mailbox.waiting.clear()
+    desk = Desk(made.store)
+    held = desk.one(run, 0, worker=here.member)
+    made.store.park(held, seconds=20, reason="retry", message="busy", calls=(), attempt=True)
+    clock.move(19)
+    here.sweep.once()
+    assert made.mailbox.waiting == []
+    clock.move(2)
+    here.sweep.once()
+    assert [post.ids for post in made.mailbox.waiting] == [[step_id(run, 0)]]
+
+
+def test_a_run_that_is_out_of_time_fails_and_says_so(made: Fleet, here: Process, clock: Hands) -> None:
+    run = here.submit(plan_of(step("a"), step("b", 0), limits={"timeout": 30}))
+    made.mailbox.waiting.clear()
+    clock.move(29)
+    here.sweep.once()
+    assert made.statuses(run)[0] is S.READY
+    clock.move(2)
+    made.mailbox.waiting.clear()
+    here.sweep.once()
+    made.drain()
+    assert made.status(run) is RunStatus.FAILED
+    error, cancelled = made.store.failure(run)
+    assert error is not None
+    assert (error["kind"], cancelled) == ("timeout", False)
+    assert "longer than its limit of 30 s" in error["message"]
+    assert set(made.statuses(run).values()) == {S.CANCELLED, S.SUCCEEDED}
+
+
+def test_the_backlog_is_refilled(made: Fleet, here: Process, clock: Hands) -> None:
+    here.submit(plan_of(*[step(f"s{number}") for number in range(70)]))
+    made.mailbox.waiting.clear()
+    assert made.store.shelved() == {0: 6}
+    here.sweep.once()
+    assert made.store.shelved() == {}
+    assert len(made.mailbox.waiting) == 6
+
+
+# Control
+
+
+def cancelled(made: Fleet, here: Process, run: int) -> None:
+    control.cancel(made.store, here.publisher, here.knowledge.run(run))
+
+
+def test_a_cancel_runs_only_the_final_steps(made: Fleet, here: Process) -> None:
+    run = here.submit(plan_of(step("a"), step("b", 0), step("last", phase="finally")))
+    cancelled(made, here, run)
+    made.drain()
+    assert made.status(run) is RunStatus.CANCELLED
+    assert made.provider.calls == ["last"]
+    with pytest.raises(Conflict, match="cancelled already"):
+        cancelled(made, here, run)
+
+
+def test_steps_for_errors_are_skipped_after_a_cancel(made: Fleet, here: Process) -> None:
+    run = here.submit(plan_of(step("a"), step("mend", phase="on_error")))
+    cancelled(made, here, run)
+    made.drain()
+    assert made.provider.calls == []
+    assert made.statuses(run)[1] is S.SKIPPED
+
+
+def resumed(made: Fleet, here: Process, before: int, plan: Plan) -> tuple[int, int, int]:
+    return control.resume(
+        made.store,
+        here.knowledge,
+        here.knowledge.run(before),
+        plan,
+        publisher=here.publisher,
+        public_id=f"run_again{before}",
+        now=made.store.database.now(),
+        home="",
+        grouped=frozenset(),
+    )
+
+
+def test_a_resume_pays_for_nothing_twice(made: Fleet, here: Process) -> None:
+    fails = [True]
+
+    def flaky(call: Any) -> str:
+        if fails:
+            raise Final("boom")
+        return "mended"
+
+    made.provider.behaves["flaky"] = flaky
+    plan = plan_of(step("a"), step("b", 0, spec={"provider": "openai", "model": "gpt-test", "prompt": "flaky"}))
+    run = here.submit(plan)
+    made.drain()
+    assert made.status(run) is RunStatus.FAILED
+    fails.clear()
+    again, reused, left = resumed(made, here, run, plan)
+    made.drain()
+    assert (reused, left) == (1, 1)
+    assert made.status(again) is RunStatus.SUCCEEDED
+    assert made.provider.calls == ["a", "b", "b"]
+    assert made.store.info(again).root == run
+
+
+def test_a_run_that_is_going_on_cannot_be_resumed(made: Fleet, here: Process) -> None:
+    plan = plan_of(step("a"))
+    run = here.submit(plan)
+    with pytest.raises(Conflict, match="has not ended yet"):
+        resumed(made, here, run, plan)
+
+
+def test_a_changed_step_and_what_comes_after_it_are_run_anew(made: Fleet, here: Process) -> None:
+    plan = plan_of(step("a"), step("b", 0))
+    run = here.submit(plan)
+    made.drain()
+    edited = plan_of(step("a"), step("b", 0, spec={"provider": "openai", "model": "gpt-test", "prompt": "other"}))
+    again, reused, left = resumed(made, here, run, edited)
+    made.drain()
+    assert (reused, left) == (1, 1)
+    assert made.status(again) is RunStatus.SUCCEEDED
+    assert made.provider.calls == ["a", "b", "b"]
