@@ -16,6 +16,7 @@ BURST, READY, VALVE = 0.05, 0.5, 0.8
 FIRST, FULL, RAISE = 0.95, 1.0, 0.01
 DECREASE, FLOOR, RECOVERY, EPOCH = 0.5, 0.05, 0.1, 1000.0
 GRACE, SEEN, PATIENT = 5000.0, 60_000.0, 10_000.0
+CLOSE, STILL, WATCH = 250.0, 250.0, 1500.0
 BREAKER_WINDOW, BREAKER_CALLS, BREAKER_SHARE = 10, 20, 0.5
 BREAKER_FIRST, BREAKER_LONGEST, BREAKER_PROBE = 5000.0, 120_000.0, 60_000.0
 
@@ -180,6 +181,7 @@ class Gatekeeper:
             self._line_up(member, team, weight, tag, wait)
             return ["wait", wait, why or "turn", self.now + wait]
         self._take(call, team, weight, share, cost)
+        self.state["calls"][call]["lease"] = lease
         self._served(team, tag, share / weight)
         if place is not None:
             self.leave(member)
@@ -294,7 +296,7 @@ class Gatekeeper:
                 self.n[f"p {d}"], self.n[f"pa {d}"] = left - cost[d], self.now
             self.put(d, self.level(d) - cost[d])
             self.n[f"k {d}"] = self.n.get(f"k {d}", 0.0) + cost[d]
-            self.n[f"mean {d}"] = 0.9 * self.n.get(f"mean {d}", cost[d]) + 0.1 * cost[d]
+            self.n.setdefault(f"mean {d}", cost[d])
         self.n["sn"] = 0.9 * self.n.get("sn", share) + 0.1 * share
         self.n["seq"] = self.n.get("seq", 0) + 1
         self.n["yes"] = self.n.get("yes", 0) + 1
@@ -335,6 +337,7 @@ class Gatekeeper:
             actual = used.get(d, reserved)
             real = max(real, actual * PERIOD[d] / bound / 1000)
             back = reserved - actual
+            self.n[f"mean {d}"] = 0.9 * self.n.get(f"mean {d}", actual) + 0.1 * actual
             if back:
                 self._refund(d, back, reserved, later=taken["seq"] > self.n.get(f"ps {d}", 0))
         self._correct(taken, real)
@@ -398,25 +401,33 @@ class Gatekeeper:
             return None
         rest = left - (self.n.get(f"k {d}", 0.0) - taken["before"][d])
         window = ends if self.n.get(f"w {d}") else None
-        if window is None:
+        if window is not None:
+            rest -= self._close(taken) * self.n.get(f"mean {d}", 0.0)
+        else:
             rest += max(0.0, self.now - taken["seen"]) * (self.limit(d) or 0) / PERIOD[d]
         self.n[f"p {d}"], self.n[f"pa {d}"], self.n[f"ps {d}"] = rest, self.now, taken["seq"]
         self.n[f"pe {d}"] = window + 5 if window is not None else self.now + 60_000
         return bool(rest >= self.n.get(f"mean {d}", 0.0))
 
+    def _close(self, taken: Mapping[str, Any]) -> int:
+        """Return how many calls under way left just before this one: they may have arrived after it."""
+        ends = taken["seen"] + taken["lease"]
+        return sum(ends - CLOSE <= until < ends for until in self.state["leases"].values())
+
     def _reset(self, d: str, ends: float) -> float | None:
         """Return when the provider's count starts afresh, None where that is over; tells windows from buckets."""
         if ends <= self.now:
             return None
-        known, since = self.n.get(f"ra {d}"), self.n.get(f"rt {d}", self.now)
-        if known is not None and self.now < known and abs(ends - known) <= 250:
+        known, first = self.n.get(f"ra {d}"), self.n.get(f"r0 {d}", 0.0)
+        if known is not None and self.now < known and abs(ends - first) <= STILL:
             self.n[f"ra {d}"] = max(ends, known)
-            if self.now - since >= 1500:
+            if self.now - self.n.get(f"rt {d}", self.now) >= WATCH:
                 self.n[f"w {d}"] = 1
         else:
-            if known is not None and self.now < known - 500 and ends > known + 250:
+            if known is not None and self.now < known - 2 * STILL and ends > first + STILL:
                 self.n[f"w {d}"] = 0
-            self.n[f"ra {d}"], self.n[f"rt {d}"] = ends, self.now
+            self.n[f"ra {d}"] = self.n[f"r0 {d}"] = ends
+            self.n[f"rt {d}"] = self.now
         return float(self.n[f"ra {d}"])
 
     def _slow(self, outcome: str, after: float | None, *, named: bool) -> None:

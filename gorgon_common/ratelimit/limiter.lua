@@ -30,6 +30,8 @@ local GRACE = 5000            -- a waiter that has not come this long after it w
 local SEEN = 60000            -- workers that asked in this time count
 local PATIENT = 10000         -- a longer wait is told in part only: much may change
 local STATE_KEPT, REST_KEPT = 172800000, 3600000
+local CLOSE = 250             -- calls that were let in within this time may overtake each other on their way
+local STILL, WATCH = 250, 1500 -- a reset that moves by less in this time is the end of a window
 local B_WINDOW, B_CALLS, B_SHARE, B_FIRST, B_LONGEST, B_PROBE = 10, 20, 0.5, 5000, 120000, 60000
 
 local clock = call('TIME')
@@ -247,7 +249,7 @@ local function acquire()
       if left then set(d .. 'p', left - cost[d]); set(d .. 'pa', now) end
       put(d, level(d) - cost[d])
       set(d .. 'k', get(d .. 'k', 0) + cost[d])
-      set(d .. 'n', 0.9 * get(d .. 'n', cost[d]) + 0.1 * cost[d])
+      if not get(d .. 'n') then set(d .. 'n', cost[d]) end
     end
     before_it[#before_it + 1] = get(d .. 'k', 0)
   end
@@ -264,7 +266,7 @@ local function acquire()
   set('seq', seq)
   set('yes', get('yes', 0) + 1)
   call('ZADD', LEASES, now + lease, id)
-  call('HSET', CALLS, id, cmsgpack.pack({team, weight, now, seq, share, reserved, before_it}))
+  call('HSET', CALLS, id, cmsgpack.pack({team, weight, now, seq, share, reserved, before_it, lease}))
   save()
   keep()
   return granted()
@@ -323,7 +325,7 @@ local function slow(outcome, after, named)
   end
 end
 
-local function learn(d, capped, left, resets, absolute, seen, seq, since)
+local function learn(d, capped, left, resets, absolute, seen, seq, since, lease)
   if capped >= 0 and capped ~= get(d .. 'c') then
     refresh()
     set(d .. 'c', capped)
@@ -336,20 +338,25 @@ local function learn(d, capped, left, resets, absolute, seen, seq, since)
   if resets >= 0 then
     ends = absolute and now + resets or seen + resets
     if ends <= now then return nil end -- of a window that is over
-    local known, since_when = get(d .. 'ra'), get(d .. 'rt', now)
-    if known and now < known and math.abs(ends - known) <= 250 then
+    local known, first = get(d .. 'ra'), get(d .. 'r0', 0)
+    if known and now < known and math.abs(ends - first) <= STILL then
       if ends > known then set(d .. 'ra', ends) end
-      if now - since_when >= 1500 then set(d .. 'w', 1) end -- it stands still: a window, not a bucket
+      if now - get(d .. 'rt', now) >= WATCH then set(d .. 'w', 1) end -- it stands still: a window, not a bucket
     else
-      if known and now < known - 500 and ends > known + 250 then set(d .. 'w', 0) end -- it moves: a bucket
-      set(d .. 'ra', ends); set(d .. 'rt', now)
+      if known and now < known - 2 * STILL and ends > first + STILL then set(d .. 'w', 0) end -- it moves: a bucket
+      set(d .. 'ra', ends); set(d .. 'r0', ends); set(d .. 'rt', now)
     end
     ends = get(d .. 'ra')
   end
   if seq < get(d .. 'ps', 0) then return nil end -- a later call has told more
   local rest = left - since
   local window = get(d .. 'w', 0) == 1 and ends
-  if not window then rest = rest + max(0, now - seen) * limit(d) / PERIOD[d] end
+  if window then
+    -- Calls that left just before this one may have arrived after it.
+    rest = rest - call('ZCOUNT', LEASES, seen - CLOSE + lease, '(' .. string.format('%.17g', seen + lease)) * get(d .. 'n', 0)
+  else
+    rest = rest + max(0, now - seen) * limit(d) / PERIOD[d]
+  end
   set(d .. 'p', rest); set(d .. 'pa', now); set(d .. 'ps', seq)
   set(d .. 'pe', window and ends + 5 or now + 60000)
   return rest >= get(d .. 'n', 0)
@@ -361,7 +368,7 @@ local function settle()
   local packed = call('HGET', CALLS, id)
   if not packed then return 0 end -- settled already, or forgotten
   call('HDEL', CALLS, id)
-  local team, weight, seen, seq, share, reserved, before_it = unpack(cmsgpack.unpack(packed))
+  local team, weight, seen, seq, share, reserved, before_it, lease = unpack(cmsgpack.unpack(packed))
   set('lat', 0.9 * get('lat', now - seen) + 0.1 * (now - seen))
   local real = 0
   for k, d in ipairs(DIMENSIONS) do
@@ -370,6 +377,7 @@ local function settle()
     if limit(d) then
       real = max(real, actual * PERIOD[d] / limit(d) / 1000)
       local back = reserved[k] - actual
+      set(d .. 'n', 0.9 * get(d .. 'n', actual) + 0.1 * actual)
       if back ~= 0 then
         local has = level(d)
         -- A refund may stand above the burst, up to two calls: it was never used.
@@ -389,7 +397,7 @@ local function settle()
     local d = DIMENSIONS[number]
     local since = get(d .. 'k', 0) - before_it[number]
     local said = learn(d, tonumber(ARGV[k + 1]), tonumber(ARGV[k + 2]), tonumber(ARGV[k + 3]), ARGV[k + 4] == '1',
-      seen, seq, since)
+      seen, seq, since, lease)
     named = true
     if said ~= nil then agree = (agree == nil or agree) and said end
   end
