@@ -35,6 +35,7 @@ from gorgon_common.errors import (
     RateLimited,
     StepError,
     Throttled,
+    UserError,
 )
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.expressions import Env, conform, evaluate_condition, parse_template, render_value, to_text
@@ -109,7 +110,7 @@ class Executor:
             return Done(attempt.result(StepStatus.CANCELLED, reason="the run was stopped"))
         except Short as short:
             return attempt.short(short)
-        except (StepError, ExpressionError, ConfigurationError, NotAvailable) as error:
+        except (StepError, ExpressionError, UserError) as error:
             return attempt.failed(error)
 
 
