@@ -5,7 +5,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt bench bench-budget lock setup
+.PHONY: help demo test check fmt bench bench-budget bench-limits lock setup
 
 VENV ?= .venv
 PYTHON ?=
@@ -38,6 +38,9 @@ fmt: $(READY) ## format the code
 
 bench: $(READY) ## measure steps against raw Celery, with PostgreSQL and Redis (15 minutes)
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-limits: $(READY) ## fill every quota, break none: four processes against real token buckets (12 minutes)
+	@$(BIN)/python -m bench.limits $(ARGS)
 
 bench-budget: $(READY) ## overshoot no budget: 16 processes, kills, 200 runs at once (5 minutes)
 	@$(BIN)/python -m bench.budget $(ARGS)

@@ -17,6 +17,7 @@ WORKFLOWS = typer.Typer(no_args_is_help=True)
 ROLES = typer.Typer(no_args_is_help=True)
 COSTS = typer.Typer(no_args_is_help=True)
 BUDGETS = typer.Typer(no_args_is_help=True)
+LIMITS = typer.Typer(no_args_is_help=True)
 DATABASE = typer.Typer(no_args_is_help=True)
 
 Files = Annotated[list[str], typer.Argument(metavar="FILE…", help="YAML files; - reads stdin.")]
@@ -53,6 +54,7 @@ def add_commands(app: typer.Typer) -> None:
     app.add_typer(ROLES, name="roles", help="The roles that agents play.", rich_help_panel=LOOK)
     app.add_typer(COSTS, name="costs", help="What calls have cost.", rich_help_panel=LOOK)
     app.add_typer(BUDGETS, name="budgets", help="What may be spent.", rich_help_panel=LOOK)
+    app.add_typer(LIMITS, name="limits", help="What providers allow, and what is used of it.", rich_help_panel=LOOK)
     app.add_typer(DATABASE, name="db", help="The database's tables.", rich_help_panel=SERVE)
     app.command(rich_help_panel=SERVE)(doctor)
 
@@ -319,3 +321,39 @@ def budgets_ls(as_json: AsJson = False) -> None:
 def database_upgrade(as_json: AsJson = False) -> None:
     """Create the tables, or bring them up to date."""
     lazy.load("gorgon_common.cli.doctor:upgrade_database")(as_json=as_json)
+
+
+@LIMITS.command("ls")
+def limits_ls(as_json: AsJson = False) -> None:
+    """List rate limits, what is left of them, and what waits."""
+    lazy.load("gorgon_common.cli.limits:list_limits")(as_json=as_json)
+
+
+@LIMITS.command("set")
+def limits_set(
+    provider: Annotated[str, typer.Argument(metavar="PROVIDER", help="openai or anthropic.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, or a pattern such as 'gpt-5*'.")] = "*",
+    requests: Annotated[float | None, typer.Option("--requests", help="Requests a minute.")] = None,
+    requests_per_day: Annotated[float | None, typer.Option("--requests-per-day", help="Requests a day.")] = None,
+    tokens: Annotated[float | None, typer.Option("--tokens", help="Tokens a minute, both ways.")] = None,
+    input_tokens: Annotated[float | None, typer.Option("--input-tokens", help="Input tokens a minute.")] = None,
+    output_tokens: Annotated[float | None, typer.Option("--output-tokens", help="Output tokens a minute.")] = None,
+    concurrency: Annotated[float | None, typer.Option("--concurrency", help="Calls in flight.")] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Forget what was set for it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Set limits that are kept to whatever the provider says."""
+    lazy.load("gorgon_common.cli.limits:set_limits")(
+        provider,
+        model,
+        limits={
+            "requests": requests,
+            "requests_per_day": requests_per_day,
+            "tokens": tokens,
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "concurrency": concurrency,
+        },
+        clear=clear,
+        as_json=as_json,
+    )

@@ -1,0 +1,115 @@
+"""Which limits hold for a gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gorgon_common.engine.limits import Gate, Quota
+from gorgon_common.errors import ConfigurationError, Unavailable
+from gorgon_common.ratelimit import quotas
+from gorgon_common.ratelimit.quotas import MOST, OwnLimits, QuotaBook, Rule, read_limits
+
+GPT = Gate("live", "openai", "a", "gpt-5")
+NOTHING = OwnLimits({}, (), {})
+
+
+def own(tmp_path: Path, text: str) -> OwnLimits:
+    path = tmp_path / "limits.yaml"
+    path.write_text(text)
+    return read_limits(path)
+
+
+def test_tier_one_is_assumed_and_nothing_is_a_ceiling() -> None:
+    assumed, ceiling = QuotaBook(NOTHING).quota(GPT)
+    assert (assumed.requests, assumed.tokens) == (500, 500_000)
+    assert ceiling == Quota(concurrency=MOST)
+
+
+def test_a_tier_and_rules_of_ones_own(tmp_path: Path) -> None:
+    mine = own(
+        tmp_path,
+        """
+openai: {tier: 2, models: {"gpt-5*": {requests: 100, concurrency: 5}, "*": {tokens: 7}}}
+weights: {research: 2}
+""",
+    )
+    book = QuotaBook(mine)
+    assumed, ceiling = book.quota(GPT)
+    assert (assumed.requests, assumed.tokens, assumed.concurrency) == (5000, 1_000_000, 5)
+    assert (ceiling.requests, ceiling.tokens, ceiling.concurrency) == (100, 7, 5)
+    assert (book.weight("research"), book.weight("other")) == (2.0, 1.0)
+
+
+def test_what_was_set_last_wins_and_is_seen_soon() -> None:
+    stored: list[Rule] = []
+    now = [0.0]
+    book = QuotaBook(
+        OwnLimits({}, (Rule("openai", "*", {"requests": 50.0, "tokens": 9.0}),), {}),
+        stored=lambda: stored,
+        clock=lambda: now[0],
+    )
+    assert book.quota(GPT)[1].requests == 50
+    stored[:] = [Rule("openai", "gpt-5", {"requests": 10.0}), Rule("openai", "*", {"requests": 20.0})]
+    now[0] += 4.9
+    assert book.quota(GPT)[1].requests == 50
+    now[0] += 0.2
+    assert (book.quota(GPT)[1].requests, book.quota(GPT)[1].tokens) == (10, 9)
+
+
+def test_without_the_database_what_was_known_holds() -> None:
+    now, away = [0.0], [False]
+
+    def stored() -> list[Rule]:
+        if away[0]:
+            raise Unavailable
+        return [Rule("*", "*", {"requests": 3.0})]
+
+    book = QuotaBook(NOTHING, stored=stored, clock=lambda: now[0])
+    assert book.quota(GPT)[1].requests == 3
+    now[0], away[0] = 100.0, True
+    assert book.quota(GPT)[1].requests == 3
+
+
+def test_a_compatible_server_has_no_tiers() -> None:
+    assumed, _ = QuotaBook(NOTHING, official=lambda _: False).quota(GPT)
+    assert assumed.limits() == (None,) * 5
+
+
+def test_the_sandbox_has_its_own() -> None:
+    assumed, _ = QuotaBook(NOTHING).quota(Gate("sandbox", "anthropic", "sandbox", "claude-sonnet-5"))
+    assert (assumed.requests, assumed.input_tokens, assumed.concurrency) == (600_000, 400_000_000, 1000)
+
+
+def test_every_tier_of_the_table_can_be_read() -> None:
+    for provider, entry in quotas._defaults().items():
+        if provider == "sandbox":
+            continue
+        for tier in entry["tiers"]:
+            book = QuotaBook(OwnLimits({provider: str(tier)}, (), {}))
+            assumed, _ = book.quota(Gate("live", provider, "a", "anything"))
+            assert assumed.requests
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("openai: {tier: 9}", "openai has no tier 9; it has 1, 2, 3, 4, 5"),
+        ("openai: {models: {'*': {request: 5}}}", "there is no limit 'request'"),
+        ("openai: {models: {'*': {requests: 0}}}", "requests is 0; it has to be a number above 0"),
+        ("openai: {models: {'*': {requests: many}}}", "requests is 'many'"),
+        ("openai: {teir: 2}", "openai has no teir"),
+        ("weights: {research: 0}", "weight has to be above 0"),
+        ("openai: [1", "is not YAML"),
+        ("just a text", "limits.yaml"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        own(tmp_path, text)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        read_limits(tmp_path / "none.yaml")

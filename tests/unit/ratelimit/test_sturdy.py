@@ -1,0 +1,134 @@
+"""A worker whose limiter cannot be reached: careful, never unlimited, and back as soon as it can be."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from gorgon_common.engine.limits import Ask, Gate, Grant, Quota, Settlement, Wait
+from gorgon_common.ratelimit.redis import RedisLimiter
+from gorgon_common.ratelimit.sturdy import UNSEEN_WORKERS, SturdyLimiter
+from tests.support.servers import dying_with_parent, free_port, redis_executable
+
+GATE = Gate("live", "openai", "acme", "gpt-5")
+
+
+class Book:
+    def quota(self, gate: Gate) -> tuple[Quota, Quota]:
+        return Quota(requests=600, tokens=60_000), Quota(concurrency=10**6)
+
+
+class Server:
+    """A Redis that can be killed and started again on its port."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        argv = [redis_executable(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir"]
+        self.process = subprocess.Popen(dying_with_parent([*argv, str(self.folder)]), stdout=subprocess.DEVNULL)
+        client = redis.Redis.from_url(self.url, retry=redis.retry.Retry(redis.backoff.ConstantBackoff(0.02), 500))
+        client.ping()
+        client.close()
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+class Desk:
+    def __init__(self, url: str, workers: int = 1) -> None:
+        self.now = 1000.0
+        self.count = 0
+        self.shared = [RedisLimiter(url, Book(), worker=f"w{number}") for number in range(workers)]
+        self.limiter = SturdyLimiter(self.shared[0], Book(), worker="w0", clock=lambda: self.now)
+
+    def ask(self, tokens: int = 10) -> object:
+        self.count += 1
+        return self.limiter.acquire(Ask(f"c{self.count}", GATE, tokens_in=tokens, ticket="t"))
+
+    def grants(self) -> list[Grant]:
+        found = []
+        while isinstance(answer := self.ask(), Grant):
+            found.append(answer)
+        return found
+
+    def close(self) -> None:
+        for shared in self.shared:
+            shared.close()
+
+
+def test_for_a_second_everybody_waits_then_each_goes_on_alone(server: Server) -> None:
+    desk = Desk(server.url, workers=4)
+    for other in desk.shared[1:]:
+        other.acquire(Ask(f"x{id(other)}", GATE))
+    assert isinstance(desk.ask(), Grant)
+    server.stop()
+    answer = desk.ask()
+    assert isinstance(answer, Wait)
+    assert answer.why == "unreachable"
+    assert 0.9 <= answer.seconds <= 1.0
+    desk.now += 1.01
+    alone = desk.grants()
+    # four workers: an eighth of 600 a minute each, and one second's worth of it (at least a call) to begin with
+    assert 1 <= len(alone) <= 2
+    assert all(grant.local for grant in alone)
+    desk.close()
+
+
+def test_without_knowing_how_many_there_are_it_takes_many(server: Server) -> None:
+    server.stop()
+    desk = Desk(server.url)
+    desk.ask()
+    desk.now += 1.01
+    assert desk.limiter._scale(GATE) == 1 / (2 * UNSEEN_WORKERS)
+    assert len(desk.grants()) <= 2
+    desk.close()
+
+
+def test_a_call_that_fits_the_whole_limit_is_never_refused_for_good(server: Server) -> None:
+    server.stop()
+    desk = Desk(server.url)
+    desk.ask()
+    desk.now += 1.01
+    assert isinstance(desk.ask(tokens=50_000), Grant | Wait)
+    desk.close()
+
+
+def test_it_comes_back_by_itself_and_late_settlements_are_harmless(server: Server) -> None:
+    desk = Desk(server.url)
+    before = desk.ask()
+    assert isinstance(before, Grant)
+    server.stop()
+    desk.ask()
+    desk.now += 1.01
+    alone = desk.ask()
+    assert isinstance(alone, Grant)
+    assert alone.local
+    desk.limiter.settle(before, Settlement())
+    server.start()
+    assert not isinstance(desk.ask(), Grant) or desk.limiter._down is not None  # it asks once a second only
+    desk.now += 1.01
+    answer = desk.ask()
+    assert isinstance(answer, Grant)
+    assert not answer.local
+    desk.limiter.settle(alone, Settlement())
+    assert desk.limiter.extend([answer, alone]) == 1
+    assert desk.limiter.snapshot()[0]["in_flight"] == 1
+    desk.close()
