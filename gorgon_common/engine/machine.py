@@ -37,6 +37,8 @@ BATCH = 256
 BATCH_SECONDS = 0.002
 SLEEP_IN_PLACE = 0.3
 """Shorter waits are slept in the worker's slot; longer ones let the step go."""
+TIMER_SECONDS = 5.0
+"""Shorter waits end by a timer of the worker's, longer ones by the sweep: thousands may wait for a quota."""
 COMMIT_RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 """How long to wait for a database that is away; the last one again and again.  Shortened by up to a half at random."""
 SLOT_SECONDS = 0.5
@@ -315,8 +317,8 @@ class Machine:
         self._left(job, [step])
         if said == "parked" and not self.closing:
             self.publisher.departed(step)
-            if outcome.room is not None:
-                return []  # it is told by whoever makes room, and sent by the sweep
+            if outcome.room is not None or outcome.seconds > TIMER_SECONDS:
+                return []  # whoever makes room tells it, and the sweep sends it
             timer = threading.Timer(outcome.seconds, self._wake, [step.id])
             timer.daemon = True
             timer.start()
