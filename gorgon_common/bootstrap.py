@@ -13,6 +13,7 @@ from gorgon_common import lazy
 from gorgon_common.canvas import lowering
 from gorgon_common.canvas.celery import CeleryCanvas, make_app
 from gorgon_common.clock import SYSTEM_CLOCK
+from gorgon_common.costs.tracker import RecordedCall
 from gorgon_common.engine import control
 from gorgon_common.engine.context import Knowledge
 from gorgon_common.engine.limits import Gate, Limiter
@@ -212,6 +213,10 @@ class Services:
         """Return `{items, next}`: a row for each call; see `Reports.calls`.  Raises InputInvalid."""
         return self.reports.calls(Filters.read(since, until, only), limit=limit, cursor=cursor)
 
+    def record_calls(self, calls: Sequence[RecordedCall]) -> None:
+        """Store calls that were made outside of runs, for reports; see `costs.tracker`."""
+        self.reports.record(calls)
+
     def estimate(
         self, plan: Plan, inputs: Mapping[str, Any], *, target: str = "sandbox", team: str | None = None
     ) -> dict[str, Any]:
@@ -225,12 +230,15 @@ class Services:
             self.database, self.knowledge.plan, workflow=plan.name, target=target
         )
         book = quota_book(self.settings, self.database)
+        tokens = lazy.load("gorgon_common.costs.tokens")
         document: dict[str, Any] = estimating.estimate(
             plan,
             values,
             target=target,
             history=history,
-            estimator=lazy.load("gorgon_common.costs.tokens:TokenEstimator")(self.reports.ratios(target)),
+            estimator=tokens.TokenEstimator(
+                self.reports.ratios(target), unseen=tokens.SANDBOX_FACTOR if target == "sandbox" else 1.0
+            ),
             prices=lazy.load("gorgon_common.costs.prices:make_pricer")(self.settings.prices),
             quota=lambda provider, model: book.quota(Gate(target, provider, "", model)),
             budgets=estimating.left(self.list_budgets(), team=team or plan.team, workflow=plan.name, target=target),

@@ -190,6 +190,8 @@ class Work:
     most_usd: float | None = None
     """A limit on money that is enforced: the worst cost is no more."""
     most_seconds: float | None = None
+    past_seconds: Sequence[float] = ()
+    """How long the same work took before: it corrects what its parts suggest, for all that is not in the parts."""
     seed: int = 0
 
 
@@ -505,6 +507,7 @@ def forecast(work: Work) -> Forecast:
     for number in range(plays):
         play = _Play(work, rates, random.Random(work.seed * 1_000_003 + number))
         played.append((play, play.play()))
+    _correct(work, played)
     for play, sums in played:
         sums.seconds = max(sums.seconds, play.busy / work.slots, _quota_seconds(work, play.models))
     worst = _Worst(work)
@@ -532,6 +535,15 @@ def forecast(work: Work) -> Forecast:
         budgets=tuple(_verdict(allowance, total, known, rooms) for allowance in work.allowances),
         plays=plays,
     )
+
+
+def _correct(work: Work, played: Sequence[tuple[_Play, _Sums]]) -> None:
+    """Scale the plays' times by how past times compare with their mean."""
+    mean = fmean(sums.seconds for _, sums in played)
+    ratio = learned(seconds / mean for seconds in work.past_seconds) if mean else None
+    if ratio is not None:
+        for play, sums in played:
+            sums.seconds *= ratio.draw(play.chance, {})
 
 
 def _rates(work: Work, call: Call) -> _Rates | None:

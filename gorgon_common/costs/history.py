@@ -40,8 +40,12 @@ class StepHistory:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """`steps`: node id → what past runs did there.  `kin`: (role, provider, model) → past calls of any workflow."""
+    """`steps`: node id → what past runs did there.  `kin`: (role, provider, model) → past calls of any workflow.
+
+    `seconds`: how long the runs took that succeeded.
+    """
 
     runs: int = 0
+    seconds: tuple[float, ...] = ()
     steps: Mapping[str, StepHistory] = field(default_factory=dict)
     kin: Mapping[tuple[str | None, str, str], StepHistory] = field(default_factory=dict)

@@ -103,6 +103,14 @@ class GenaiPricer:
                 return None if amount is None else _micros(amount, free=True)
         return self._from_snapshot(provider, model, usage, tier, now)
 
+    def window(self, provider: str, model: str) -> int | None:
+        """Return the most tokens that a call of this model can have, None where the snapshot does not say."""
+        try:
+            _, info = self._loaded().find_provider_model(model, None, provider, None)
+        except LookupError:
+            return None
+        return None if info.context_window is None else int(info.context_window)
+
     def _from_snapshot(self, provider: str, model: str, usage: Usage, tier: str | None, now: datetime) -> int | None:
         snapshot = self._loaded()
         try:

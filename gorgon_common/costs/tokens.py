@@ -20,6 +20,9 @@ from gorgon_common.costs.usage import Usage
 UNSEEN_ERROR = 0.30
 """The relative error (one standard deviation) that is assumed of a model which nothing is known of."""
 
+SANDBOX_FACTOR = 0.8
+"""The sandbox takes four bytes for a token, which is about so much of what a model would count."""
+
 FLUSH_CALLS = 200
 """Observations that a process keeps before it hands them on."""
 
@@ -127,10 +130,11 @@ class TokenCount:
 
 
 class TokenEstimator:
-    """Estimates of input tokens, corrected per (provider, model)."""
+    """Estimates of input tokens, corrected per (provider, model).  `unseen`: the factor where nothing was seen."""
 
-    def __init__(self, ratios: Mapping[tuple[str, str], Ratio] | None = None) -> None:
+    def __init__(self, ratios: Mapping[tuple[str, str], Ratio] | None = None, *, unseen: float = 1.0) -> None:
         self._ratios = dict(ratios or {})
+        self._unseen = unseen
 
     def ratio(self, provider: str, model: str) -> Ratio:
         """Return what is known of a model; of one never called, what is known of its family at the same provider."""
@@ -166,7 +170,8 @@ class TokenEstimator:
 
     def _corrected(self, provider: str, model: str, tokens: float) -> TokenCount:
         ratio = self.ratio(provider, model)
-        return TokenCount(math.ceil(tokens * ratio.factor), ratio.error, ratio.calls)
+        factor = ratio.factor if ratio.calls else self._unseen
+        return TokenCount(math.ceil(tokens * factor), ratio.error, ratio.calls)
 
     def describe(self) -> list[dict[str, Any]]:
         """Return what is known of each model: `{provider, model, family, calls, ratio, error}`."""

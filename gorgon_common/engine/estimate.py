@@ -20,9 +20,8 @@ from gorgon_common.workflow.plan import Kind, Node, Plan
 WINDOW = 2_000_000
 """The most tokens of a call to a model whose context window is not known."""
 FINISHING_SECONDS = 60.0
-STARTUP_SECONDS = 0.1
-"""What the first call to a provider takes beside itself: nothing where it was called before, a second in a new
-process."""
+STARTUP_SECONDS = 0.8
+"""What the first call to a provider takes beside itself: seconds in a new process, which loads its SDK."""
 
 _ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
 
@@ -68,7 +67,8 @@ def estimate(
         price=lambda provider, model, usage: priced(provider, model, usage),
         window=lambda provider, model: prices.window(provider, model) or WINDOW,
         slots=slots,
-        startup=Guess(STARTUP_SECONDS * len(seen.providers), 1.3, forecasts.ASSUMED),
+        startup=Guess(0.0 if history.seconds else STARTUP_SECONDS * len(seen.providers), 1.2, forecasts.ASSUMED),
+        past_seconds=history.seconds,
         quotas={model: _minute(*quota(*model)) for model in models},
         allowances=allowances,
         most_usd=min(caps, default=None),

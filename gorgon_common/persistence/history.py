@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select
 
 from gorgon_common.costs.history import History, StepHistory
 from gorgon_common.engine.records import ROW_BITS, step_id
-from gorgon_common.engine.states import FINISHED_RUN, StepStatus
+from gorgon_common.engine.states import FINISHED_RUN, RunStatus, StepStatus
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.tables import checkpoints, expansions, ledger, runs, steps
 from gorgon_common.workflow.plan import Plan
@@ -30,7 +30,7 @@ def read_history(database: Database, plan_of: Callable[[str], Plan], *, workflow
     """Return what finished runs of a workflow on a target (live, sandbox) tell, and recent calls of other workflows."""
     with database.read() as connection:
         past = connection.execute(
-            select(runs.c.id, runs.c.plan_hash)
+            select(runs.c.id, runs.c.plan_hash, runs.c.status, runs.c.started_at, runs.c.finished_at)
             .where(
                 runs.c.workflow == workflow,
                 runs.c.target == target,
@@ -43,7 +43,12 @@ def read_history(database: Database, plan_of: Callable[[str], Plan], *, workflow
         for row in past:
             _run(connection, row.id, plan_of(row.plan_hash), found)
         kin = _kin(connection, target)
-    return History(len(past), found, kin)
+    seconds = tuple(
+        (row.finished_at - row.started_at).total_seconds()
+        for row in past
+        if row.status == RunStatus.SUCCEEDED and row.started_at is not None and row.finished_at is not None
+    )
+    return History(len(past), seconds, found, kin)
 
 
 def _run(connection: Connection, number: int, plan: Plan, found: dict[str, StepHistory]) -> None:

@@ -32,7 +32,7 @@ from sqlalchemy.sql.selectable import Subquery
 
 from gorgon_common.clock import format_time, parse_time
 from gorgon_common.costs.tokens import Ratio
-from gorgon_common.costs.usage import Usage
+from gorgon_common.costs.tracker import RecordedCall
 from gorgon_common.engine.records import ROW_BITS, ROW_MASK
 from gorgon_common.errors import InputInvalid
 from gorgon_common.persistence.database import Database
@@ -47,7 +47,8 @@ LIBRARY = "library"
 """The target of calls that were made outside of runs and recorded with `costs.tracker`."""
 
 _TOKENS = ("input", "cache_read", "cache_write", "output", "reasoning")
-_SUMS = ("calls", "failed_calls", "unpriced_calls", *(f"{name}_tokens" for name in _TOKENS), "cost_micro", "latency_ms")
+_COUNTS = ("calls", "failed_calls", "unpriced_calls", "timed", "latency_ms", "cost_micro")
+_SUMS = (*_COUNTS, *(f"{name}_tokens" for name in _TOKENS))
 _NOBODY = "none"
 """The provider of steps that stand for a call in benchmarks and tests."""
 
@@ -92,25 +93,6 @@ class Filters:
             None if until is None else _moment(until, end=True),
             only or {},
         )
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedCall:
-    """A call that somebody made outside of a run.  `cost_micro` is None where it is not known."""
-
-    at: datetime
-    team: str
-    workflow: str
-    provider: str
-    model: str
-    usage: Usage
-    cost_micro: int | None
-    price_version: str | None
-    role: str | None = None
-    run: str | None = None
-    step: str | None = None
-    latency_ms: int | None = None
-    outcome: str = "ok"
 
 
 class Reports:
@@ -247,6 +229,7 @@ class Reports:
             *(func.sum(getattr(columns, f"{name}_tokens")).label(f"{name}_tokens") for name in _TOKENS),
             func.coalesce(func.sum(columns.cost_micro), 0).label("cost_micro"),
             func.coalesce(func.sum(columns.latency_ms), 0).label("latency_ms"),
+            func.count(columns.latency_ms).label("timed"),
         )
         runs_of = func.count(distinct(columns.run)).label("runs")
         columns_of_groups: list[Any] = [*keys, *sums, runs_of]
@@ -411,7 +394,7 @@ def _row(by: Sequence[str], key: Sequence[Any], sums: Mapping[str, int]) -> dict
         "cost_usd": None if sums["unpriced_calls"] else known,
         "known_cost_usd": known,
         "unpriced_calls": sums["unpriced_calls"],
-        "latency_ms": round(sums["latency_ms"] / sums["calls"]) if sums["calls"] else None,
+        "latency_ms": round(sums["latency_ms"] / sums["timed"]) if sums["timed"] else None,
     }
 
 
