@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         gorgon = Gorgon(both, folder)
         stack.callback(gorgon.close)
         raw = Raw(both, folder)
+        stack.callback(raw.close)
         cells, found, versions = _measure(gorgon, raw, asked.shapes.split(","), sizes, 1 if asked.quick else ROUNDS)
         _say("2,000 slow steps")
         found.append(latency.slow_steps(gorgon))

@@ -74,7 +74,7 @@ def creation(gorgon: Gorgon, *, steps: int = 10_000, times: int = 3) -> Figure:
 def memory(fleet: Fleet) -> Figure:
     """Return the memory of a worker after all that it has done."""
     megabytes = max(map(resident_bytes, fleet.pids)) / 1024**2
-    return Figure("memory of a worker (RSS)", megabytes, f"{megabytes:.0f} MB")
+    return Figure("memory of a worker after all that (RSS)", megabytes, f"{megabytes:.0f} MB")
 
 
 def messages(gorgon: Gorgon) -> list[Figure]:

@@ -222,6 +222,10 @@ class Raw:
         finally:
             fleet.stop()
 
+    def close(self) -> None:
+        """Forget the results of canvases, for which Celery would subscribe again when Redis is gone."""
+        self.tasks.app.backend.result_consumer.subscribed_to.clear()
+
     def counters(self, deps: shapes.Deps) -> None:
         """Run a graph by in-degree counters."""
         self.tasks.wait(self.tasks.send_counters(deps), RUN_SECONDS)

@@ -21,6 +21,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 
@@ -210,17 +211,25 @@ def _plain(value: Any) -> Any:
     """Dataclasses to dicts without the fields that hold their default, tuples to lists."""
     if hasattr(value, "__dataclass_fields__"):
         plain: dict[str, Any] = {}
-        for entry in fields(value):
-            current = getattr(value, entry.name)
-            default = entry.default_factory() if callable(entry.default_factory) else entry.default
+        for name, default in _defaults(type(value)):
+            current = getattr(value, name)
             if current != default:
-                plain[entry.name] = _plain(current)
+                plain[name] = _plain(current)
         return plain
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
     return value
+
+
+@cache
+def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:
+    """Return (name, default) of a dataclass's fields."""
+    return tuple(
+        (entry.name, entry.default_factory() if callable(entry.default_factory) else entry.default)
+        for entry in fields(kind)
+    )
 
 
 def _ref(data: dict[str, Any]) -> Ref:
