@@ -15,7 +15,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -48,15 +48,22 @@ def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisPro
 
 
 @pytest.fixture(scope="module")
+def postgres_process() -> Iterator[tuple[str, Callable[[], float]]]:
+    """A PostgreSQL with fsync, and what crashes it and starts it again."""
+    with crashing_postgres() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
 def together(
-    postgres_admin: str,
+    postgres_process: tuple[str, Callable[[], float]],
     redis_process: RedisProcess,
     sandbox_process: Sandbox,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("chaos")
     with (
-        fresh_database(postgres_admin) as database,
+        fresh_database(postgres_process[0]) as database,
         cluster(database, redis_process.url, sandbox_process, folder, lease=LEASE) as made,
     ):
         yield made
@@ -204,7 +211,7 @@ class TestWorkers:
         victim = holder(fleet)
         took = victim.terminate()
         figure("SIGTERM in mid-run, until the worker had ended", took)
-        assert took < 5
+        assert took < 10
         assert victim._process.returncode == 0
         ran = fleet.wait(run_id)
         assert ran.status == "succeeded", ran.document["error"]
@@ -371,11 +378,13 @@ class TestRedis:
 
 
 class TestPostgres:
-    def test_every_connection_is_cut_in_mid_run(self, fleet: Cluster, postgres_admin: str, sandbox: Sandbox) -> None:
+    def test_every_connection_is_cut_in_mid_run(
+        self, fleet: Cluster, postgres_process: tuple[str, Callable[[], float]], sandbox: Sandbox
+    ) -> None:
         name = fleet.services.database.engine.url.database
         run_id = fleet.start(MIXED, INPUTS)
         begun = time.time()
-        with psycopg.connect(postgres_admin, autocommit=True) as admin:
+        with psycopg.connect(postgres_process[0], autocommit=True) as admin:
             for after in (3, 9, 15):
                 eventually(lambda after=after: len(sandbox.log(status=200)) > after, what="more of the run")
                 admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name])
@@ -385,25 +394,20 @@ class TestPostgres:
         once(fleet, ran)
         assert set(prompts(sandbox).values()) == {1}, "results were held, not asked for again"
 
-    def test_postgres_crashes_in_mid_run(self, redis_process: RedisProcess, sandbox: Sandbox, tmp_path: Path) -> None:
-        """Its workers and the one who looks on hold what they have until it is there again."""
-        with (
-            crashing_postgres() as (admin, crash),
-            fresh_database(admin) as database,
-            cluster(database, redis_process.url, sandbox, tmp_path, lease=LEASE) as fleet,
-        ):
-            fleet.worker(wait=False)
-            fleet.worker()
-            run_id = fleet.start(MIXED, INPUTS)
-            eventually(lambda: len(sandbox.log(status=200)) > 6, what="the middle of the run")
-            down = crash()
-            begun = time.time()
-            ran = fleet.wait(run_id)
-            figure(f"PostgreSQL crashed ({down:.1f} s away), until the run had ended", time.time() - begun)
-            assert ran.status == "succeeded", ran.document["error"]
-            once(fleet, ran)
-            assert all(process.alive for process in fleet.processes)
-            assert set(prompts(sandbox).values()) == {1}, "results were held, not asked for again"
+    def test_it_crashes_in_mid_run_and_comes_back(
+        self, fleet: Cluster, postgres_process: tuple[str, Callable[[], float]], sandbox: Sandbox
+    ) -> None:
+        """The workers, and the one who looks on, hold what they have until it is there again."""
+        run_id = fleet.start(MIXED, INPUTS)
+        eventually(lambda: len(sandbox.log(status=200)) > 6, what="the middle of the run")
+        down = postgres_process[1]()
+        begun = time.time()
+        ran = fleet.wait(run_id)
+        figure(f"PostgreSQL crashed ({down:.1f} s away), until the run had ended", time.time() - begun)
+        assert ran.status == "succeeded", ran.document["error"]
+        once(fleet, ran)
+        assert all(process.alive for process in fleet.processes)
+        assert set(prompts(sandbox).values()) == {1}, "results were held, not asked for again"
 
 
 class TestLaptop:
