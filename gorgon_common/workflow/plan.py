@@ -211,7 +211,7 @@ def _plain(value: Any) -> Any:
     """Dataclasses to dicts without the fields that hold their default, tuples to lists."""
     if hasattr(value, "__dataclass_fields__"):
         plain: dict[str, Any] = {}
-        for name, default in _defaults(type(value)):
+        for name, default in _defaults(value.__class__):
             current = getattr(value, name)
             if current != default:
                 plain[name] = _plain(current)
@@ -224,7 +224,7 @@ def _plain(value: Any) -> Any:
 
 
 @cache
-def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:
+def _defaults(kind: type[Any]) -> tuple[tuple[str, Any], ...]:
     """Return (name, default) of a dataclass's fields."""
     return tuple(
         (entry.name, entry.default_factory() if callable(entry.default_factory) else entry.default)
