@@ -22,6 +22,7 @@ from itertools import chain, repeat
 from typing import ParamSpec, Protocol, TypeVar
 
 from gorgon_common.costs.usage import CallRecord
+from gorgon_common.engine.alarm import Alarm
 from gorgon_common.engine.budget import UNSENT
 from gorgon_common.engine.context import Knowledge
 from gorgon_common.engine.outcomes import Done, Ended, Expanded, Failed, Outcome, Parked, Passed
@@ -116,6 +117,7 @@ class Machine:
         self._commit = threading.Lock()
         self._suspect = threading.Lock()
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="gorgon-step")
+        self._alarm = Alarm(self._wake)
         self.closing = False
 
     # Messages
@@ -319,16 +321,14 @@ class Machine:
             self.publisher.departed(step)
             if outcome.room is not None or outcome.seconds > TIMER_SECONDS:
                 return []  # whoever makes room tells it, and the sweep sends it
-            timer = threading.Timer(outcome.seconds, self._wake, [step.id])
-            timer.daemon = True
-            timer.start()
+            self._alarm.set(outcome.seconds, step.id)
         return []
 
-    def _wake(self, key: int) -> None:
+    def _wake(self, keys: Sequence[int]) -> None:
         try:
-            self._publish(self.store.wake([key]))
+            self._publish(self.store.wake(keys))
         except GorgonError as error:
-            log.warning("a waiting step is left to the sweep", step=key, error=error.message)
+            log.warning("waiting steps are left to the sweep", steps=len(keys), error=error.message)
 
     def _expand(self, job: Job, step: Claimed, outcome: Expanded) -> list[Claimed]:
         made = self._stored(
@@ -533,6 +533,7 @@ class Machine:
         until = time.monotonic() + seconds
         while self.held and time.monotonic() < until:
             self.sleep(0.01)
+        self._alarm.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         return not self.held
 

@@ -13,7 +13,7 @@ Runs::
 
     queued → running ⇄ paused → finishing → succeeded | failed | cancelled
     running → succeeded | failed                (no step has failed, so there was nothing to stop)
-    queued | paused → failed                    (the process that ran it has died)
+    queued | running | paused → failed | cancelled    (the process that ran it has died)
 
 A finished state is written once.  The numbers are what the database stores: do not renumber them.
 """
@@ -68,10 +68,13 @@ STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {
 """`pending → running` and `waiting → running` are `→ ready → running` in one transaction (the hand-over);
 `ready → succeeded` is a late finish whose lease had run out and that nobody else has claimed since."""
 
+_DIED = (RunStatus.FAILED, RunStatus.CANCELLED)
+"""The process that ran it has died; it is cancelled where somebody asks for that."""
+
 RUN_TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
-    RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.FINISHING, RunStatus.FAILED}),
-    RunStatus.RUNNING: frozenset({RunStatus.PAUSED, RunStatus.FINISHING, RunStatus.SUCCEEDED, RunStatus.FAILED}),
-    RunStatus.PAUSED: frozenset({RunStatus.RUNNING, RunStatus.FINISHING, RunStatus.FAILED}),
+    RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.FINISHING, *_DIED}),
+    RunStatus.RUNNING: frozenset({RunStatus.PAUSED, RunStatus.FINISHING, RunStatus.SUCCEEDED, *_DIED}),
+    RunStatus.PAUSED: frozenset({RunStatus.RUNNING, RunStatus.FINISHING, *_DIED}),
     RunStatus.FINISHING: FINISHED_RUN,
     RunStatus.SUCCEEDED: frozenset(),
     RunStatus.FAILED: frozenset(),

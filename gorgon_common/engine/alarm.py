@@ -1,0 +1,52 @@
+"""One thread that wakes waiting steps when their time has come, those of the same moment together."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections.abc import Callable
+
+
+class Alarm:
+    """Calls `ring` with the keys whose time has come.  What is set is a convenience: the sweep wakes what it misses."""
+
+    def __init__(self, ring: Callable[[list[int]], None], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._ring = ring
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._times: list[tuple[float, int]] = []
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def set(self, seconds: float, key: int) -> None:
+        """Ring for `key` in so many seconds."""
+        with self._changed:
+            heapq.heappush(self._times, (self._clock() + seconds, key))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="gorgon-alarm", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Ring no more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while due := self._wait():
+            self._ring(due)
+
+    def _wait(self) -> list[int]:
+        """Return the keys that are due, as soon as there are any; none where the alarm was closed."""
+        with self._changed:
+            while not self._closed:
+                now = self._clock()
+                due = []
+                while self._times and self._times[0][0] <= now:
+                    due.append(heapq.heappop(self._times)[1])
+                if due:
+                    return due
+                self._changed.wait(self._times[0][0] - now if self._times else None)
+        return []
