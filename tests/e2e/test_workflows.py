@@ -495,7 +495,7 @@ outputs: {each: "{{each.output}}"}
         assert ran.outputs["each"] == [step["output"] for step in items]
         slow = when(items[0], "finished_at")
         assert all(when(step) < slow for step in items[1:4]), (
-            "a sliding window: batches of two would wait for the first"
+            "batches of two would wait for the first"
         )
         assert max_at_once(items) == 2
 
