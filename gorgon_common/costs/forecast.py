@@ -30,6 +30,9 @@ REREAD = 4.0
 CALL_TOKENS = 1_000
 """The most that a provider adds to a call of its own: the turn's frame, the words around a schema."""
 
+BURST_SECONDS = 3.0
+"""What a bucket holds when the work begins: so many seconds' worth (the limiter's burst)."""
+
 _DRAWS = 60_000
 _FEWEST, _MOST = 60, 400
 _ITEMS = 12
@@ -366,9 +369,13 @@ class _Worst:
         self.endless: set[int] = set()
 
     def all(self) -> _Sums:
-        """Return the most of everything."""
+        """Return the most of everything.  At worst all calls wait for their quota and take their time as well."""
         total = self._body(self.work.top, 1)
-        total.seconds += _upper(self.work.startup)
+        models: dict[tuple[str, str], _Sums] = {}
+        for task, used in zip(self.work.tasks, self.own, strict=True):
+            for model in task.call.models if task.call is not None else ():
+                models.setdefault(model, _Sums()).add(used, 1 / len(task.call.models if task.call else (model,)))
+        total.seconds += _upper(self.work.startup) + _quota_seconds(self.work, models)
         return total
 
     def _body(self, members: Sequence[int], weight: int) -> _Sums:
@@ -672,13 +679,13 @@ def _quota_of(work: Work, provider: str, model: str) -> Quota | None:
 
 
 def _quota_seconds(work: Work, models: Mapping[tuple[str, str], _Sums]) -> float:
-    """Return how long the quotas alone would make the work take.  The first minute's worth may go at once."""
+    """Return how long the quotas alone would make the work take."""
     longest = 0.0
     for (provider, model), sums in models.items():
         quota = _quota_of(work, provider, model)
         if quota is not None:
             needs = _needs(quota, sums.calls, sums.input, sums.output)
-            longest = max(longest, max(needs.values(), default=0.0) - 60.0)
+            longest = max(longest, max(needs.values(), default=0.0) - BURST_SECONDS)
     return longest
 
 
@@ -706,7 +713,7 @@ def _binding(
                     "needed": round(needed / 60.0 * limit),
                     "seconds": round(needed, 1),
                     "share": round(needed / max(60.0, seconds), 4),
-                    "binds": needed - 60.0 > 0 and needed - 60.0 >= seconds * 0.99,
+                    "binds": needed - BURST_SECONDS > 0 and needed - BURST_SECONDS >= seconds * 0.99,
                 }
             )
     return max(found, key=lambda entry: float(entry["share"]), default=None)

@@ -43,8 +43,6 @@ REPLY_TOKENS = 450
 """How long a reply in plain text is taken to be."""
 REASONING = {"none": 0.0, "minimal": 0.1, "low": 0.15, "medium": 0.4, "high": 0.7, "xhigh": 1.2, "max": 1.5}
 """Reasoning tokens for each visible one, by effort."""
-SANDBOX_REPLY = 0.3
-"""The sandbox answers with invented replies, so much shorter than those of models."""
 REPLY_SPREAD, ITEMS_SPREAD, ROUNDS_SPREAD = 0.35, 0.4, 0.6
 LIVE_SECONDS, LIVE_RATE = 1.5, 60.0
 """A live model is taken to begin after so many seconds and to write so many tokens a second."""
@@ -56,6 +54,8 @@ _SHOWN_ITEMS = 50
 _SAMPLES = 3
 """Past values from which on a step speaks for itself."""
 _SENTENCE = "The part that was asked for is done in small steps, each of which can be checked alone."
+_BRIEF = _SENTENCE[:26]
+"""The sandbox's invented replies are much shorter than those of models."""
 _ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
 _UNCALLED = frozenset({Kind.COMMAND, Kind.ACTION, Kind.APPROVAL, Kind.WORKFLOW, Kind.WAIT, Kind.NOOP})
 
@@ -97,44 +97,45 @@ def outlook(
     return _Reader(plan, inputs, history, estimator, target, latency).read()
 
 
-def example(schema: Any, depth: int = 0) -> Any:
+def example(schema: Any, sentence: str = _SENTENCE, depth: int = 0) -> Any:
     """Return a value of a JSON Schema as a model might write it: sentences, lists of three."""
     if not isinstance(schema, Mapping) or depth > 8:
-        return _SENTENCE
+        return sentence
     if "const" in schema:
         return schema["const"]
     if schema.get("enum"):
         return schema["enum"][0]
     for key in ("anyOf", "oneOf", "allOf"):
         if schema.get(key):
-            return example(schema[key][0], depth + 1)
+            return example(schema[key][0], sentence, depth + 1)
     kind = schema.get("type")
     kind = next((entry for entry in kind if entry != "null"), "null") if isinstance(kind, list) else kind
     match kind:
         case "object":
-            return {name: _field(name, entry, depth) for name, entry in (schema.get("properties") or {}).items()}
+            fields = (schema.get("properties") or {}).items()
+            return {name: _field(name, entry, sentence, depth) for name, entry in fields}
         case "array":
-            return [example(schema.get("items") or {}, depth + 1) for _ in range(3)]
+            return [example(schema.get("items") or {}, sentence, depth + 1) for _ in range(3)]
         case "boolean":
             return True
         case "integer" | "number":
             return 12
         case "null":
             return None
-    return _SENTENCE
+    return sentence
 
 
-def _field(name: str, schema: Any, depth: int) -> Any:
-    made = example(schema, depth + 1)
-    if made != _SENTENCE:
+def _field(name: str, schema: Any, sentence: str, depth: int) -> Any:
+    made = example(schema, sentence, depth + 1)
+    if made != sentence:
         return made
     if name in ("id", "severity", "category", "kind", "type", "unit", "language", "status"):
         return "t1"
     if name in ("title", "name", "path", "file", "location"):
-        return _SENTENCE[:32]
+        return sentence[:32]
     if name in ("code", "content", "report", "diff", "body", "document"):
-        return "\n".join([_SENTENCE] * 6)
-    return _SENTENCE if depth else f"{_SENTENCE}  {_SENTENCE}"
+        return "\n".join([sentence] * 6)
+    return sentence if depth else f"{sentence}  {sentence}"
 
 
 class _Reader:
@@ -323,8 +324,9 @@ class _Reader:
         if output is None:
             visible = self._tokens(model, to_text(self._reply_example(node)))
             share = REASONING.get(str(node.spec.get("effort") or "none"), 0.4)
-            size = visible * (1 + share) * (SANDBOX_REPLY if self.target == "sandbox" else 1.0)
-            output = Guess(max(8.0, size), REPLY_SPREAD, ASSUMED)
+            if self.target == "sandbox":
+                share *= 0.3
+            output = Guess(max(8.0, visible * (1 + share)), REPLY_SPREAD, ASSUMED)
             self.said.append(
                 "A reply that nothing is known of is taken to be as long as its schema suggests"
                 + (", less on the sandbox." if self.target == "sandbox" else ".")
@@ -344,9 +346,10 @@ class _Reader:
 
     def _reply_example(self, node: Node) -> Any:
         schema = node.spec.get("schema")
+        sentence = _BRIEF if self.target == "sandbox" else _SENTENCE
         if schema is not None:
-            return example(schema)
-        return " ".join([_SENTENCE] * max(1, REPLY_TOKENS // 18))
+            return example(schema, sentence)
+        return " ".join([sentence] * max(1, REPLY_TOKENS // 18))
 
     # Prompts
 
