@@ -1,7 +1,8 @@
 """`python -m bench.limits` (`make bench-limits`): how much of a quota is used, and how many calls are refused.
 
-Four worker processes drive the limiter against the sandbox's own token buckets and windows, each scenario on an account of
-its own, side by side.  Beside each figure stands what others do, or a control in which the same harness sees the fault.
+Four worker processes drive the limiter against the sandbox's own token buckets and windows, each scenario on an account
+of its own, side by side.  Beside each figure stands what others do, or a control in which the same harness sees the
+fault.
 Exits with 0 only where every target is reached.
 """
 
@@ -125,8 +126,8 @@ class Seen:
         return sum(since + 0.02 < grant < until - 0.005 for since, until in pauses for grant in grants)
 
     def excess(self, since: float, seconds: float) -> float:
-        """Return by how many calls the limit was exceeded in any time that begins at `since`, up to `seconds`."""
-        times = [entry["time"] for entry in self.within(since, since + seconds) if entry["status"] == 200]
+        """Return by how many calls, refused ones too, the limit was exceeded in a time that begins at `since`."""
+        times = [entry["time"] for entry in self.within(since, since + seconds)]
         rate = self.case.limit / 60
         return max((place + 1 - rate * (at - since) for place, at in enumerate(times)), default=0.0)
 
@@ -176,7 +177,7 @@ def slow(*, quick: bool, parts: Sequence[str]) -> list[Target]:
     """Run the scenarios of 600 calls a minute side by side."""
     length = 60.0 if quick else 300.0
     filled = [
-        Case("bucket-600", {"requests": 600}, measured=length),
+        Case("bucket-600", {"requests": 600, "burst": 0.1}, measured=length),
         Case("window10-600", _window(600, 10), measured=length, aligned=10),
         Case("window60-600", _window(600, 60), measured=length, aligned=60),
         Case(
@@ -202,6 +203,8 @@ def slow(*, quick: bool, parts: Sequence[str]) -> list[Target]:
     ]
     faults = [
         Case("halved", {"requests": 600}, measured=max(length, 120.0)),
+        Case("pauses", {"requests": 600}, measured=80.0),
+        Case("pauses-backoff", {"requests": 600}, way="backoff", measured=50.0),
         Case("teams", {"requests": 600}, threads={"large": 20, "middle": 3, "small": 1}, measured=length),
         Case("flushed", {"requests": 600}, measured=110.0, warm=20, redis="flushed"),
         Case("flushed-full", {"requests": 600}, way="full", measured=60.0, warm=20, redis="flushed-full"),
@@ -212,6 +215,8 @@ def slow(*, quick: bool, parts: Sequence[str]) -> list[Target]:
 
     def meddle(sandbox: Sandbox, servers: dict[str, Redis], begins: float) -> None:
         if "faults" in parts:
+            pauses = {"account": "pauses*", "status": 429, "retry_after": "2s", "every": 40}
+            sandbox.faults(pauses)
             for work in (_halve, _flush, _down):
                 thread = threading.Thread(target=work, args=(sandbox, servers, begins, marks), daemon=True)
                 thread.start()
@@ -219,7 +224,7 @@ def slow(*, quick: bool, parts: Sequence[str]) -> list[Target]:
     seen = drive(cases, meddle)
     targets = [target for case in filled if case.name in seen for target in _filled(seen[case.name])]
     if "faults" in parts:
-        targets += [*_halved(seen["halved"], marks), *_fair(seen["teams"]), *_flushed(seen, marks)]
+        targets += [*_halved(seen["halved"], marks), *_paused(seen), *_fair(seen["teams"]), *_flushed(seen, marks)]
         targets += _was_down(seen["redis-down"], marks)
     return targets
 
@@ -259,7 +264,16 @@ def _halved(seen: Seen, marks: dict[str, list[float]]) -> list[Target]:
             "limit halved: used 30 s later", back, "percent", 0.95, note=f"{refused} times 429 of {let_in + refused}"
         ),
         Target("limit halved: back at 95 % after", first, "seconds", 30, below=True),
-        Target("limit halved: calls within a Retry-After", seen.violations(), "count", 0, below=True),
+    ]
+
+
+def _paused(seen: dict[str, Seen]) -> list[Target]:
+    ours, theirs = seen["pauses"], seen["pauses-backoff"]
+    met = sum(call[5] == 429 for call in ours.calls)
+    note = f"{met} pauses of 2 s were asked for"
+    return [
+        Target("calls within a Retry-After", ours.violations(), "count", 0, below=True, note=note),
+        Target("… control: exponential backoff", theirs.violations(), "count"),
     ]
 
 
@@ -309,6 +323,7 @@ def _down(sandbox: Sandbox, servers: dict[str, Redis], begins: float, marks: dic
     _sleep_until(begins + 90)
     servers["down"].start()
     marks["down"].append(time.time())
+    time.sleep(600)  # a server ends with the thread that has started it
 
 
 def _was_down(seen: Seen, marks: dict[str, list[float]]) -> list[Target]:
@@ -331,7 +346,7 @@ def fast(*, quick: bool) -> list[Target]:
     length = 30.0 if quick else 60.0
     many = {"team": 60}
     cases = [
-        Case("bucket-6000", {"requests": 6000}, limit=6000, threads=many, measured=length, warm=15),
+        Case("bucket-6000", {"requests": 6000, "burst": 0.1}, limit=6000, threads=many, measured=length, warm=15),
         Case("window10-6000", _window(6000, 10), limit=6000, threads=many, measured=length, warm=15, aligned=10),
         Case("window60-6000", _window(6000, 60), limit=6000, threads=many, measured=60, warm=15, aligned=60),
     ]
@@ -344,9 +359,17 @@ def fast(*, quick: bool) -> list[Target]:
 
 def others(*, quick: bool) -> list[Target]:
     """Run the ways of others at 600 and at 6,000 calls a minute."""
-    length = 20.0 if quick else 40.0
+    length = 15.0 if quick else 30.0
     cases = [
-        Case(f"{way}-{limit}", {"requests": limit}, way=way, limit=limit, threads=threads, warm=20, measured=length)
+        Case(
+            f"{way}-{limit}",
+            {"requests": limit, "burst": 0.1},
+            way=way,
+            limit=limit,
+            threads=threads,
+            warm=15,
+            measured=length,
+        )
         for limit, threads in ((600, {"team": 24}), (6000, {"team": 60}))
         for way in ("sdk", "backoff")
     ]

@@ -1,8 +1,8 @@
 """One of the four worker processes of `bench.limits`: `python -m bench.quota_worker SPEC.json NUMBER OUT.json`.
 
 Drives a way of keeping to a quota and a simulated provider over plain HTTP, so that little CPU goes to anything else.
-The ways: `gorgon` (the limiter), `sdk` (the provider's SDK with its own retries), `backoff` (a semaphore with exponential
-backoff), `full` (a plain bucket in Redis that starts full).
+The ways: `gorgon` (the limiter), `sdk` (the provider's SDK with its own retries), `backoff` (a semaphore with
+exponential backoff), `full` (a plain bucket in Redis that starts full).
 """
 
 from __future__ import annotations
@@ -124,9 +124,11 @@ class Side:
         denials = 0
         ready = time.time()
         tokens = case.prompt // 4 + 10
+        name = ""
         while not self.over():
+            name = name or f"{self.number}-{place}-{team}-{next(self.numbers)}"
             ask = Ask(
-                f"{self.number}-{place}-{team}-{next(self.numbers)}",
+                name,
                 gate,
                 tokens_in=tokens,
                 tokens_out=case.max_tokens,
@@ -139,6 +141,7 @@ class Side:
                 time.sleep(min(answer.seconds, max(0.0, case.ends - time.time())))
                 continue
             assert isinstance(answer, Grant), answer
+            name = ""
             sent = time.time()
             status, headers, usage = line.call()
             answered = time.time()
@@ -177,7 +180,8 @@ class Side:
             while not self.over():
                 sent = time.time()
                 status, headers, _ = line.call()
-                self.calls.append((team, ready, sent, sent, time.time(), status, None, 0))
+                after = retry_after(headers) if status == 429 else None
+                self.calls.append((team, ready, sent, sent, time.time(), status, after, 0))
                 if status == 200:
                     break
                 time.sleep(min(60.0, chance.random() * 2.0**tries))

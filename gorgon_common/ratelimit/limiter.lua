@@ -24,13 +24,13 @@ local VALVE = 0.8             -- of the burst: above it nobody's turn is waited 
 local FIRST, FULL = 0.95, 1.0 -- share of the limit that is refilled: at first, and once the headers agree
 local RAISE = 0.01            -- of that share, a second
 local DECREASE, FLOOR = 0.5, 0.05
-local RECOVERY = 0.1          -- of the rate, for each second's worth that is used
+local RECOVERY = 0.2          -- of the rate, for each second's worth that is used
 local EPOCH = 1000            -- at most one decrease in this time
 local GRACE = 5000            -- a waiter that has not come this long after it was due has gone
 local SEEN = 60000            -- workers that asked in this time count
 local PATIENT = 10000         -- a longer wait is told in part only: much may change
 local STATE_KEPT, REST_KEPT = 172800000, 3600000
-local CLOSE = 250             -- calls that were let in within this time may overtake each other on their way
+local CLOSE = 1000            -- calls that were let in within this time may overtake each other on their way
 local STILL, WATCH = 250, 1500 -- a reset that moves by less in this time is the end of a window
 local B_WINDOW, B_CALLS, B_SHARE, B_FIRST, B_LONGEST, B_PROBE = 10, 20, 0.5, 5000, 120000, 60000
 
