@@ -494,9 +494,7 @@ outputs: {each: "{{each.output}}"}
         assert [step["item"] for step in items] == [0, 1, 2, 3, 4]
         assert ran.outputs["each"] == [step["output"] for step in items]
         slow = when(items[0], "finished_at")
-        assert all(when(step) < slow for step in items[1:4]), (
-            "batches of two would wait for the first"
-        )
+        assert all(when(step) < slow for step in items[1:4]), "batches of two would wait for the first"
         assert max_at_once(items) == 2
 
     def test_max_parallel_of_the_workflow(self, lab: Lab) -> None:
