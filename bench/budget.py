@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -54,7 +55,7 @@ from tests.support.sandbox import Sandbox, start_sandbox
 from tests.support.servers import postgres, redis_server
 
 SEED = 20261122
-PROCESSES, LEAVES = 16, 8
+PROCESSES, THREADS, LEAVES = 16, 4, 8
 ATTEMPTS, QUICK_ATTEMPTS = 100_000, 8_000
 CYCLES_PER_SECOND = 500
 LOWEST, HIGHEST = 1, 1000
@@ -142,37 +143,70 @@ def _info() -> RunInfo:
 
 
 def _child(given: dict[str, Any]) -> None:
-    """Reserve and settle; counts go to stdout as JSON lines, one each hundred attempts: a kill loses few."""
-    chance = random.Random(f"{given['seed']}:{given['child']}:{given['first']}")
+    """Reserve and settle in a few threads; counts go to stdout as JSON lines, one each hundred attempts."""
     mine = Budgets(Database(given["url"], pool_size=1))
-    info = _info()
-    mine.applying(info)
+    mine.applying(_info())
     print("ready", flush=True)
     sys.stdin.readline()
-    counts = {"attempts": 0, "cycles": 0, "refused": 0, "falsely": 0, "duplicates": 0}
-    for number in range(given["first"], given["last"]):
+    tally = _Tally(given["attempts"])
+    threads = [threading.Thread(target=_attempts, args=(given, mine, tally, thread)) for thread in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    tally.tell()
+    mine.close()
+
+
+class _Tally:
+    """What the threads of a process have done."""
+
+    def __init__(self, attempts: int) -> None:
+        self.left = attempts
+        self.counts = {"attempts": 0, "cycles": 0, "refused": 0, "falsely": 0, "duplicates": 0, "broken": 0}
+        self._lock = threading.Lock()
+
+    def another(self) -> bool:
+        with self._lock:
+            self.left -= 1
+            return self.left >= 0
+
+    def add(self, **more: int) -> None:
+        with self._lock:
+            for name, count in more.items():
+                self.counts[name] += count
+            self.counts["attempts"] += 1
+            if self.counts["attempts"] % 100 == 0:
+                self.tell()
+
+    def tell(self) -> None:
+        print(json.dumps(self.counts), flush=True)
+
+
+def _attempts(given: dict[str, Any], mine: Budgets, tally: _Tally, thread: int) -> None:
+    chance = random.Random(f"{given['seed']}:{given['child']}:{given['life']}:{thread}")
+    info = _info()
+    number = 0
+    while tally.another():
+        number += 1
         amount = chance.randint(LOWEST, HIGHEST)
         own = accounts(chance.randrange(LEAVES), given["total"])
-        key = (given["child"] << 20, number, 1)
+        key = (given["child"] << 20 | given["life"] << 10 | thread, number, 1)
         answer = mine.reserve(key, info, own, usd=amount, tokens=0, max_tokens=1)
-        if chance.random() < 0.05:
-            counts["duplicates"] += 1
+        duplicate = chance.random() < 0.05
+        broken = 0
+        if duplicate:
             again = mine.reserve(key, info, own, usd=amount, tokens=0, max_tokens=1)
-            if isinstance(answer, Held) and again != answer:
-                raise AssertionError("a call was reserved twice")
+            broken = isinstance(answer, Held) and again != answer
             answer = again
-        counts["attempts"] += 1
         if isinstance(answer, Shortage):
-            counts["refused"] += 1
-            counts["falsely"] += answer.balance.fits(amount, 0)
-        else:
-            fact = {"i": key[0], "t": key[1], "n": 1, "s": 1, "c": chance.randint(0, amount), "k": 0}
-            facts = [fact, fact] if chance.random() < 0.05 else [fact]
-            for _ in facts:
-                mine.settle(facts)
-            counts["cycles"] += 1
-        if counts["attempts"] % 100 == 0 or number + 1 == given["last"]:
-            print(json.dumps({**counts, "next": number + 1}), flush=True)
+            tally.add(refused=1, falsely=answer.balance.fits(amount, 0), duplicates=duplicate, broken=broken)
+            continue
+        fact = {"i": key[0], "t": key[1], "n": 1, "s": 1, "c": chance.randint(0, amount), "k": 0}
+        facts = [fact, fact] if chance.random() < 0.05 else [fact]
+        for _ in facts:
+            mine.settle(facts)
+        tally.add(cycles=1, duplicates=duplicate, broken=broken)
 
 
 class _Crew:
@@ -184,12 +218,10 @@ class _Crew:
         self.children = [self._start(child, 0, share) for child in range(PROCESSES)]
         self.killed = 0
 
-    def _start(self, child: int, first: int, last: int) -> subprocess.Popen[str]:
-        given = {**self.given, "child": child + 1, "first": first, "last": last}
+    def _start(self, child: int, life: int, attempts: int) -> subprocess.Popen[str]:
+        given = {**self.given, "child": child + 1, "life": life, "attempts": attempts}
         command = [sys.executable, "-m", "bench.budget", "--child", json.dumps(given)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        process.given = given  # type: ignore[attr-defined]
-        return process
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, chance: random.Random) -> tuple[list[dict[str, int]], float]:
         """Let them run, and kill a few; return what each said last, and the seconds."""
@@ -220,8 +252,8 @@ class _Crew:
                 if child.wait() == -signal.SIGKILL:
                     self.killed += 1
                     doomed.pop(place)
-                    # Up to a hundred attempts nobody told of: behind them nothing is known.
-                    after = self._start(place, done[-1]["next"] + 200, child.given["last"])  # type: ignore[attr-defined]
+                    told = done[-1]["attempts"] if last.get(place) else 0
+                    after = self._start(place, 1, self.given["share"] - told)
                     assert after.stdout is not None
                     after.stdout.readline()
                     _go(after)
@@ -259,9 +291,10 @@ def reservations_at_once(admin: str, attempts: int, seed: int) -> list[Finding]:
     summed = {name: sum(entry[name] for entry in done) for name in done[0]}
     rate = summed["cycles"] / seconds
     return [
-        Finding("reservations tried, 16 processes", f"{summed['attempts']:,}"),
+        Finding(f"reservations tried, {PROCESSES} processes of {THREADS} threads", f"{summed['attempts']:,}"),
         Finding("  of them held, refused", f"{held:,}, {summed['refused']:,}", "both", summed["refused"] > 0),
         Finding("  asked for twice", f"{summed['duplicates']:,}"),
+        Finding("  of them with two answers", f"{summed['broken']}", "0", summed["broken"] == 0),
         Finding("processes killed before settling", f"{crew.killed}", "> 0", crew.killed > 0),
         Finding("  reservations they left open", f"{len(left)}"),
         Finding("over a budget", dollars(over), "0", over == 0),

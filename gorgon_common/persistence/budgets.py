@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib import resources
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import psycopg
 from sqlalchemy import Connection, Row, delete, func, insert, literal_column, or_, select, update
@@ -55,10 +56,54 @@ _RESERVE = (
     "SELECT * FROM gorgon_reserve(%b, %b::int, %b::smallint, %b::bigint[], %b::bigint, %b::bigint, %b::int, %b::float8)"
 )
 UNCHANGED: Any = object()
+_RESERVE_ALL = "SELECT * FROM gorgon_reserve_all(%b::jsonb, %b::float8) ORDER BY place"
+_BATCH = 64
+_Ask = tuple[Key, Sequence[int], int, int, int]
+"""A call's key, its accounts, micro-dollars, tokens, longest reply."""
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 _HELD, _KNOWN, _SHORT, _STALE = 1, 2, 3, 4
 _TRIES = 5
 _OPTIONS = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c jit=off"
 _ACCOUNTS_CACHED = 4096
+
+
+class _Request(Generic[Asked, Answer]):
+    """One caller of `_Together`."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self.answers: list[Answer] = []
+        self.error: Exception | None = None
+
+
+class _Together(Generic[Asked, Answer]):
+    """Group commit without a timer: whoever holds the lock does for all others what they have asked for meanwhile."""
+
+    def __init__(self, work: Callable[[Sequence[Asked]], Sequence[Answer]]) -> None:
+        self._work = work
+        self._queue: deque[_Request[Asked, Answer]] = deque()
+        self._lock = threading.Lock()
+
+    def do(self, asked: Asked) -> Answer:
+        """Return the answer, or raise what its transaction has raised."""
+        request: _Request[Asked, Answer] = _Request(asked)
+        self._queue.append(request)
+        with self._lock:
+            while not request.answers and request.error is None:
+                self._serve([self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))])
+        if request.error is not None:
+            raise request.error
+        return request.answers[0]
+
+    def _serve(self, batch: Sequence[_Request[Asked, Answer]]) -> None:
+        try:
+            answers = self._work([request.asked for request in batch])
+            for request, answer in zip(batch, answers, strict=True):
+                request.answers.append(answer)
+        except Exception as error:  # noqa: BLE001  each of those who asked gets it, or it would wait for ever
+            for request in batch:
+                request.error = error
 
 
 class Budgets:
@@ -77,6 +122,8 @@ class Budgets:
         self._read_at = -STANDING_SECONDS
         self._accounts: Cache[str, tuple[int, int | None, int | None]] = Cache(_ACCOUNTS_CACHED)
         self._skew = timedelta(0)
+        self._asks: _Together[_Ask, tuple[Any, ...]] = _Together(self._reserve_all)
+        self._facts: _Together[Sequence[Mapping[str, Any]], None] = _Together(self._settle_all)
 
     def close(self) -> None:
         """Close the connection."""
@@ -144,7 +191,7 @@ class Budgets:
     def settle(self, facts: Sequence[Mapping[str, Any]]) -> None:
         """Post what became of calls, in a transaction of its own; see `encoding.settlements`.  Raises Unavailable."""
         if not self.database.sqlite:
-            self._call("SELECT gorgon_settle(%b::jsonb)", (json.dumps(list(facts)),))
+            self._facts.do(facts)
             return
         with self.database.write() as connection:
             settle(connection, facts)
@@ -220,9 +267,23 @@ class Budgets:
         if self.database.sqlite:
             with self.database.write() as connection:
                 return budgets_sqlite.reserve(_driver(connection), key, path, usd, tokens, max_tokens)
-        return self._call(_RESERVE, (*key, list(path), usd, tokens, max_tokens, self.offset))
+        return self._asks.do((key, path, usd, tokens, max_tokens))
 
-    def _call(self, statement: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _reserve_all(self, asks: Sequence[_Ask]) -> list[tuple[Any, ...]]:
+        if len(asks) == 1:
+            key, path, usd, tokens, max_tokens = asks[0]
+            return self._call(_RESERVE, (*key, list(path), usd, tokens, max_tokens, self.offset))
+        body = [
+            {"i": key[0], "t": key[1], "n": key[2], "p": list(path), "c": usd, "k": tokens, "m": max_tokens}
+            for key, path, usd, tokens, max_tokens in asks
+        ]
+        return self._call(_RESERVE_ALL, (json.dumps(body), self.offset))
+
+    def _settle_all(self, asks: Sequence[Sequence[Mapping[str, Any]]]) -> list[None]:
+        self._call("SELECT gorgon_settle(%b::jsonb)", (json.dumps([fact for facts in asks for fact in facts]),))
+        return [None] * len(asks)
+
+    def _call(self, statement: str, arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         """Call a function of PostgreSQL: one transaction and one round trip.  Raises Unavailable."""
         with self._lock:
             for attempt in range(_TRIES):
@@ -232,8 +293,7 @@ class Budgets:
                         self._connection = psycopg.connect(
                             url.render_as_string(hide_password=False), autocommit=True, options=_OPTIONS
                         )
-                    row = self._connection.execute(statement, arguments, prepare=True, binary=True).fetchone()
-                    return cast(tuple[Any, ...], row)
+                    return self._connection.execute(statement, arguments, prepare=True, binary=True).fetchall()
                 except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
                     continue
                 except psycopg.OperationalError as error:

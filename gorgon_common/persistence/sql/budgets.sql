@@ -59,6 +59,30 @@ BEGIN
         NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint;
 END $$;
 
+-- The same for many calls in one transaction.
+-- p_asks  [{i step, t token, n ordinal, p path, c micro-dollars, k tokens, m longest reply}]
+-- Their accounts are locked first, in the order in which all lock them: call by call they would be locked crosswise.
+CREATE OR REPLACE FUNCTION gorgon_reserve_all(p_asks jsonb, p_offset float8) RETURNS TABLE (
+    what smallint, state smallint, max_tokens int, usd bigint, tokens bigint, period_id bigint, usd_limit bigint,
+    usd_spent bigint, usd_reserved bigint, token_limit bigint, token_spent bigint, token_reserved bigint, place int
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    ask record;
+BEGIN
+    PERFORM 1 FROM budget_periods b
+    WHERE b.id = ANY (ARRAY(
+        SELECT DISTINCT id::bigint FROM jsonb_array_elements(p_asks) x, jsonb_array_elements_text(x -> 'p') id
+    )) ORDER BY b.level DESC, b.id FOR UPDATE OF b;
+    FOR ask IN
+        SELECT x.*, row_number() OVER () AS o
+        FROM jsonb_to_recordset(p_asks) AS x(i bigint, t int, n smallint, p bigint[], c bigint, k bigint, m int)
+    LOOP
+        RETURN QUERY SELECT r.*, ask.o::int
+        FROM gorgon_reserve(ask.i, ask.t, ask.n, ask.p, ask.c, ask.k, ask.m, p_offset) r;
+    END LOOP;
+END $$;
+
 -- Post what became of reserved calls.
 -- p_facts  [{i step, t token, n ordinal, s state: 1 settled, 2 released, 3 unknown, c micro-dollars, k tokens}]
 -- A fact: never fenced, and what is said again changes nothing.  Unknown is posted in full; a settlement that comes
