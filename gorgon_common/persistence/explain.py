@@ -14,11 +14,12 @@ from sqlalchemy import Connection, and_, func, or_, select
 from gorgon_common import queues
 from gorgon_common.clock import format_time
 from gorgon_common.costs.history import History
-from gorgon_common.engine.records import ROW_BITS, ROW_MASK, step_id
+from gorgon_common.engine.records import ROW_MASK, step_id
 from gorgon_common.engine.states import FINISHED_RUN, FINISHED_STEP, RunStatus, StepStatus
 from gorgon_common.errors import NotFound
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.history import read_history
+from gorgon_common.persistence.reports import run_of
 from gorgon_common.persistence.tables import (
     backlog,
     budget_periods,
@@ -291,7 +292,7 @@ class _Explanation:
         return int(
             self.connection.scalar(
                 select(func.count())
-                .select_from(backlog.join(runs, runs.c.id == backlog.c.step_id.bitwise_rshift(ROW_BITS)))
+                .select_from(backlog.join(runs, runs.c.id == run_of(backlog.c.step_id)))
                 .where(
                     backlog.c.queue == row.queue,
                     runs.c.target == self.run.target,

@@ -9,9 +9,10 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from gorgon_common.costs.history import History, StepHistory
-from gorgon_common.engine.records import ROW_BITS, step_id
+from gorgon_common.engine.records import step_id
 from gorgon_common.engine.states import FINISHED_RUN, RunStatus, StepStatus
 from gorgon_common.persistence.database import Database
+from gorgon_common.persistence.reports import run_of
 from gorgon_common.persistence.tables import checkpoints, expansions, ledger, runs, steps
 from gorgon_common.workflow.plan import Plan
 
@@ -131,7 +132,7 @@ def _note(known: StepHistory, call: Any, *, first: bool) -> None:
 def _kin(connection: Connection, target: str) -> dict[tuple[str | None, str, str], StepHistory]:
     query = (
         select(ledger)
-        .select_from(ledger.join(runs, runs.c.id == ledger.c.step_id.bitwise_rshift(ROW_BITS)))
+        .select_from(ledger.join(runs, runs.c.id == run_of(ledger.c.step_id)))
         .where(runs.c.target == target, ledger.c.provider != "none")
         .order_by(ledger.c.step_id.desc())
         .limit(KIN)

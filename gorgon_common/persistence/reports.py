@@ -20,6 +20,7 @@ from sqlalchemy import (
     distinct,
     func,
     literal,
+    literal_column,
     null,
     select,
     tuple_,
@@ -262,7 +263,7 @@ class Reports:
 
     def _calls(self, filters: Filters) -> tuple[Subquery, Select[Any]]:
         """Return every call, of runs and recorded ones, and a query of those that the filters let through."""
-        number = ledger.c.step_id.bitwise_rshift(ROW_BITS)
+        number = run_of(ledger.c.step_id)
         of_runs = (
             select(
                 ledger.c.at,
@@ -318,7 +319,7 @@ class Reports:
         run = filters.only.get("run")
         if run is not None:  # the ledger's key finds a run's calls; its public id would not
             chosen = select(runs.c.id).where(runs.c.public_id == run).scalar_subquery()
-            low = chosen.op("<<", return_type=BigInteger())(literal(ROW_BITS, Integer))
+            low = chosen.op("<<", return_type=BigInteger())(literal_column(str(ROW_BITS)))
             of_runs = of_runs.where(
                 runs.c.public_id == run, ledger.c.step_id >= low, ledger.c.step_id <= low + ROW_MASK
             )
@@ -350,6 +351,11 @@ _RECORDED = (
     "latency_ms",
     "outcome",
 )
+
+
+def run_of(step: ColumnElement[int]) -> ColumnElement[int]:
+    """Return the run's number of a step's id.  The shift is written out: PostgreSQL has none by a bigint."""
+    return step.op(">>", return_type=BigInteger())(literal_column(str(ROW_BITS)))
 
 
 def step_name(plan: Plan, node: int) -> str:
