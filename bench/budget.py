@@ -55,7 +55,7 @@ from tests.support.sandbox import Sandbox, start_sandbox
 from tests.support.servers import postgres, redis_server
 
 SEED = 20261122
-PROCESSES, THREADS, LEAVES = 16, 4, 8
+PROCESSES, THREADS, LEAVES = 16, 8, 8
 ATTEMPTS, QUICK_ATTEMPTS = 100_000, 8_000
 CYCLES_PER_SECOND = 500
 LOWEST, HIGHEST = 1, 1000
