@@ -123,7 +123,7 @@ class Purse:
             key = (self._step.id, self._step.token, ordinal)
             got = vault.reserve(key, info, self.own, usd=cost, tokens=size + asked, max_tokens=asked)
             if isinstance(got, Held):
-                return self._holding(call, got, cost, size), True
+                return self._holding(call, got, price, size), True
             usd_room, token_room = got.balance.room()
             least = least_output(call.max_tokens)
             fewer = clamp(price, size, asked, least=least, usd=usd_room, tokens=token_room)
@@ -131,13 +131,12 @@ class Purse:
                 raise self.short(got, worst_cost(price, size, least) or 0, size + least)
             asked = fewer
 
-    def _holding(self, call: AgentCall, held: Held, cost: int, size: int) -> AgentCall:
-        """Go on with what is held.  It may be from before a short wait, and for another model."""
-        if not held.is_open or held.usd < cost or held.tokens < size + held.max_tokens:
-            self.held.append(held.key[2])
-            room = Room(0, 0, 0)
-            raise Short("what was held for this call is gone; it is asked for again", room, 0.5)
+    def _holding(self, call: AgentCall, held: Held, price: Price, size: int) -> AgentCall:
+        """Go on with what is held.  It may be from before a short wait in place."""
         self.held.append(held.key[2])
+        cost = worst_cost(price, size, held.max_tokens) or 0
+        if not held.is_open or held.usd < cost or held.tokens < size + held.max_tokens:
+            raise Short("what was held for this call is gone; it is asked for again", Room(0, 0, 0), 0.5)
         return replace(call, max_tokens=min(call.max_tokens, held.max_tokens))
 
     def _limits(self) -> list[tuple[int | None, int | None]]:

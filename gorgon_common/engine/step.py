@@ -15,12 +15,13 @@ from typing import Any, cast
 
 from gorgon_common.clock import Clock
 from gorgon_common.costs.usage import CallRecord, Usage
-from gorgon_common.engine import composites, retry
+from gorgon_common.engine import admission, composites, rendering, retry
 from gorgon_common.engine.agent import converse
+from gorgon_common.engine.aggregate import aggregate
 from gorgon_common.engine.budget import Purse, Short, Vault, unsent
 from gorgon_common.engine.context import Knowledge, Run
 from gorgon_common.engine.outcomes import Done, Ended, Expanded, Failed, Outcome, Parked, Passed
-from gorgon_common.engine.ports import AgentCall, AgentProvider, CommandCall, CommandRunner, Message, Pricer
+from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
 from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, Result, Weight, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import (
@@ -38,12 +39,10 @@ from gorgon_common.errors import (
     UserError,
 )
 from gorgon_common.roles.models import resolve_model
-from gorgon_common.workflow.expressions import Env, conform, evaluate_condition, parse_template, render_value, to_text
-from gorgon_common.workflow.plan import COMPOSITE, Join, Kind, Node
+from gorgon_common.workflow.expressions import Env, conform, render_value
+from gorgon_common.workflow.plan import COMPOSITE, Kind, Node
 
-MAX_OUTPUT_BYTES = 10 * 1024**2
 DEFAULT_TIMEOUT = 300.0
-DEFAULT_MAX_TOKENS = 4096
 DEFAULT_TIER = "standard"
 RATE_LIMIT_PAUSE = 1.0
 """Seconds to wait after a 429 that does not say how long."""
@@ -137,7 +136,7 @@ class Attempt:
         """May it start?  If so, do it."""
         if self.step.crashes >= POISON_CRASHES:
             raise Poison(f"Its worker died {self.step.crashes} times while it ran; it will not be tried again.")
-        stopped = self._stopped()
+        stopped = admission.stopped(self.run, self.step)
         if stopped is not None:
             return self.skipped(stopped)
         fallback = self._fallback()
@@ -160,9 +159,9 @@ class Attempt:
             case Kind.COMMAND:
                 return self._command()
             case Kind.AGGREGATE:
-                return self.ended(Result(StepStatus.SUCCEEDED, _aggregate(self.node, self.env())))
+                return self.ended(Result(StepStatus.SUCCEEDED, aggregate(self.node, self.env())))
             case Kind.CHECKPOINT:
-                text = _text(self.node.spec.get("message") or "", self.env())
+                text = rendering.text(self.node.spec.get("message") or "", self.env())
                 return self.ended(Result(StepStatus.SUCCEEDED, text, detail={"message": text}))
             case Kind.GATE | Kind.FINALLY:
                 return self.ended(Result(StepStatus.SUCCEEDED))
@@ -214,46 +213,6 @@ class Attempt:
         since = max(ended, default=self.run.info.created_at)
         return self.node.deadline - (self.executor.clock.now() - since).total_seconds()
 
-    # May it start?
-
-    def _stopped(self) -> str | None:
-        """Return why the step may not start, or None."""
-        if self.node.phase == "on_error" and self.step.weight == Weight.INLINE:
-            error, cancelled = self.run.knowledge.reader.failure(self.run.info.id)
-            if error is None or cancelled:
-                return "no step has failed" if error is None else "the run was cancelled"
-        unmet = self._join()
-        if unmet is not None:
-            return unmet
-        if self.step.weight != Weight.INLINE:
-            return None  # its condition was decided where it became ready
-        if self.node.condition is not None and not self.run.expansions(self.step.row):
-            held, why = evaluate_condition(self.node.condition, self.env(), lenient=self.run.plan.lenient)
-            if not held:
-                return f"its condition is false: {why}"
-        return None
-
-    def _join(self) -> str | None:
-        """Return why the join rule does not hold, or None."""
-        if self.node.join is Join.ALL_DONE or self.node.kind in _ENGINE:
-            return None
-        if self.node.join is Join.ALL_SUCCESS and len(self.node.deps) < 2:
-            return None  # what its one dependency's end means for it was decided there
-        rows = {dep.node: self.run.locate(self.step, dep.node) for dep in self.node.deps if not dep.order}
-        ids = {step_id(self.run.info.id, row): number for number, row in rows.items() if row is not None}
-        ended = self.run.knowledge.checkpoints(list(ids))
-        states = [checkpoint.status for checkpoint in ended.values()]
-        if self.node.join is Join.ALL_SUCCESS:
-            for key, checkpoint in ended.items():
-                if checkpoint.status is not StepStatus.SUCCEEDED:
-                    verb = "failed" if checkpoint.status is StepStatus.FAILED else "was skipped"
-                    return f"`{self.run.plan.nodes[ids[key]].id}` {verb}"
-        if self.node.join is Join.NONE_FAILED and any(state is StepStatus.FAILED for state in states):
-            return "a step that it depends on has failed"
-        if self.node.join is Join.ANY_SUCCESS and ids and StepStatus.SUCCEEDED not in states:
-            return "no step that it depends on has succeeded"
-        return None
-
     # Its end
 
     def result(self, status: StepStatus, output: Any = None, **fields: Any) -> Result:
@@ -282,7 +241,10 @@ class Attempt:
 
     def ended(self, result: Result) -> Done:
         """The step has ended; complete its result."""
-        if result.output is not None and len(body := json.dumps(result.output, default=str)) > MAX_OUTPUT_BYTES:
+        if (
+            result.output is not None
+            and len(body := json.dumps(result.output, default=str)) > rendering.MAX_OUTPUT_BYTES
+        ):
             raise OutputTooLarge(
                 f"The output of `{self.node.id}` has {len(body) / 1024**2:.1f} MB, and may have 10 MB.",
                 hint="Write large results to a file, or let the step return a part of it.",
@@ -398,7 +360,16 @@ class Attempt:
         raise failure
 
     def _ask(self, provider: str, model: str, detail: Mapping[str, Any] | None = None) -> Outcome:
-        call = self._call(resolve_model(provider, model or self.node.spec.get("tier") or DEFAULT_TIER))
+        call = rendering.agent_call(
+            self.node.spec,
+            self.env(),
+            model=resolve_model(provider, model or self.node.spec.get("tier") or DEFAULT_TIER),
+            timeout=self._timeout(),
+            label=self.run.path(self.step),
+            team=self.run.info.team,
+            ticket=str(self.step.id),
+            patient=bool(self.calls),
+        )
         request = json.dumps(
             [provider, call.model, call.system, call.messages[0].content, call.schema, call.max_tokens, call.effort],
             sort_keys=True,
@@ -413,8 +384,9 @@ class Attempt:
                 f"There is no provider {provider!r}; there are {', '.join(sorted(self.executor.providers))}.",
                 hint="Set `provider:` of the step.",
             )
-        earlier = len(self.calls)
-        if not earlier:
+        # Another model may have been asked for and not called: what is held for it keeps its number.
+        earlier = max([0, *self.purse.held, *(call.ordinal for call in self.calls)])
+        if not self.calls:
             self.started_at = self.executor.clock.now()  # the attempt begins after the SDK's import
         result = converse(
             found,
@@ -431,26 +403,6 @@ class Attempt:
         more = {"provider": provider, "model": result.model, "role": call.role, "fingerprint": fingerprint}
         return self.ended(Result(StepStatus.SUCCEEDED, output, detail={**more, **(detail or {})}))
 
-    def _call(self, model: str) -> AgentCall:
-        spec = self.node.spec
-        env = self.env()
-        prompt = spec.get("prompt")
-        text = _text(prompt, env) if prompt is not None else _standing(spec, env)
-        return AgentCall(
-            model=model,
-            messages=(Message("user", text),),
-            system=_text(spec["system"], env) if spec.get("system") else None,
-            schema=spec.get("schema"),
-            max_tokens=spec.get("max_tokens") or DEFAULT_MAX_TOKENS,
-            effort=spec.get("effort"),
-            timeout=self._timeout(),
-            role=spec.get("role"),
-            label=self.run.path(self.step),
-            team=self.run.info.team,
-            ticket=str(self.step.id),
-            patient=bool(self.calls),
-        )
-
     def _adopted(self, fingerprint: str) -> Outcome | None:
         """Return what an earlier run of this root has paid for already."""
         if self.run.info.root == self.run.info.id:
@@ -462,7 +414,7 @@ class Attempt:
         return self.ended(_adoption(found))
 
     def _command(self) -> Outcome:
-        call = self._command_call()
+        call = rendering.command_call(self.node.spec, self.env(), timeout=self._timeout())
         request = json.dumps([call.argv, call.shell, dict(call.env), call.stdin, call.cwd], sort_keys=True)
         fingerprint = self.run.fingerprint(self.step, request)
         adopted = self._adopted(fingerprint)
@@ -477,24 +429,6 @@ class Attempt:
             )
         detail = {"exit_code": done.exit_code, "stderr": done.stderr, "fingerprint": fingerprint}
         return self.ended(Result(StepStatus.SUCCEEDED, done.stdout, detail=detail))
-
-    def _command_call(self) -> CommandCall:
-        spec = self.node.spec
-        env = self.env()
-        variables = {name: _text(value, env) for name, value in (spec.get("env") or {}).items()}
-        for variable, name in (spec.get("exports") or {}).items():
-            value = env.get(name)
-            if value is not None and value.__class__.__name__ != "_Missing":
-                variables[variable] = to_text(value.value() if hasattr(value, "published") else value)
-        return CommandCall(
-            argv=tuple(_text(part, env) for part in spec.get("argv") or ()),
-            shell=spec.get("shell"),
-            env=variables,
-            stdin=_text(spec.get("stdin") or "", env),
-            cwd=_text(spec["cwd"], env) if spec.get("cwd") else None,
-            timeout=self._timeout(),
-            output_bytes=MAX_OUTPUT_BYTES,
-        )
 
     def _end(self) -> Outcome:
         """The run's last step: its outputs and how it ended."""
@@ -519,63 +453,6 @@ class Attempt:
         return None
 
 
-_ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
-
-
 def _adoption(found: Checkpoint) -> Result:
     """Return the result of a step whose work an earlier run has done; it costs nothing."""
     return Result(StepStatus.SUCCEEDED, found.output, detail={**found.detail, "adopted_from": found.id})
-
-
-def _text(template: Any, env: Env) -> str:
-    """Return a template's text."""
-    return template if not isinstance(template, str) else str(parse_template(template, env.lenient).render(env))
-
-
-def _standing(spec: Mapping[str, Any], env: Env) -> str:
-    """Return the prompt of a step that has a role and none of its own: the role's task and what comes before it."""
-    parts = [str(spec.get("standing") or "Do your part of the work.")]
-    for name in spec.get("context") or ():
-        value = env.get(name)
-        if value is not None and value.status == "succeeded":
-            parts.append(f"## {name}\n\n{to_text(value.value())}")
-    parts += [f"## {name}\n\n{to_text(env[name])}" for name in spec.get("given") or ()]
-    return "\n\n".join(parts)
-
-
-def _aggregate(node: Node, env: Env) -> Any:
-    source = node.spec["from"]
-    value = render_value(source, env, legacy=env.lenient)
-    parts = list(value) if isinstance(value, (list, tuple)) else [value]
-    match node.spec.get("how", "concat"):
-        case "concat":
-            return "\n\n".join(to_text(part) for part in parts)
-        case "json":
-            return parts
-        case "first":
-            return next((part for part in parts if part not in (None, "", [], {})), None)
-        case "vote":
-            return _vote(parts)
-        case "merge":
-            return _merge(node, parts)
-    raise ExpressionError(f"`how: {node.spec.get('how')}` of `{node.id}` is not known.")
-
-
-def _vote(parts: list[Any]) -> Any:
-    """Return the value that most of the parts agree on; of several the one that came first."""
-    counts: dict[str, int] = {}
-    for part in parts:
-        key = json.dumps(part, sort_keys=True)
-        counts[key] = counts.get(key, 0) + 1
-    return json.loads(max(counts, key=lambda key: counts[key])) if counts else None
-
-
-def _merge(node: Node, parts: list[Any]) -> Any:
-    if all(isinstance(part, Mapping) for part in parts):
-        merged: dict[str, Any] = {}
-        for part in parts:
-            merged.update(part)
-        return merged
-    if all(isinstance(part, (list, tuple)) for part in parts):
-        return [entry for part in parts for entry in part]
-    raise ExpressionError(f"`how: merge` of `{node.id}` needs objects only, or lists only.")

@@ -16,6 +16,10 @@ from gorgon_common.costs.budgets import Balance
 from gorgon_common.costs.ledger import replay
 from gorgon_common.costs.prices import GenaiPricer
 from gorgon_common.costs.usage import Usage
+from gorgon_common.engine.budget import Purse, Short
+from gorgon_common.engine.context import Run
+from gorgon_common.engine.ports import AgentCall, Message
+from gorgon_common.engine.records import Claimed, step_id
 from gorgon_common.persistence.tables import ledger, reservations
 from gorgon_common.settings import EMBEDDED_BROKER, Settings
 from gorgon_worker.embedded import embedded
@@ -169,6 +173,29 @@ def test_a_cheaper_model_may_fit(lab: Lab) -> None:
     ran = lab.run(text)
     assert ran.status == "succeeded"
     assert ran.step("it")["model"] == "gpt-6-luna"
+
+
+def test_what_is_held_lasts_over_a_short_wait_in_place(lab: Lab) -> None:
+    """The step asks again under the same claim, and once more for another model."""
+    ran = lab.run(steps("go"))
+    run = lab.services.knowledge.run(lab.services.views.number(ran.id))
+    run = Run(run.knowledge, run.info, replace(run.plan, limits={"tokens": 4000}))
+    step = Claimed(step_id(run.info.id, 0), 99, 0, 2, 0, 1, None, None, 0)
+    call = AgentCall("gpt-6-luna", (Message("user", "go"),), max_tokens=5000)
+
+    def purse() -> Purse:
+        return Purse(lab.services.budgets, GenaiPricer(), run, step)
+
+    first = purse()
+    asked, held = first.reserve("openai", call, 1)
+    assert held
+    assert asked.max_tokens < 4000
+    again = purse()
+    assert again.reserve("openai", call, 1) == (asked, True)
+    with pytest.raises(Short):
+        purse().reserve("openai", replace(call, model="gpt-6-astra"), 1)
+    assert (first.held, again.held) == ([1], [1])
+    lab.services.budgets.settle([{"i": step.id, "t": 99, "n": 1, "s": 2, "c": None, "k": None}])
 
 
 def test_a_map_is_checked_as_a_whole(lab: Lab) -> None:
