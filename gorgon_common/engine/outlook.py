@@ -17,8 +17,10 @@ from gorgon_common.costs.estimate import input_bound
 from gorgon_common.costs.forecast import ASSUMED, HISTORY, KIN, REREAD, Call, Guess, Part, Repeat, Task, learned
 from gorgon_common.costs.history import History, StepHistory
 from gorgon_common.costs.tokens import TokenEstimator
+from gorgon_common.engine.aggregate import aggregate
 from gorgon_common.engine.context import published
-from gorgon_common.engine.step import DEFAULT_MAX_TOKENS, DEFAULT_TIER, DEFAULT_TIMEOUT, _aggregate
+from gorgon_common.engine.rendering import DEFAULT_MAX_TOKENS
+from gorgon_common.engine.step import DEFAULT_TIER, DEFAULT_TIMEOUT
 from gorgon_common.errors import ExpressionError
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.expressions import (
@@ -598,7 +600,7 @@ class _Reader:
         if node.kind in COMPOSITE:
             return self._composite(number, node)
         if node.kind is Kind.AGGREGATE:
-            return _aggregate(node, Env(_Names(self, node.refs, {}), lenient=self.plan.lenient))
+            return aggregate(node, Env(_Names(self, node.refs, {}), lenient=self.plan.lenient))
         if node.kind is Kind.CHECKPOINT:
             return render_value(
                 node.spec.get("message") or "",

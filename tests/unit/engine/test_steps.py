@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gorgon_common.engine import step as step_module
+from gorgon_common.engine import rendering
 from gorgon_common.engine.outcomes import Parked
 from gorgon_common.engine.ports import AgentCall
 from gorgon_common.engine.records import Claimed, step_id
@@ -177,7 +177,7 @@ def test_a_step_that_has_killed_three_workers_is_not_begun(lab: Lab) -> None:
 
 
 def test_an_output_over_the_cap_fails_the_step(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_module, "MAX_OUTPUT_BYTES", 100)
+    monkeypatch.setattr(rendering, "MAX_OUTPUT_BYTES", 100)
     lab.made.provider.behaves["large"] = "x" * 101
     assert lab.run(plan_of(step("a", prompt="large"))) is R.FAILED
     assert "may have 10 MB" in lab.error()["message"]

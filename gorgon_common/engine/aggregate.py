@@ -1,0 +1,50 @@
+"""Joining results without a model: what an `aggregate:` step does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from gorgon_common.errors import ExpressionError
+from gorgon_common.workflow.expressions import Env, render_value, to_text
+from gorgon_common.workflow.plan import Node
+
+
+def aggregate(node: Node, env: Env) -> Any:
+    """Return what an `aggregate:` step gives.  Raises ExpressionError."""
+    source = node.spec["from"]
+    value = render_value(source, env, legacy=env.lenient)
+    parts = list(value) if isinstance(value, (list, tuple)) else [value]
+    match node.spec.get("how", "concat"):
+        case "concat":
+            return "\n\n".join(to_text(part) for part in parts)
+        case "json":
+            return parts
+        case "first":
+            return next((part for part in parts if part not in (None, "", [], {})), None)
+        case "vote":
+            return _vote(parts)
+        case "merge":
+            return _merge(node, parts)
+    raise ExpressionError(f"`how: {node.spec.get('how')}` of `{node.id}` is not known.")
+
+
+def _vote(parts: list[Any]) -> Any:
+    """Return the value that most of the parts agree on; of several the one that came first."""
+    counts: dict[str, int] = {}
+    for part in parts:
+        key = json.dumps(part, sort_keys=True)
+        counts[key] = counts.get(key, 0) + 1
+    return json.loads(max(counts, key=lambda key: counts[key])) if counts else None
+
+
+def _merge(node: Node, parts: list[Any]) -> Any:
+    if all(isinstance(part, Mapping) for part in parts):
+        merged: dict[str, Any] = {}
+        for part in parts:
+            merged.update(part)
+        return merged
+    if all(isinstance(part, (list, tuple)) for part in parts):
+        return [entry for part in parts for entry in part]
+    raise ExpressionError(f"`how: merge` of `{node.id}` needs objects only, or lists only.")
