@@ -49,7 +49,7 @@ def list_limits(*, as_json: bool) -> None:
             gates = limiter.snapshot()
         finally:
             limiter.close()
-        rules = [
+        rules: list[dict[str, Any]] = [
             {"provider": provider, "model": model, "limits": limits}
             for provider, model, limits in LimitRules(services.database).all()
         ]
@@ -71,7 +71,7 @@ def list_limits(*, as_json: bool) -> None:
 def _rows(gate: Mapping[str, Any]) -> list[tuple[str, ...]]:
     first = (gate["provider"], gate["model"], gate["target"])
     last = (f"{gate['in_flight']}", f"{gate['waiting']}", f"{gate['rate']:.0%}", _state(gate))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, level in gate["levels"].items():
         told = level.get("told")
         left = level["level"] if told is None else min(level["level"], told)
