@@ -433,7 +433,9 @@ class Budgets:
                 budget = _budget(row)
                 targets = ("live", "sandbox") if budget.period != "run" else ()
                 keys = {budget.account(target=target, root=0, now=now).key: target for target in targets}
-                periods = connection.execute(select(budget_periods).where(budget_periods.c.key.in_(list(keys)))).all()
+                periods = connection.execute(
+                    select(budget_periods).where(budget_periods.c.key.in_(list(keys))).order_by(budget_periods.c.key)
+                ).all()
                 found.append(
                     {**_described(budget), "accounts": [_account(entry, keys[entry.key]) for entry in periods]}
                 )
