@@ -110,9 +110,10 @@ class Reports:
         reasoning}, cost_usd (None where a price is missing), known_cost_usd, unpriced_calls and latency_ms (mean).
         Dearest first, or by day where that is the first dimension.  Raises InputInvalid for an unknown dimension.
         """
+        by = list(dict.fromkeys(by))
         _check(by)
         _check(filters.only)
-        found = self._grouped(list(by), filters)
+        found = self._grouped(by, filters)
         rows = [_row(list(by), key, sums) for key, sums in found.items()]
         if by and by[0] == "day":
             rows.sort(key=lambda row: tuple(str(row[name] or "") for name in by))

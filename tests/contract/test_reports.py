@@ -163,6 +163,10 @@ def test_what_is_no_time_is_told(text: str) -> None:
         Filters.read(text, None, None)
 
 
+def test_a_dimension_counts_once(filled: Reports) -> None:
+    assert filled.report(["day", "step", "day"]) == filled.report(["day", "step"])
+
+
 def test_unknown_dimensions_and_cursors_are_told(filled: Reports) -> None:
     with pytest.raises(InputInvalid, match="'colour'"):
         filled.report(["colour"])

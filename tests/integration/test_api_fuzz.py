@@ -39,12 +39,22 @@ YAML = st.sampled_from(
     ]
 ) | st.text(max_size=80)
 BODIES = JSON | st.fixed_dictionaries(
-    {}, optional={"source": YAML | JSON, "workflow": TEXTS | JSON, "inputs": JSON, "target": JSON, "other": JSON}
+    {},
+    optional={
+        "source": YAML | JSON,
+        "workflow": TEXTS | JSON,
+        "inputs": JSON,
+        "target": JSON,
+        "max_cost_usd": JSON,
+        "estimate": JSON,
+        "other": JSON,
+    },
 )
 RUN_IDS = TEXTS | st.from_regex(r"run_[0-9A-Z]{26}", fullmatch=True)
-QUERIES = st.dictionaries(
-    st.sampled_from(["status", "workflow", "limit", "cursor", "expand", "follow", "x"]), TEXTS, max_size=3
-)
+NAMES = ["status", "workflow", "limit", "cursor", "expand", "follow", "x"]
+NAMES += ["by", "from", "to", "step", "team", "run", "outcome"]
+VALUES = TEXTS | st.sampled_from(["step,day", "run", "2026-11-22", "9999-12-31", "0001-01-01", "1.2.3.4", "plan"])
+QUERIES = st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4)
 
 
 @pytest.fixture(scope="module")
