@@ -106,6 +106,7 @@ def test_explain_says_what_a_run_waits_for_since_when_and_until_when(lab: Lab, c
         return found if "retry" in found["waiting_for"] else None
 
     found = eventually(look, what="a retry")
+    assert found is not None
     by_step = {entry["step"]: entry for entry in found["waiting"]}
     assert by_step["check"]["why"] == "retry"
     assert "HTTP 500" in by_step["check"]["what"]
