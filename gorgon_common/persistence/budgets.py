@@ -113,8 +113,9 @@ class Budgets:
     it on SQLite).
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self.database = database
+        self._sleep = sleep
         self.offset = 0.0
         self._connection: psycopg.Connection[Any] | None = None
         self._lock = threading.Lock()
@@ -309,6 +310,7 @@ class Budgets:
     ) -> dict[str, Any]:
         """Set a budget from what a person wrote: dollars, tokens, None for no limit; UNCHANGED stays as it is.
 
+        When this returns (after a second, where the budget is new) it holds for every call that begins.
         Raises InputInvalid.
         """
         key = (*parse_scope(scope), period)
@@ -322,7 +324,10 @@ class Budgets:
         if before is None and limit is None and count is None:
             raise InputInvalid("A budget needs a limit.", hint="Give it --usd, --tokens or both.")
         zone = timezone or (before.timezone if before else "UTC")
-        return _described(self.set(scope, period=period, timezone=zone, usd=limit, tokens=count))
+        made = self.set(scope, period=period, timezone=zone, usd=limit, tokens=count)
+        if before is None or (before.usd is None and before.tokens is None):
+            self._sleep(STANDING_SECONDS)  # workers that did not know of it have looked by then
+        return _described(made)
 
     def set(
         self, scope: str, *, period: str = "month", timezone: str = "UTC", usd: int | None, tokens: int | None

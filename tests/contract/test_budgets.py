@@ -62,7 +62,7 @@ def desk(store: Store) -> Desk:
 
 @pytest.fixture
 def budgets(store: Store) -> Iterator[Budgets]:
-    made = Budgets(store.database)
+    made = Budgets(store.database, sleep=lambda _: None)
     yield made
     check(made)
     made.close()
