@@ -44,7 +44,7 @@ steps:
     provider: openai
     model: gpt-5-mini
     max_tokens: 200
-    map: {over: "{{inputs.parts}}", as: part, max_parallel: 5000}
+    map: {over: "{{inputs.parts}}", as: part, max_parallel: 5000, max_items: 5000}
     prompt: "Say {{part}}."
 inputs: {parts: array}
 """
@@ -76,8 +76,7 @@ def quiet(workers: Cluster, sandbox: Sandbox, *, quick: bool, say: Callable[[str
     count = QUICK_NOISY if quick else NOISY
     say(f"engine: the same behind {count:,} queued steps")
     noisy = _submit(workers, _MANY, {"parts": [str(number) for number in range(count)]})
-    while sandbox.count(by="status")[0]["count"] < rounds + 200:
-        time.sleep(0.1)
+    _until(lambda: sandbox.count(by="status")[0]["count"] >= rounds + 205, "the noise")
     since = time.time()
     behind = [_once(workers, number) for number in range(rounds)]
     until = time.time()
@@ -103,8 +102,7 @@ def down(workers: Cluster, sandbox: Sandbox, server: RedisProcess, *, say: Calla
     sandbox.limits({"provider": "openai", "requests": DOWN_LIMIT})
     say(f"engine: Redis away for {DOWN_SECONDS:.0f} s in a run of {DOWN_ITEMS} steps")
     run = _submit(workers, _MANY, {"parts": [str(number) for number in range(DOWN_ITEMS)]})
-    while len(sandbox.log(status=200)) < 100:
-        time.sleep(0.1)
+    _until(lambda: len(sandbox.log(status=200)) >= 100, "a hundred calls")
     server.stop()
     time.sleep(DOWN_SECONDS)
     server.start()
@@ -126,6 +124,14 @@ def down(workers: Cluster, sandbox: Sandbox, server: RedisProcess, *, say: Calla
         ),
         Target("… most calls in any 60 s", most, "count", DOWN_LIMIT, True, f"the limit is {DOWN_LIMIT}"),
     ]
+
+
+def _until(done: Callable[[], bool], what: str) -> None:
+    until = time.monotonic() + 60
+    while not done():
+        if time.monotonic() > until:
+            raise RuntimeError(f"{what} did not come")
+        time.sleep(0.1)
 
 
 def _submit(workers: Cluster, text: str, inputs: object) -> str:

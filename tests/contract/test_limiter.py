@@ -428,11 +428,12 @@ class TestRefusals:
         assert desk.state()["rate"] == pytest.approx(0.95 / 4, abs=0.03)
 
     def test_the_rate_never_falls_to_nothing(self, desk: Desk) -> None:
-        desk.warm()
-        for _ in range(10):
-            desk.move(60)
-            desk.settle(desk.ask(ticket="x"), OVERLOADED)
-        assert desk.state()["rate"] == pytest.approx(0.95 * 0.05, abs=0.05)
+        desk.warm(3600)
+        for grant in desk.grants(10):
+            desk.settle(grant, OVERLOADED)
+            desk.move(1.1)
+        assert desk.state()["rate"] == pytest.approx(0.95 * 0.05, abs=0.001)
+        desk.move(30)
         assert len(desk.grants()) >= 1
 
     def test_it_recovers_by_use_not_by_time(self, desk: Desk) -> None:
