@@ -34,6 +34,7 @@ def make_runtime(
         target=target,
         accounts=accounts(target, settings),
         weight=book.weight,
+        beds=max(2, slots // 5),
     )
 
     def close() -> None:

@@ -35,6 +35,8 @@ from gorgon_worker.providers.failures import retry_after
 
 IN_PLACE = 0.5
 """Seconds of waiting that are slept on the slot."""
+CROWD = 0.35
+"""A step that finds no place to sleep waits at least so long elsewhere: what waits less would stay on its slot."""
 SLICE = 0.25
 """Seconds between two looks at `cancelled()`."""
 BEAT = 15.0
@@ -116,6 +118,7 @@ class LimitedProvider:
         account: str,
         weight: Callable[[str], float],
         estimates: Estimates,
+        beds: threading.Semaphore | None = None,
         clock: Clock = SYSTEM_CLOCK,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -127,6 +130,7 @@ class LimitedProvider:
         self._account = account
         self._weight = weight
         self._estimates = estimates
+        self._beds = beds or threading.Semaphore(1000)
         self._clock = clock
         self._sleep = sleep
 
@@ -148,7 +152,8 @@ class LimitedProvider:
                 weight=self._weight(call.team),
                 ticket=call.ticket,
             )
-            grant = self._enter(ask, ends if patient else self._clock.monotonic() + IN_PLACE, cancelled)
+            until = ends if patient else self._clock.monotonic() + IN_PLACE
+            grant = self._enter(ask, until, cancelled, patient=patient)
             left = ends - self._clock.monotonic()
             try:
                 return self._made(grant, replace(call, timeout=max(0.001, left)), plain, cancelled)
@@ -165,7 +170,7 @@ class LimitedProvider:
         """Release the connections."""
         self._inner.close()
 
-    def _enter(self, ask: Ask, until: float, cancelled: Callable[[], bool]) -> Grant:
+    def _enter(self, ask: Ask, until: float, cancelled: Callable[[], bool], *, patient: bool) -> Grant:
         """Return a grant; sleeps at most until the monotonic time `until`."""
         while True:
             if cancelled():
@@ -183,10 +188,16 @@ class LimitedProvider:
                     )
                 case Wait():
                     if self._clock.monotonic() + answer.seconds > until:
-                        raise Throttled(
-                            told(ask.gate, answer), seconds=answer.seconds, reason=answer.why, until=answer.until
-                        )
-                    self._rest(answer.seconds, cancelled)
+                        raise _throttled(ask, answer, answer.seconds)
+                    if patient:
+                        self._rest(answer.seconds, cancelled)
+                    elif self._beds.acquire(blocking=False):
+                        try:
+                            self._rest(answer.seconds, cancelled)
+                        finally:
+                            self._beds.release()
+                    else:
+                        raise _throttled(ask, answer, max(answer.seconds, CROWD))
 
     def _rest(self, seconds: float, cancelled: Callable[[], bool]) -> None:
         ends = self._clock.monotonic() + seconds
@@ -214,7 +225,10 @@ class LimitedProvider:
 
 
 class LimitedProviders(Mapping[str, AgentProvider]):
-    """Provider name → provider behind the limiter."""
+    """Provider name → provider behind the limiter.
+
+    `beds`: how many calls may sleep on their slots at a time; a crowd of sleepers would keep others from starting.
+    """
 
     def __init__(
         self,
@@ -224,8 +238,10 @@ class LimitedProviders(Mapping[str, AgentProvider]):
         target: str,
         accounts: Mapping[str, str],
         weight: Callable[[str], float],
+        beds: int = 1000,
     ) -> None:
         self._inner = inner
+        self._beds = threading.Semaphore(beds)
         self._limiter = limiter
         self._leases = Leases(limiter)
         self._target = target
@@ -245,6 +261,7 @@ class LimitedProviders(Mapping[str, AgentProvider]):
                 account=self._accounts.get(name, "default"),
                 weight=self._weight,
                 estimates=self._estimates,
+                beds=self._beds,
             )
         return found
 
@@ -258,6 +275,10 @@ class LimitedProviders(Mapping[str, AgentProvider]):
         """Give up what is held."""
         self._leases.close()
         self._limiter.close()
+
+
+def _throttled(ask: Ask, wait: Wait, seconds: float) -> Throttled:
+    return Throttled(told(ask.gate, wait), seconds=seconds, reason=wait.why, until=wait.until)
 
 
 def after_error(provider: str, error: ProviderError) -> Settlement:

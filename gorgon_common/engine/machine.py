@@ -40,6 +40,10 @@ SLEEP_IN_PLACE = 0.3
 """Shorter waits are slept in the worker's slot; longer ones let the step go."""
 TIMER_SECONDS = 5.0
 """Shorter waits end by a timer of the worker's, longer ones by the sweep: thousands may wait for a quota."""
+CROWDED_SECONDS = 0.1
+"""After a step was told to wait for long, the backlog is left alone for this time: it would only wait elsewhere."""
+CROWDED_PULL = 2
+LONG_WAIT = 1.0
 COMMIT_RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 """How long to wait for a database that is away; the last one again and again.  Shortened by up to a half at random."""
 SLOT_SECONDS = 0.5
@@ -108,6 +112,8 @@ class Machine:
         self.held: dict[int, Claimed] = {}
         """What this process holds, by step id."""
         self.backlog_seen = False
+        self._crowded = 0.0
+        """When a step was last told to wait for a quota, on the monotonic clock."""
         self.doubts = 0
         """How often `reconcile` still has to look: a reply of the database was lost, or something of ours broke."""
         self._stray: dict[int, int] = {}
@@ -317,6 +323,8 @@ class Machine:
             stopped = Result(StepStatus.CANCELLED, reason=f"the run stopped while it waited: {outcome.message}")
             return self._commit_finishes(job, [Finish(step, stopped)])
         self._left(job, [step])
+        if outcome.reason == "waiting" and outcome.seconds > LONG_WAIT:
+            self._crowded = time.monotonic()
         if said == "parked" and not self.closing:
             self.publisher.departed(step)
             if outcome.room is not None or outcome.seconds > TIMER_SECONDS:
@@ -442,12 +450,19 @@ class Machine:
         finishes = [finish for request in batch for finish in request.finishes]
         if not claims and not finishes:
             return Advance()
-        keep = Keep(0 if self.closing else KEEP_FAST, free, free if pulls else 0)
+        keep = Keep(0 if self.closing else KEEP_FAST, free, self._pull(free) if pulls else 0)
         suspects = any(request.suspects for request in batch)
         advance = self._stored(self.store.tick, self.worker, keep, claims=claims, finishes=finishes, suspects=suspects)
         if advance.doubtful:
             self.doubts = DOUBTS
         return advance
+
+    def _pull(self, free: int) -> int:
+        """Return how many steps to take from the backlog: few where the last ones could only wait."""
+        since = time.monotonic() - self._crowded
+        if since < CROWDED_SECONDS:
+            return 0
+        return min(free, CROWDED_PULL) if since < 20 * CROWDED_SECONDS else free
 
     def _stored(self, call: Callable[Given, Got], *args: Given.args, **kwargs: Given.kwargs) -> Got:
         """Make a transaction, and again while the database is away; raises Unavailable only where this process ends.
