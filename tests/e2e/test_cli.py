@@ -289,7 +289,8 @@ class TestCtrlC:
         assert process.returncode == 1, out + err
         assert "chain cancelled" in out
 
-    def test_a_closed_pipe_cancels_the_run(self) -> None:
+    def test_a_closed_pipe_cancels_the_run(self, sandbox: Sandbox) -> None:
+        sandbox.faults({"role": "builder", "delay": 20})
         process = started("run", "chain.yaml")
         assert process.stdout is not None
         run_id = process.stdout.readline().split()[0]
