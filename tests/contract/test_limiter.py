@@ -614,13 +614,11 @@ class TestFairness:
         assert jain([float(count) for count in served.values()]) >= 0.97
 
     def test_a_quiet_team_does_not_wait_behind_a_noisy_one(self, desk: Desk) -> None:
-        alone = Crowd(desk, {"quiet": 1})
-        alone.run(30)
-        desk.forget()
         both = Crowd(desk, {"noisy": 100, "quiet": 1})
         both.run(60)
-        waits = sorted(both.waits["quiet"])
-        assert waits[int(len(waits) * 0.95)] < 0.35
+        waits, theirs = sorted(both.waits["quiet"]), sorted(both.waits["noisy"])
+        assert waits[int(len(waits) * 0.95)] < 0.6
+        assert theirs[len(theirs) // 2] > 5
 
     def test_shares_count_the_dimension_that_binds(self, desk: Desk) -> None:
         """Input tokens bind: the team with small calls makes more of them."""

@@ -557,6 +557,18 @@ def test_a_parked_step_leaves_its_slot(bench: Bench) -> None:
     assert bench.resting()
 
 
+@pytest.mark.parametrize(("seconds", "reason", "pulls"), [(60, "waiting", 0), (0.5, "waiting", 9), (60, "retry", 9)])
+def test_after_a_long_wait_for_a_quota_the_backlog_is_left_alone(
+    bench: Bench, seconds: float, reason: str, pulls: int
+) -> None:
+    """Further steps would only wait elsewhere; others, whose quota is free, get the slots."""
+    run = bench.run(wide(1))
+    assert bench.machine._pull(9) == 9
+    bench.hand.does[0] = Parked(seconds, reason, "rate limit", attempt=False)
+    bench.handle(run, 0)
+    assert bench.machine._pull(9) == pulls
+
+
 def test_a_step_of_a_stopped_run_that_would_wait_ends(bench: Bench) -> None:
     run = bench.run(wide(2))
 
