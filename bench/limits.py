@@ -152,14 +152,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = asked.only.split(",")
     since = time.monotonic()
     found: list[Target] = []
+    measures: list[Callable[[], list[Target]]] = []
     if "filled" in parts or "faults" in parts:
-        found += slow(quick=asked.quick, parts=parts)
+        measures.append(lambda: slow(quick=asked.quick, parts=parts))
     if "filled" in parts:
-        found += fast(quick=asked.quick)
+        measures.append(lambda: fast(quick=asked.quick))
     if "others" in parts:
-        found += others(quick=asked.quick)
+        measures.append(lambda: others(quick=asked.quick))
     if "engine" in parts:
-        found += quota_engine.measure(quick=asked.quick, say=say)
+        measures.append(lambda: quota_engine.measure(quick=asked.quick, say=say))
+    for measure in measures:
+        made = measure()
+        found += made
+        say(table(made))
     print(f"\nseed {SEED}; {PROCESSES} worker processes; replies of {LATENCY}; {time.monotonic() - since:.0f} s\n")
     print(table(found))
     missed = [target.name for target in found if not target.met]
