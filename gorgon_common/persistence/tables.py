@@ -239,8 +239,10 @@ events = Table(
     Column("kind", String(30), nullable=False),
     Column("at", UtcTime, nullable=False),
     Column("message", Text),
+    Column("data", Text),
     Index("ix_events_run", "run_id", "seq"),
 )
+"""The journal.  `data`: JSON for machines; of a step that waits: {why, seconds}."""
 
 workers = Table(
     "workers",
