@@ -123,10 +123,44 @@ runs = Table(
     Column("deadline", UtcTime),
     Column("started_at", UtcTime),
     Column("finished_at", UtcTime),
+    Column("key_id", BigInteger),
+    Column("key_at", UtcTime),
     UniqueConstraint("org_id", "idempotency_key"),
     Index("ix_runs_live", "status"),
 )
-"""`active`: steps of the run may be claimed.  `cancelled`: somebody asked it to end."""
+"""`active`: steps of the run may be claimed.  `cancelled`: somebody asked it to end.
+`key_id`: its concurrency key, NULL where it has none; `key_at`: when it got it."""
+
+concurrency_keys = Table(
+    "concurrency_keys",
+    metadata,
+    Column("id", BigKey, primary_key=True, autoincrement=True),
+    _org(),
+    Column("target", String(20), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("shown", String(200), nullable=False),
+    UniqueConstraint("org_id", "target", "digest"),
+)
+"""A key that some unfinished run holds or waits for: the row that is locked while it is decided who may have it.
+
+`digest`: sha256 of the key, which may be long; `shown`: its beginning."""
+
+concurrency_places = Table(
+    "concurrency_places",
+    metadata,
+    Column("run_id", BigInteger, primary_key=True, autoincrement=False),
+    _org(),
+    Column("key_id", BigInteger, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("most", Integer, nullable=False),
+    Column("on_conflict", String(20), nullable=False),
+    Column("timeout", Float(53)),
+    Index("ix_concurrency_places_key", "key_id", "run_id"),
+)
+"""An unfinished run's place at its key; it goes when the run ends.  Numbers of runs of one key follow their order.
+
+`state`: see `concurrency.Place`.  `most`: how many may hold the key for this run to start.  `timeout`: of the run, in
+seconds; it begins to count when the run has the key."""
 
 steps = Table(
     "steps",
