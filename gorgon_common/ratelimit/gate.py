@@ -15,7 +15,7 @@ from gorgon_common.engine.limits import DIMENSIONS
 BURST, READY, VALVE = 0.05, 0.5, 0.8
 FIRST, FULL, RAISE = 0.95, 1.0, 0.01
 DECREASE, FLOOR, RECOVERY, EPOCH = 0.5, 0.05, 0.2, 1000.0
-GRACE, SEEN, PATIENT = 5000.0, 60_000.0, 10_000.0
+GRACE, SEEN, PATIENT, OLD = 5000.0, 60_000.0, 10_000.0, 10_000.0
 CLOSE, STILL, WATCH = 1000.0, 250.0, 1500.0
 BREAKER_WINDOW, BREAKER_CALLS, BREAKER_SHARE = 10, 20, 0.5
 BREAKER_FIRST, BREAKER_LONGEST, BREAKER_PROBE = 5000.0, 120_000.0, 60_000.0
@@ -97,6 +97,8 @@ class Gatekeeper:
         team = member.partition("\n")[0]
         entry = line[f"{team}\n"]
         entry["gone"] += 1
+        if (entry.get("oldest") or {}).get("member") == member:
+            del entry["oldest"]
         if entry["gone"] >= entry["came"]:
             self.n["sw"] = max(0.0, self.n.get("sw", 0.0) - entry["weight"])
             del line[f"{team}\n"]
@@ -162,23 +164,27 @@ class Gatekeeper:
         member = f"{team}\n{ticket}"
         own = self.state["teams"].get(team)
         tag = own if own is not None else max(virtual, self.state["finish"].get(team, 0.0))
-        others = [start for name, start in self.state["teams"].items() if name != team]
-        turn = not others or tag <= min(others) + 1e-9
+        others = sorted((start, name) for name, start in self.state["teams"].items() if name != team)
+        turn = not others or tag <= others[0][0] + 1e-9
         place = self.state["line"].get(member)
         entry = self.state["line"].get(f"{team}\n", {"came": 0, "gone": 0, "weight": weight})
         ahead = max(0, place - entry["gone"] - 1) if place is not None else entry["came"] - entry["gone"]
+        elder, theirs = self._oldest(team, before=place), None if turn else self._oldest(others[0][1])
+        ahead = max(ahead, 0 if elder is None else 1)
         waiting = len(self.state["waiters"]) - (place is not None)
         weights = self.n.get("sw", 0.0) + (0.0 if own is not None else weight)
         before = min(waiting, ahead * weights / weight)
         if not turn:
             before = max(before, 1.0)
-        room, idle, turn, base, soonest, why = self._room(cost, seats, before, ahead, turn, base, why)
+        room, idle, turn, base, soonest, why = self._room(cost, seats, before, ahead, turn, base, why, elder)
+        if self._robs(elder, cost) or self._robs(theirs, cost):
+            idle = turn = False
         if not room or not (turn or idle):
             soft = max(soonest - base, max(5.0, 1000 * self.n.get("sn", 0.0)) if room else 0.0)
             if soft > PATIENT:
                 soft = PATIENT + 0.6 * (soft - PATIENT)
             wait = max(5.0, base + soft)
-            self._line_up(member, team, weight, tag, wait)
+            self._line_up(member, team, weight, tag, wait, cost)
             return ["wait", wait, why or "turn", self.now + wait]
         self._take(call, team, weight, share, cost)
         self.state["calls"][call]["lease"] = lease
@@ -231,6 +237,39 @@ class Gatekeeper:
                 probing = True
         return base, why, probing
 
+    def _oldest(self, team: str, *, before: int | None = None) -> Any:
+        """Return the waiter of a team that came first, as far as it has been seen; None where nobody waits.
+
+        `before`: it has to have come before the one with that place.
+        """
+        found = self.state["line"].get(f"{team}\n", {}).get("oldest")
+        return None if found is None or (before is not None and before <= found["place"]) else found
+
+    def _need(self, d: str, cost: float) -> float:
+        """Return the level at which a call starts."""
+        return cost if d in _COUNTS else min(cost, self.capacity(d) * READY)
+
+    def _robs(self, elder: Any, cost: Mapping[str, float]) -> bool:
+        """Tell whether what a call takes would not be back when one comes that has been the first for long."""
+        if elder is None or self.now - elder["at"] < OLD:
+            return False
+        ahead = max(0.0, self.state["waiters"].get(elder["member"], self.now) - self.now)
+        for d in DIMENSIONS:
+            limit, theirs = self.limit(d), elder["cost"][d]
+            if limit is None or theirs <= 0:
+                continue
+            if self.level(d) - cost[d] + ahead * self.rate(d) < self._need(d, theirs):
+                return True
+            left = self.told(d)
+            if left is None:
+                continue
+            if self.n.get(f"w {d}"):
+                if left >= theirs > left - cost[d]:
+                    return True
+            elif left - cost[d] + ahead * limit / PERIOD[d] < theirs:
+                return True
+        return False
+
     def _room(
         self,
         cost: Mapping[str, float],
@@ -240,6 +279,7 @@ class Gatekeeper:
         turn: bool,
         base: float,
         why: str | None,
+        elder: Any,
     ) -> tuple[bool, bool, bool, float, float, str | None]:
         """Return (is there room, is it abundant, is it our turn, closed until, when to come, why not)."""
         room, idle = base == 0, True
@@ -256,12 +296,13 @@ class Gatekeeper:
             if self.limit(d) is None or cost[d] <= 0:
                 continue
             has, cap, mean = self.level(d), self.capacity(d), self.n.get(f"mean {d}", cost[d])
-            need = cost[d] if d in _COUNTS else min(cost[d], cap * READY)
+            need = self._need(d, cost[d])
+            more = max(0.0, self._need(d, elder["cost"][d]) - mean) if elder else 0.0
             room = room and has >= need
             if has < max(need, cap * VALVE):
                 idle = False
-                turn = turn and has >= need + ahead * mean
-            missing = need + before * mean - min(cap, has + base * self.rate(d))
+                turn = turn and has >= need + ahead * mean + more
+            missing = need + before * mean + more - min(cap, has + base * self.rate(d))
             if base + missing / self.rate(d) > soonest:
                 soonest = base + missing / self.rate(d)
                 if has < need or why is None:
@@ -275,7 +316,9 @@ class Gatekeeper:
             turn = turn and allowed - taken > ahead
         return room, idle, turn, base, soonest, why
 
-    def _line_up(self, member: str, team: str, weight: float, tag: float, wait: float) -> None:
+    def _line_up(
+        self, member: str, team: str, weight: float, tag: float, wait: float, cost: Mapping[str, float]
+    ) -> None:
         line = self.state["line"]
         if member not in line:
             if team not in self.state["teams"]:
@@ -284,6 +327,11 @@ class Gatekeeper:
             entry = line.setdefault(f"{team}\n", {"came": 0, "gone": 0, "weight": weight})
             entry["came"] += 1
             line[member] = entry["came"]
+        entry, place = line[f"{team}\n"], line[member]
+        oldest = entry.get("oldest")
+        if oldest is None or place <= oldest["place"]:
+            since = self.now if oldest is None or place < oldest["place"] else oldest["at"]
+            entry["oldest"] = {"member": member, "place": place, "at": since, "cost": {d: cost[d] for d in DIMENSIONS}}
         self.state["waiters"][member] = self.now + wait
         self.n["no"] = self.n.get("no", 0) + 1
 
@@ -497,6 +545,11 @@ class Gatekeeper:
             "levels": levels,
             "in_flight": len(self.state["leases"]),
             "waiting": len(self.state["waiters"]),
+            "teams": {
+                team.rstrip("\n"): entry["came"] - entry["gone"]
+                for team, entry in self.state["line"].items()
+                if isinstance(entry, dict)
+            },
             "workers": sum(seen >= self.now - SEEN for seen in self.state["workers"].values()),
             "rate": self.n.get("f", FIRST) * self.n.get("m", 1.0),
             "closed": max(0.0, max(self.n.get("closed", 0.0), self.account.get("closed", 0.0)) - self.now),

@@ -7,6 +7,8 @@
 --        4 finish tag of each team   5 teams that wait (start tag)   6 waiters (due)   7 the line (arrival numbers)
 --        8 workers (last seen)   9 state of the account
 -- ARGV   1 operation   2 milliseconds to add to the clock (tests)   then the operation's own
+-- The line (7) has, for each team: how many came (E) and have gone (G), its weight (W), and the waiter that came first
+-- (H: who, its number, since when it is the first, what it needs), as far as it has been seen.
 -- Times are in milliseconds of the server's clock.  Dimensions: r requests a minute, d requests a day, t tokens,
 -- i input tokens, o output tokens a minute.
 
@@ -29,6 +31,7 @@ local EPOCH = 1000            -- at most one decrease in this time
 local GRACE = 5000            -- a waiter that has not come this long after it was due has gone
 local SEEN = 60000            -- workers that asked in this time count
 local PATIENT = 10000         -- a longer wait is told in part only: much may change
+local OLD = 10000             -- from then on nobody takes what the first of a line has been told to come for
 local STATE_KEPT, REST_KEPT = 172800000, 3600000
 local CLOSE = 1000            -- calls that were let in within this time may overtake each other on their way
 local STILL, WATCH = 250, 1500 -- a reset that moves by less in this time is the end of a window
@@ -105,12 +108,14 @@ local function leave(member)
   call('ZREM', WAITERS, member)
   if call('HDEL', LINE, member) == 0 then return end
   local team = string.match(member, '^(.-)\n')
+  local first = call('HGET', LINE, team .. '\nH')
+  if first and cmsgpack.unpack(first)[1] == member then call('HDEL', LINE, team .. '\nH') end
   local gone = call('HINCRBY', LINE, team .. '\nG', 1)
   local came = tonumber(call('HGET', LINE, team .. '\nE') or 0)
   if gone >= came then
     local weight = tonumber(call('HGET', LINE, team .. '\nW') or 0)
     set('sw', max(0, get('sw', 0) - weight))
-    call('HDEL', LINE, team .. '\nE', team .. '\nG', team .. '\nW')
+    call('HDEL', LINE, team .. '\nE', team .. '\nG', team .. '\nW', team .. '\nH')
     call('ZREM', TEAMS, team)
   end
 end
@@ -120,6 +125,28 @@ local function tidy()
     call('ZREM', LEASES, id); call('HDEL', CALLS, id) -- a crash frees its lease; what it reserved stays spent
   end
   for _, member in ipairs(call('ZRANGEBYSCORE', WAITERS, '-inf', now - GRACE, 'LIMIT', 0, 50)) do leave(member) end
+end
+
+local function starts(d, cost) -- the level at which a call starts
+  if d == 'r' or d == 'd' then return cost end
+  return min(cost, capacity(d) * READY)
+end
+
+-- Would what a call takes not be back when one comes that has been the first of its line for long?
+local function robs(elder, cost)
+  if not elder or now - elder[3] < OLD then return false end
+  local ahead = max(0, tonumber(call('ZSCORE', WAITERS, elder[1]) or now) - now)
+  for k, d in ipairs(DIMENSIONS) do
+    local theirs = elder[4][k]
+    if limit(d) and theirs > 0 then
+      if level(d) - cost[d] + ahead * rate(d) < starts(d, theirs) then return true end
+      local left = told(d)
+      if left and get(d .. 'w', 0) == 1 then
+        if left >= theirs and left - cost[d] < theirs then return true end
+      elseif left and left - cost[d] + ahead * limit(d) / PERIOD[d] < theirs then return true end
+    end
+  end
+  return false
 end
 
 -- Operations.
@@ -172,14 +199,20 @@ local function acquire()
   local member = team .. '\n' .. ticket
   local own = call('ZSCORE', TEAMS, team) or false
   local tag = own and tonumber(own) or max(virtual, tonumber(call('ZSCORE', FINISH, team) or 0))
-  local other
+  local other, before_us
   local front = call('ZRANGE', TEAMS, 0, 1, 'WITHSCORES')
-  for k = 1, #front, 2 do if front[k] ~= team then other = other or tonumber(front[k + 1]) end end
+  for k = 1, #front, 2 do
+    if front[k] ~= team and not other then before_us, other = front[k], tonumber(front[k + 1]) end
+  end
   local turn = not other or tag <= other + 1e-9
   local place = call('HGET', LINE, member)
-  local line = call('HMGET', LINE, team .. '\nE', team .. '\nG')
+  local line = call('HMGET', LINE, team .. '\nE', team .. '\nG', team .. '\nH')
   local came, gone = tonumber(line[1] or 0), tonumber(line[2] or 0)
   local ahead = place and max(0, tonumber(place) - gone - 1) or came - gone
+  local first = line[3] and cmsgpack.unpack(line[3])
+  local elder = first and not (place and tonumber(place) <= first[2]) and first
+  if elder then ahead = max(1, ahead) end
+  local theirs = not turn and call('HGET', LINE, before_us .. '\nH')
   local waiting = call('ZCARD', WAITERS) - (place and 1 or 0)
   local weights = get('sw', 0) + (own and 0 or weight)
   local before = min(waiting, ahead * weights / weight)
@@ -196,17 +229,17 @@ local function acquire()
     end
   end
   soonest = base
-  for _, d in ipairs(DIMENSIONS) do
+  for k, d in ipairs(DIMENSIONS) do
     if limit(d) and cost[d] > 0 then
-      local has, cap, mean = level(d), capacity(d), get(d .. 'n', cost[d])
-      local need = cost[d]
-      if d ~= 'r' and d ~= 'd' then need = min(need, cap * READY) end
+      local has, cap, mean, need = level(d), capacity(d), get(d .. 'n', cost[d]), starts(d, cost[d])
+      -- Who came first may need more than most: room is left for it, or it would be overtaken for ever.
+      local more = elder and max(0, starts(d, elder[4][k]) - mean) or 0
       if has < need then room = false end
       if has < max(need, cap * VALVE) then
         idle = false
-        if has < need + ahead * mean then turn = false end
+        if has < need + ahead * mean + more then turn = false end
       end
-      local missing = need + before * mean - min(cap, has + base * rate(d))
+      local missing = need + before * mean + more - min(cap, has + base * rate(d))
       if base + missing / rate(d) > soonest then
         soonest = base + missing / rate(d)
         if has < need or not why then why = NAMES[d] end
@@ -221,6 +254,7 @@ local function acquire()
     idle = false
     if allowed - taken <= ahead then turn = false end
   end
+  if robs(elder, cost) or robs(theirs and cmsgpack.unpack(theirs), cost) then idle, turn = false, false end
 
   if not room or not (turn or idle) then
     local soft = max(soonest - base, room and max(5, 1000 * get('sn', 0)) or 0)
@@ -232,7 +266,14 @@ local function acquire()
         call('HSET', LINE, team .. '\nW', weight)
         set('sw', get('sw', 0) + weight)
       end
-      call('HSET', LINE, member, call('HINCRBY', LINE, team .. '\nE', 1))
+      place = call('HINCRBY', LINE, team .. '\nE', 1)
+      call('HSET', LINE, member, place)
+    end
+    place = tonumber(place)
+    if not first or place <= first[2] then
+      local since, needs = first and place == first[2] and first[3] or now, {}
+      for k, d in ipairs(DIMENSIONS) do needs[k] = cost[d] end
+      call('HSET', LINE, team .. '\nH', cmsgpack.pack({member, place, since, needs}))
     end
     call('ZADD', WAITERS, now + wait, member)
     set('no', get('no', 0) + 1)
@@ -437,8 +478,13 @@ local function snapshot()
       levels[NAMES[d]] = {limit = limit(d), level = level(d), told = told(d), learned = get(d .. 'c') ~= nil}
     end
   end
+  local teams = {}
+  for _, team in ipairs(call('ZRANGE', TEAMS, 0, -1)) do
+    local line = call('HMGET', LINE, team .. '\nE', team .. '\nG')
+    teams[team] = tonumber(line[1] or 0) - tonumber(line[2] or 0)
+  end
   return cjson.encode({
-    levels = levels, in_flight = call('ZCARD', LEASES), waiting = call('ZCARD', WAITERS),
+    levels = levels, teams = teams, in_flight = call('ZCARD', LEASES), waiting = call('ZCARD', WAITERS),
     workers = call('ZCOUNT', WORKERS, now - SEEN, '+inf'), rate = get('f', FIRST) * get('m', 1),
     closed = max(0, max(get('closed', 0), tonumber(call('HGET', ACCOUNT, 'closed') or 0)) - now),
     breaker = max(0, get('bo', 0) - now), half_open = get('bo', 0) > 0 and get('bo', 0) <= now,

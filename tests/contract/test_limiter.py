@@ -10,6 +10,7 @@ import itertools
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -540,6 +541,9 @@ class Crowd:
     workers: Mapping[str, int]
     weights: Mapping[str, float] = field(default_factory=dict)
     latency: float = 0.1
+    sizes: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    """Input tokens of the calls of some workers, by team and number."""
+    served_by: Counter[tuple[str, int]] = field(default_factory=Counter)
     asked: int = 0
     waits: dict[str, list[float]] = field(default_factory=dict)
 
@@ -569,10 +573,11 @@ class Crowd:
                 id=f"{team}{next(calls)}",
                 ticket=f"{team}-{number}",
                 weight=self.weights.get(team, 1.0),
-                tokens_in=tokens_in,
+                tokens_in=self.sizes.get((team, number), tokens_in),
             )
             if isinstance(answer, Grant):
                 served[team] += 1
+                self.served_by[team, number] += 1
                 self.waits.setdefault(team, []).append(at - since.pop((team, number)))
                 events.append((at + self.latency * rng.uniform(0.8, 1.2), number, team, answer))
             else:
@@ -627,6 +632,45 @@ class TestFairness:
         served = large.run(20, tokens_in=5_000)
         assert served["large"] == pytest.approx(20 * 9_500 / 5_000, abs=4)
 
+    @pytest.mark.parametrize("teams", [{"one": 11}, {"one": 1, "other": 10}])
+    def test_a_large_call_is_not_overtaken_for_ever_by_small_ones(self, desk: Desk, teams: dict[str, int]) -> None:
+        """It starts at half of the burst; what small ones leave is never so much unless they leave it room."""
+        desk.book.assumed = Quota(input_tokens=60_000, concurrency=1000)
+        desk.warm()
+        crowd = Crowd(desk, teams, latency=0.05, sizes={("one", 0): 20_000}, weights={"other": 10.0})
+        served = crowd.run(90, tokens_in=100)
+        large = crowd.served_by["one", 0]
+        assert large >= 2
+        used = large * 20_000 + (sum(served.values()) - large) * 100
+        assert used >= 0.97 * 90 * 950
+
+    def test_nor_by_others_of_its_size_that_are_more_punctual(self, desk: Desk) -> None:
+        """It comes two seconds late each time; somebody else comes just before it and finds plenty.
+
+        Another team goes before it until it has had as much.
+        """
+        desk.book.assumed = Quota(input_tokens=60_000)
+        desk.warm(3600)
+        desk.settle(desk.ask(tokens_in=20_000, ticket="first"))
+        for team, most in (("default", 0), ("other", 3)):
+            overtaken = 0
+            while isinstance(answer := desk.ask(tokens_in=20_000, ticket="late"), Wait):
+                desk.move(answer.seconds + 1.9)
+                overtaken += isinstance(desk.ask(team, tokens_in=20_000, ticket=f"fresh{overtaken}"), Grant)
+                desk.move(0.1)
+                assert overtaken <= most
+            assert isinstance(answer, Grant)
+
+    def test_who_waited_and_has_gone_keeps_no_room(self, desk: Desk) -> None:
+        desk.book.assumed = Quota(input_tokens=60_000)
+        desk.warm(3600)
+        desk.settle(desk.ask(tokens_in=20_000, ticket="first"))
+        gone = desk.ask(tokens_in=20_000, ticket="gone")
+        assert isinstance(gone, Wait)
+        desk.move(gone.seconds + 6)
+        assert len(desk.grants(tokens_in=1_000)) >= 2
+        assert desk.state()["teams"].keys() <= {"default"}
+
     def test_teams_that_have_gone_leave_no_trace(self, desk: Desk) -> None:
         desk.warm(3600)
         for number in range(20):
@@ -663,3 +707,10 @@ class TestSnapshot:
         assert state["levels"]["requests"]["learned"] is True
         assert state["levels"]["requests"]["told"] == pytest.approx(1000, abs=10)
         assert (state["in_flight"], state["workers"], state["granted"]) == (0, 1, 1)
+
+    def test_it_shows_who_waits(self, desk: Desk) -> None:
+        desk.grants(team="early")
+        for ticket in ("a", "b"):
+            assert isinstance(desk.ask("late", ticket=ticket), Wait)
+        assert desk.state()["teams"] == {"early": 1, "late": 2}
+        assert desk.state()["waiting"] == 3
