@@ -34,6 +34,7 @@ _STEP_EXAMPLE: dict[str, Any] = {
     "model": "claude-opus",
     "status": "succeeded",
     "reason": None,
+    "waits": None,
     "output": {"approved": True, "title": "Dark mode"},
     "error": None,
     "attempts": 1,
@@ -88,6 +89,7 @@ class Step(_Sent):
     model: str | None = None
     status: StepStatus
     reason: str | None = Field(None, description="Why it waits or was skipped.")
+    waits: dict[str, Any] | None = Field(None, description="What it waits for: `{why, until}`, null if it does not.")
     output: Any = None
     error: Any = None
     attempts: int = 0
@@ -337,8 +339,9 @@ class RoleList(_Sent):
 class WaitEntry(_Sent):
     """What one step waits for.
 
-    `why`: dependency, max_parallel, queue, backlog, no_worker, paused, running, lost_worker, retry, quota, breaker,
-    concurrency, turn, limiter, budget, in_doubt or waiting.  `until` is null where nobody can tell.
+    `why`: key (the run's concurrency key), dependency, max_parallel, queue, backlog, no_worker, paused, running, lost_worker, retry, quota, breaker,
+    concurrency, turn, limiter, budget, in_doubt or waiting.  `reason` is more exact for a step that was parked: for
+    a quota its dimension.  `until` is null where nobody can tell.
     """
 
     step: str
@@ -368,6 +371,7 @@ class CallTokens(_Sent):
     """Tokens of calls by kind.  `input` counts cached ones too, `output` those of reasoning."""
 
     input: int = 0
+    reason: str | None = None
     cache_read: int = 0
     cache_write: int = 0
     output: int = 0

@@ -16,6 +16,10 @@ DIMENSIONS = ("requests", "requests_per_day", "tokens", "input_tokens", "output_
 
 SECONDS = {name: 86_400.0 if name == "requests_per_day" else 60.0 for name in DIMENSIONS}
 
+RETRY_AFTER, BREAKER, CONCURRENCY, TURN, UNREACHABLE = "retry_after", "breaker", "concurrency", "turn", "unreachable"
+"""Why a call waits, beside a dimension: the provider has asked for a pause; most of the last calls failed; as many are
+in flight as may be; other calls are first; the limiter itself is away."""
+
 OK, RATE_LIMITED, OVERLOADED, FAILED, NEUTRAL = "ok", "rate_limited", "overloaded", "failed", "neutral"
 """How a call ended, for the limiter: 429; 529; a timeout, 5xx or broken connection; anything else (4xx, cancelled)."""
 
@@ -83,8 +87,7 @@ class Grant:
 class Wait:
     """Not now; come back in `seconds`, at `until` (seconds since 1970, by the limiter's clock).
 
-    `why`: a dimension, `concurrency`, `turn` (another team's or an earlier call's), `retry_after`, `breaker`,
-    `unreachable` (the limiter itself).
+    `why`: a dimension, or RETRY_AFTER, BREAKER, CONCURRENCY, TURN (another team's or an earlier call's), UNREACHABLE.
     """
 
     seconds: float

@@ -25,7 +25,7 @@ from gorgon_common.costs.usage import CallRecord
 from gorgon_common.engine.alarm import Alarm
 from gorgon_common.engine.budget import UNSENT
 from gorgon_common.engine.context import Knowledge
-from gorgon_common.engine.outcomes import Done, Ended, Expanded, Failed, Outcome, Parked, Passed
+from gorgon_common.engine.outcomes import RETRY, Done, Ended, Expanded, Failed, Outcome, Parked, Passed
 from gorgon_common.engine.ports import Member, Steps
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.records import Advance, Claimed, Finish, Head, Keep, Result, Weight, step_id
@@ -323,7 +323,7 @@ class Machine:
             stopped = Result(StepStatus.CANCELLED, reason=f"the run stopped while it waited: {outcome.message}")
             return self._commit_finishes(job, [Finish(step, stopped)])
         self._left(job, [step])
-        if outcome.reason == "waiting" and outcome.seconds > LONG_WAIT:
+        if outcome.reason != RETRY and outcome.seconds > LONG_WAIT:
             self._crowded = time.monotonic()
         if said == "parked" and not self.closing:
             self.publisher.departed(step)

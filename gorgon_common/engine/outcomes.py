@@ -7,8 +7,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gorgon_common.costs.usage import CallRecord
+from gorgon_common.engine import limits
 from gorgon_common.engine.records import Result, Room, Row
 from gorgon_common.engine.states import RunStatus
+
+RETRY, BUDGET = "retry", "budget"
+REASONS = frozenset(
+    {
+        RETRY,
+        BUDGET,
+        *limits.DIMENSIONS,
+        limits.RETRY_AFTER,
+        limits.BREAKER,
+        limits.CONCURRENCY,
+        limits.TURN,
+        limits.UNREACHABLE,
+    }
+)
+"""What a parked step may wait for: the next attempt, room on a budget, or what the limiter says (`limits.Wait`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +42,9 @@ class Passed:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """The step waits `seconds`, for `reason` (retry, quota).  `attempt`: what came before was an attempt.
+    """The step waits `seconds`, for one of REASONS.  `attempt`: what came before was an attempt.
 
-    `room`: what it waits for on a budget; it is woken when there is so much.
+    `message` says it to people.  `room`: what it waits for on a budget; it is woken when there is so much.
     """
 
     seconds: float

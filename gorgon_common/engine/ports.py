@@ -171,7 +171,7 @@ class Steps(Protocol):
         attempt: bool,
         room: Room | None = None,
     ) -> str:
-        """Let a claimed step wait: parked | halted | refused."""
+        """Let a claimed step wait, for one of `outcomes.REASONS`: parked | halted | refused."""
         ...
 
     def wake(self, ids: Sequence[int]) -> list[Head]:

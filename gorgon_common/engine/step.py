@@ -15,12 +15,12 @@ from typing import Any, cast
 
 from gorgon_common.clock import Clock
 from gorgon_common.costs.usage import CallRecord, Usage
-from gorgon_common.engine import admission, composites, rendering, retry
+from gorgon_common.engine import admission, composites, limits, rendering, retry
 from gorgon_common.engine.agent import converse
 from gorgon_common.engine.aggregate import aggregate
 from gorgon_common.engine.budget import Purse, Short, Vault, unsent
 from gorgon_common.engine.context import Knowledge, Run
-from gorgon_common.engine.outcomes import Done, Ended, Expanded, Failed, Outcome, Parked, Passed
+from gorgon_common.engine.outcomes import BUDGET, RETRY, Done, Ended, Expanded, Failed, Outcome, Parked, Passed
 from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
 from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, Result, Weight, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
@@ -46,6 +46,8 @@ DEFAULT_TIMEOUT = 300.0
 DEFAULT_TIER = "standard"
 RATE_LIMIT_PAUSE = 1.0
 """Seconds to wait after a 429 that does not say how long."""
+LONG_WAIT = 60.0
+"""Seconds: a provider that is closed for longer is passed over for the next model of `models:`."""
 
 
 POISON_CRASHES = 3
@@ -111,6 +113,20 @@ class Executor:
             return attempt.short(short)
         except (StepError, ExpressionError, UserError) as error:
             return attempt.failed(error)
+
+
+def _out_of_service(busy: Throttled | RateLimited) -> float | None:
+    """Return for how many seconds a model is of no use; None where its turn comes, so that it is to be waited for.
+
+    A long line before it is no reason to take another, which may cost more: a large map would move over as a whole.
+    """
+    if isinstance(busy, RateLimited):
+        seconds = busy.retry_after or 0.0
+        return seconds if seconds > LONG_WAIT else None
+    if busy.reason == limits.BREAKER:
+        return busy.seconds
+    exhausted = busy.reason in (limits.RETRY_AFTER, "requests_per_day")
+    return busy.seconds if exhausted and busy.seconds > LONG_WAIT else None
 
 
 def _noop(step: Claimed, clock: Clock) -> Done:
@@ -237,7 +253,7 @@ class Attempt:
         left = self._left()
         seconds = short.seconds if left is None else max(0.0, min(short.seconds, left))
         room = short.room if short.room.period else None
-        return Parked(seconds, "waiting", short.message, self.paid(), attempt=False, room=room)
+        return Parked(seconds, BUDGET, short.message, self.paid(), attempt=False, room=room)
 
     def ended(self, result: Result) -> Done:
         """The step has ended; complete its result."""
@@ -267,7 +283,7 @@ class Attempt:
         """There is no room for the call now: the step gives its slot back and comes again, which is no attempt."""
         left = self._left()
         seconds = throttled.seconds if left is None else max(0.0, min(throttled.seconds, left))
-        return Parked(seconds, "waiting", throttled.message, self.paid(), attempt=False)
+        return Parked(seconds, throttled.reason, throttled.message, self.paid(), attempt=False)
 
     def failed(self, error: GorgonError) -> Outcome:
         """The attempt has failed: another one, the step's own way out, or the end of what is around it."""
@@ -275,7 +291,7 @@ class Attempt:
             pause = error.retry_after if error.retry_after is not None else RATE_LIMIT_PAUSE
             return Parked(
                 pause + 0.1 * self.executor.chance(),
-                "waiting",
+                limits.RETRY_AFTER,
                 f"rate limit: {error.message}",
                 self.paid(),
                 attempt=False,
@@ -286,7 +302,7 @@ class Attempt:
             left = self._left()
             if left is not None and seconds >= left:
                 return self._gave_up(self._told(error))
-            return Parked(seconds, "retry", error.message, self.paid())
+            return Parked(seconds, RETRY, error.message, self.paid())
         return self._gave_up(self._told(error))
 
     def _told(self, error: GorgonError) -> dict[str, Any]:
@@ -343,19 +359,22 @@ class Attempt:
         spec = self.node.spec
         models = spec.get("models") or [f"{spec['provider']}:{spec.get('model') or ''}"]
         failure: StepError | None = None
-        broken: Throttled | None = None
+        waits: list[tuple[float, Throttled | RateLimited]] = []
         for model in models:
             provider, _, name = model.partition(":")
             try:
                 return self._ask(provider, name)
-            except Throttled as throttled:
-                if throttled.reason != "breaker":
+            except (Throttled, RateLimited) as busy:
+                seconds = _out_of_service(busy)
+                if seconds is None:
                     raise
-                broken = throttled if broken is None or throttled.seconds < broken.seconds else broken
+                waits.append((seconds, busy))
             except (StepError, ConfigurationError) as error:
                 failure = error if isinstance(error, StepError) else Final(error.message, hint=error.hint)
-        if broken is not None:
-            raise broken
+        if waits:
+            seconds, busy = min(waits, key=lambda wait: wait[0])
+            if failure is None or not failure.retryable or seconds <= LONG_WAIT:
+                raise busy
         assert failure is not None
         raise failure
 

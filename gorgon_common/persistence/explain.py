@@ -14,6 +14,7 @@ from sqlalchemy import Connection, and_, func, or_, select
 from gorgon_common import queues
 from gorgon_common.clock import format_time
 from gorgon_common.costs.history import History
+from gorgon_common.engine import limits, outcomes
 from gorgon_common.engine.records import ROW_MASK, step_id
 from gorgon_common.engine.states import FINISHED_RUN, FINISHED_STEP, RunStatus, StepStatus
 from gorgon_common.errors import NotFound
@@ -41,16 +42,12 @@ ROWS = 20_000
 
 _ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
 _WAITS = ("step.retry", "step.waiting")
-_REASONS = (
-    ("budget", "budget"),
-    ("circuit breaker", "breaker"),
-    ("in flight", "concurrency"),
-    ("other calls are first", "turn"),
-    ("limiter cannot be reached", "limiter"),
-    ("asked for a pause", "quota"),
-    ("rate limit", "quota"),
-)
-"""Words of a wait's message → what it waits for."""
+_CLASSES = {
+    **{reason: reason for reason in outcomes.REASONS},
+    **dict.fromkeys((*limits.DIMENSIONS, limits.RETRY_AFTER), "quota"),
+    limits.UNREACHABLE: "limiter",
+}
+"""The reason that a wait is stored with → what people are told that it waits for."""
 
 
 class Explanations:
@@ -324,13 +321,14 @@ class _Explanation:
             "since": None if event is None else format_time(event.at),
             "until": _time(row.due),
         }
-        if event is not None and event.kind == "step.retry":
+        reason = json.loads(event.data)["why"] if event is not None and event.data else None
+        told["reason"] = reason
+        if reason == outcomes.RETRY:
             return {**told, "why": "retry", "what": f"attempt {row.attempt} follows: {message}"}
         budget = self._budget(row.id)
         if budget is not None:
             return {**told, "why": "budget", "budget": budget}
-        lowered = message.lower()
-        return {**told, "why": next((why for words, why in _REASONS if words in lowered), "waiting")}
+        return {**told, "why": _CLASSES.get(reason, "waiting")}
 
     def _budget(self, key: int) -> dict[str, Any] | None:
         """Return the account that a step waits for, and what it needs of it."""
@@ -354,7 +352,7 @@ class _Explanation:
 
     def _last_event(self, key: int) -> Any:
         return self.connection.execute(
-            select(events.c.kind, events.c.at, events.c.message)
+            select(events.c.at, events.c.message, events.c.data)
             .where(events.c.run_id == self.run.id, events.c.row == key, events.c.kind.in_(_WAITS))
             .order_by(events.c.seq.desc())
             .limit(1)

@@ -539,7 +539,8 @@ class Store:
     ) -> str:
         """Let a claimed step wait.  `attempt`: it was one.  Returns parked | halted (its run has stopped) | refused.
 
-        `room`: it is woken as soon as there is so much of it on a budget.
+        `reason`: one of `outcomes.REASONS`, for machines; `message` is for people.  `room`: it is woken as soon as
+        there is so much of it on a budget.
         """
         with self.database.write() as connection:
             self._facts(connection, step, calls)
@@ -555,7 +556,9 @@ class Store:
                 .returning(steps.c.id)
             ).first()
             if row is not None:
-                self._tell(connection, step.run, step.row, f"step.{reason}", message)
+                kind = "step.retry" if attempt else "step.waiting"
+                data = {"why": reason, "seconds": round(seconds, 3)}
+                self._tell(connection, step.run, step.row, kind, message, data)
                 if room is not None:
                     budgets.wait(connection, step.id, room)
                 return "parked"
@@ -810,7 +813,15 @@ class Store:
             )
 
     @staticmethod
-    def _tell(connection: Connection, run: int, row: int | None, kind: str, message: str | None) -> None:
+    def _tell(
+        connection: Connection,
+        run: int,
+        row: int | None,
+        kind: str,
+        message: str | None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        body = None if data is None else json.dumps(data)
         connection.execute(
             insert(events).values(run_id=run, row=row, kind=kind, message=encoding.clean(message), at=db_now())
         )

@@ -122,7 +122,7 @@ class Views:
                     "kind": row.kind,
                     "step": known,
                     "message": row.message or facts.get("message"),
-                    "data": facts.get("data"),
+                    "data": _said(row) or facts.get("data"),
                 }
             )
         return found
@@ -135,6 +135,16 @@ def _abandoned(connection: Connection, home: str) -> bool:
     """Tell whether the process that an embedded run lives in has died."""
     alive = select(func.count()).where(workers.c.home == home, workers.c.lease_until > db_now())
     return not connection.scalar(alive)
+def _said(event: Any) -> dict[str, Any] | None:
+    """Return what an event says to machines; for a step that was parked: what it waits for, and until when."""
+    if event.data is None:
+        return None
+    data: dict[str, Any] = json.loads(event.data)
+    if event.kind not in _WAITING_EVENTS:
+        return data
+    return {"why": data["why"], "until": format_time(event.at + timedelta(seconds=data["seconds"]))}
+
+
 
 
 def _position(cursor: str) -> int:
@@ -348,17 +358,18 @@ class _Steps(Places):
         )
         return {row.step_id & ROW_MASK: row for row in self.connection.execute(query)}
 
-    def _waits(self, rows: Sequence[int]) -> dict[int, str]:
+    def _waits(self, rows: Sequence[int]) -> dict[int, Row[Any]]:
+        """Return row → the event that says what it waits for."""
         if not rows:
             return {}
         query = (
-            select(events.c.row, events.c.message)
+            select(events.c.row, events.c.kind, events.c.at, events.c.message, events.c.data)
             .where(events.c.run_id == self.number, events.c.row.in_(rows), events.c.kind.in_(_WAITING_EVENTS))
             .order_by(events.c.seq)
         )
-        return {row.row: row.message for row in self.connection.execute(query)}
+        return {row.row: row for row in self.connection.execute(query)}
 
-    def _view(self, key: int, row: Row[Any], spent: Row[Any] | None, waits: str | None) -> dict[str, Any]:
+    def _view(self, key: int, row: Row[Any], spent: Row[Any] | None, waits: Row[Any] | None) -> dict[str, Any]:
         node = self.plan.nodes[row.node]
         detail: Mapping[str, Any] = json.loads(row.detail) if row.detail else {}
         body = row.body if row.body is not None else row.output
@@ -377,7 +388,8 @@ class _Steps(Places):
             "provider": detail.get("provider") or (spent.provider if spent else node.spec.get("provider")),
             "model": detail.get("model") or (spent.model if spent else node.spec.get("model") or None),
             "status": status.name.lower(),
-            "reason": detail.get("reason") or waits,
+            "reason": detail.get("reason") or (waits.message if waits else None),
+            "waits": _said(waits) if waits else None,
             "output": None if body is None else json.loads(body),
             "error": detail.get("error"),
             "attempts": row.attempts if row.attempts is not None else (row.attempt if row.status in _BEGUN else 0),

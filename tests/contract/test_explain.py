@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from gorgon_common import queues
+from gorgon_common.clock import parse_time
+from gorgon_common.engine.limits import DIMENSIONS
+from gorgon_common.engine.outcomes import REASONS
 from gorgon_common.engine.records import Claimed, Head, Keep, step_id
 from gorgon_common.engine.rows import QUEUE_NUMBERS
 from gorgon_common.errors import NotFound
-from gorgon_common.persistence.explain import Explanations
+from gorgon_common.persistence.explain import _CLASSES, Explanations
 from gorgon_common.persistence.store import Store
+from gorgon_common.persistence.views import Views
 from gorgon_common.workflow.plan import Plan
 from tests.support.engine import agent, elapse, make_run, open_store, plan_of
 
@@ -100,28 +105,53 @@ def test_it_runs_and_its_worker_may_be_lost(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "message", "why"),
+    ("reason", "why"),
     [
-        ("retry", "The server failed (HTTP 500)", "retry"),
-        ("waiting", "rate limit: slow down", "quota"),
-        ("waiting", "openai m: rate limit on output tokens", "quota"),
-        ("waiting", "openai m: the provider has asked for a pause", "quota"),
-        ("waiting", "openai m: the circuit breaker is open, most of the last calls failed", "breaker"),
-        ("waiting", "openai m: as many calls are in flight as may be", "concurrency"),
-        ("waiting", "openai m: other calls are first", "turn"),
-        ("waiting", "the limiter cannot be reached", "limiter"),
-        ("waiting", "budget: The limit of the run is $1.00", "budget"),
-        ("waiting", "until something happens", "waiting"),
+        ("retry", "retry"),
+        *((dimension, "quota") for dimension in DIMENSIONS),
+        ("retry_after", "quota"),
+        ("breaker", "breaker"),
+        ("concurrency", "concurrency"),
+        ("turn", "turn"),
+        ("unreachable", "limiter"),
+        ("budget", "budget"),
+        ("something new", "waiting"),
     ],
 )
-def test_what_a_parked_step_waits_for_and_until_when(store: Store, reason: str, message: str, why: str) -> None:
+def test_what_a_parked_step_waits_for_and_until_when(store: Store, reason: str, why: str) -> None:
+    """By the reason that was stored, whatever the message says."""
     run = make_run(store, PLAN)
     held = claim(store, worker(store), run, 0)
+    message = "a budget, a rate limit, a circuit breaker and calls in flight"
     store.park(held, seconds=90, reason=reason, message=message, calls=(), attempt=reason == "retry")
     told = waits(store, run, "a")["a"]
-    assert told["why"] == why
+    assert (told["why"], told["reason"]) == (why, reason)
     assert message in told["what"]
     assert told["since"] < told["until"]
+
+
+def test_every_reason_has_a_class() -> None:
+    assert set(_CLASSES) == set(REASONS)
+    assert set(_CLASSES.values()) <= {"quota", "limiter", "breaker", "concurrency", "turn", "budget", "retry"}
+
+
+def test_the_wait_is_told_to_machines_with_the_step_and_in_the_journal(store: Store) -> None:
+    run = make_run(store, PLAN)
+    views = Views(store.database, lambda plan_hash: Plan.from_json(store.plan_body(plan_hash)))
+    public = store.info(run).public_id
+
+    def step() -> dict[str, Any]:
+        found: dict[str, Any] = views.run(public, with_steps=True)["steps"][0]
+        return found
+
+    assert step()["waits"] is None
+    held = claim(store, worker(store), run, 0)
+    store.park(held, seconds=90, reason="input_tokens", message="openai m: busy", calls=(), attempt=False)
+    (event,) = (event for event in views.events(public, after=0, limit=100) if event["kind"] == "step.waiting")
+    waits_for = step()["waits"]
+    assert (step()["reason"], waits_for["why"]) == ("openai m: busy", "input_tokens")
+    assert event["data"] == waits_for
+    assert parse_time(waits_for["until"]) - parse_time(event["at"]) == timedelta(seconds=90)
 
 
 def test_unknown_runs_and_steps_are_told(store: Store) -> None:

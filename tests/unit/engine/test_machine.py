@@ -542,7 +542,7 @@ def test_suspects_are_run_one_at_a_time(bench: Bench) -> None:
 
 def test_a_short_wait_that_is_no_attempt_is_slept_in_place(bench: Bench) -> None:
     run = bench.run(wide(1))
-    said = iter([Parked(0.2, "waiting", "429", attempt=False), DONE])
+    said = iter([Parked(0.2, "requests", "429", attempt=False), DONE])
     bench.hand.does.update({0: lambda step: next(said), 3: ended})
     bench.handle(run, 0)
     assert bench.naps == [0.2]
@@ -557,7 +557,7 @@ def test_a_parked_step_leaves_its_slot(bench: Bench) -> None:
     assert bench.resting()
 
 
-@pytest.mark.parametrize(("seconds", "reason", "pulls"), [(60, "waiting", 0), (0.5, "waiting", 9), (60, "retry", 9)])
+@pytest.mark.parametrize(("seconds", "reason", "pulls"), [(60, "requests", 0), (0.5, "requests", 9), (60, "retry", 9)])
 def test_after_a_long_wait_for_a_quota_the_backlog_is_left_alone(
     bench: Bench, seconds: float, reason: str, pulls: int
 ) -> None:

@@ -166,7 +166,7 @@ def test_a_rate_limit_is_a_wait_and_no_attempt(lab: Lab) -> None:
     lab.made.provider.behaves["limited"] = failing(limited)
     outcome = executed(lab, plan_of(step("a", prompt="limited")))
     assert isinstance(outcome, Parked)
-    assert (outcome.seconds, outcome.reason, outcome.attempt) == (12.0, "waiting", False)
+    assert (outcome.seconds, outcome.reason, outcome.attempt) == (12.0, "retry_after", False)
     assert [record.outcome for record in outcome.calls] == ["rate_limited"]
 
 
