@@ -95,10 +95,14 @@ async def _of_ours(_request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, known):
             status = _STATUS[known]
             headers = {"Retry-After": "5"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
-            return problem(status, kind, error.message, hint=error.hint, headers=headers)
+            return problem(status, kind, error.message, hint=error.hint, headers=headers, **_facts(error))
     if isinstance(error, errors.UserError):
         return problem(422, "bad-request", error.message, hint=error.hint)
     return await _unexpected(_request, error)
+
+
+def _facts(error: Exception) -> dict[str, Any]:
+    return {"key": error.key, "held_by": error.held_by} if isinstance(error, errors.KeyTaken) else {}
 
 
 async def _of_the_request(_request: Request, error: Exception) -> JSONResponse:

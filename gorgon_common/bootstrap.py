@@ -122,7 +122,8 @@ class Services:
         """Check the inputs, create the run, commit, publish its first steps.
 
         `target`: live | sandbox.  `home`: "" for a run that any worker may take, else the embedded home that owns it.
-        Raises InputInvalid, NotAvailable, Conflict (same key, different request), Unavailable.
+        Raises InputInvalid, NotAvailable, Conflict (same key, different request), KeyTaken (another run holds the
+        concurrency key), Unavailable.
         """
         values = lazy.load("gorgon_common.workflow.compiler:check_inputs")(plan, inputs)
         number, created = submit(
@@ -154,7 +155,7 @@ class Services:
     def events(self, run_id: str, *, after: int = 0, limit: int = 500) -> list[dict[str, Any]]:
         """Return the run's journal after sequence number `after`: `{seq, at, kind, step, message, data}`, oldest first.
 
-        kinds: run.queued run.started run.finishing run.succeeded run.failed run.cancelled run.resumed
+        kinds: run.queued run.admitted run.started run.finishing run.succeeded run.failed run.cancelled run.resumed
         step.succeeded step.failed step.skipped step.cancelled step.retry step.waiting step.expanded step.recovered …
         """
         return self.views.events(run_id, after=after, limit=limit)

@@ -6,6 +6,7 @@
     │   ├── InputInvalid          an input is missing, unknown or of the wrong type
     │   ├── NotFound              no such run, workflow or role (in this team)
     │   ├── Conflict              the state forbids it: a finished run cannot be cancelled
+    │   │   └── KeyTaken          another run holds the concurrency key, and the workflow says `reject`
     │   ├── NotAvailable          a step kind or feature that this version cannot execute
     │   └── ConfigurationError    a setting is missing or wrong
     ├── ExpressionError           an expression failed while a run was under way
@@ -30,7 +31,7 @@ The class docstring is the message where none is given.  `hint` says what to do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -100,6 +101,27 @@ class NotFound(UserError):
 
 class Conflict(UserError):
     """Its state does not allow this."""
+
+
+class KeyTaken(Conflict):
+    """Another run holds the concurrency key.
+
+    `held_by`: the runs' ids, those that hold it first, then those that wait; `numbers`: what the store calls them.
+    """
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        hint: str | None = None,
+        key: str = "",
+        held_by: Sequence[str] = (),
+        numbers: Sequence[int] = (),
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.key = key
+        self.held_by = list(held_by)
+        self.numbers = list(numbers)
 
 
 class NotAvailable(UserError):

@@ -129,11 +129,16 @@ def plan_of(services: Services, run_id: str) -> Plan:
     return services.knowledge.run(services.views.number(run_id)).plan
 
 
-def vacate(services: Services, run_id: str) -> None:
-    """Let a run go whose process was killed: without this its lease would have to run out first."""
+def vacate(services: Services, run_id: str) -> bool:
+    """Let a run go whose process was killed: without this its lease would have to run out first.
+
+    Returns whether it was.
+    """
     home = services.knowledge.run(services.views.number(run_id)).info.home
-    if home and is_deserted(home):
-        services.store.vacate(home)
+    if not home or not is_deserted(home):
+        return False
+    services.store.vacate(home)
+    return True
 
 
 def require_keys(plan: Plan, settings: Settings) -> None:
@@ -173,7 +178,7 @@ def run_embedded(
     embedded = lazy.load("gorgon_worker.embedded:embedded")
     slots = services.settings.slots
     with embedded(services, queues=served, slots=slots, home=home, target=target, sandbox_url=url):
-        submitted = submit(home)
+        submitted = _submitted(services, submit, home)
         if submitted.reused and not as_json:
             terminal.note(f"{submitted.reused} reused, {submitted.to_run} to run")
         view = choose_view(as_json=as_json, target=target)
@@ -184,6 +189,21 @@ def run_embedded(
             raise
         finally:
             view.close()
+
+
+def _submitted(services: Services, submit: Callable[[str], Submitted], home: str) -> Submitted:
+    """Submit; runs of killed processes of this machine do not keep it from its concurrency key."""
+    try:
+        submitted = submit(home)
+    except errors.KeyTaken as taken:
+        gone = [holder for holder in taken.held_by if vacate(services, holder)]
+        if not gone:
+            raise
+        return submit(home)
+    waits = services.run(submitted.run_id).get("waits_for")
+    for holder in waits["held_by"] if waits else ():
+        vacate(services, holder["run_id"])  # the sweep does the rest
+    return submitted
 
 
 def _abandon(services: Services, run_id: str) -> None:
@@ -202,6 +222,9 @@ def _detach(services: Services, plan: Plan, values: Mapping[str, Any], *, target
             hint="Set GORGON_REDIS_URL and start `gorgon worker`, or use --server.",
         )
     submitted = services.submit(plan, values, target=target)
+    waits = services.run(submitted.run_id).get("waits_for")
+    if waits and not as_json:
+        terminal.note(f"It {waits['what']}.")
     _left(submitted.run_id, None, as_json=as_json)
 
 

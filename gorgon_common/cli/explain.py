@@ -34,9 +34,22 @@ def tell(document: Mapping[str, Any]) -> None:
     """Print an explanation for people."""
     what = f"step {document['step']} of " if document["step"] else ""
     terminal.draw(terminal.styled(f"{what}{document['run_id']}  {document['workflow']}  {document['status']}", "name"))
+    _key(document)
     _waiting(document)
     _money(document["money"])
     _time(document["time"])
+
+
+def _key(document: Mapping[str, Any]) -> None:
+    waits = document.get("waits_for")
+    if not waits:
+        return
+    since = terminal.seconds(_gap(waits["since"], parse_time(document["as_of"])))
+    terminal.say(f"\nThe run {waits['what']}. It waits for {since} now; none of its steps starts before.")
+    for holder in waits["held_by"][:_FEW]:
+        died = ", its process has died" if holder["process_died"] else ""
+        terminal.say(f"  {holder['run_id']}  {holder['workflow']}  {holder['status']}{died}")
+    terminal.say("  To look at the first: gorgon runs explain RUN; to end it: gorgon runs cancel RUN.")
 
 
 def _waiting(document: Mapping[str, Any]) -> None:

@@ -114,6 +114,9 @@ def follow(
                 if not asked:
                     asked = True
                     _cancel(runs, run_id)
+            elif run.get("waits_for"):
+                begun = time.monotonic()
+                say(f"It {run['waits_for']['what']}.")
             elif expect_worker and _untouched(run) and time.monotonic() - begun > _UNCLAIMED:
                 say("No worker has taken it yet. Is one running? `gorgon worker` starts one.")
             else:

@@ -72,7 +72,8 @@ def show(run: str, *, step: str | None, full: bool, server: str | None, as_json:
 def tell_whole(document: Mapping[str, Any], *, full: bool) -> None:
     """Print a run with all its steps and its outputs."""
     now = SYSTEM_CLOCK.now()
-    terminal.draw(RunDrawing(document, now, whole=True))
+    waits = document.get("waits_for")
+    terminal.draw(RunDrawing(document, now, whole=True, note=f"It {waits['what']}." if waits else ""))
     terminal.say()
     if document["status"] in RUN_FINISHED:
         terminal.draw(ending(document, full=full, now=now))
@@ -195,4 +196,6 @@ def cancel(run: str, *, server: str | None, as_json: bool) -> None:
     if as_json:
         terminal.emit(document)
     else:
-        terminal.say(f"{document['run_id']} is told to end; it is {document['status']}.")
+        ended = document["status"] in RUN_FINISHED
+        told = f"is {document['status']}" if ended else f"is told to end; it is {document['status']}"
+        terminal.say(f"{document['run_id']} {told}.")

@@ -116,7 +116,30 @@ class Run(_Sent):
     created_at: str | None = None
     started_at: str | None = None
     finished_at: str | None = None
+    waits_for: KeyWait | None = Field(None, description="Only there while the run waits for its concurrency key.")
     steps: list[Step] | None = None
+
+
+class KeyHolder(_Sent):
+    """A run that holds a concurrency key."""
+
+    run_id: str
+    workflow: str
+    status: RunStatus
+    since: str
+    process_died: bool = Field(False, description="It belongs to one process, which has died.")
+
+
+class KeyWait(_Sent):
+    """The concurrency key that a queued run waits for; it starts when it has it."""
+
+    key: str
+    max: int = Field(description="How many runs may hold it for this one to start.")
+    on_conflict: str
+    since: str
+    ahead: int = Field(description="Runs that wait before this one.")
+    held_by: list[KeyHolder]
+    what: str = Field(description="All of it in a sentence.")
 
 
 class RunPage(_Sent):
@@ -348,6 +371,7 @@ class WaitEntry(_Sent):
     item: int | None = None
     status: StepStatus
     why: str
+    reason: str | None = None
     what: str
     since: str | None = None
     until: str | None = None
@@ -361,6 +385,7 @@ class Explanation(_Sent):
     status: RunStatus
     step: str | None = None
     as_of: str
+    waits_for: KeyWait | None = Field(None, description="The concurrency key that the run as a whole waits for.")
     waiting_for: dict[str, int] = Field(description="What steps wait for, and how many.")
     waiting: list[WaitEntry]
     money: dict[str, Any]
@@ -371,7 +396,6 @@ class CallTokens(_Sent):
     """Tokens of calls by kind.  `input` counts cached ones too, `output` those of reasoning."""
 
     input: int = 0
-    reason: str | None = None
     cache_read: int = 0
     cache_write: int = 0
     output: int = 0
@@ -476,3 +500,5 @@ class ErrorBody(_Sent):
     hint: str | None = None
     errors: list[FieldError] | None = None
     problems: list[ProblemItem] | None = None
+    key: str | None = Field(None, description="The concurrency key that another run holds.")
+    held_by: list[str] | None = Field(None, description="The runs that hold it, and those that wait for it.")

@@ -22,19 +22,12 @@ class Continues(Creates, Shelf, Protocol):
         """Return whether a run has ended, and (row, node) of its steps that succeeded and were paid."""
         ...
 
-    def orphaned(self, run: int) -> bool:
-        """Tell whether an embedded run has no living worker any more."""
-        ...
-
-    def close_orphan(self, run: int, *, cancelled: bool = False) -> None:
-        """End a run whose process died."""
-        ...
-
 
 def cancel(store: Continues, publisher: Publisher, run: Run) -> None:
     """Ask a run to end: no new step starts but its final ones, calls in flight are aborted.  Raises Conflict.
 
-    A run whose process has died ends at once: nobody is left to run anything of it.
+    A run whose process has died ends at once: nobody is left to run anything of it.  So does one that waits for its
+    concurrency key: nothing of it has begun.
     """
     if store.orphaned(run.info.id) and not store.finished(run.info.id)[0]:
         store.close_orphan(run.info.id, cancelled=True)

@@ -274,8 +274,11 @@ class Machine:
                 return self._absorb(job, step, advance)
             case Ended(result, status, outputs, error):
                 finish = Finish(step, result)
-                self._stored(self.store.finish_run, self.worker, finish, status=status, outputs=outputs, error=error)
+                heads = self._stored(
+                    self.store.finish_run, self.worker, finish, status=status, outputs=outputs, error=error
+                )
                 self._left(job, [step])
+                self._publish(heads)
                 return []
 
     def _commit_finishes(self, job: Job, finishes: Sequence[Finish]) -> list[Claimed]:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gorgon_common.costs.usage import CallRecord, Usage
-from gorgon_common.engine.records import Advance, Claimed, Finish, Head, Keep, Room, Row, Weight
+from gorgon_common.engine.records import Advance, Claimed, Finish, Head, Keep, Room, Row, Turn, Weight
 from gorgon_common.engine.states import RunStatus
 
 if TYPE_CHECKING:
@@ -201,8 +201,8 @@ class Steps(Protocol):
 
     def finish_run(
         self, worker: Any, finish: Finish, *, status: RunStatus, outputs: Any, error: Mapping[str, Any] | None
-    ) -> None:
-        """Finish the run's last step and the run with it."""
+    ) -> list[Head]:
+        """Finish the run's last step and the run with it; returns what starts now that its concurrency key is free."""
         ...
 
 
@@ -261,6 +261,18 @@ class Shelf(Protocol):
 
     def expired_runs(self, *, home: str, target: str | None = None) -> list[int]:
         """Return the live runs whose time is up."""
+        ...
+
+    def turns(self, *, home: str, target: str) -> list[Turn]:
+        """Return what is to do for concurrency keys that runs wait for."""
+        ...
+
+    def take_turn(self, key: int, *, home: str) -> list[Head]:
+        """Let runs have a concurrency key whose turn it is."""
+        ...
+
+    def close_orphan(self, run: int, *, cancelled: bool = False) -> None:
+        """End a run whose process died."""
         ...
 
     def watermarks(self, *, home: str, target: str | None = None) -> dict[int, float]:

@@ -200,6 +200,41 @@ class RunInfo:
     home: str
     root: int
     created_at: datetime
+    key_at: datetime | None = None
+    """When it got its concurrency key, where it has one: it waited until then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The concurrency key that a run asks for.
+
+    `most`: how many runs may hold it.  `on_conflict`: queue | reject | cancel_running.
+    """
+
+    key: str
+    most: int = 1
+    on_conflict: str = "queue"
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Whether a run may start (`holds`), and the runs to be cancelled for it."""
+
+    holds: bool
+    evict: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a sweep has to do for a concurrency key that runs wait for.
+
+    `ready`: one of them may start.  `evict`: runs to be cancelled for one of them.  `dead`: runs whose process died.
+    """
+
+    key: int
+    ready: bool
+    evict: Sequence[int]
+    dead: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,3 +256,4 @@ class NewRun:
     idempotency_key: str | None = None
     request_hash: str | None = None
     timeout: float | None = None
+    hold: Hold | None = None

@@ -14,6 +14,9 @@ Runs::
     queued → running ⇄ paused → finishing → succeeded | failed | cancelled
     running → succeeded | failed                (no step has failed, so there was nothing to stop)
     queued | running | paused → failed | cancelled    (the process that ran it has died)
+    queued → cancelled                          (it never had its concurrency key: nothing has to be finished)
+
+A run that waits for its concurrency key is queued.
 
 A finished state is written once.  The numbers are what the database stores: do not renumber them.
 """
@@ -40,7 +43,7 @@ class StepStatus(IntEnum):
 class RunStatus(IntEnum):
     """Where a run is."""
 
-    QUEUED = 0  # no step has started yet
+    QUEUED = 0  # no step has started yet; it may have to wait for its concurrency key
     RUNNING = 1
     PAUSED = 2
     FINISHING = 3  # only on_error and finally steps may still run

@@ -226,7 +226,7 @@ class Attempt:
         rows = [self.run.locate(self.step, dep.node) for dep in self.node.deps]
         ids = [step_id(self.run.info.id, row) for row in rows if row is not None]
         ended = [entry.finished_at for entry in self.run.knowledge.checkpoints(ids).values() if entry.finished_at]
-        since = max(ended, default=self.run.info.created_at)
+        since = max(ended, default=self.run.info.key_at or self.run.info.created_at)
         return self.node.deadline - (self.executor.clock.now() - since).total_seconds()
 
     # Its end

@@ -1,7 +1,8 @@
 """The way in: a plan and its inputs become a run, and its first steps are sent.
 
 check inputs → rows → one transaction → publish.  If this process dies after the commit, the sweep publishes; if it dies
-before, nothing has happened.  The same idempotency key gives the same run.
+before, nothing has happened.  The same idempotency key gives the same run.  A run that has to wait for its concurrency
+key is published by whoever lets it have it.
 """
 
 from __future__ import annotations
@@ -13,18 +14,31 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from gorgon_common.engine import rows
+from gorgon_common.engine.concurrency import Stops, evict, hold_of
 from gorgon_common.engine.context import Knowledge
 from gorgon_common.engine.publish import Publisher
-from gorgon_common.engine.records import Head, NewRun, Row, step_id
-from gorgon_common.errors import NotAvailable
+from gorgon_common.engine.records import Admission, Head, NewRun, Row, step_id
+from gorgon_common.errors import KeyTaken, NotAvailable
 from gorgon_common.workflow.plan import Plan
 
 
-class Creates(Protocol):
+class Creates(Stops, Protocol):
     """The store as a submission uses it."""
 
     def create(self, new: NewRun, rows: Sequence[Row]) -> tuple[int, bool]:
         """Insert a run with its steps; (id, whether it is new)."""
+        ...
+
+    def admission(self, run: int) -> Admission:
+        """Return whether a run has its concurrency key, and which runs have to be cancelled for it."""
+        ...
+
+    def orphaned(self, run: int) -> bool:
+        """Tell whether an embedded run has no living worker any more."""
+        ...
+
+    def close_orphan(self, run: int, *, cancelled: bool = False) -> None:
+        """End a run whose process died."""
         ...
 
 
@@ -47,7 +61,8 @@ def submit(
 ) -> tuple[int, bool]:
     """Create a run and publish what is ready.  `inputs` are checked already; `grouped`: see `canvas.lowering`.
 
-    Returns (run number, whether it is new).  Raises NotAvailable, Conflict, Unavailable.
+    Returns (run number, whether it is new).  Raises NotAvailable, InputInvalid (the concurrency key cannot be made),
+    Conflict, KeyTaken, Unavailable.
     """
     if plan.unavailable:
         raise NotAvailable(
@@ -71,13 +86,30 @@ def submit(
         idempotency_key=idempotency_key,
         request_hash=_digest(plan_hash, inputs, target, team),
         timeout=plan.limits.get("timeout"),
+        hold=hold_of(plan, inputs, run_id=public_id, team=team or plan.team, now=now),
     )
     first = rows.top_rows(plan, plan.successors(), grouped)
-    number, created = store.create(new, first)
+    number, created = _create(store, new, first)
     if created:
         knowledge.learn(plan, plan_hash)
-        publisher.publish(_heads(number, first))
+        admission = Admission(holds=True) if new.hold is None else store.admission(number)
+        evict(store, knowledge, publisher, admission.evict)
+        if admission.holds:
+            publisher.publish(_heads(number, first))
     return number, created
+
+
+def _create(store: Creates, new: NewRun, first: Sequence[Row]) -> tuple[int, bool]:
+    """Create the run; a run whose process has died does not keep it from its concurrency key."""
+    try:
+        return store.create(new, first)
+    except KeyTaken as taken:
+        dead = [number for number in taken.numbers if store.orphaned(number)]
+        if not dead:
+            raise
+        for number in dead:
+            store.close_orphan(number)
+        return store.create(new, first)
 
 
 def _heads(run: int, first: Sequence[Row]) -> list[Head]:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 
+from gorgon_common.engine.concurrency import evict
 from gorgon_common.engine.context import Knowledge
 from gorgon_common.engine.ports import Canvas, Shelf
 from gorgon_common.engine.publish import Publisher
@@ -93,6 +94,7 @@ class Sweep:
         if not self.shelf.lead(f"sweep:{self.target}:{self.home}", self.name, LEASE):
             return 0
         self._time_is_up()
+        self._take_turns()
         sent = self._recover()
         sent += self._resend()
         self.publisher.refill()
@@ -114,6 +116,17 @@ class Sweep:
             except Conflict:
                 continue
             self.publisher.publish(heads)
+
+    def _take_turns(self) -> None:
+        """Go on with concurrency keys: what whoever ended or submitted a run has left undone."""
+        for turn in self.shelf.turns(home=self.home, target=self.target):
+            if self._clock() >= self._blind_until:
+                for number in turn.dead:  # as its resume would: it can be resumed still
+                    log.warning("a run is ended: its process died, and others wait for its concurrency key", run=number)
+                    self.shelf.close_orphan(number)
+            evict(self.shelf, self.knowledge, self.publisher, turn.evict)
+            if turn.ready or turn.dead:
+                self.publisher.publish(self.shelf.take_turn(turn.key, home=self.home))
 
     def _recover(self) -> int:
         """Take back what dead workers held; it goes first."""

@@ -18,6 +18,7 @@ from gorgon_common.engine import limits, outcomes
 from gorgon_common.engine.records import ROW_MASK, step_id
 from gorgon_common.engine.states import FINISHED_RUN, FINISHED_STEP, RunStatus, StepStatus
 from gorgon_common.errors import NotFound
+from gorgon_common.persistence import concurrency
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.history import read_history
 from gorgon_common.persistence.reports import run_of
@@ -114,7 +115,8 @@ class _Explanation:
         """Return the whole of it."""
         wanted = self._wanted(step)
         calls = [call for call in self._calls() if call.step_id & ROW_MASK in wanted]
-        waiting = [self._wait(key) for key in sorted(wanted) if self._waits(key)]
+        waits = concurrency.waits_for(self.connection, self.run)
+        waiting = [_of_the_run(self._wait(key), waits) for key in sorted(wanted) if self._waits(key)]
         return {
             "run_id": self.run.public_id,
             "workflow": self.run.workflow,
@@ -126,6 +128,7 @@ class _Explanation:
             "created_at": format_time(self.run.created_at),
             "started_at": _time(self.run.started_at),
             "finished_at": _time(self.run.finished_at),
+            "waits_for": waits,
             "waiting_for": dict(Counter(str(entry["why"]) for entry in waiting)),
             "waiting": waiting[:SHOWN],
             "money": self._money(calls, wanted),
@@ -541,3 +544,10 @@ def _seconds(length: timedelta) -> float:
 
 def _time(moment: datetime | None) -> str | None:
     return None if moment is None else format_time(moment)
+
+
+def _of_the_run(entry: dict[str, Any], waits: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a step waits for where the whole run waits for its concurrency key."""
+    if waits is None or entry["why"] != "paused":
+        return entry
+    return {**entry, "why": "key", "what": "starts when the run has its concurrency key", "since": waits["since"]}

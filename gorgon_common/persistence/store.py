@@ -23,6 +23,7 @@ from gorgon_common.costs.usage import CallRecord
 from gorgon_common.engine.records import (
     ROW_BITS,
     ROW_MASK,
+    Admission,
     Advance,
     Checkpoint,
     Claimed,
@@ -35,12 +36,13 @@ from gorgon_common.engine.records import (
     Room,
     Row,
     RunInfo,
+    Turn,
     Weight,
     step_id,
 )
 from gorgon_common.engine.states import FINISHED_RUN, RunStatus, StepStatus
 from gorgon_common.errors import Conflict, NotFound, Unavailable
-from gorgon_common.persistence import budgets, encoding, tick_sqlite
+from gorgon_common.persistence import budgets, concurrency, encoding, tick_sqlite
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.tables import (
     SQLITE_TIME,
@@ -228,8 +230,9 @@ class Store:
     def create(self, new: NewRun, rows: Sequence[Row]) -> tuple[int, bool]:
         """Insert a run with its steps; those without dependencies are ready.
 
+        Where the run has to wait for its concurrency key, none of them may be claimed until it has it: see `admission`.
         Returns (id, True), or (id of the run that has this idempotency key, False).  Raises Conflict where that run
-        was a different request.
+        was a different request, KeyTaken where it may not wait.
         """
         with self.database.write() as connection:
             if new.idempotency_key is not None:
@@ -242,6 +245,15 @@ class Store:
                 {"hash": new.plan_hash, "org_id": new.org, "body": new.plan_body, "created_at": new.created_at},
                 ["hash"],
             )
+            key, place = None, concurrency.Place.HOLDS
+            if new.hold is not None:
+                key = concurrency.lock(connection, new, new.hold)
+                # Whoever had the key locked until now may have made this very run.
+                known = self._known(connection, new) if new.idempotency_key is not None else None
+                if known is not None:
+                    return known, False
+                place = concurrency.enter(connection, key, new, new.hold)
+            holds = place is concurrency.Place.HOLDS
             values = {
                 "org_id": new.org,
                 "public_id": new.public_id,
@@ -254,13 +266,15 @@ class Store:
                 "root_id": new.root or 0,
                 "resumed_from": new.resumed_from,
                 "status": int(RunStatus.QUEUED),
-                "active": True,
+                "active": holds,
                 "cancelled": False,
                 "next_row": len(rows),
                 "idempotency_key": new.idempotency_key,
                 "request_hash": new.request_hash,
                 "created_at": new.created_at,
-                "deadline": None if new.timeout is None else db_now(new.timeout),
+                "deadline": None if new.timeout is None or not holds else db_now(new.timeout),
+                "key_id": key,
+                "key_at": db_now() if key is not None and holds else None,
             }
             dialect = sqlite if self.database.sqlite else postgresql
             # Two requests with one key may pass the check above together: the unique key lets one of them in.
@@ -276,8 +290,29 @@ class Store:
             if new.root is None:
                 connection.execute(update(runs).where(runs.c.id == run).values(root_id=run))
             self._insert_rows(connection, run, rows, offset=0)
-            self._tell(connection, run, None, "run.resumed" if new.resumed_from else "run.queued", None)
+            if key is not None and new.hold is not None:
+                concurrency.settle_in(connection, run, key, place, new.hold, new.timeout)
+            waits = None if holds else "it waits for its concurrency key"
+            self._tell(connection, run, None, "run.resumed" if new.resumed_from else "run.queued", waits)
         return run, True
+
+    # Concurrency keys
+
+    def admission(self, run: int) -> Admission:
+        """Return whether a run has its concurrency key, and which runs have to be cancelled for it."""
+        with self.database.read() as connection:
+            return concurrency.admission(connection, run)
+
+    def turns(self, *, home: str, target: str) -> list[Turn]:
+        """Return what is to do for concurrency keys that runs of a home wait for, or hold and others wait for."""
+        with self.database.read() as connection:
+            return concurrency.turns(connection, home=home, target=target)
+
+    @_tried_again
+    def take_turn(self, key: int, *, home: str) -> list[Head]:
+        """Let runs have a key whose turn it is; return the first steps of those of `home`, which are owed a message."""
+        with self.database.write() as connection:
+            return concurrency.take_turn(connection, key, home=home, lost=LOST_SECONDS)
 
     @staticmethod
     def _known(connection: Connection, new: NewRun) -> int | None:
@@ -366,6 +401,7 @@ class Store:
             home=row.home,
             root=row.root_id,
             created_at=row.created_at,
+            key_at=row.key_at,
         )
 
     def begin(self, run: int) -> None:
@@ -373,7 +409,7 @@ class Store:
         with self.database.write() as connection:
             started = connection.execute(
                 update(runs)
-                .where(runs.c.id == run, runs.c.status == int(RunStatus.QUEUED))
+                .where(runs.c.id == run, runs.c.status == int(RunStatus.QUEUED), runs.c.active)
                 .values(status=int(RunStatus.RUNNING), started_at=db_now())
             )
             if started.rowcount:
@@ -691,12 +727,16 @@ class Store:
     ) -> list[Head]:
         """Cancel a run (or fail it, where `error` is given): nothing new starts but its final steps.
 
-        Raises Conflict where it is finished already.  A run that is finishing is left to it.
+        Raises Conflict where it is finished already.  A run that is finishing is left to it; one that waits for its
+        concurrency key ends at once.
         """
         with self.database.write() as connection:
             status = self._lock(connection, run)
             if status in FINISHED_RUN:
                 raise Conflict(f"The run is {RunStatus(status).name.lower()} already.")
+            if status == RunStatus.QUEUED and concurrency.waits(connection, run):
+                concurrency.end_waiting(connection, run, reason)
+                return []
             if error is None:
                 connection.execute(update(runs).where(runs.c.id == run).values(cancelled=True))
             if status == RunStatus.FINISHING:
@@ -785,14 +825,17 @@ class Store:
         status: RunStatus,
         outputs: Any,
         error: Mapping[str, Any] | None,
-    ) -> None:
-        """Finish the run's last step and the run with it."""
+    ) -> list[Head]:
+        """Finish the run's last step and the run with it.
+
+        Returns the first steps of runs of the same home that waited for its concurrency key: they are owed a message.
+        """
         with self.database.write() as connection:
             ended = self._lock(connection, finish.step.run) in FINISHED_RUN
             advance = self._tick(connection, worker, Keep(fast=0), finishes=[finish])
             if advance.refused or ended:
-                return
-            connection.execute(
+                return []
+            key = connection.execute(
                 update(runs)
                 .where(runs.c.id == finish.step.run)
                 .values(
@@ -803,7 +846,8 @@ class Store:
                     started_at=func.coalesce(runs.c.started_at, db_now()),
                     finished_at=db_now(),
                 )
-            )
+                .returning(runs.c.key_id)
+            ).scalar_one()
             self._tell(
                 connection,
                 finish.step.run,
@@ -811,6 +855,7 @@ class Store:
                 f"run.{status.name.lower()}",
                 str(error["message"]) if error else None,
             )
+            return concurrency.release(connection, finish.step.run, key, home=worker.home, lost=LOST_SECONDS)
 
     @staticmethod
     def _tell(
@@ -823,7 +868,9 @@ class Store:
     ) -> None:
         body = None if data is None else json.dumps(data)
         connection.execute(
-            insert(events).values(run_id=run, row=row, kind=kind, message=encoding.clean(message), at=db_now())
+            insert(events).values(
+                run_id=run, row=row, kind=kind, message=encoding.clean(message), data=body, at=db_now()
+            )
         )
 
     def tell(self, run: int, row: int | None, kind: str, message: str | None) -> None:
@@ -1127,10 +1174,11 @@ class Store:
             rows = connection.execute(query).all()
         return status in FINISHED_RUN, [(row.id & ROW_MASK, row.node) for row in rows]
 
+    @_tried_again
     def close_orphan(self, run: int, *, cancelled: bool = False) -> None:
         """End a run whose process died: what it left undone is cancelled.  One that has ended stays.
 
-        It is failed, or cancelled where that was asked for.
+        It is failed, or cancelled where that was asked for.  Whoever waited for its concurrency key has it then.
         """
         status = RunStatus.CANCELLED if cancelled else RunStatus.FAILED
         died = "The process that ran it has died."
@@ -1146,7 +1194,7 @@ class Store:
             )
             connection.execute(delete(backlog).where(backlog.c.step_id >= low, backlog.c.step_id < high))
             budgets.abandon_run(connection, run)
-            connection.execute(
+            key = connection.execute(
                 update(runs)
                 .where(runs.c.id == run)
                 .values(
@@ -1156,8 +1204,10 @@ class Store:
                     error=None if cancelled else encoding.dump(error),
                     finished_at=db_now(),
                 )
-            )
+                .returning(runs.c.key_id)
+            ).scalar_one()
             self._tell(connection, run, None, f"run.{status.name.lower()}", died)
+            concurrency.release(connection, run, key, home=None, lost=LOST_SECONDS)
 
     def orphaned(self, run: int) -> bool:
         """Tell whether an embedded run has no living worker any more."""

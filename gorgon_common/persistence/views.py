@@ -14,6 +14,7 @@ from gorgon_common.clock import format_time
 from gorgon_common.engine.records import ROW_BITS, ROW_MASK, step_id
 from gorgon_common.engine.states import FINISHED_RUN, RunStatus, StepStatus
 from gorgon_common.errors import InputInvalid, NotFound
+from gorgon_common.persistence import concurrency
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.tables import (
     blobs,
@@ -71,6 +72,9 @@ class Views:
             view = _run(row, _spent(connection, [row.id]).get(row.id))
             if row.home and row.status not in FINISHED_RUN:
                 view["orphaned"] = _abandoned(connection, row.home)
+            waits = concurrency.waits_for(connection, row)
+            if waits is not None:
+                view["waits_for"] = waits
             if with_steps:
                 view["steps"] = _Steps(connection, row.id, self.plan_of(row.plan_hash)).list()
         return view
@@ -131,10 +135,6 @@ class Views:
 _ENDED = frozenset({"step.failed", "step.skipped", "step.cancelled", "step.succeeded"})
 
 
-def _abandoned(connection: Connection, home: str) -> bool:
-    """Tell whether the process that an embedded run lives in has died."""
-    alive = select(func.count()).where(workers.c.home == home, workers.c.lease_until > db_now())
-    return not connection.scalar(alive)
 def _said(event: Any) -> dict[str, Any] | None:
     """Return what an event says to machines; for a step that was parked: what it waits for, and until when."""
     if event.data is None:
@@ -145,6 +145,10 @@ def _said(event: Any) -> dict[str, Any] | None:
     return {"why": data["why"], "until": format_time(event.at + timedelta(seconds=data["seconds"]))}
 
 
+def _abandoned(connection: Connection, home: str) -> bool:
+    """Tell whether the process that an embedded run lives in has died."""
+    alive = select(func.count()).where(workers.c.home == home, workers.c.lease_until > db_now())
+    return not connection.scalar(alive)
 
 
 def _position(cursor: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from gorgon_common.errors import Problem, WorkflowInvalid
 from gorgon_common.workflow.compiler import specs
 from gorgon_common.workflow.compiler.layout import PHASES, Draft, Layout, Place
-from gorgon_common.workflow.compiler.names import Meaning, Names, Unknown
+from gorgon_common.workflow.compiler.names import RUN, Meaning, Names, Unknown
 from gorgon_common.workflow.compiler.sources import Bare, Operations, Roles, Source
 from gorgon_common.workflow.expressions import (
     Complaint,
@@ -448,8 +448,6 @@ class _Builder:
 
     def promises(self) -> None:
         """Warn of what the workflow as a whole asks for and does not get yet."""
-        if self.workflow.concurrency is not None:
-            self.unenforced("concurrency", ("concurrency",))
         if self.workflow.triggers:
             self.unenforced("triggers", ("triggers",))
 
@@ -552,11 +550,24 @@ class _Builder:
         place: Place = ("concurrency", "key")
         for inner, template in self.templates(self.workflow.concurrency.key, place):
             for path in template.paths:
-                bare = self.lenient and path.root in self.workflow.inputs
-                if path.root not in ("inputs", "run") and not bare:
-                    hint = "Write `inputs.name`: the key is needed before any step has run."
-                    self.tell(f"`{path.root}` cannot be part of the key", inner, hint=hint, offset=path.offset)
-            self.tell_all(check(template, {"inputs": self.names.inputs}), inner)
+                self.key_path(path, inner)
+            self.tell_all(check(template, {"inputs": self.names.inputs, "run": RUN}), inner)
+        if not self.workflow.concurrency.key.strip():
+            self.tell("the concurrency key is empty", place, hint='Write a name, or "{{inputs.name}}".')
+
+    def key_path(self, path: Path, place: Place) -> None:
+        """Tell what cannot be in a key, or would make it of no use."""
+        bare = self.lenient and path.root in self.workflow.inputs
+        if path.root not in ("inputs", "run") and not bare:
+            hint = "Write `inputs.name`: the key is needed before any step has run."
+            if path.root == "secrets":
+                hint = "A key is stored and shown to people: who waits for it, who holds it."
+            self.tell(f"`{path.root}` cannot be part of the key", place, hint=hint, offset=path.offset)
+        field = path.fields[0] if path.fields else None
+        if path.root == "run" and field in (None, "id", "started_at"):
+            hint = "Leave it out: runs that are to wait for each other need the same key."
+            told = f"`{path}` differs from run to run: no run would ever wait"
+            self.tell(told, place, hint=hint, offset=path.offset)
 
 
 _UNENFORCED = ("cache",)

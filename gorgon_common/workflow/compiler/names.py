@@ -12,7 +12,7 @@ from gorgon_common.workflow.expressions import Path, Type, did_you_mean
 from gorgon_common.workflow.expressions import types as kinds
 from gorgon_common.workflow.plan import Kind, Ref
 
-_RUN = Type("object", fields=dict.fromkeys(("id", "workflow", "team", "started_at"), kinds.STRING))
+RUN = Type("object", fields=dict.fromkeys(("id", "workflow", "team", "started_at"), kinds.STRING))
 _ERROR = Type("object", fields=dict.fromkeys(("step", "message", "kind", "summary"), kinds.STRING))
 
 
@@ -201,7 +201,7 @@ class Names:
             case "secrets":
                 return Meaning(Ref("secret"), kinds.ANY)  # `build` checks their names
             case "run":
-                return Meaning(Ref("run"), _RUN)
+                return Meaning(Ref("run"), RUN)
             case "error":
                 drafts = list(self.layout.ancestors(owner))
                 if drafts[-1].phase == "main" and not any(draft.role == "fallback" for draft in drafts):
