@@ -51,7 +51,8 @@ def run(
 
 def demo(
     which: Annotated[
-        str, typer.Argument(metavar="[parallel|resume|roles]", help="Without a name: agents build a feature.")
+        str,
+        typer.Argument(metavar="[parallel|cost|limits|roles|resume]", help="Without a name: agents build a feature."),
     ] = "",
 ) -> None:
     """Show what Gorgon does, offline, in a minute."""

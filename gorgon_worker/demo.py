@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,7 +19,7 @@ from gorgon_common.cli import terminal
 from gorgon_common.cli.backends import local_services
 from gorgon_common.cli.outline import elapsed
 from gorgon_common.cli.runs import conclude
-from gorgon_common.cli.screen import cut_lines
+from gorgon_common.cli.screen import cut_lines, ending
 from gorgon_common.cli.sources import Workflow, find_workflow
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.errors import InputInvalid, Unavailable
@@ -52,6 +55,22 @@ steps:
 outputs: {planner: "{{plan.output}}", builder: "{{build.output}}", reviewer: "{{review.output}}"}
 """
 
+_TOPICS = ("orders", "refunds", "stock", "prices", "clicks", "mails", "calls", "returns")
+_TIGHT_USD, _WIDE_USD = 0.035, 0.5
+
+_LIMITED_MODEL, _LIMIT, _CALLS = "gpt-5-mini", 120, 24
+_LIMITS = f"""
+name: many-at-once
+inputs: {{parts: {{type: array, default: {list(range(1, _CALLS + 1))}}}}}
+steps:
+  - id: ask
+    provider: openai
+    model: {_LIMITED_MODEL}
+    max_tokens: 200
+    map: {{over: "{{{{inputs.parts}}}}", as: part, max_parallel: {_CALLS}}}
+    prompt: "Sum up part {{{{part}}}}."
+"""
+
 _INTRODUCTION = """\
 A planner splits a request into tasks, builders work on them side by side, a tester and a security auditor
 look at the result together, a reviewer decides, a documenter writes it up. It runs offline: the sandbox
@@ -61,7 +80,14 @@ stands in for OpenAI and Anthropic with invented replies; everything else is rea
 
 def demo(which: str) -> None:
     """Run one of the demonstrations."""
-    shows = {"": _feature, "parallel": _parallel, "resume": _resume, "roles": _roles}
+    shows = {
+        "": _feature,
+        "parallel": _parallel,
+        "cost": _cost,
+        "limits": _limits,
+        "roles": _roles,
+        "resume": _resume,
+    }
     if which not in shows:
         raise InputInvalid(
             f"There is no demo {which!r}.", hint=f"Demos: {', '.join(name for name in shows if name)}; or none of them."
@@ -83,9 +109,17 @@ def _sandbox(settings: Settings) -> Iterator[Callable[[], str]]:
 
 
 def _run(
-    settings: Settings, sandbox: Callable[[], str], workflow: Workflow, *, resumed: str | None = None
+    settings: Settings,
+    sandbox: Callable[[], str],
+    workflow: Workflow,
+    *,
+    resumed: str | None = None,
+    may_fail: bool = False,
 ) -> dict[str, Any]:
-    """Run a workflow, or continue a run of it, with services and a worker of its own; returns the finished run."""
+    """Run a workflow, or continue a run with it, with services and a worker of its own; returns the finished run.
+
+    A run that has failed ends the demonstration, unless it `may_fail`.
+    """
     with local_services(here(settings)) as services:
         plan = compile_file(services, workflow)
         if resumed is not None:
@@ -93,11 +127,11 @@ def _run(
 
         def submit(home: str) -> Submitted:
             if resumed is not None:
-                return services.resume(resumed, home=home)
+                return services.resume(resumed, plan=plan, home=home)
             return services.submit(plan, {}, target="sandbox", home=home)
 
         document, interrupted = run_embedded(services, plan, submit, target="sandbox", sandbox=sandbox)
-    if document["status"] != "succeeded":
+    if interrupted or (document["status"] != "succeeded" and not may_fail):
         conclude(document, left=interrupted, full=False, as_json=False)
     return document
 
@@ -112,7 +146,7 @@ def _feature() -> None:
     steps = (
         ("gorgon runs show last --step plan", "what the planner said"),
         ("gorgon workflows show feature-build", "the file behind it"),
-        ("gorgon demo parallel | resume | roles", "more to see"),
+        ("gorgon demo parallel | cost | limits …", "more to see"),
         ("gorgon init", "your own workflow"),
     )
     _say("\n[bright_black]What next[/]")
@@ -136,6 +170,70 @@ def _parallel() -> None:
     faster = f"{serial / max(parallel, 0.001):.1f} times as fast"
     _say(f"Side by side          {terminal.seconds(parallel):>8}   [green]{faster}[/]")
     _say("\nThe only difference in the file is [bold]max_parallel[/] of the map.")
+
+
+def _cost() -> None:
+    _say(f"[bold]A budget that stops a run.[/]  {len(_TOPICS)} reports; the file says budget_usd: {_TIGHT_USD}.")
+    _say("What a call may cost at most is reserved before it is made, so that the limit cannot be passed.\n")
+    settings = get_settings()
+    with _sandbox(settings) as sandbox:
+        stopped = _run(settings, sandbox, _reports(_TIGHT_USD), may_fail=True)
+        terminal.say()
+        terminal.draw(ending(stopped, full=False, now=SYSTEM_CLOCK.now()))
+        done = sum(step["status"] == "succeeded" for step in stopped["steps"])
+        _say(f"\nThe next report might have passed the limit, so it was not asked for: {done} are paid and kept.")
+        _say(f"Raise the limit to {terminal.money(_WIDE_USD)} and continue:\n")
+        finished = _run(settings, sandbox, _reports(_WIDE_USD), resumed=stopped["run_id"])
+    _say(f"\n[green]✓[/] finished as {finished['run_id']}")
+    _say(f"  the stopped run cost  {terminal.money(stopped.get('cost_usd'))}, of {terminal.money(_TIGHT_USD)}")
+    _say(f"  the rest cost         {terminal.money(finished.get('cost_usd'))}")
+    _say("\n[bright_black]gorgon plan FILE says before a run what it will cost; gorgon costs report what was spent.[/]")
+
+
+def _reports(usd: float) -> Workflow:
+    steps = "".join(
+        f'  - {{id: {topic}, role: reporter, max_tokens: 2000, prompt: "Report on this week\'s {topic}."'
+        + (f", depends_on: {before}}}\n" if before else "}\n")
+        for before, topic in zip(("", *_TOPICS), _TOPICS, strict=False)
+    )
+    return Workflow(f"name: weekly-reports\nlimits: {{budget_usd: {usd}}}\nsteps:\n{steps}", "weekly-reports")
+
+
+def _limits() -> None:
+    _say(
+        f"[bold]{_CALLS} calls at once, where the provider lets in {_LIMIT} a minute.[/]  Twice; it is overloaded, too."
+    )
+    _say("Nobody sets anything: the limit is in the provider's replies, and the workers share what they learn.\n")
+    settings = get_settings().model_copy(update={"sandbox_url": None})  # this one is told to be mean
+    rule = {"provider": "openai", "model": _LIMITED_MODEL}
+    told = []
+    with _sandbox(settings) as sandbox:
+        _tell(sandbox(), "/_limits", {**rule, "requests": _LIMIT, "burst": 0.05})
+        _tell(sandbox(), "/_faults", {**rule, "status": 503, "after": 30, "times": 3})
+        before: Counter[int] = Counter()
+        for which in ("The first time", "The second time"):
+            document = _run(settings, sandbox, Workflow(_LIMITS, "many-at-once"))
+            terminal.say()
+            counts = Counter(entry["status"] for entry in _tell(sandbox(), "/_log")["entries"])
+            told.append((which, counts - before, elapsed(document, SYSTEM_CLOCK.now()) or 0.0))
+            before = counts
+    for which, seen, seconds in told:
+        line = (
+            f"{seen[200]} done in {terminal.seconds(seconds)}, {seen[429]} refused as too many, {seen[503]} overloaded"
+        )
+        _say(f"[green]✓[/] {which:<16} {line}")
+    _say("\nThe first wave found out; from then on each call waits until there is room, on no worker's slot.")
+    _say(
+        "[bright_black]gorgon limits ls: what is left of each quota; gorgon runs explain last: where the time went.[/]"
+    )
+
+
+def _tell(url: str, path: str, rule: Any = None) -> Any:
+    """Ask the sandbox itself something, or set a rule."""
+    body = None if rule is None else json.dumps(rule).encode()
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
+    with opener.open(urllib.request.Request(url + path, data=body), timeout=10) as reply:
+        return json.load(reply)
 
 
 def _roles() -> None:

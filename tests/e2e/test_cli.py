@@ -396,7 +396,7 @@ def test_db_upgrade_says_where() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["parallel", "resume", "roles"])
+@pytest.mark.parametrize("which", ["parallel", "cost", "limits", "roles", "resume"])
 def test_demos_end_well(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GORGON_SANDBOX_URL")
     done = gorgon("demo", which, timeout=100)
