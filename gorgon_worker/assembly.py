@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from gorgon_common.bootstrap import Services, make_limiter
 from gorgon_common.costs.prices import make_pricer
-from gorgon_common.costs.tokens import Calibration, Ratio
+from gorgon_common.costs.tokens import SANDBOX_FACTOR, Calibration, Ratio
 from gorgon_common.errors import GorgonError
 from gorgon_common.logs import get_logger
 from gorgon_common.settings import Settings
-from gorgon_worker.limited import LimitedProviders
+from gorgon_worker.limited import Estimates, LimitedProviders
 from gorgon_worker.observed import ObservedProviders
 from gorgon_worker.providers import SANDBOX_KEY, agent_providers
 from gorgon_worker.providers.command import LocalCommands
@@ -35,6 +35,9 @@ def make_runtime(
         accounts=accounts(target, settings),
         weight=book.weight,
         beds=max(2, slots // 5),
+        estimates=Estimates(
+            lambda: services.reports.ratios(target), unseen=SANDBOX_FACTOR if target == "sandbox" else 1.0
+        ),
     )
 
     def close() -> None:

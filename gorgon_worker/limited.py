@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from gorgon_common.clock import SYSTEM_CLOCK, Clock
-from gorgon_common.costs.tokens import count_call
+from gorgon_common.costs.tokens import Ratio, TokenEstimator, count_call
 from gorgon_common.costs.usage import Usage
 from gorgon_common.engine import limits
 from gorgon_common.engine.limits import Ask, Gate, Grant, Limiter, Never, Settlement, Wait
@@ -72,37 +72,68 @@ class Leases:
         """End the thread."""
         self._stop.set()
 
+    def extend(self) -> None:
+        """Extend the leases of all calls in flight.  Where that fails they are extended the next time."""
+        with self._lock:
+            held = list(self._held.values())
+        try:
+            if held:
+                self._limiter.extend(held)
+        except GorgonError as error:
+            log.warning("leases were not extended", error=error.message)
+
     def _forever(self) -> None:
         while not self._stop.wait(BEAT):
-            with self._lock:
-                held = list(self._held.values())
-            try:
-                if held:
-                    self._limiter.extend(held)
-            except GorgonError as error:
-                log.warning("leases were not extended", error=error.message)
+            self.extend()
 
 
 class Estimates:
-    """Input tokens, by a count of characters that the replies of this process have corrected; thread-safe."""
+    """Input tokens, by a count of characters that past calls and the replies of this process correct; thread-safe.
 
-    def __init__(self) -> None:
+    `known` returns what past calls have shown.  It is asked once, before the first estimate.  `unseen`: the factor for
+    models that nothing is known of.
+    """
+
+    def __init__(self, known: Callable[[], Mapping[tuple[str, str], Ratio]] = dict, *, unseen: float = 1.0) -> None:
+        self._known = known
+        self._unseen = unseen
+        self._past: TokenEstimator | None = None
         self._factors: dict[tuple[str, str], float] = {}
+        self._lock = threading.Lock()
 
     def of(self, provider: str, call: AgentCall) -> tuple[float, int]:
         """Return (the plain count, the corrected estimate)."""
         plain = count_call(
             call.model, system=call.system, messages=[turn.content for turn in call.messages], schema=call.schema
         )
-        return plain, round(plain * self._factors.get((provider, call.model), 1.0))
+        factor = self._factor(provider, call.model)
+        return plain, round(plain * (self._unseen if factor is None else factor))
 
     def learn(self, provider: str, model: str, plain: float, usage: Usage) -> None:
         """Note what a call really had."""
         if plain <= 0 or usage.input_tokens <= 0:
             return
         ratio = min(8.0, max(1 / 8, usage.input_tokens / plain))
-        known = self._factors.get((provider, model))
+        known = self._factor(provider, model)
         self._factors[(provider, model)] = ratio if known is None else 0.8 * known + 0.2 * ratio
+
+    def _factor(self, provider: str, model: str) -> float | None:
+        """Return what to multiply a count by, None where nobody knows."""
+        found = self._factors.get((provider, model))
+        if found is not None:
+            return found
+        seen = self._begun().ratio(provider, model)
+        return seen.factor if seen.calls else None
+
+    def _begun(self) -> TokenEstimator:
+        with self._lock:
+            if self._past is None:
+                try:
+                    self._past = TokenEstimator(self._known())
+                except GorgonError as error:
+                    self._past = TokenEstimator()
+                    log.warning("token estimates begin without what past calls have shown", error=error.message)
+            return self._past
 
 
 class LimitedProvider:
@@ -228,6 +259,7 @@ class LimitedProviders(Mapping[str, AgentProvider]):
     """Provider name → provider behind the limiter.
 
     `beds`: how many calls may sleep on their slots at a time; a crowd of sleepers would keep others from starting.
+    `estimates`: how many input tokens calls have, by what is known of past ones.
     """
 
     def __init__(
@@ -239,6 +271,7 @@ class LimitedProviders(Mapping[str, AgentProvider]):
         accounts: Mapping[str, str],
         weight: Callable[[str], float],
         beds: int = 1000,
+        estimates: Estimates | None = None,
     ) -> None:
         self._inner = inner
         self._beds = threading.Semaphore(beds)
@@ -247,7 +280,7 @@ class LimitedProviders(Mapping[str, AgentProvider]):
         self._target = target
         self._accounts = accounts
         self._weight = weight
-        self._estimates = Estimates()
+        self._estimates = estimates or Estimates()
         self._made: dict[str, LimitedProvider] = {}
 
     def __getitem__(self, name: str) -> AgentProvider:
@@ -299,14 +332,14 @@ def told(gate: Gate, wait: Wait) -> str:
     """Return why a call waits, in words."""
     who = f"{gate.provider} {gate.model}"
     match wait.why:
-        case "retry_after":
+        case limits.RETRY_AFTER:
             return f"{who}: the provider has asked for a pause"
-        case "breaker":
+        case limits.BREAKER:
             return f"{who}: the circuit breaker is open, most of the last calls failed"
-        case "concurrency":
+        case limits.CONCURRENCY:
             return f"{who}: as many calls are in flight as may be"
-        case "turn":
+        case limits.TURN:
             return f"{who}: other calls are first"
-        case "unreachable":
+        case limits.UNREACHABLE:
             return "the limiter cannot be reached"
     return f"{who}: rate limit on {wait.why.replace('_', ' ')}"

@@ -372,9 +372,9 @@ class Attempt:
             except (StepError, ConfigurationError) as error:
                 failure = error if isinstance(error, StepError) else Final(error.message, hint=error.hint)
         if waits:
-            seconds, busy = min(waits, key=lambda wait: wait[0])
-            if failure is None or not failure.retryable or seconds <= LONG_WAIT:
-                raise busy
+            shortest, first = min(waits, key=lambda wait: wait[0])
+            if failure is None or not failure.retryable or shortest <= LONG_WAIT:
+                raise first
         assert failure is not None
         raise failure
 

@@ -324,8 +324,8 @@ class _Explanation:
             "since": None if event is None else format_time(event.at),
             "until": _time(row.due),
         }
-        reason = json.loads(event.data)["why"] if event is not None and event.data else None
-        told["reason"] = reason
+        reason = str(json.loads(event.data)["why"]) if event is not None and event.data else ""
+        told["reason"] = reason or None
         if reason == outcomes.RETRY:
             return {**told, "why": "retry", "what": f"attempt {row.attempt} follows: {message}"}
         budget = self._budget(row.id)

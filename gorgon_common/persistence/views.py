@@ -362,7 +362,7 @@ class _Steps(Places):
         )
         return {row.step_id & ROW_MASK: row for row in self.connection.execute(query)}
 
-    def _waits(self, rows: Sequence[int]) -> dict[int, Row[Any]]:
+    def _waits(self, rows: Sequence[int]) -> dict[int, Any]:
         """Return row → the event that says what it waits for."""
         if not rows:
             return {}
@@ -373,7 +373,7 @@ class _Steps(Places):
         )
         return {row.row: row for row in self.connection.execute(query)}
 
-    def _view(self, key: int, row: Row[Any], spent: Row[Any] | None, waits: Row[Any] | None) -> dict[str, Any]:
+    def _view(self, key: int, row: Row[Any], spent: Row[Any] | None, waits: Any | None) -> dict[str, Any]:
         node = self.plan.nodes[row.node]
         detail: Mapping[str, Any] = json.loads(row.detail) if row.detail else {}
         body = row.body if row.body is not None else row.output

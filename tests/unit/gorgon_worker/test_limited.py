@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from gorgon_common.clock import SystemClock
+from gorgon_common.costs.tokens import Ratio
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine.agent import converse
-from gorgon_common.engine.limits import Gate, Quota
+from gorgon_common.engine.limits import Ask, Gate, Grant, Quota, Settlement
 from gorgon_common.engine.ports import AgentCall, AgentReply, Message
-from gorgon_common.errors import Cancelled, Final, OverLimit, ProviderError, RateLimited, Retryable, Throttled
+from gorgon_common.errors import (
+    Cancelled,
+    Final,
+    Malformed,
+    OutputTooLarge,
+    OverLimit,
+    ProviderError,
+    RateLimited,
+    Retryable,
+    Throttled,
+    Unavailable,
+)
+from gorgon_common.ids import new_id
 from gorgon_common.ratelimit.stored import Memory, StoredLimiter
-from gorgon_worker.limited import Estimates, LimitedProvider, LimitedProviders
+from gorgon_worker import limited
+from gorgon_worker.limited import CROWD, SLICE, Estimates, LimitedProvider, LimitedProviders
+
+GATE = Gate("live", "openai", "acme", "gpt-5")
 
 HEADERS = {"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "599"}
 CALL = AgentCall("gpt-5", (Message("user", "four words for you"),), max_tokens=100, timeout=30)
@@ -28,9 +47,11 @@ class Provider:
     def __init__(self) -> None:
         self.next: list[Any] = []
         self.calls: list[AgentCall] = []
+        self.during: Callable[[], Any] = lambda: None
 
     def call(self, call: AgentCall, cancelled: Callable[[], bool]) -> AgentReply:
         self.calls.append(call)
+        self.during()
         found = self.next.pop(0) if self.next else AgentReply("ok", Usage(10, output_tokens=5), "gpt-5")
         if isinstance(found, Exception):
             raise found
@@ -233,6 +254,235 @@ def test_a_cancelled_call_gives_its_place_back_and_one_that_waits_ends(desk: Des
     assert desk.state()["in_flight"] == 0
     with pytest.raises(Cancelled):
         desk.provider.call(CALL, lambda: True)
+
+
+@pytest.mark.parametrize(("beds", "seconds"), [(0, CROWD), (1, None)])
+def test_who_finds_no_bed_waits_elsewhere_and_long_enough(desk: Desk, beds: int, seconds: float | None) -> None:
+    """A wait of 0.05 s: slept where there is a bed; else the step leaves its slot, for longer than it would keep one."""
+    desk.provider._beds = threading.Semaphore(beds)
+    for _ in range(9):
+        assert isinstance(desk.limiter.acquire(Ask(new_id("other"), GATE)), Grant)
+    if seconds is None:
+        assert desk.call().text == "ok"
+        assert sum(desk.time.slept) == pytest.approx(0.05, abs=0.01)
+        assert desk.provider._beds.acquire(blocking=False)  # it was given back
+    else:
+        with pytest.raises(Throttled) as caught:
+            desk.call()
+        assert caught.value.seconds == seconds
+        assert caught.value.reason == "requests"
+        assert desk.time.slept == []
+
+
+def test_the_bed_of_a_cancelled_sleeper_is_free(desk: Desk) -> None:
+    """It looks for a cancel before it sleeps and again after; a long sleep is cut into pieces."""
+    desk.provider._beds = threading.Semaphore(1)
+    desk.quota_now = Quota(requests=200)  # a second's worth is three calls, the next comes after 0.26 s
+    for _ in range(3):
+        assert isinstance(desk.limiter.acquire(Ask(new_id("other"), GATE)), Grant)
+    said = iter([False, False, True])
+    with pytest.raises(Cancelled):
+        desk.provider.call(CALL, lambda: next(said))
+    assert desk.time.slept
+    assert max(desk.time.slept) <= SLICE
+    assert desk.inner.calls == []
+    assert desk.provider._beds.acquire(blocking=False)
+
+
+def test_a_patient_call_that_is_cancelled_while_it_waits_ends_soon(desk: Desk) -> None:
+    desk.quota_now = Quota(requests=6)
+    desk.call()
+    began = desk.time.at
+    with pytest.raises(Cancelled):
+        desk.provider.call(replace(CALL, patient=True), lambda: desk.time.at > began + 2)
+    assert desk.time.at - began < 2 + 2 * SLICE
+    assert desk.state()["in_flight"] == 0
+
+
+def test_a_patient_call_needs_no_bed(desk: Desk) -> None:
+    desk.provider._beds = threading.Semaphore(0)
+    desk.quota_now = Quota(requests=6)
+    desk.call()
+    assert desk.call(replace(CALL, patient=True)).text == "ok"
+    assert sum(desk.time.slept) == pytest.approx(10.5, rel=0.1)
+
+
+def test_what_it_waited_is_taken_off_the_calls_own_time(desk: Desk) -> None:
+    desk.quota_now = Quota(requests=6)
+    desk.call()
+    desk.call(replace(CALL, patient=True, timeout=30))
+    assert desk.inner.calls[-1].timeout == pytest.approx(30 - sum(desk.time.slept), abs=0.01)
+
+
+def test_a_call_keeps_its_lease_for_as_long_as_it_takes(desk: Desk) -> None:
+    seen: list[int] = []
+
+    def slow() -> None:
+        for _ in range(4):
+            desk.time.at += 40
+            desk.all._leases.extend()
+            seen.append(desk.state()["in_flight"])
+
+    desk.inner.during = slow
+    desk.call()
+    assert seen == [1, 1, 1, 1]
+    assert desk.all._leases._held == {}
+    assert desk.state()["in_flight"] == 0
+
+
+def test_without_that_it_would_be_lost(desk: Desk) -> None:
+    seen: list[int] = []
+
+    def slow() -> None:
+        desk.time.at += 61
+        seen.append(desk.state()["in_flight"])
+
+    desk.inner.during = slow
+    assert desk.call().text == "ok"
+    assert seen == [0]
+
+
+def test_leases_are_extended_by_a_thread_that_a_failure_does_not_end(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limited, "BEAT", 0.001)
+    times: list[int] = []
+    enough = threading.Event()
+
+    def extend(grants: Sequence[Grant]) -> int:
+        times.append(len(grants))
+        if len(times) < 3:
+            raise Unavailable("away")
+        enough.set()
+        return 1
+
+    monkeypatch.setattr(desk.limiter, "extend", extend)
+    desk.inner.during = lambda: enough.wait(10)
+    desk.call()
+    assert times[:3] == [1, 1, 1]
+
+
+def test_a_reply_is_kept_where_the_limiter_cannot_be_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def settle(grant: Grant, settlement: Settlement) -> None:
+        raise Unavailable("The database is away.")
+
+    monkeypatch.setattr(desk.limiter, "settle", settle)
+    assert desk.call().text == "ok"
+    desk.inner.next = [failure(Final, kind="auth")]
+    with pytest.raises(Final):
+        desk.call()
+    assert desk.all._leases._held == {}
+
+
+def test_429_without_a_time_is_a_pause_that_grows(desk: Desk) -> None:
+    pauses = []
+    for _ in range(3):
+        desk.inner.next = [failure(RateLimited)]
+        with pytest.raises(RateLimited):
+            desk.call()
+        pauses.append(desk.state()["closed"])
+        desk.time.at += 60
+    assert pauses == pytest.approx([1, 2, 4], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("error", "settlement"),
+    [
+        (lambda: failure(RateLimited, retry_after=7.0), ("rate_limited", 7.0)),
+        (lambda: failure(RateLimited), ("rate_limited", None)),
+        (lambda: failure(Retryable, kind="overloaded"), ("overloaded", None)),
+        (lambda: failure(Retryable, kind="overloaded", headers={"retry-after": "4"}), ("overloaded", 4.0)),
+        (lambda: failure(Retryable, kind="server", headers={"retry-after": "4"}), ("failed", None)),
+        (lambda: failure(Retryable, kind="timeout", usage=None), ("failed", None)),
+        (lambda: failure(Retryable, kind="connection", usage=None), ("failed", None)),
+        (lambda: failure(Final, kind="quota"), ("neutral", None)),
+        (lambda: failure(Malformed), ("neutral", None)),
+        (lambda: Cancelled(), ("neutral", None)),
+        (lambda: OutputTooLarge(), ("neutral", None)),
+        (lambda: RuntimeError("a bug"), ("neutral", None)),
+    ],
+)
+def test_what_the_limiter_is_told_of_a_failure(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: Callable[[], Exception], settlement: tuple[str, float | None]
+) -> None:
+    told: list[Settlement] = []
+    settle = desk.limiter.settle
+
+    def heard(grant: Grant, settlement: Settlement) -> None:
+        told.append(settlement)
+        settle(grant, settlement)
+
+    monkeypatch.setattr(desk.limiter, "settle", heard)
+    failed = error()
+    desk.inner.next = [failed]
+    with pytest.raises(type(failed)):
+        desk.call()
+    assert [(said.outcome, said.retry_after) for said in told] == [settlement]
+    # Nobody knows what a broken call has used: all of what was reserved.
+    unknown = getattr(failed, "usage", None) is None
+    assert bool(told[0].used) is not unknown
+    assert desk.state()["in_flight"] == 0
+
+
+def test_the_next_call_is_announced_by_what_the_last_one_had(desk: Desk) -> None:
+    """The provider counts ten times as many tokens: from the second call on so many are reserved."""
+    desk.quota_now = Quota(input_tokens=60_000)
+    plain, _ = Estimates().of("openai", CALL)
+    desk.inner.next = [AgentReply("ok", Usage(round(plain * 5)), "gpt-5")]
+    desk.call()
+    desk.time.at += 3600
+    before = desk.state()["levels"]["input_tokens"]["level"]
+    levels: list[float] = []
+    desk.inner.during = lambda: levels.append(desk.state()["levels"]["input_tokens"]["level"])
+    desk.call()
+    assert before - levels[0] == pytest.approx(plain * 5, abs=1)
+
+
+def seen(ratio: float, calls: int = 100) -> Ratio:
+    return Ratio(calls, calls * math.log(ratio), calls * math.log(ratio) ** 2)
+
+
+def test_a_new_worker_begins_with_what_past_calls_have_shown() -> None:
+    asked: list[int] = []
+
+    def known() -> Mapping[tuple[str, str], Ratio]:
+        asked.append(1)
+        return {("openai", "gpt-5"): seen(2.0)}
+
+    estimates = Estimates(known, unseen=0.8)
+    assert asked == []
+    plain, first = estimates.of("openai", CALL)
+    assert first == pytest.approx(plain * 2, rel=0.05)
+    # a model of the same family is taken to be alike, one that nothing is known of gets the default
+    assert estimates.of("openai", replace(CALL, model="gpt-4o"))[1] > plain * 1.2
+    other, unseen = estimates.of("anthropic", replace(CALL, model="claude-x"))
+    assert unseen == round(other * 0.8)
+    assert asked == [1]
+    for _ in range(20):
+        estimates.learn("openai", "gpt-5", plain, Usage(round(plain * 3)))
+    assert estimates.of("openai", CALL)[1] == pytest.approx(plain * 3, rel=0.05)
+
+
+def test_one_reply_does_not_overturn_what_many_have_shown() -> None:
+    estimates = Estimates(lambda: {("openai", "gpt-5"): seen(2.0)})
+    plain, _ = estimates.of("openai", CALL)
+    estimates.learn("openai", "gpt-5", plain, Usage(round(plain * 4)))
+    assert estimates.of("openai", CALL)[1] == pytest.approx(plain * 2.4, rel=0.05)
+
+
+def test_without_the_database_calls_are_estimated_all_the_same() -> None:
+    asked: list[int] = []
+
+    def known() -> Mapping[tuple[str, str], Ratio]:
+        asked.append(1)
+        raise Unavailable("away")
+
+    estimates = Estimates(known)
+    plain, first = estimates.of("openai", CALL)
+    assert first == round(plain)
+    estimates.learn("openai", "gpt-5", plain, Usage(round(plain * 3)))
+    assert estimates.of("openai", CALL)[1] == pytest.approx(plain * 3, abs=1)
+    assert asked == [1]
 
 
 def test_estimates_follow_what_the_provider_counts(desk: Desk) -> None:
