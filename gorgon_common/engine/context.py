@@ -296,6 +296,7 @@ class Run:
             stderr=detail.get("stderr"),
             published=published(node, output),
             name=node.id,
+            reason=checkpoint.reason or "",
         )
 
     def fingerprint(self, step: Claimed, request: str) -> str:

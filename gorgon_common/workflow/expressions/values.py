@@ -52,12 +52,15 @@ class StepValue:
     published: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
     """The step's id, for messages."""
+    reason: str = ""
+    """Why it was skipped, for messages."""
 
     def value(self) -> Any:
         """Return the output, or raise MissingValue."""
         if self.output is MISSING or (self.output is None and self.status != "succeeded"):
             step = f"step `{self.name}`" if self.name else "the step"
-            raise MissingValue(f"{step} has no output: it is {self.status}", hint=_DEFAULT_HINT)
+            why = f" ({self.reason})" if self.reason else ""
+            raise MissingValue(f"{step} has no output: it is {self.status}{why}", hint=_DEFAULT_HINT)
         return self.output
 
     def get(self, name: str) -> Any:

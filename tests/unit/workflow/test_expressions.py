@@ -234,6 +234,12 @@ def test_a_skipped_step_is_missing() -> None:
     assert value("review.status") == "skipped"
 
 
+def test_why_a_step_was_skipped_is_said() -> None:
+    env = {"s": StepValue(status="skipped", name="s", reason="`plan` was skipped")}
+    with pytest.raises(MissingValue, match=r"has no output: it is skipped \(`plan` was skipped\)"):
+        parse("s.output").evaluate(env)
+
+
 def test_a_default_value_of_a_skipped_step_is_its_output() -> None:
     env = {"s": StepValue({"a": 1}, status="skipped")}
     assert parse("s.a").evaluate(env) == 1
