@@ -49,7 +49,9 @@ def _key(document: Mapping[str, Any]) -> None:
     for holder in waits["held_by"][:_FEW]:
         died = ", its process has died" if holder["process_died"] else ""
         terminal.say(f"  {holder['run_id']}  {holder['workflow']}  {holder['status']}{died}")
-    terminal.say("  To look at the first: gorgon runs explain RUN; to end it: gorgon runs cancel RUN.")
+    if waits["held_by"]:
+        first = waits["held_by"][0]["run_id"]
+        terminal.say(f"  What keeps it: gorgon runs explain {first}   To end it: gorgon runs cancel {first}")
 
 
 def _waiting(document: Mapping[str, Any]) -> None:

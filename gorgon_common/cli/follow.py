@@ -114,15 +114,20 @@ def follow(
                 if not asked:
                     asked = True
                     _cancel(runs, run_id)
-            elif run.get("waits_for"):
-                begun = time.monotonic()
-                say(f"It {run['waits_for']['what']}.")
-            elif expect_worker and _untouched(run) and time.monotonic() - begun > _UNCLAIMED:
-                say("No worker has taken it yet. Is one running? `gorgon worker` starts one.")
             else:
-                say("")
+                begun = begun if not run.get("waits_for") else time.monotonic()
+                say(_remark(run, time.monotonic() - begun if expect_worker else 0.0))
             # What a poll costs sets how often it happens: a run of ten thousand steps is asked for less often.
             wait(min(_SLOWEST, max(_FASTEST, 8 * (time.monotonic() - before))))
+
+
+def _remark(run: Mapping[str, Any], unclaimed: float) -> str:
+    """Return what keeps a run from starting; `unclaimed`: seconds that a worker could have taken it."""
+    if run.get("waits_for"):
+        return f"It {run['waits_for']['what']}."
+    if unclaimed > _UNCLAIMED and _untouched(run):
+        return "No worker has taken it yet. Is one running? `gorgon worker` starts one."
+    return ""
 
 
 def _untouched(run: Mapping[str, Any]) -> bool:

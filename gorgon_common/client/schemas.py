@@ -362,9 +362,9 @@ class RoleList(_Sent):
 class WaitEntry(_Sent):
     """What one step waits for.
 
-    `why`: key (the run's concurrency key), dependency, max_parallel, queue, backlog, no_worker, paused, running, lost_worker, retry, quota, breaker,
-    concurrency, turn, limiter, budget, in_doubt or waiting.  `reason` is more exact for a step that was parked: for
-    a quota its dimension.  `until` is null where nobody can tell.
+    `why`: key (the run's concurrency key), dependency, max_parallel, queue, backlog, no_worker, paused, running,
+    lost_worker, retry, quota, breaker, concurrency, turn, limiter, budget, in_doubt or waiting.  `reason` is more exact
+    for a step that was parked: for a quota its dimension.  `until` is null where nobody can tell.
     """
 
     step: str

@@ -371,7 +371,7 @@ class _Explanation:
         if place is None:
             before = [dep.node for dep in node.deps]
             ended: list[datetime | None] = [self.rows[row].finished_at for row in before if row in self.rows]
-            began: datetime = self.run.created_at
+            began: datetime = self.run.key_at or self.run.created_at
             return max([began, *(moment for moment in ended if moment is not None)])
         base, end, parent, phase, turn, reduce = place
         known: list[datetime | None] = []

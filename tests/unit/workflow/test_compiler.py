@@ -558,6 +558,33 @@ def test_a_concurrency_key_knows_inputs_alone() -> None:
     assert "cannot be part of the key" in problem.message
 
 
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ('"{{secrets.TOKEN}}"', "cannot be part of the key"),
+        ('"{{run.id}}"', "differs from run to run"),
+        ('"{{run.started_at}}"', "differs from run to run"),
+        ('"{{run}}"', "differs from run to run"),
+        ('"{{inputs.nothing}}"', "nothing"),
+        ('"{{inputs.x"', ""),
+        ('" "', "is empty"),
+    ],
+)
+def test_a_bad_concurrency_key_is_told_at_load(key: str, words: str) -> None:
+    (problem,) = problems_of("- {id: a, prompt: x}\n", f"inputs: {{x: string}}\nconcurrency: {{key: {key}}}\n")
+    assert problem.line == 3
+    assert words in problem.message
+
+
+def test_a_concurrency_key_is_in_the_plan_without_a_warning() -> None:
+    made = compiled(
+        'name: t\ninputs: {x: string}\nconcurrency: "{{run.workflow}}/{{inputs.x}}"\nsteps: [{id: a, prompt: x}]\n'
+    )
+    assert made.problems == []
+    assert made.plan is not None
+    assert made.plan.concurrency == {"key": "{{run.workflow}}/{{inputs.x}}", "max": 1, "on_conflict": "queue"}
+
+
 def test_a_bare_workflow_compiles_too() -> None:
     source = load('name: t\nsteps: [{id: a, prompt: "{{x}}"}]\n')
     made = try_compile(source.spec, roles=ROLES)
