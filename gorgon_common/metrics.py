@@ -51,8 +51,30 @@ FENCED = Metric(
 )
 RECOVERED = Metric("Counter", "gorgon_recovered_steps", "Steps taken from dead workers or lost messages.", ("reason",))
 SLOTS_BUSY = Metric("Gauge", "gorgon_slots_busy", "Steps that this worker runs now.", ("queue",))
+BUDGET_USD = Metric(
+    "Gauge", "gorgon_budget_usd", "Budgets in dollars, of the present period.", ("budget", "per", "target", "is")
+)
+BUDGET_TOKENS = Metric(
+    "Gauge", "gorgon_budget_tokens", "Budgets in tokens, of the present period.", ("budget", "per", "target", "is")
+)
+BUDGET_ALERTS = Metric(
+    "Counter", "gorgon_budget_alerts", "Marks that budgets have reached, and calls beyond.", ("budget", "kind", "mark")
+)
 
-ALL = (RUNS, STEPS, STEP_SECONDS, RETRIES, TOKENS, COST, FENCED, RECOVERED, SLOTS_BUSY)
+ALL = (
+    RUNS,
+    STEPS,
+    STEP_SECONDS,
+    RETRIES,
+    TOKENS,
+    COST,
+    FENCED,
+    RECOVERED,
+    SLOTS_BUSY,
+    BUDGET_USD,
+    BUDGET_TOKENS,
+    BUDGET_ALERTS,
+)
 
 _lock = threading.Lock()
 _registry: list[Any] = []

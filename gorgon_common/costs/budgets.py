@@ -89,16 +89,22 @@ class Balance:
     token_spent: int = 0
     token_reserved: int = 0
     token_overrun: int = 0
+    usd_claimed: int = 0
+    token_claimed: int = 0
+    """What steps that have waited longer are to get first."""
 
     def room(self, *, released: bool = False) -> tuple[int | None, int | None]:
-        """Return (micro-dollars, tokens) that are left, None without a limit.  `released`: were nothing reserved."""
+        """Return (micro-dollars, tokens) that are left for this call, None without a limit.
+
+        `released`: were nothing reserved, and nobody waiting.
+        """
         usd = None if self.usd_limit is None else self.usd_limit - self.usd_spent
         tokens = None if self.token_limit is None else self.token_limit - self.token_spent
         if released:
             return usd, tokens
         return (
-            None if usd is None else usd - self.usd_reserved,
-            None if tokens is None else tokens - self.token_reserved,
+            None if usd is None else usd - self.usd_reserved - self.usd_claimed,
+            None if tokens is None else tokens - self.token_reserved - self.token_claimed,
         )
 
     def fits(self, usd: int, tokens: int, *, released: bool = False) -> bool:
@@ -125,8 +131,9 @@ class Shortage:
                 self.balance.usd_reserved,
                 usd,
                 usd - usd_room,
+                self.balance.usd_claimed,
             )
-            limit, spent, reserved, needed, missing = (dollars(amount) for amount in shown)
+            limit, spent, reserved, needed, missing, claimed = (dollars(amount) for amount in shown)
         else:
             shown = (
                 self.balance.token_limit or 0,
@@ -134,10 +141,13 @@ class Shortage:
                 self.balance.token_reserved,
                 tokens,
                 tokens - (token_room or 0),
+                self.balance.token_claimed,
             )
-            limit, spent, reserved, needed, missing = (f"{amount:,} tokens" for amount in shown)
+            limit, spent, reserved, needed, missing, claimed = (f"{amount:,} tokens" for amount in shown)
+        others = f", {claimed} for steps that have waited longer" if shown[-1] else ""
         return (
-            f"{self.account.label[0].upper()}{self.account.label[1:]} is {limit}: {spent} spent, {reserved} reserved."
+            f"{self.account.label[0].upper()}{self.account.label[1:]} is {limit}: {spent} spent, {reserved} reserved"
+            f"{others}."
             f" This may need up to {needed}, {missing} more than is left."
         )
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -13,13 +14,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib import resources
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, cast
 
 import psycopg
-from sqlalchemy import Connection, Row, delete, func, insert, literal_column, or_, select, update
+from sqlalchemy import Connection, Row, case, delete, exists, func, insert, literal_column, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from gorgon_common import metrics
 from gorgon_common.costs.budgets import (
+    MICRO,
     Account,
     Balance,
     Budget,
@@ -30,17 +33,21 @@ from gorgon_common.costs.budgets import (
     token_count,
 )
 from gorgon_common.costs.ledger import Kind, Posting
-from gorgon_common.engine.budget import Held
+from gorgon_common.costs.usage import CallRecord
+from gorgon_common.engine.budget import RECHECK_SECONDS, Held
 from gorgon_common.engine.context import Cache
-from gorgon_common.engine.records import ROW_BITS, Room, RunInfo
+from gorgon_common.engine.records import ROW_BITS, Claimed, Room, RunInfo
 from gorgon_common.errors import InputInvalid, Unavailable
-from gorgon_common.persistence import budgets_sqlite
-from gorgon_common.persistence.budgets_sqlite import OPEN, UNKNOWN, Key
+from gorgon_common.logs import get_logger
+from gorgon_common.persistence import budgets_sqlite, encoding
+from gorgon_common.persistence.budgets_sqlite import GRACE_SECONDS, OPEN, UNKNOWN, Key
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.tables import (
+    budget_alerts,
     budget_periods,
     budget_waits,
     budgets,
+    conversations,
     db_now,
     ledger,
     postings,
@@ -49,61 +56,99 @@ from gorgon_common.persistence.tables import (
     steps,
 )
 
+log = get_logger(__name__)
+
 STANDING_SECONDS = 1.0
 """A new budget holds for calls that begin this long after it was set; a changed limit holds at once."""
 ORPHAN_SECONDS = 600.0
-_RESERVE = (
-    "SELECT * FROM gorgon_reserve(%b, %b::int, %b::smallint, %b::bigint[], %b::bigint, %b::bigint, %b::int, %b::float8)"
-)
 UNCHANGED: Any = object()
-_RESERVE_ALL = "SELECT * FROM gorgon_reserve_all(%b::jsonb, %b::float8) ORDER BY place"
+_EXCHANGE = (
+    "SELECT what, state, max_tokens, usd, tokens, period_id, usd_limit, usd_spent, usd_reserved, token_limit,"
+    " token_spent, token_reserved, usd_claimed, token_claimed"
+    " FROM gorgon_exchange(%b::jsonb, %b::jsonb, %b::float8) ORDER BY place"
+)
 _BATCH = 64
 _Ask = tuple[Key, Sequence[int], int, int, int]
 """A call's key, its accounts, micro-dollars, tokens, longest reply."""
-Asked = TypeVar("Asked")
-Answer = TypeVar("Answer")
+_Facts = Sequence[Mapping[str, Any]]
 _HELD, _KNOWN, _SHORT, _STALE = 1, 2, 3, 4
 _TRIES = 5
 _OPTIONS = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c jit=off"
 _ACCOUNTS_CACHED = 4096
 
 
-class _Request(Generic[Asked, Answer]):
-    """One caller of `_Together`."""
+class _Request:
+    """Something that one thread wants of `_Together`: to reserve for a call, or to post facts."""
 
-    def __init__(self, asked: Asked) -> None:
-        self.asked = asked
-        self.answers: list[Answer] = []
-        self.error: Exception | None = None
+    def __init__(self, ask: _Ask | None, facts: _Facts) -> None:
+        self.ask = ask
+        self.facts = facts
+        self.done = False
+        self.answer: tuple[Any, ...] = ()
+        self.error: BaseException | None = None
+        self.turn = threading.Event()
+        """It is done, or its thread is the next to do what is asked for."""
 
 
-class _Together(Generic[Asked, Answer]):
-    """Group commit without a timer: whoever holds the lock does for all others what they have asked for meanwhile."""
+class _Together:
+    """Group commit without a timer: one thread does for all others what they have asked for meanwhile.
 
-    def __init__(self, work: Callable[[Sequence[Asked]], Sequence[Answer]]) -> None:
+    Who is done is off at once, and may ask again while the next one works.  `work` gets asks (no call twice) and facts,
+    and returns a row for each ask.
+    """
+
+    def __init__(self, work: Callable[[Sequence[_Ask], _Facts], Sequence[tuple[Any, ...]]]) -> None:
         self._work = work
-        self._queue: deque[_Request[Asked, Answer]] = deque()
+        self._queue: deque[_Request] = deque()
         self._lock = threading.Lock()
+        self._busy = False
 
-    def do(self, asked: Asked) -> Answer:
-        """Return the answer, or raise what its transaction has raised."""
-        request: _Request[Asked, Answer] = _Request(asked)
-        self._queue.append(request)
+    def do(self, ask: _Ask | None, facts: _Facts = ()) -> tuple[Any, ...]:
+        """Return the row for the ask, or raise what its transaction has raised."""
+        request = _Request(ask, facts)
         with self._lock:
-            while not request.answers and request.error is None:
-                self._serve([self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))])
+            self._queue.append(request)
+            waits, self._busy = self._busy, True
+        if waits:
+            request.turn.wait()
+        if not request.done:
+            self._next()
         if request.error is not None:
             raise request.error
-        return request.answers[0]
+        return request.answer
 
-    def _serve(self, batch: Sequence[_Request[Asked, Answer]]) -> None:
+    def _next(self) -> None:
+        """Do what is asked for by now (the first of it is this thread's), and pass the work on."""
+        with self._lock:
+            batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
         try:
-            answers = self._work([request.asked for request in batch])
-            for request, answer in zip(batch, answers, strict=True):
-                request.answers.append(answer)
-        except Exception as error:  # noqa: BLE001  each of those who asked gets it, or it would wait for ever
+            self._serve(batch)
+        finally:
             for request in batch:
-                request.error = error
+                request.turn.set()
+            with self._lock:
+                self._busy = bool(self._queue)
+                if self._busy:
+                    self._queue[0].turn.set()
+
+    def _serve(self, batch: Sequence[_Request]) -> None:
+        asks: dict[Key, _Ask] = {}
+        for request in batch:
+            if request.ask is not None:
+                asks.setdefault(request.ask[0], request.ask)
+        try:
+            rows = self._work(list(asks.values()), [fact for request in batch for fact in request.facts])
+            answers = dict(zip(asks, rows, strict=True))
+        except BaseException as error:  # each of those who asked gets it, or it would wait for ever
+            for request in batch:
+                request.error, request.done = error, True
+            if not isinstance(error, Exception):
+                raise
+            return
+        for request in batch:
+            if request.ask is not None:
+                request.answer = answers[request.ask[0]]
+            request.done = True
 
 
 class Budgets:
@@ -123,11 +168,14 @@ class Budgets:
         self._read_at = -STANDING_SECONDS
         self._accounts: Cache[str, tuple[int, int | None, int | None]] = Cache(_ACCOUNTS_CACHED)
         self._skew = timedelta(0)
-        self._asks: _Together[_Ask, tuple[Any, ...]] = _Together(self._reserve_all)
-        self._facts: _Together[Sequence[Mapping[str, Any]], None] = _Together(self._settle_all)
+        self._used = False
+        self._together = _Together(self._exchange)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; what is to be told of budgets is told before."""
+        if self._used:
+            with contextlib.suppress(Unavailable), self.database.write() as connection:
+                tell(connection)
         with self._lock:
             if self._connection is not None:
                 self._connection.close()
@@ -154,6 +202,7 @@ class Budgets:
         `key`: (step, token, ordinal) of the call; a second time it gives back what was held the first time.
         `own`: the accounts of the run's file.  Raises Unavailable.
         """
+        self._used = True
         for attempt in range(_TRIES):
             now = self.now()
             accounts = [*own, *(budget.account(target=info.target, root=info.root, now=now)
@@ -192,10 +241,35 @@ class Budgets:
     def settle(self, facts: Sequence[Mapping[str, Any]]) -> None:
         """Post what became of calls, in a transaction of its own; see `encoding.settlements`.  Raises Unavailable."""
         if not self.database.sqlite:
-            self._facts.do(facts)
+            self._together.do(None, facts)
             return
         with self.database.write() as connection:
             settle(connection, facts)
+
+    # Conversations that are paid for
+
+    def keep(self, step: Claimed, calls: Sequence[CallRecord], body: str) -> None:
+        """Store how far a step's conversation has come, and what it has cost: whatever happens, that is not paid again.
+
+        `calls` are facts, as in a finish that names them again.  Raises Unavailable.
+        """
+        dialect = sqlite if self.database.sqlite else postgresql
+        values = {"body": body, "at": db_now()}
+        with self.database.write() as connection:
+            settle(connection, encoding.settlements(step, calls))
+            rows = encoding.calls(step, calls, step.attempt, datetime.now(UTC))
+            if rows:
+                connection.execute(dialect.insert(ledger).on_conflict_do_nothing(), rows)
+            connection.execute(
+                dialect.insert(conversations)
+                .values(step_id=step.id, **values)
+                .on_conflict_do_update(index_elements=["step_id"], set_=values)
+            )
+
+    def kept(self, step: Claimed) -> str | None:
+        """Return what `keep` has stored of a step.  Raises Unavailable."""
+        with self.database.read() as connection:
+            return connection.scalar(select(conversations.c.body).where(conversations.c.step_id == step.id))
 
     def now(self) -> datetime:
         """Return the time by which periods begin and end, as far as known here; the database has the last word."""
@@ -239,7 +313,7 @@ class Budgets:
                 .with_for_update(read=True)
             ).one()
         dialect = sqlite if self.database.sqlite else postgresql
-        connection.execute(
+        made = connection.execute(
             dialect.insert(budget_periods)
             .values(
                 key=account.key,
@@ -260,6 +334,11 @@ class Budgets:
                 budget_periods.c.key == account.key
             )
         ).one()
+        if made.rowcount and account.budget is not None and account.starts is None:
+            root = int(account.key.rpartition(" ")[2])
+            within = [ledger.c.step_id >= root << ROW_BITS, runs.c.id >= root, runs.c.root_id == root]
+            self._adopt(connection, row.id, within[1:], datetime.fromtimestamp(0, UTC))
+            self._open(connection, row.id, within)
         if account.budget is None and (row.usd_limit, row.token_limit) != (usd, tokens):
             _limit(connection, [row.id], usd, tokens)
         return int(row.id)
@@ -268,21 +347,18 @@ class Budgets:
         if self.database.sqlite:
             with self.database.write() as connection:
                 return budgets_sqlite.reserve(_driver(connection), key, path, usd, tokens, max_tokens)
-        return self._asks.do((key, path, usd, tokens, max_tokens))
+        return self._together.do((key, path, usd, tokens, max_tokens))
 
-    def _reserve_all(self, asks: Sequence[_Ask]) -> list[tuple[Any, ...]]:
-        if len(asks) == 1:
-            key, path, usd, tokens, max_tokens = asks[0]
-            return self._call(_RESERVE, (*key, list(path), usd, tokens, max_tokens, self.offset))
+    def _exchange(self, asks: Sequence[_Ask], facts: _Facts) -> list[tuple[Any, ...]]:
         body = [
-            {"i": key[0], "t": key[1], "n": key[2], "p": list(path), "c": usd, "k": tokens, "m": max_tokens}
-            for key, path, usd, tokens, max_tokens in asks
+            {"o": place, "i": key[0], "t": key[1], "n": key[2], "p": list(path), "c": usd, "k": tokens, "m": longest}
+            for place, (key, path, usd, tokens, longest) in enumerate(asks)
         ]
-        return self._call(_RESERVE_ALL, (json.dumps(body), self.offset))
-
-    def _settle_all(self, asks: Sequence[Sequence[Mapping[str, Any]]]) -> list[None]:
-        self._call("SELECT gorgon_settle(%b::jsonb)", (json.dumps([fact for facts in asks for fact in facts]),))
-        return [None] * len(asks)
+        said = json.dumps(list(facts)) if facts else None
+        if not body:
+            self._call("SELECT gorgon_settle(%b::jsonb)", (said,))
+            return []
+        return self._call(_EXCHANGE, (said, json.dumps(body), self.offset))
 
     def _call(self, statement: str, arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         """Call a function of PostgreSQL: one transaction and one round trip.  Raises Unavailable."""
@@ -310,8 +386,8 @@ class Budgets:
     ) -> dict[str, Any]:
         """Set a budget from what a person wrote: dollars, tokens, None for no limit; UNCHANGED stays as it is.
 
-        When this returns (after a second, where the budget is new) it holds for every call that begins.
-        Raises InputInvalid.
+        When this returns (after a second, where the budget is new) it holds for every call that begins, and what calls
+        under way may cost is reserved on it.  Raises InputInvalid.
         """
         key = (*parse_scope(scope), period)
         known = {(entry.scope, entry.name, entry.period): entry for entry in self._all(limited=False)}
@@ -327,6 +403,7 @@ class Budgets:
         made = self.set(scope, period=period, timezone=zone, usd=limit, tokens=count)
         if before is None or (before.usd is None and before.tokens is None):
             self._sleep(STANDING_SECONDS)  # workers that did not know of it have looked by then
+            self.catch_up(made)
         return _described(made)
 
     def set(
@@ -354,8 +431,7 @@ class Budgets:
             ).one()
             budget = _budget(row)
             if usd is not None or tokens is not None:
-                for target in ("live", "sandbox") if period != "run" else ():
-                    self._open_late(connection, budget, target)
+                self._catch_up(connection, budget)
             present = connection.scalars(
                 select(budget_periods.c.id)
                 .where(
@@ -371,55 +447,124 @@ class Budgets:
     def _clause_now(self) -> Any:
         return db_now(0 if self.database.sqlite else self.offset)
 
-    def _open_late(self, connection: Connection, budget: Budget, target: str) -> None:
-        """Open the account of the present period with what was spent in it before there was one."""
-        account = budget.account(target=target, root=0, now=self.now())
-        if connection.scalar(select(budget_periods.c.id).where(budget_periods.c.key == account.key)) is not None:
-            return
-        usd, tokens = connection.execute(self._spent(budget, account, target)).one()
-        period = connection.execute(
-            insert(budget_periods)
-            .values(
-                key=account.key,
-                budget_id=budget.id,
-                level=account.level,
-                label=account.label[:400],
-                starts_at=account.starts,
-                ends_at=account.ends,
-                usd_spent=usd,
-                token_spent=tokens,
-            )
-            .returning(budget_periods.c.id)
-        ).scalar_one()
-        if usd or tokens:
-            connection.execute(
-                insert(postings).values(
-                    period_id=period,
-                    kind=int(Kind.OPENING),
-                    usd_reserved=0,
-                    usd_spent=usd,
-                    usd_overrun=0,
-                    token_reserved=0,
-                    token_spent=tokens,
-                    token_overrun=0,
-                    at=db_now(),
-                )
-            )
+    def catch_up(self, budget: Budget) -> None:
+        """Count on a budget's present accounts what is not counted there: calls that began before it was known."""
+        with self.database.write() as connection:
+            self._catch_up(connection, budget)
 
-    @staticmethod
-    def _spent(budget: Budget, account: Account, target: str) -> Any:
-        run = ledger.c.step_id.op(">>")(literal_column(str(ROW_BITS)))
-        found = (
+    def _catch_up(self, connection: Connection, budget: Budget) -> None:
+        if budget.period == "run":
+            return  # its accounts are opened by the runs' calls, see `_opened`
+        for target in ("live", "sandbox"):
+            account = budget.account(target=target, root=0, now=self.now())
+            dialect = sqlite if self.database.sqlite else postgresql
+            connection.execute(
+                dialect.insert(budget_periods)
+                .values(
+                    key=account.key,
+                    budget_id=budget.id,
+                    level=account.level,
+                    label=account.label[:400],
+                    starts_at=account.starts,
+                    ends_at=account.ends,
+                )
+                .on_conflict_do_nothing(index_elements=["key"])
+            )
+            period = connection.scalar(select(budget_periods.c.id).where(budget_periods.c.key == account.key))
+            assert period is not None
+            within = [ledger.c.at >= account.starts, ledger.c.at < account.ends, runs.c.target == target]
+            if budget.scope != "org":
+                within.append((runs.c.team if budget.scope == "team" else runs.c.workflow) == budget.name)
+            self._adopt(connection, period, within[2:], account.starts)
+            self._open(connection, period, within)
+
+    def _adopt(self, connection: Connection, period: int, within: Sequence[Any], starts: datetime | None) -> None:
+        """Reserve on an account what calls in flight have reserved on others."""
+        rows = connection.execute(
+            select(reservations)
+            .select_from(reservations.join(runs, runs.c.id == _run_of(reservations.c.step_id)))
+            .where(reservations.c.state == OPEN, reservations.c.at >= starts, *within)
+            .order_by(reservations.c.step_id, reservations.c.token, reservations.c.ordinal)
+            .with_for_update(of=reservations)
+        ).all()
+        for row in rows:
+            if period not in row.accounts:
+                connection.execute(
+                    update(reservations)
+                    .where(
+                        reservations.c.step_id == row.step_id,
+                        reservations.c.token == row.token,
+                        reservations.c.ordinal == row.ordinal,
+                    )
+                    .values(accounts=[*row.accounts, period])
+                )
+                self._post(connection, period, Kind.RESERVE, row.usd, row.tokens, (row.step_id, row.token, row.ordinal))
+
+    def _open(self, connection: Connection, period: int, within: Sequence[Any]) -> None:
+        """Post what calls have cost that have reserved nothing on this account."""
+        reserved = select(reservations.c.step_id).where(
+            reservations.c.step_id == ledger.c.step_id,
+            reservations.c.token == ledger.c.token,
+            reservations.c.ordinal == ledger.c.ordinal,
+            self._has(reservations.c.accounts, period),
+        )
+        spent = connection.execute(
             select(
                 func.coalesce(func.sum(ledger.c.cost_micro), 0),
                 func.coalesce(func.sum(ledger.c.input_tokens + ledger.c.output_tokens), 0),
             )
-            .select_from(ledger.join(runs, runs.c.id == run))
-            .where(ledger.c.at >= account.starts, ledger.c.at < account.ends, runs.c.target == target)
+            .select_from(ledger.join(runs, runs.c.id == _run_of(ledger.c.step_id)))
+            .where(*within, ~reserved.exists())
+        ).one()
+        known = connection.execute(
+            select(
+                func.coalesce(func.sum(postings.c.usd_spent), 0), func.coalesce(func.sum(postings.c.token_spent), 0)
+            ).where(postings.c.period_id == period, postings.c.kind == int(Kind.OPENING))
+        ).one()
+        usd, tokens = int(spent[0]) - int(known[0]), int(spent[1]) - int(known[1])
+        if usd or tokens:
+            self._post(connection, period, Kind.OPENING, usd, tokens)
+
+    def _has(self, accounts: Any, period: int) -> Any:
+        if self.database.sqlite:
+            return exists(select(literal_column("1")).select_from(func.json_each(accounts).table_valued("value")).where(
+                literal_column("value") == period))  # fmt: skip
+        return accounts.contains([period])
+
+    @staticmethod
+    def _post(connection: Connection, period: int, kind: Kind, usd: int, tokens: int, key: Key | None = None) -> None:
+        """Change an account by what nobody asked it for; what is taken stays within its wall."""
+        reserved, spent = ((usd, tokens), (0, 0)) if kind is Kind.RESERVE else ((0, 0), (usd, tokens))
+        table = budget_periods.c
+        connection.execute(
+            update(budget_periods)
+            .where(table.id == period)
+            .values(
+                usd_reserved=table.usd_reserved + reserved[0],
+                usd_spent=table.usd_spent + spent[0],
+                usd_wall=_higher(table.usd_wall, table.usd_spent + table.usd_reserved + usd),
+                token_reserved=table.token_reserved + reserved[1],
+                token_spent=table.token_spent + spent[1],
+                token_wall=_higher(table.token_wall, table.token_spent + table.token_reserved + tokens),
+            )
         )
-        if budget.scope == "org":
-            return found
-        return found.where((runs.c.team if budget.scope == "team" else runs.c.workflow) == budget.name)
+        step, token, ordinal = key or (None, None, None)
+        connection.execute(
+            insert(postings).values(
+                period_id=period,
+                step_id=step,
+                token=token,
+                ordinal=ordinal,
+                kind=int(kind),
+                usd_reserved=reserved[0],
+                usd_spent=spent[0],
+                usd_overrun=0,
+                token_reserved=reserved[1],
+                token_spent=spent[1],
+                token_overrun=0,
+                at=db_now(),
+            )
+        )
 
     def listing(self) -> list[dict[str, Any]]:
         """Return the budgets that have a limit, each with its accounts of the present period.
@@ -508,11 +653,61 @@ def abandon_run(connection: Connection, run: int) -> None:
 
 
 def abandon_orphans(connection: Connection) -> None:
-    """The same for old reservations of steps that have another owner by now, or none: whatever lost them."""
+    """The same for old reservations of steps that have another owner by now, or none: whatever lost them.
+
+    Tidies up too: claims that nobody came for, conversations of steps that have ended.  Tells what is to be told.
+    """
     taken = select(steps.c.id).where(
         steps.c.id == reservations.c.step_id, steps.c.token == reservations.c.token, steps.c.status == 2
     )
     _abandoned(connection, reservations.c.at < db_now(-ORPHAN_SECONDS), ~taken.exists())
+    connection.execute(
+        delete(budget_waits).where(budget_waits.c.woken.is_(True), budget_waits.c.until < db_now(-ORPHAN_SECONDS))
+    )
+    unfinished = select(steps.c.id).where(steps.c.id == conversations.c.step_id, steps.c.status.in_((1, 2, 3)))
+    connection.execute(delete(conversations).where(~unfinished.exists()))
+    tell(connection)
+
+
+def tell(connection: Connection) -> None:
+    """Log and count what has become of budgets and nobody has told yet; each thing is told once.
+
+    Who wants to send it elsewhere does that here.
+    """
+    waiting = connection.scalars(select(budget_alerts.c.id).where(budget_alerts.c.told_at.is_(None)).limit(100)).all()
+    if not waiting:
+        return
+    mine = connection.execute(
+        update(budget_alerts)
+        .where(budget_alerts.c.id.in_(waiting), budget_alerts.c.told_at.is_(None))
+        .values(told_at=db_now())
+        .returning(budget_alerts.c.id)
+    ).scalars()
+    found = connection.execute(
+        select(budget_alerts, budget_periods, budgets.c.scope, budgets.c.name, runs.c.public_id)
+        .select_from(
+            budget_alerts.join(budget_periods, budget_periods.c.id == budget_alerts.c.period_id)
+            .outerjoin(budgets, budgets.c.id == budget_periods.c.budget_id)
+            .outerjoin(runs, runs.c.id == budget_alerts.c.run_id)
+        )
+        .where(budget_alerts.c.id.in_(list(mine)))
+        .order_by(budget_alerts.c.id)
+    )
+    for row in found.all():
+        balance = _balance(row)
+        log.warning(
+            row.message,
+            kind=row.kind,
+            percent=row.mark,
+            budget=row.label,
+            run_id=row.public_id,
+            usd_limit=_dollars(balance.usd_limit),
+            usd_spent=_dollars(balance.usd_spent),
+            token_limit=balance.token_limit,
+            token_spent=balance.token_spent,
+        )
+        budget = "file" if row.scope is None else f"{row.scope} {row.name}".strip()
+        metrics.BUDGET_ALERTS.inc(budget=budget, kind=row.kind.removeprefix("budget."), mark=str(row.mark or ""))
 
 
 def _abandoned(connection: Connection, *where: Any) -> None:
@@ -527,7 +722,14 @@ def _abandoned(connection: Connection, *where: Any) -> None:
 def wait(connection: Connection, step: int, room: Room) -> None:
     """Enter a waiting step in the line of an account; it is woken at once where there is room by now."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    values = {"period_id": room.period, "patient": room.patient, "usd": room.usd, "tokens": room.tokens}
+    values = {
+        "period_id": room.period,
+        "patient": room.patient,
+        "usd": room.usd,
+        "tokens": room.tokens,
+        "woken": False,
+        "until": db_now(RECHECK_SECONDS + GRACE_SECONDS),
+    }
     connection.execute(
         dialect.insert(budget_waits)
         .values(step_id=step, **values)
@@ -538,8 +740,12 @@ def wait(connection: Connection, step: int, room: Room) -> None:
 
 
 def leave(connection: Connection, ids: Sequence[int]) -> None:
-    """Take steps out of every line."""
-    connection.execute(delete(budget_waits).where(budget_waits.c.step_id.in_(ids)))
+    """Steps that were woken are on their way; their claims last until they are here, for a moment."""
+    connection.execute(
+        update(budget_waits)
+        .where(budget_waits.c.step_id.in_(ids), budget_waits.c.woken.is_(False))
+        .values(woken=True, until=db_now(GRACE_SECONDS))
+    )
 
 
 def _make_room(connection: Connection, period: int) -> None:
@@ -573,6 +779,15 @@ def functions() -> str:
     return resources.files("gorgon_common.persistence").joinpath("sql/budgets.sql").read_text()
 
 
+def _run_of(step: Any) -> Any:
+    return step.op(">>")(literal_column(str(ROW_BITS)))
+
+
+def _higher(wall: Any, taken: Any) -> Any:
+    """Return a wall (NULL: none) that is nowhere below what is taken."""
+    return case((wall < taken, taken), else_=wall)
+
+
 def _driver(connection: Connection) -> Any:
     return cast(Any, connection.connection.driver_connection)
 
@@ -595,8 +810,8 @@ def _balance(row: Row[Any]) -> Balance:
 
 
 def _balance_of_row(row: Sequence[Any]) -> Balance:
-    """Return the balance in a row of `gorgon_reserve`."""
-    return Balance(row[6], row[7], row[8], 0, row[9], row[10], row[11], 0)
+    """Return the balance in a row of `gorgon_exchange`."""
+    return Balance(row[6], row[7], row[8], 0, row[9], row[10], row[11], 0, row[12], row[13])
 
 
 def _described(budget: Budget) -> dict[str, Any]:
@@ -624,6 +839,10 @@ def _account(row: Row[Any], target: str) -> dict[str, Any]:
         "token_reserved": balance.token_reserved,
         "token_overrun": balance.token_overrun,
     }
+
+
+def _dollars(micro: int | None) -> float | None:
+    return None if micro is None else micro / MICRO
 
 
 def _when(moment: datetime | None) -> str | None:

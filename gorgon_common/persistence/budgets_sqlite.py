@@ -10,9 +10,12 @@ from typing import Any
 OPEN, SETTLED, RELEASED, UNKNOWN = range(4)
 ADJUST = 4
 MARKS = (50, 80, 100)
+GRACE_SECONDS = 10.0
+"""How long a step that was woken keeps its claim on the room that it was woken for."""
 _ROOM = (
-    "(usd_limit IS NULL OR usd_limit - usd_spent - usd_overrun - usd_reserved >= :usd)"
-    " AND (token_limit IS NULL OR token_limit - token_spent - token_overrun - token_reserved >= :tokens)"
+    "(usd_limit IS NULL OR usd_limit - usd_spent - usd_overrun - usd_reserved - :usd_first >= :usd)"
+    " AND (token_limit IS NULL"
+    " OR token_limit - token_spent - token_overrun - token_reserved - :token_first >= :tokens)"
 )
 _PRESENT = "(starts_at IS NULL OR starts_at <= gorgon_now(0)) AND (ends_at IS NULL OR ends_at > gorgon_now(0))"
 _POST = (
@@ -26,7 +29,7 @@ Key = tuple[int, int, int]
 def reserve(
     db: sqlite3.Connection, key: Key, path: Sequence[int], usd: int, tokens: int, max_tokens: int
 ) -> tuple[Any, ...]:
-    """Return the row that `gorgon_reserve` returns."""
+    """Return the row that `gorgon_exchange` returns for a call, without its place."""
     made = db.execute(
         "INSERT INTO reservations (step_id, token, ordinal, at, state, usd, tokens, max_tokens, accounts)"
         " VALUES (?, ?, ?, gorgon_now(0), 0, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -37,9 +40,10 @@ def reserve(
             "SELECT state, max_tokens, usd, tokens FROM reservations WHERE step_id = ? AND token = ? AND ordinal = ?",
             key,
         ).fetchone()
-        return (2, *known, *(None,) * 7)
+        return (2, *known, *(None,) * 9)
     for place, period in enumerate(path):
-        values = {"id": period, "usd": usd, "tokens": tokens}
+        first = claimed(db, period, key[0])
+        values = {"id": period, "usd": usd, "tokens": tokens, "usd_first": first[0], "token_first": first[1]}
         held = db.execute(
             "UPDATE budget_periods SET usd_reserved = usd_reserved + :usd, token_reserved = token_reserved + :tokens"
             f" WHERE id = :id AND {_ROOM} AND {_PRESENT}",
@@ -59,9 +63,24 @@ def reserve(
             " token_limit, token_spent + token_overrun, token_reserved FROM budget_periods WHERE id = ?",
             (period,),
         ).fetchone()
-        return (row[0], None, None, None, None, *row[1:])
+        return (row[0], None, None, None, None, *row[1:], *first)
     db.executemany(_POST, [(period, *key, OPEN, usd, 0, 0, tokens, 0, 0) for period in path])
-    return (1, OPEN, max_tokens, usd, tokens, *(None,) * 7)
+    db.execute("DELETE FROM budget_waits WHERE step_id = ?", key[:1])
+    return (1, OPEN, max_tokens, usd, tokens, *(None,) * 9)
+
+
+def claimed(db: sqlite3.Connection, period: int, step: int) -> tuple[int, int]:
+    """Return what `gorgon_claimed` returns, (0, 0) where nobody waits."""
+    usd, tokens = db.execute(
+        "SELECT coalesce(sum(w.usd), 0), coalesce(sum(w.tokens), 0)"
+        " FROM budget_waits w JOIN steps s ON s.id = w.step_id JOIN budget_periods b ON b.id = w.period_id"
+        " WHERE w.period_id = ? AND b.waited_for AND w.step_id < ? AND w.until > gorgon_now(0)"
+        " AND (w.woken OR NOT w.patient) AND s.status IN (1, 2, 3)"
+        " AND w.usd <= coalesce(b.usd_limit - b.usd_spent - b.usd_overrun, w.usd)"
+        " AND w.tokens <= coalesce(b.token_limit - b.token_spent - b.token_overrun, w.tokens)",
+        (period, step),
+    ).fetchone()
+    return usd, tokens
 
 
 def settle(db: sqlite3.Connection, facts: Iterable[Mapping[str, Any]]) -> None:
@@ -120,13 +139,11 @@ def _apply(db: sqlite3.Connection, period: int, change: Sequence[int], run: int)
     if waited_for:
         make_room(db, period)
     if change[2] > 0 or change[5] > 0:
-        _tell(
-            db,
-            run,
-            "budget.overrun",
+        said = (
             f"{label}: a call used more than had been reserved for it: {max(change[2], 0)} micro-dollars,"
-            f" {max(change[5], 0)} tokens",
+            f" {max(change[5], 0)} tokens"
         )
+        _tell(db, period, run, "budget.overrun", None, said)
     reached = [
         mark
         for mark in MARKS
@@ -138,18 +155,23 @@ def _apply(db: sqlite3.Connection, period: int, change: Sequence[int], run: int)
     ]
     if reached:
         db.execute("UPDATE budget_periods SET alerted = ? WHERE id = ?", (reached[-1], period))
-        _tell(db, run, "budget.alert", f"{label}: {reached[-1]} % is spent")
+        _tell(db, period, run, "budget.alert", reached[-1], f"{label}: {reached[-1]} % is spent")
 
 
-def _tell(db: sqlite3.Connection, run: int, kind: str, message: str) -> None:
+def _tell(db: sqlite3.Connection, period: int, run: int, kind: str, mark: int | None, message: str) -> None:
+    """Do what `gorgon_tell` does."""
     db.execute("INSERT INTO events (run_id, kind, at, message) VALUES (?, ?, gorgon_now(0), ?)", (run, kind, message))
+    db.execute(
+        "INSERT INTO budget_alerts (period_id, run_id, kind, mark, at, message) VALUES (?, ?, ?, ?, gorgon_now(0), ?)",
+        (period, run, kind, mark, message),
+    )
 
 
 def make_room(db: sqlite3.Connection, period: int) -> None:
     """Do what `gorgon_make_room` does."""
     db.execute(
-        "DELETE FROM budget_waits WHERE period_id = ?"
-        " AND NOT EXISTS (SELECT 1 FROM steps s WHERE s.id = budget_waits.step_id AND s.status = 3)",
+        "DELETE FROM budget_waits WHERE period_id = ? AND (woken AND coalesce(until <= gorgon_now(0), 1)"
+        " OR NOT EXISTS (SELECT 1 FROM steps s WHERE s.id = budget_waits.step_id AND s.status IN (1, 2, 3)))",
         (period,),
     )
     row = db.execute(
@@ -160,23 +182,24 @@ def make_room(db: sqlite3.Connection, period: int) -> None:
     ).fetchone()
     usd, tokens, idle = row
     line = db.execute(
-        "SELECT step_id, patient, usd, tokens FROM budget_waits WHERE period_id = ? ORDER BY step_id", (period,)
+        "SELECT step_id, woken, patient, usd, tokens FROM budget_waits WHERE period_id = ? ORDER BY step_id", (period,)
     ).fetchall()
 
     def fits(needed: int, needed_tokens: int) -> bool:
         return (usd is None or needed <= usd) and (tokens is None or needed_tokens <= tokens)
 
-    woken: list[int] = []
     usd_sum = token_sum = 0
-    for step, patient, needed, needed_tokens in line:
-        if patient and not fits(needed, needed_tokens):
-            continue
-        usd_sum += needed
-        token_sum += needed_tokens
-        if (idle and not patient) or fits(usd_sum, token_sum):
-            woken.append(step)
-    for step in woken:
-        db.execute("DELETE FROM budget_waits WHERE step_id = ?", (step,))
-        db.execute("UPDATE steps SET due = gorgon_now(0) WHERE id = ? AND status = 3", (step,))
-    if len(woken) == len(line):
+    for step, woken, patient, needed, needed_tokens in line:
+        if fits(needed, needed_tokens) or not (patient or idle):
+            usd_sum += needed
+            token_sum += needed_tokens
+            wakes = fits(usd_sum, token_sum)
+        else:
+            wakes = not patient  # to be refused
+        if wakes and not woken:
+            db.execute(
+                "UPDATE budget_waits SET woken = 1, until = gorgon_now(?) WHERE step_id = ?", (GRACE_SECONDS, step)
+            )
+            db.execute("UPDATE steps SET due = gorgon_now(0) WHERE id = ? AND status = 3", (step,))
+    if not line:
         db.execute("UPDATE budget_periods SET waited_for = 0 WHERE id = ?", (period,))

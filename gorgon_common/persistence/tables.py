@@ -260,8 +260,11 @@ ledger = Table(
     Column("latency_ms", Integer, nullable=False),
     Column("outcome", String(40), nullable=False),
     Column("request_id", String(200)),
+    Index("ix_ledger_at", "at", postgresql_using="brin"),
 )
-"""One row a call: a fact, kept whether or not the step's claim still held.  `cost_micro` NULL: no price is known."""
+"""One row a call: a fact, kept whether or not the step's claim still held.  `cost_micro` NULL: no price is known.
+
+Rows come in the order of time, so that on PostgreSQL a block range index finds a month and costs an insert nothing."""
 
 events = Table(
     "events",
@@ -467,11 +470,42 @@ budget_waits = Table(
     Column("patient", Boolean, nullable=False),
     Column("usd", BigInteger, nullable=False),
     Column("tokens", BigInteger, nullable=False),
+    Column("woken", Boolean, nullable=False, server_default="0"),
+    Column("until", UtcTime),
     Index("ix_budget_waits_period", "period_id", "step_id"),
 )
 """Steps that wait for room on an account, and the least that they need; the oldest is woken first.
 
-`patient`: it waits for the next period, so that it is not woken to be refused when nothing is reserved any more."""
+`patient`: it waits for the next period, so that it is not woken to be refused when nothing is reserved any more.
+`woken`: it has been, and is on its way.  Until `until` nobody who came later takes what it needs."""
+
+budget_alerts = Table(
+    "budget_alerts",
+    metadata,
+    Column("id", BigKey, primary_key=True, autoincrement=True),
+    _org(),
+    Column("period_id", BigInteger, nullable=False),
+    Column("run_id", BigInteger, nullable=False),
+    Column("kind", String(30), nullable=False),
+    Column("mark", SmallInteger),
+    Column("at", UtcTime, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("told_at", UtcTime),
+    Index(
+        "ix_budget_alerts_untold", "id", postgresql_where=text("told_at IS NULL"), sqlite_where=text("told_at IS NULL")
+    ),
+)
+"""What is to be told of budgets (budget.alert at 50, 80, 100 %: `mark`; budget.overrun), once each: an outbox."""
+
+conversations = Table(
+    "conversations",
+    metadata,
+    Column("step_id", BigInteger, primary_key=True, autoincrement=False),
+    _org(),
+    Column("at", UtcTime, nullable=False),
+    Column("body", Text, nullable=False),
+)
+"""How far the conversation of a step with a model has come: what is paid for is not asked again.  JSON."""
 
 limit_states = Table(
     "limit_states",

@@ -490,10 +490,43 @@ def test_who_waits_is_woken_when_there_is_room_and_only_as_many_as_fit(desk: Des
     budgets.settle([fact(first, 20)])  # 35 are free now
     assert awake(desk) == [0]
     desk.store.wake([step_id(run, 0)])
+    mine = held(reserve(budgets, [limit(100)], 30, call=(step_id(run, 0), 2, 1)))
     assert len(desk.all(budget_waits)) == 3
-    budgets.settle([fact(second, 45)])  # nothing is reserved: no room can come any more
+    budgets.settle([fact(second, 35)])  # 15 are free
+    assert awake(desk) == []
+    budgets.settle([fact(mine, 30)])  # nothing is reserved: no more room can come, and 15 are not enough
     assert awake(desk) == [1, 2, 3]
-    assert desk.all(budget_periods)[0].waited_for in (False, 0)
+
+
+def test_who_is_woken_keeps_its_claim_until_it_comes_and_no_longer_than_a_moment(desk: Desk, budgets: Budgets) -> None:
+    run = desk.create([row(number) for number in range(4)])
+    own = [limit(100)]
+    first = held(reserve(budgets, own, 90, call=(step_id(run, 3), 1, 1)))
+    parked(desk, run, 1, short(reserve(budgets, own, 60)).period, 60)
+    later = short(reserve(budgets, own, 10, call=(step_id(run, 2), 1, 1)))
+    assert (later.balance.usd_claimed, later.balance.room()) == (60, (-50, None))
+    assert "$0.00006 for steps that have waited longer" in later.explain(10, 0)
+    held(reserve(budgets, own, 10, call=(step_id(run, 0), 1, 1)))  # it is older than who waits
+    budgets.settle([fact(first, 0)])
+    assert awake(desk) == [1]
+    desk.store.wake([step_id(run, 1)])
+    assert short(reserve(budgets, own, 31, call=(step_id(run, 2), 1, 1))).balance.usd_claimed == 60
+    held(reserve(budgets, own, 30, call=(step_id(run, 2), 1, 1)))  # there is room for both
+    with desk.store.database.write() as connection:
+        connection.execute(update(budget_waits).values(until=NOW))
+    held(reserve(budgets, own, 60, call=(step_id(run, 3), 2, 1)))
+
+
+def test_who_needs_more_than_there_can_be_stands_in_nobodys_way(desk: Desk, budgets: Budgets) -> None:
+    run = desk.create([row(number) for number in range(3)])
+    own = [limit(100)]
+    first = held(reserve(budgets, own, 90, call=(step_id(run, 0), 1, 1)))
+    parked(desk, run, 1, short(reserve(budgets, own, 80)).period, 80)
+    budgets.settle([fact(held(reserve(budgets, own, 5, call=(step_id(run, 0), 2, 1))), 5)])
+    short(reserve(budgets, own, 5, call=(step_id(run, 2), 1, 1)))  # 80 of the 95 can come back still
+    budgets.settle([fact(first, 90)])
+    assert awake(desk) == [1]  # to be refused: 5 are left
+    held(reserve(budgets, own, 5, call=(step_id(run, 2), 1, 3)))
 
 
 def test_who_waits_for_the_next_period_is_not_woken_in_vain(desk: Desk, budgets: Budgets) -> None:

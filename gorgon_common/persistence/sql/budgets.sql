@@ -1,93 +1,166 @@
 -- Reservations on PostgreSQL.  What budgets_sqlite.py does, each function one round trip.
 --
 -- Locks are taken in one order: the reservation, then its accounts from leaf to root (level descending, then id).
-
--- Hold what a call may cost on every account of p_path (leaf to root), or on none.
--- p_offset moves the clock, in seconds: tests turn periods with it.
 --
--- Returns one row: what 1 held, 2 this reservation was made before (state says what became of it), 3 short: the account
--- that has no room, 4 the account's period is not the present one (any more).
-CREATE OR REPLACE FUNCTION gorgon_reserve(
-    p_step bigint, p_token int, p_ordinal smallint, p_path bigint[], p_usd bigint, p_tokens bigint, p_max int,
-    p_offset float8
-) RETURNS TABLE (
-    what smallint, state smallint, max_tokens int, usd bigint, tokens bigint, period_id bigint, usd_limit bigint,
-    usd_spent bigint, usd_reserved bigint, token_limit bigint, token_spent bigint, token_reserved bigint
-) LANGUAGE plpgsql AS $$
+-- Plans are made when the tables are still small and kept: without the settings, a scan of everything would stay.
+
+-- Many calls in one transaction: first post what has become of some (p_facts, see gorgon_settle), then hold what others may
+-- cost, each on every account of its path or on none, in their order.  One update an account, however many calls.
+-- p_asks    [{o place, i step, t token, n ordinal, p path (accounts), c micro-dollars, k tokens, m longest reply}], no key twice
+-- p_offset  moves the clock, in seconds: tests turn periods with it.
+--
+-- Returns a row for each ask: what 1 held, 2 this reservation was made before (state says what became of it), 3 short: the
+-- account that has no room, 4 the account's period is not the present one (any more).  claimed: what steps that have waited
+-- longer are to get before this one.
+CREATE OR REPLACE FUNCTION gorgon_exchange(p_facts jsonb, p_asks jsonb, p_offset float8) RETURNS TABLE (
+    place int, what smallint, state smallint, max_tokens int, usd bigint, tokens bigint, period_id bigint,
+    usd_limit bigint, usd_spent bigint, usd_reserved bigint, token_limit bigint, token_spent bigint,
+    token_reserved bigint, usd_claimed bigint, token_claimed bigint
+) LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
     present timestamptz := clock_timestamp() + make_interval(secs => p_offset);
     account budget_periods%ROWTYPE;
-    known reservations%ROWTYPE;
-BEGIN
-    INSERT INTO reservations (step_id, token, ordinal, at, state, usd, tokens, max_tokens, accounts)
-    VALUES (p_step, p_token, p_ordinal, present, 0, p_usd, p_tokens, p_max, p_path) ON CONFLICT DO NOTHING;
-    IF NOT FOUND THEN
-        SELECT * INTO known FROM reservations r
-        WHERE r.step_id = p_step AND r.token = p_token AND r.ordinal = p_ordinal;
-        RETURN QUERY SELECT 2::smallint, known.state, known.max_tokens, known.usd, known.tokens, NULL::bigint,
-            NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint;
-        RETURN;
-    END IF;
-    FOR place IN 1 .. cardinality(p_path) LOOP
-        UPDATE budget_periods b
-        SET usd_reserved = b.usd_reserved + p_usd, token_reserved = b.token_reserved + p_tokens
-        WHERE b.id = p_path[place]
-            AND (b.usd_limit IS NULL OR b.usd_limit - b.usd_spent - b.usd_overrun - b.usd_reserved >= p_usd)
-            AND (b.token_limit IS NULL
-                OR b.token_limit - b.token_spent - b.token_overrun - b.token_reserved >= p_tokens)
-            AND (b.starts_at IS NULL OR b.starts_at <= present) AND (b.ends_at IS NULL OR b.ends_at > present);
-        IF NOT FOUND THEN
-            SELECT * INTO account FROM budget_periods b WHERE b.id = p_path[place];
-            UPDATE budget_periods b
-            SET usd_reserved = b.usd_reserved - p_usd, token_reserved = b.token_reserved - p_tokens
-            WHERE b.id = ANY (p_path[1 : place - 1]);
-            DELETE FROM reservations r WHERE r.step_id = p_step AND r.token = p_token AND r.ordinal = p_ordinal;
-            RETURN QUERY SELECT
-                CASE WHEN coalesce(account.starts_at <= present, true) AND coalesce(account.ends_at > present, true)
-                    THEN 3 ELSE 4 END::smallint,
-                NULL::smallint, NULL::int, NULL::bigint, NULL::bigint, account.id, account.usd_limit,
-                account.usd_spent + account.usd_overrun, account.usd_reserved, account.token_limit,
-                account.token_spent + account.token_overrun, account.token_reserved;
-            RETURN;
-        END IF;
-    END LOOP;
-    INSERT INTO postings (period_id, step_id, token, ordinal, kind, usd_reserved, usd_spent, usd_overrun,
-        token_reserved, token_spent, token_overrun, at)
-    SELECT id, p_step, p_token, p_ordinal, 0, p_usd, 0, 0, p_tokens, 0, 0, present FROM unnest(p_path) id;
-    RETURN QUERY SELECT 1::smallint, 0::smallint, p_max, p_usd, p_tokens, NULL::bigint, NULL::bigint,
-        NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint;
-END $$;
-
--- The same for many calls in one transaction.
--- p_asks  [{i step, t token, n ordinal, p path, c micro-dollars, k tokens, m longest reply}]
--- Their accounts are locked first, in the order in which all lock them: call by call they would be locked crosswise.
-CREATE OR REPLACE FUNCTION gorgon_reserve_all(p_asks jsonb, p_offset float8) RETURNS TABLE (
-    what smallint, state smallint, max_tokens int, usd bigint, tokens bigint, period_id bigint, usd_limit bigint,
-    usd_spent bigint, usd_reserved bigint, token_limit bigint, token_spent bigint, token_reserved bigint, place int
-) LANGUAGE plpgsql AS $$
-#variable_conflict use_column
-DECLARE
+    accounts budget_periods[];
+    ids bigint[];
+    usd_taken bigint[];
+    token_taken bigint[];
+    held int[] := '{}';
+    usd_first bigint;
+    token_first bigint;
+    short_of int;
+    at int;
     ask record;
+    made int;
+    awaited boolean := false;
 BEGIN
+    IF p_facts IS NOT NULL THEN
+        PERFORM 1 FROM reservations r JOIN jsonb_to_recordset(p_facts) AS f(i bigint, t int, n smallint)
+            ON r.step_id = f.i AND r.token = f.t AND r.ordinal = f.n
+        ORDER BY r.step_id, r.token, r.ordinal FOR UPDATE OF r;
+    END IF;
     PERFORM 1 FROM budget_periods b
     WHERE b.id = ANY (ARRAY(
-        SELECT DISTINCT id::bigint FROM jsonb_array_elements(p_asks) x, jsonb_array_elements_text(x -> 'p') id
+        SELECT id::bigint FROM jsonb_array_elements(p_asks) x, jsonb_array_elements_text(x -> 'p') id
+        UNION
+        SELECT unnest(r.accounts) FROM jsonb_to_recordset(p_facts) AS f(i bigint, t int, n smallint)
+        JOIN reservations r ON r.step_id = f.i AND r.token = f.t AND r.ordinal = f.n
     )) ORDER BY b.level DESC, b.id FOR UPDATE OF b;
+    IF p_facts IS NOT NULL THEN
+        PERFORM gorgon_settle(p_facts);
+    END IF;
+    SELECT array_agg(b ORDER BY b.id), array_agg(b.id ORDER BY b.id), array_agg(0::bigint), array_agg(0::bigint)
+    INTO accounts, ids, usd_taken, token_taken
+    FROM budget_periods b
+    WHERE b.id = ANY (ARRAY(
+        SELECT DISTINCT id::bigint FROM jsonb_array_elements(p_asks) x, jsonb_array_elements_text(x -> 'p') id
+    ));
     FOR ask IN
-        SELECT x.*, row_number() OVER () AS o
-        FROM jsonb_to_recordset(p_asks) AS x(i bigint, t int, n smallint, p bigint[], c bigint, k bigint, m int)
+        SELECT x.*, r.state AS was, r.usd AS was_usd, r.tokens AS was_tokens, r.max_tokens AS was_max
+        FROM jsonb_to_recordset(p_asks) AS x(o int, i bigint, t int, n smallint, p bigint[], c bigint, k bigint, m int)
+        LEFT JOIN reservations r ON r.step_id = x.i AND r.token = x.t AND r.ordinal = x.n
+        ORDER BY x.o
     LOOP
-        RETURN QUERY SELECT r.*, ask.o::int
-        FROM gorgon_reserve(ask.i, ask.t, ask.n, ask.p, ask.c, ask.k, ask.m, p_offset) r;
+        IF ask.was IS NOT NULL THEN
+            place := ask.o; what := 2; state := ask.was; max_tokens := ask.was_max; usd := ask.was_usd;
+            tokens := ask.was_tokens;
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
+        short_of := NULL;
+        FOR number IN 1 .. cardinality(ask.p) LOOP
+            at := array_position(ids, ask.p[number]);
+            account := accounts[at];
+            usd_first := 0;
+            token_first := 0;
+            IF account.waited_for THEN
+                awaited := true;
+                SELECT c.usd, c.tokens INTO usd_first, token_first FROM gorgon_claimed(account, ask.i) c;
+            END IF;
+            IF account.usd_limit - account.usd_spent - account.usd_overrun - account.usd_reserved - usd_taken[at]
+                    - usd_first < ask.c
+                OR account.token_limit - account.token_spent - account.token_overrun - account.token_reserved
+                    - token_taken[at] - token_first < ask.k
+                OR account.starts_at > present OR account.ends_at <= present
+            THEN
+                short_of := at;
+                EXIT;
+            END IF;
+        END LOOP;
+        place := ask.o;
+        IF short_of IS NULL THEN
+            FOR number IN 1 .. cardinality(ask.p) LOOP
+                at := array_position(ids, ask.p[number]);
+                usd_taken[at] := usd_taken[at] + ask.c;
+                token_taken[at] := token_taken[at] + ask.k;
+            END LOOP;
+            held := held || ask.o;
+            what := 1; state := 0; max_tokens := ask.m; usd := ask.c; tokens := ask.k;
+        ELSE
+            what := CASE WHEN account.starts_at > present OR account.ends_at <= present THEN 4 ELSE 3 END;
+            state := NULL; max_tokens := NULL; usd := NULL; tokens := NULL;
+            period_id := account.id;
+            usd_limit := account.usd_limit;
+            usd_spent := account.usd_spent + account.usd_overrun;
+            usd_reserved := account.usd_reserved + usd_taken[short_of];
+            token_limit := account.token_limit;
+            token_spent := account.token_spent + account.token_overrun;
+            token_reserved := account.token_reserved + token_taken[short_of];
+            usd_claimed := usd_first;
+            token_claimed := token_first;
+        END IF;
+        RETURN NEXT;
     END LOOP;
+    IF cardinality(held) = 0 THEN
+        RETURN;
+    END IF;
+    WITH asks AS (
+        SELECT *
+        FROM jsonb_to_recordset(p_asks) AS x(o int, i bigint, t int, n smallint, p bigint[], c bigint, k bigint, m int)
+    ), stored AS (
+        INSERT INTO reservations (step_id, token, ordinal, at, state, usd, tokens, max_tokens, accounts)
+        SELECT i, t, n, present, 0, c, k, m, p FROM asks WHERE o = ANY (held) ON CONFLICT DO NOTHING
+        RETURNING step_id, token, ordinal, usd, tokens, accounts
+    ), posted AS (
+        INSERT INTO postings (period_id, step_id, token, ordinal, kind, usd_reserved, usd_spent, usd_overrun,
+            token_reserved, token_spent, token_overrun, at)
+        SELECT id, step_id, token, ordinal, 0, usd, 0, 0, tokens, 0, 0, present
+        FROM stored, unnest(accounts) id
+    )
+    SELECT count(*) INTO made FROM stored;
+    IF made < cardinality(held) THEN
+        RAISE EXCEPTION 'a call was reserved at the same time by another' USING ERRCODE = 'serialization_failure';
+    END IF;
+    UPDATE budget_periods b SET usd_reserved = b.usd_reserved + x.usd, token_reserved = b.token_reserved + x.tokens
+    FROM unnest(ids, usd_taken, token_taken) AS x(id, usd, tokens)
+    WHERE b.id = x.id AND (x.usd > 0 OR x.tokens > 0);
+    IF awaited THEN
+        DELETE FROM budget_waits w USING jsonb_to_recordset(p_asks) AS x(o int, i bigint)
+        WHERE w.step_id = x.i AND x.o = ANY (held);
+    END IF;
+END $$;
+
+-- What steps that have waited longer than p_step are to get of an account before it: the needs of those that could go if
+-- everything that is reserved were released.  Nobody's claim lasts longer than its `until`.
+CREATE OR REPLACE FUNCTION gorgon_claimed(
+    p_account budget_periods, p_step bigint, OUT usd bigint, OUT tokens bigint
+) LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+BEGIN
+    SELECT coalesce(sum(w.usd), 0), coalesce(sum(w.tokens), 0) INTO usd, tokens
+    FROM budget_waits w JOIN steps s ON s.id = w.step_id
+    WHERE w.period_id = p_account.id AND w.step_id < p_step AND w.until > clock_timestamp()
+        AND (w.woken OR NOT w.patient) AND s.status IN (1, 2, 3)
+        AND w.usd <= coalesce(p_account.usd_limit - p_account.usd_spent - p_account.usd_overrun, w.usd)
+        AND w.tokens <= coalesce(p_account.token_limit - p_account.token_spent - p_account.token_overrun, w.tokens);
 END $$;
 
 -- Post what became of reserved calls.
 -- p_facts  [{i step, t token, n ordinal, s state: 1 settled, 2 released, 3 unknown, c micro-dollars, k tokens}]
 -- A fact: never fenced, and what is said again changes nothing.  Unknown is posted in full; a settlement that comes
 -- after it corrects it.  Amounts that are NULL are not known either.
-CREATE OR REPLACE FUNCTION gorgon_settle(p_facts jsonb) RETURNS int LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION gorgon_settle(p_facts jsonb) RETURNS int
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
     change record;
@@ -139,10 +212,9 @@ BEGIN
             PERFORM gorgon_make_room(account.id);
         END IF;
         IF change.usd_overrun > 0 OR change.token_overrun > 0 THEN
-            INSERT INTO events (run_id, kind, at, message) VALUES (change.step_id >> 20, 'budget.overrun',
-                clock_timestamp(), account.label || ': a call used more than had been reserved for it: '
-                || greatest(change.usd_overrun, 0) || ' micro-dollars, ' || greatest(change.token_overrun, 0)
-                || ' tokens');
+            PERFORM gorgon_tell(account, change.step_id >> 20, 'budget.overrun', NULL,
+                'a call used more than had been reserved for it: ' || greatest(change.usd_overrun, 0)
+                || ' micro-dollars, ' || greatest(change.token_overrun, 0) || ' tokens');
         END IF;
         SELECT max(mark) INTO reached FROM unnest(ARRAY[50, 80, 100]) mark
         WHERE mark > account.alerted
@@ -152,36 +224,53 @@ BEGIN
                     >= account.token_limit * mark));
         IF reached IS NOT NULL THEN
             UPDATE budget_periods b SET alerted = reached WHERE b.id = account.id;
-            INSERT INTO events (run_id, kind, at, message) VALUES (change.step_id >> 20, 'budget.alert',
-                clock_timestamp(), account.label || ': ' || reached || ' % is spent');
+            PERFORM gorgon_tell(account, change.step_id >> 20, 'budget.alert', reached, reached || ' % is spent');
         END IF;
     END LOOP;
     RETURN 0;
 END $$;
 
--- Wake the steps that wait for room on an account: as many as fit, the oldest first.  Where nothing is reserved any more,
--- no room can come that way: all are woken but those that wait for the next period.  The caller has locked the account.
-CREATE OR REPLACE FUNCTION gorgon_make_room(p_period bigint) RETURNS void LANGUAGE plpgsql AS $$
+-- Say something of an account: in the journal of the run, and to those who watch budgets (budget_alerts).
+CREATE OR REPLACE FUNCTION gorgon_tell(p_account budget_periods, p_run bigint, p_kind text, p_mark int, p_said text)
+RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO events (run_id, kind, at, message)
+    VALUES (p_run, p_kind, clock_timestamp(), p_account.label || ': ' || p_said);
+    INSERT INTO budget_alerts (period_id, run_id, kind, mark, at, message)
+    VALUES (p_account.id, p_run, p_kind, p_mark, clock_timestamp(), p_account.label || ': ' || p_said);
+END $$;
+
+-- Wake the steps that wait for room on an account: as many as fit, the oldest first; they keep their claim for p_grace
+-- seconds, so that nobody who came later takes what they were woken for.  Where nothing is reserved any more, those that
+-- need more than there is are woken too, to be refused: no room can come that way.  The caller has locked the account.
+CREATE OR REPLACE FUNCTION gorgon_make_room(p_period bigint, p_grace float8 DEFAULT 10) RETURNS void
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 BEGIN
     DELETE FROM budget_waits w WHERE w.period_id = p_period
-        AND NOT EXISTS (SELECT 1 FROM steps s WHERE s.id = w.step_id AND s.status = 3);
+        AND (w.woken AND coalesce(w.until <= clock_timestamp(), true)
+            OR NOT EXISTS (SELECT 1 FROM steps s WHERE s.id = w.step_id AND s.status IN (1, 2, 3)));
     WITH account AS (
         SELECT b.usd_limit - b.usd_spent - b.usd_overrun - b.usd_reserved AS usd,
             b.token_limit - b.token_spent - b.token_overrun - b.token_reserved AS tokens,
             b.usd_reserved = 0 AND b.token_reserved = 0 AS idle
         FROM budget_periods b WHERE b.id = p_period
     ), line AS (
-        SELECT w.step_id, w.patient, a.usd AS usd_room, a.tokens AS token_room, a.idle,
-            sum(w.usd) OVER (ORDER BY w.step_id) AS usd, sum(w.tokens) OVER (ORDER BY w.step_id) AS tokens
-        FROM budget_waits w, account a
-        WHERE w.period_id = p_period
-            AND NOT (w.patient AND (w.usd > coalesce(a.usd, w.usd) OR w.tokens > coalesce(a.tokens, w.tokens)))
+        SELECT w.step_id, w.woken,
+            w.usd > coalesce(a.usd, w.usd) OR w.tokens > coalesce(a.tokens, w.tokens) AS too_large, a.idle, w.patient,
+            a.usd AS usd_room, a.tokens AS token_room, w.usd, w.tokens
+        FROM budget_waits w, account a WHERE w.period_id = p_period
+    ), fair AS (
+        SELECT l.step_id, sum(l.usd) OVER (ORDER BY l.step_id) <= coalesce(l.usd_room, sum(l.usd) OVER (ORDER BY l.step_id))
+            AND sum(l.tokens) OVER (ORDER BY l.step_id)
+                <= coalesce(l.token_room, sum(l.tokens) OVER (ORDER BY l.step_id)) AS fits, l.woken
+        FROM line l WHERE NOT (l.too_large AND (l.patient OR l.idle))
     ), woken AS (
-        DELETE FROM budget_waits w USING line l
-        WHERE w.step_id = l.step_id
-            AND ((l.idle AND NOT l.patient)
-                OR (l.usd <= coalesce(l.usd_room, l.usd) AND l.tokens <= coalesce(l.token_room, l.tokens)))
+        UPDATE budget_waits w SET woken = true, until = clock_timestamp() + make_interval(secs => p_grace)
+        WHERE w.period_id = p_period AND NOT w.woken AND w.step_id IN (
+            SELECT f.step_id FROM fair f WHERE f.fits
+            UNION ALL SELECT l.step_id FROM line l WHERE l.too_large AND l.idle AND NOT l.patient
+        )
         RETURNING w.step_id
     )
     UPDATE steps s SET due = clock_timestamp() FROM woken w WHERE s.id = w.step_id AND s.status = 3;

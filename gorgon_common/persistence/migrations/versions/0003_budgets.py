@@ -144,7 +144,7 @@ def _ledger() -> None:
 def downgrade() -> None:
     """Take back."""
     if op.get_bind().dialect.name == "postgresql":
-        for name in ("gorgon_reserve_all", "gorgon_reserve", "gorgon_settle", "gorgon_make_room"):
+        for name in ("gorgon_settle", "gorgon_make_room"):
             op.get_bind().exec_driver_sql(f"DROP FUNCTION {name}")
     for name in ("postings", "reservations", "budget_waits", "budget_periods", "budgets"):
         op.drop_table(name)
