@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
-from gorgon_common import errors
-from gorgon_common.bootstrap import make_limiter
+from gorgon_common import errors, lazy
+from gorgon_common.bootstrap import TARGETS, Services, make_limiter
 from gorgon_common.cli import terminal
 from gorgon_common.cli.backends import local_services
+from gorgon_common.costs.tokens import TokenEstimator
+from gorgon_common.costs.usage import Usage
 from gorgon_common.persistence.limits import LimitRules
 from gorgon_common.ratelimit.quotas import checked
+from gorgon_common.roles.models import known_models, model_providers, resolve_model
 
-_SHORT = {"requests_per_day": "requests a day"}
+_SHORT = {"requests_per_day": "requests a day", "concurrency": "calls in flight"}
+"""Limits that do not count a minute."""
+_FEW = 5
+"""Teams that are named."""
 
 
 def set_limits(provider: str, model: str, *, limits: Mapping[str, float | None], clear: bool, as_json: bool) -> None:
@@ -25,7 +33,11 @@ def set_limits(provider: str, model: str, *, limits: Mapping[str, float | None],
     try:
         values = checked(given)
     except ValueError as error:
-        raise errors.InputInvalid(str(error)) from None
+        raise errors.InputInvalid(
+            f"The limit cannot be set: {error}.",
+            hint="Limits count per minute.  --clear takes away what was set for a model.",
+        ) from None
+    model = _meant(_known(provider), model, sets=bool(values))
     with local_services() as services:
         rules = LimitRules(services.database)
         cleared = rules.clear(provider, model) if clear else False
@@ -35,14 +47,45 @@ def set_limits(provider: str, model: str, *, limits: Mapping[str, float | None],
     if as_json:
         terminal.emit({"provider": provider, "model": model, "limits": kept})
     elif kept:
-        told = ", ".join(f"{value:,.0f} {_words(name)}" for name, value in kept.items())
-        terminal.say(f"{provider} {model}: at most {told}.  Workers see it within five seconds.")
+        terminal.say(f"{provider} {model}: at most {_told(kept)}.  Workers see it within five seconds.")
     else:
         terminal.say(f"{provider} {model}: {'no limits of your own any more' if cleared else 'there were none'}.")
 
 
+def _known(provider: str) -> list[str]:
+    """Return the providers that a name or pattern stands for.  Raises InputInvalid where there are none."""
+    known = model_providers()
+    found = [name for name in known if fnmatchcase(name, provider)]
+    if not found:
+        near = difflib.get_close_matches(provider.lower(), known, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(known)}."
+        raise errors.InputInvalid(f"There is no model provider {provider!r}.", hint=hint)
+    return found
+
+
+def _meant(providers: list[str], model: str, *, sets: bool) -> str:
+    """Return the model's full name where a tier or a short one is given; says so where nobody knows the name."""
+    for provider in providers:
+        full = resolve_model(provider, model)
+        if full != model:
+            terminal.note(f"{model} stands for {full}: the limit is that model's.")
+            return full
+    names = list(dict.fromkeys(name for provider in providers for name in known_models(provider)))
+    if sets and not any(fnmatchcase(name, model) for name in names) and not _priced(providers, model):
+        near = difflib.get_close_matches(model, names, n=1)
+        meant = f"  Did you mean {near[0]}?" if near else ""
+        terminal.note(f"Gorgon knows no model {model!r}: the limit holds for calls to exactly that name.{meant}")
+    return model
+
+
+def _priced(providers: list[str], model: str) -> bool:
+    """Tell whether the price table has a model: it knows those of the past too."""
+    pricer = lazy.load("gorgon_common.costs.prices:make_pricer")(None)
+    return any(pricer.price(provider, model, Usage(input_tokens=1000)) is not None for provider in providers)
+
+
 def list_limits(*, as_json: bool) -> None:
-    """List every gate that was used lately, and the limits that were set."""
+    """List every gate that was used lately, the limits that were set, and how well tokens are estimated."""
     with local_services() as services:
         limiter, _ = make_limiter(services.settings, services.database)
         try:
@@ -53,32 +96,71 @@ def list_limits(*, as_json: bool) -> None:
             {"provider": provider, "model": model, "limits": limits}
             for provider, model, limits in LimitRules(services.database).all()
         ]
+        estimates = _estimates(services)
     if as_json:
-        terminal.emit({"gates": gates, "rules": rules})
+        terminal.emit({"gates": gates, "rules": rules, "estimates": estimates})
         return
     if not gates and not rules:
         terminal.say("No model was called lately, and no limits are set.")
         return
-    rows = [row for gate in gates for row in _rows(gate)]
-    columns = ("provider", "model", "target", "counts", "limit", "left", "in flight", "waiting", "rate", "state")
-    if rows:
-        terminal.table(columns, rows, right=("limit", "left", "in flight", "waiting", "rate"))
+    if terminal.interactive():
+        for gate in gates:
+            _tell(gate)
+    else:
+        terminal.table((), [row for gate in gates for row in _rows(gate)])
     for rule in rules:
-        told = ", ".join(f"{value:,.0f} {_words(name)}" for name, value in rule["limits"].items())
-        terminal.say(f"set: {rule['provider']} {rule['model']}: {told}")
+        terminal.say(f"set: {rule['provider']} {rule['model']}: {_told(rule['limits'])}")
+    for seen in estimates:
+        calls = f"{terminal.number(seen['calls'])} {'call' if seen['calls'] == 1 else 'calls'}"
+        terminal.say(
+            f"input tokens of {seen['provider']} {seen['model']} ({seen['target']}): estimate × {seen['ratio']:.2f}, "
+            f"off by about {seen['error']:.0%} ({calls})"
+        )
+
+
+def _estimates(services: Services) -> list[dict[str, Any]]:
+    """Return how well input tokens were estimated: `{target, provider, model, family, calls, ratio, error}`."""
+    return [
+        {"target": target, **seen}
+        for target in TARGETS
+        for seen in TokenEstimator(services.reports.ratios(target)).describe()
+    ]
+
+
+def _tell(gate: Mapping[str, Any]) -> None:
+    """Print a gate for people."""
+    name = f"{gate['provider']} {gate['model']} ({gate['target']})"
+    calls = f"{gate['in_flight']} in flight, {_waiting(gate)} waiting, rate {gate['rate']:.0%}"
+    terminal.draw(lazy.load("rich.text:Text").assemble((name, "name"), f": {_state(gate)}; {calls}"))
+    for row in _rows(gate):
+        dimension, free, limit, known = row[3:7]
+        if dimension:
+            terminal.say(f"  {dimension:<16}{free:>13} free now, at most {limit:>13} ({known})")
 
 
 def _rows(gate: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return a row for each of a gate's limits; one with blanks where it has none.
+
+    (provider, model, target, what counts, free now, limit, known from, in flight, waiting, rate, state)
+    """
     first = (gate["provider"], gate["model"], gate["target"])
-    last = (f"{gate['in_flight']}", f"{gate['waiting']}", f"{gate['rate']:.0%}", _state(gate))
+    last = (f"{gate['in_flight']}", _waiting(gate), f"{gate['rate']:.0%}", _state(gate))
     rows: list[tuple[str, ...]] = []
     for name, level in gate["levels"].items():
         told = level.get("told")
-        left = level["level"] if told is None else min(level["level"], told)
-        shown = f"{level['limit']:,.0f}{'' if level['learned'] else ' ?'}"
-        rows.append((*(first if not rows else ("", "", "")), _words(name), shown, f"{left:,.0f}", *last))
-        last = ("", "", "", "")
-    return rows or [(*first, "", "", "", *last)]
+        free = max(0.0, level["level"] if told is None else min(level["level"], told))
+        known = "set" if level["set"] else "told by the provider" if level["learned"] else "assumed"
+        rows.append((*first, _words(name), f"{free:,.0f}", f"{level['limit']:,.0f}", known, *last))
+    return rows or [(*first, "", "", "", "", *last)]
+
+
+def _waiting(gate: Mapping[str, Any]) -> str:
+    """Return how many calls wait, and whose they are."""
+    teams = sorted(gate["teams"].items(), key=lambda entry: (-entry[1], entry[0]))
+    if not teams:
+        return f"{gate['waiting']}"
+    more = f", {len(teams) - _FEW} more teams" if len(teams) > _FEW else ""
+    return f"{gate['waiting']} ({', '.join(f'{team} {count}' for team, count in teams[:_FEW])}{more})"
 
 
 def _state(gate: Mapping[str, Any]) -> str:
@@ -89,6 +171,13 @@ def _state(gate: Mapping[str, Any]) -> str:
     if gate["closed"]:
         return f"closed by the provider for {terminal.seconds(gate['closed'])}"
     return "open"
+
+
+def _told(limits: Mapping[str, float]) -> str:
+    """Return limits in words: `500 requests and 20,000 tokens a minute, 20 calls in flight`."""
+    parts = [f"{value:,.0f} {_words(name)}" for name, value in limits.items() if name not in _SHORT]
+    minute = [f"{' and '.join(parts)} a minute"] if parts else []
+    return ", ".join([*minute, *(f"{value:,.0f} {_SHORT[name]}" for name, value in limits.items() if name in _SHORT)])
 
 
 def _words(name: str) -> str:

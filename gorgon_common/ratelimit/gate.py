@@ -122,15 +122,16 @@ class Gatekeeper:
                 bound = ceiling
             self.n[f"H {d}"] = ceiling
             bound = None if bound is None else bound * self.scale
-            if bound == self.limit(d):
-                continue
-            before = self.level(d) if self.limit(d) is not None else None
-            if bound is None:
-                self.n.pop(f"L {d}", None)
-                continue
-            self.n[f"L {d}"] = bound
-            if before is not None:
-                self.put(d, min(before, self.capacity(d)))
+            if bound != self.limit(d):
+                before = self.level(d) if self.limit(d) is not None else None
+                if bound is None:
+                    self.n.pop(f"L {d}", None)
+                    continue
+                self.n[f"L {d}"] = bound
+                if before is not None:
+                    self.put(d, min(before, self.capacity(d)))
+            if bound is not None and f"l {d}" not in self.n:
+                self.put(d, self.level(d))
 
     def acquire(
         self,
@@ -532,11 +533,32 @@ class Gatekeeper:
         self.state["leases"].update(dict.fromkeys(held, self.now + lease))
         return len(held)
 
+    def debit(self, used: Mapping[str, float]) -> None:
+        """Take off what was used without asking; in all, those who do that take off no more than can be saved up."""
+        self.refresh()
+        share = max(1, len(self.state["workers"]))
+        for d, amount in used.items():
+            if self.limit(d) is not None:
+                most = amount if d == "requests_per_day" else self.capacity(d) / share
+                self.put(d, self.level(d) - min(amount, most))
+
+    def drain(self) -> None:
+        """Forget what was saved up; requests of the day are no savings."""
+        for d in DIMENSIONS:
+            if self.limit(d) is not None and d != "requests_per_day":
+                self.put(d, min(0.0, self.level(d)))
+
     def snapshot(self) -> dict[str, Any]:
         """Return what is to be seen of the gate; times in milliseconds from now."""
         self.tidy()
         levels = {
-            d: {"limit": self.limit(d), "level": self.level(d), "told": self.told(d), "learned": f"c {d}" in self.n}
+            d: {
+                "limit": self.limit(d),
+                "level": self.level(d),
+                "told": self.told(d),
+                "learned": f"c {d}" in self.n,
+                "set": self.n.get(f"H {d}") == self.limit(d),
+            }
             for d in DIMENSIONS
             if self.limit(d) is not None
         }

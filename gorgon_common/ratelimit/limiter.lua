@@ -166,6 +166,7 @@ local function acquire()
       set(d .. 'L', bound)
       if before and bound then put(d, min(before, capacity(d))) end
     end
+    if bound and not get(d .. 'l') then put(d, level(d)) end -- a cold bucket fills from its first question on
   end
   call('ZADD', WORKERS, now, worker)
   call('ZREMRANGEBYSCORE', WORKERS, '-inf', now - SEEN)
@@ -469,13 +470,25 @@ local function extend()
   return held
 end
 
+local function debit() -- what a worker used on its own; all of them take off no more than can be saved up
+  refresh()
+  local share = max(1, call('ZCARD', WORKERS))
+  for k, d in ipairs(DIMENSIONS) do
+    local amount = tonumber(ARGV[2 + k])
+    if limit(d) and amount > 0 then put(d, level(d) - min(amount, d == 'd' and amount or capacity(d) / share)) end
+  end
+  save()
+end
+
 local function snapshot()
   tidy()
   save()
   local levels, telling = {}, {}
   for _, d in ipairs(DIMENSIONS) do
     if limit(d) then
-      levels[NAMES[d]] = {limit = limit(d), level = level(d), told = told(d), learned = get(d .. 'c') ~= nil}
+      levels[NAMES[d]] = {
+        limit = limit(d), level = level(d), told = told(d), learned = get(d .. 'c') ~= nil, set = get(d .. 'H') == limit(d)
+      }
     end
   end
   local teams = {}
@@ -492,5 +505,5 @@ local function snapshot()
   })
 end
 
-local operations = {acquire = acquire, settle = settle, extend = extend, snapshot = snapshot}
+local operations = {acquire = acquire, settle = settle, extend = extend, debit = debit, snapshot = snapshot}
 return operations[ARGV[1]]()

@@ -6,6 +6,7 @@ are kept to whatever the headers say (lower ones still hold).
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -71,42 +72,50 @@ class QuotaBook:
         self._official = official
         self._clock = clock
         self._lock = threading.Lock()
-        self._rules: Sequence[Rule] = ()
-        self._read = -REFRESH
-        self._found: dict[Gate, tuple[Quota, Quota]] = {}
+        self._read: float | None = None
+        self._known: tuple[Sequence[Rule], dict[Gate, tuple[Quota, Quota]]] = ((), {})
+        """What people have set, and what follows from it for each gate: replaced together."""
 
     def quota(self, gate: Gate) -> tuple[Quota, Quota]:
         """Return (what is assumed until the provider says otherwise, what must not be exceeded whatever it says)."""
-        self._refresh()
-        found = self._found.get(gate)
-        if found is None:
-            found = self._found[gate] = self._look(gate)
-        return found
+        rules, found = self._refresh()
+        if gate not in found:
+            found[gate] = self._look(gate, rules)
+        return found[gate]
 
     def weight(self, team: str) -> float:
         """Return a team's share against other teams'."""
         return self._own.weights.get(team, 1.0)
 
-    def _refresh(self) -> None:
+    def _refresh(self) -> tuple[Sequence[Rule], dict[Gate, tuple[Quota, Quota]]]:
+        """Read what people have set, if it is time to; nobody goes on before it was read for the first time."""
         now = self._clock()
-        if now - self._read < REFRESH:
-            return
-        with self._lock:
-            if now - self._read < REFRESH:
-                return
-            self._read = now
+        if self._read is None or now - self._read >= REFRESH:
+            first = self._read is None
+            if self._lock.acquire(blocking=first):
+                try:
+                    self._reread(now)
+                finally:
+                    self._lock.release()
+        return self._known
+
+    def _reread(self, now: float) -> None:
+        if self._read is not None and now - self._read < REFRESH:
+            return  # somebody else was faster
         try:
             rules = tuple(self._stored())
         except Unavailable:
-            return  # what was known holds on
-        if rules != self._rules:
-            self._rules = rules
-            self._found = {}
+            if self._read is not None:
+                self._read = now  # what was known holds on
+            return
+        if rules != self._known[0]:
+            self._known = (rules, {})
+        self._read = now
 
-    def _look(self, gate: Gate) -> tuple[Quota, Quota]:
+    def _look(self, gate: Gate, rules: Sequence[Rule]) -> tuple[Quota, Quota]:
         assumed = self._assumed(gate)
         values: dict[str, float] = {}
-        for rule in (*self._rules, *self._own.rules):
+        for rule in (*rules, *self._own.rules):
             if rule.applies(gate):
                 values = {**rule.values, **values}
         set_here: dict[str, Any] = {**values, "concurrency": int(values.get("concurrency", MOST))}
@@ -150,13 +159,19 @@ def read_limits(path: Path | None) -> OwnLimits:
 
 
 def checked(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return limits by name.  Raises ValueError where one is unknown or not above 0."""
+    """Return limits by name.  Raises ValueError where one is unknown, not above 0, or half a call in flight."""
     for name, value in values.items():
         if name not in NAMES:
             raise ValueError(f"there is no limit {name!r}; there are {', '.join(NAMES)}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise ValueError(f"{name} is {value!r}; it has to be a number above 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{name} is {_shown(value)}; it has to be a number above 0")
+        if name == "concurrency" and value != int(value):
+            raise ValueError(f"concurrency is {value:g}; it has to be a whole number of calls")
     return {name: float(value) for name, value in values.items()}
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else repr(value)
 
 
 def _own(data: Mapping[str, Any]) -> OwnLimits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -94,6 +94,10 @@ class RedisLimiter:
         for grant in grants:
             gates.setdefault(grant.gate, []).append(grant.id)
         return sum(int(self._run(gate, "extend", self._lease * 1000, *ids)) for gate, ids in gates.items())
+
+    def debit(self, gate: Gate, used: Mapping[str, float]) -> None:
+        """Take off what this process has used while it could not ask, by dimension."""
+        self._run(gate, "debit", *(used.get(name, 0.0) for name in DIMENSIONS))
 
     def snapshot(self) -> list[dict[str, Any]]:
         """Return every gate that was used lately."""

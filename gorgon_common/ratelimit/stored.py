@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from gorgon_common.engine.limits import Answer, Ask, Gate, Grant, Quotas, Settlement, Wait
@@ -135,18 +135,25 @@ class StoredLimiter:
     def _extending(self, ids: list[str]) -> Callable[[Gatekeeper], int]:
         return lambda keeper: keeper.extend(ids, self._lease * 1000)
 
+    def debit(self, gate: Gate, used: Mapping[str, float]) -> None:
+        """Take off what was used without asking, by dimension."""
+        self._with(gate, lambda keeper: keeper.debit(used))
+
+    def drain(self) -> None:
+        """Forget what was saved up, at every gate."""
+        for gate in self._gates():
+            self._with(gate, Gatekeeper.drain)
+
     def snapshot(self) -> list[dict[str, Any]]:
         """Return every gate that was used lately."""
-        gates = []
-        for key in sorted(self._documents.keys()):
-            parts = key.split(":", 3)
-            if len(parts) == 4:
-                gate = Gate(*parts)
-                gates.append(shown(gate, self._with(gate, Gatekeeper.snapshot)))
-        return gates
+        return [shown(gate, self._with(gate, Gatekeeper.snapshot)) for gate in self._gates()]
 
     def close(self) -> None:
         """Nothing is held open here: the store is its owner's."""
+
+    def _gates(self) -> list[Gate]:
+        parts = [key.split(":", 3) for key in sorted(self._documents.keys())]
+        return [Gate(*names) for names in parts if len(names) == 4]
 
     def _with(self, gate: Gate, decide: Callable[[Gatekeeper], Value]) -> Value:
         def work(documents: list[Any], now: float) -> Value:

@@ -8,9 +8,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gorgon_common.engine.limits import DIMENSIONS, Answer, Ask, Gate, Grant, Quota, Quotas, Settlement, Wait
+from gorgon_common.engine.limits import (
+    DIMENSIONS,
+    UNREACHABLE,
+    Answer,
+    Ask,
+    Gate,
+    Grant,
+    Quota,
+    Quotas,
+    Settlement,
+    Wait,
+)
 from gorgon_common.errors import Unavailable
 from gorgon_common.logs import get_logger
+from gorgon_common.ratelimit.costs import reserved
 from gorgon_common.ratelimit.redis import RedisLimiter
 from gorgon_common.ratelimit.stored import Memory, StoredLimiter
 
@@ -28,19 +40,31 @@ class SturdyLimiter:
     """`Limiter` that never raises Unavailable and never lets everything through.
 
     While the shared limiter is out of reach each worker keeps to its limit ÷ (2 × workers last seen), so that all of
-    them together stay at half of it.
+    them together stay at half of it.  Where it comes and goes, neither side may have saved up what the other has used:
+    a worker begins with nothing, and tells afterwards what it took.
+
+    `clock` and `wall` give seconds: for how long, and since 1970.
     """
 
     def __init__(
-        self, shared: RedisLimiter, quotas: Quotas, *, worker: str, clock: Callable[[], float] = time.monotonic
+        self,
+        shared: RedisLimiter,
+        quotas: Quotas,
+        *,
+        worker: str,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._shared = shared
         self._clock = clock
         self._lock = threading.Lock()
         self._down: float | None = None
+        self._wall = wall
         self._probed = 0.0
+        self._took: dict[Gate, dict[str, float]] = {}
+        """Gate → what was let in alone, by dimension."""
         self._alone = StoredLimiter(
-            Memory(), _Known(shared, quotas), worker=worker, scale=self._scale, local=True, lease=600.0
+            Memory(wall), _Known(shared, quotas), worker=worker, scale=self._scale, local=True, lease=600.0
         )
 
     def acquire(self, ask: Ask) -> Answer:
@@ -51,14 +75,18 @@ class SturdyLimiter:
             except Unavailable as error:
                 self._lost(error)
             else:
-                self._found()
+                if self._down is not None:
+                    self._found()
                 return answer
         down = self._down
         waited = 0.0 if down is None else self._clock() - down
         if waited < PATIENCE:
             left = PATIENCE - waited
-            return Wait(left, "unreachable", time.time() + left)
-        return self._alone.acquire(ask)
+            return Wait(left, UNREACHABLE, self._wall() + left)
+        answer = self._alone.acquire(ask)
+        if isinstance(answer, Grant):
+            self._note(ask)
+        return answer
 
     def settle(self, grant: Grant, settlement: Settlement) -> None:
         """Tell what became of a call; what the shared limiter cannot be told it finds out by the headers of others."""
@@ -71,6 +99,9 @@ class SturdyLimiter:
             self._shared.settle(grant, settlement)
         except Unavailable as error:
             self._lost(error)
+        else:
+            if self._down is not None:
+                self._found()
 
     def extend(self, grants: Sequence[Grant]) -> int:
         """Keep calls that are still under way from losing their leases; returns how many had theirs."""
@@ -108,13 +139,26 @@ class SturdyLimiter:
             if self._down is not None:
                 return
             self._down = self._clock()
+        self._alone.drain()
         log.warning("the limiter cannot be reached: this worker keeps to a part of each limit", error=error.message)
+
+    def _note(self, ask: Ask) -> None:
+        with self._lock:
+            took = self._took.setdefault(ask.gate, {})
+            for name, cost in reserved(ask).items():
+                took[name] = took.get(name, 0.0) + cost
 
     def _found(self) -> None:
         with self._lock:
             was, self._down = self._down, None
+            took, self._took = self._took, {}
         if was is not None:
             log.warning("the limiter can be reached again")
+        try:
+            for gate, used in took.items():
+                self._shared.debit(gate, used)
+        except Unavailable as error:
+            self._lost(error)
 
     def _scale(self, gate: Gate) -> float:
         workers, _ = self._shared.seen.get(gate, (UNSEEN_WORKERS, ()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from gorgon_common.engine.limits import Gate, Quota
 from gorgon_common.errors import ConfigurationError, Unavailable
 from gorgon_common.ratelimit import quotas
-from gorgon_common.ratelimit.quotas import MOST, OwnLimits, QuotaBook, Rule, read_limits
+from gorgon_common.ratelimit.quotas import MOST, OwnLimits, QuotaBook, Rule, checked, read_limits
 
 GPT = Gate("live", "openai", "a", "gpt-5")
 NOTHING = OwnLimits({}, (), {})
@@ -70,6 +72,71 @@ def test_without_the_database_what_was_known_holds() -> None:
     assert book.quota(GPT)[1].requests == 3
     now[0], away[0] = 100.0, True
     assert book.quota(GPT)[1].requests == 3
+
+
+def test_nobody_goes_on_before_what_was_set_is_known() -> None:
+    """Calls of one process begin at the same moment: none of them may miss a limit that somebody has set."""
+    reading, go_on = threading.Event(), threading.Event()
+
+    def stored() -> list[Rule]:
+        reading.set()
+        assert go_on.wait(10)
+        return [Rule("*", "*", {"requests": 3.0})]
+
+    book = QuotaBook(NOTHING, stored=stored)
+    with ThreadPoolExecutor(4) as pool:
+        quotas = [pool.submit(book.quota, GPT) for _ in range(4)]
+        assert reading.wait(10)
+        assert not any(quota.done() for quota in quotas)
+        go_on.set()
+        assert [quota.result(10)[1].requests for quota in quotas] == [3, 3, 3, 3]
+
+
+def test_later_on_nobody_waits_for_it() -> None:
+    now, slow, go_on = [0.0], threading.Event(), threading.Event()
+
+    def stored() -> list[Rule]:
+        if now[0] > 0:
+            slow.set()
+            assert go_on.wait(10)
+        return [Rule("*", "*", {"requests": 3.0 + now[0]})]
+
+    book = QuotaBook(NOTHING, stored=stored, clock=lambda: now[0])
+    assert book.quota(GPT)[1].requests == 3
+    now[0] = 10.0
+    with ThreadPoolExecutor(1) as pool:
+        fresh = pool.submit(book.quota, GPT)
+        assert slow.wait(10)
+        assert book.quota(GPT)[1].requests == 3
+        go_on.set()
+        assert fresh.result(10)[1].requests == 13
+    assert book.quota(GPT)[1].requests == 13
+
+
+def test_a_database_that_is_away_at_first_is_asked_again_at_once() -> None:
+    away = [True]
+
+    def stored() -> list[Rule]:
+        if away[0]:
+            raise Unavailable
+        return [Rule("*", "*", {"requests": 3.0})]
+
+    book = QuotaBook(NOTHING, stored=stored, clock=lambda: 1.0)
+    assert book.quota(GPT)[1].requests is None
+    away[0] = False
+    assert book.quota(GPT)[1].requests == 3
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True, "5"])
+def test_a_limit_is_a_number_above_0(value: object) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        checked({"requests": value})
+
+
+def test_there_is_no_half_call_in_flight() -> None:
+    assert checked({"concurrency": 2.0, "requests": 0.5}) == {"concurrency": 2.0, "requests": 0.5}
+    with pytest.raises(ValueError, match=r"concurrency is 2\.5; it has to be a whole number"):
+        checked({"concurrency": 2.5})
 
 
 def test_a_compatible_server_has_no_tiers() -> None:

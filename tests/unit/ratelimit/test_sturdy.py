@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
 from gorgon_common.engine.limits import Ask, Gate, Grant, Quota, Settlement, Wait
+from gorgon_common.errors import Unavailable
 from gorgon_common.ratelimit.redis import RedisLimiter
 from gorgon_common.ratelimit.sturdy import UNSEEN_WORKERS, SturdyLimiter
 from tests.support.servers import dying_with_parent, free_port, redis_executable
@@ -132,3 +137,95 @@ def test_it_comes_back_by_itself_and_late_settlements_are_harmless(server: Serve
     assert desk.limiter.extend([answer, alone]) == 1
     assert desk.limiter.snapshot()[0]["in_flight"] == 1
     desk.close()
+
+
+def test_a_redis_that_does_not_answer_is_as_good_as_away_and_charges_nothing_twice(server: Server) -> None:
+    """It is stopped, not killed: connections stay, and what was asked is done as soon as it goes on."""
+    desk = Desk(server.url)
+    held = desk.ask()
+    assert isinstance(held, Grant)
+    assert server.process is not None
+    os.kill(server.process.pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        unsure = Ask("unsure", GATE, ticket="t")
+        answer = desk.limiter.acquire(unsure)
+        assert 0.9 <= time.monotonic() - began < 3
+        assert isinstance(answer, Wait)
+        assert answer.why == "unreachable"
+        began = time.monotonic()
+        desk.ask()
+        desk.limiter.settle(held, Settlement())
+        assert time.monotonic() - began < 0.5  # nobody else waits for it: once a second one call looks
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+    desk.now += 1.01
+    answer = desk.limiter.acquire(unsure)
+    assert isinstance(answer, Grant)
+    assert not answer.local
+    # what was stopped has been granted, once; `held` was settled while nobody listened and goes by its lease
+    assert desk.limiter.snapshot()[0]["in_flight"] == 2
+    desk.close()
+
+
+class Fitful(RedisLimiter):
+    """The shared limiter, in reach for `up` seconds out of `up + down`."""
+
+    def __init__(self, url: str, worker: str, now: list[float], up: float, down: float) -> None:
+        super().__init__(url, Book(), worker=worker)
+        self.began = time.time()
+        self.now, self.up, self.down = now, up, down
+
+    def _run(self, gate: Gate, operation: str, *arguments: object) -> object:
+        if self.now[0] % (self.up + self.down) >= self.up:
+            raise Unavailable("too slow")
+        self.clock_offset = self.began + self.now[0] - time.time()
+        return super()._run(gate, operation, *arguments)
+
+
+def most_in_a_minute(url: str, up: float, down: float, *, honest: bool = True) -> int:
+    """Let four workers of eight threads call as much as they may, for 100 (simulated) seconds."""
+    now = [0.0]
+    workers = []
+    for number in range(4):
+        shared = Fitful(url, f"w{number}", now, up, down)
+        made = SturdyLimiter(
+            shared, Book(), worker=f"w{number}", clock=lambda: now[0], wall=lambda: 1_700_000_000 + now[0]
+        )
+        if not honest:
+            nothing: Callable[..., None] = lambda *_: None  # noqa: E731
+            shared.debit = made._alone.drain = nothing  # type: ignore[method-assign]
+        workers.append(made)
+    events: list[tuple[float, int, int, Grant | None]] = [
+        (number / 10 + thread / 100, number, thread, None) for number in range(4) for thread in range(8)
+    ]
+    calls, let_in = itertools.count(), []
+    while events:
+        events.sort(key=lambda event: event[:3])
+        at, number, thread, held = events.pop(0)
+        now[0] = at
+        if at > 100:
+            break
+        if held is not None:
+            workers[number].settle(held, Settlement())
+            events.append((at, number, thread, None))
+            continue
+        answer = workers[number].acquire(Ask(f"c{next(calls)}", GATE, ticket=f"{number}-{thread}"))
+        if isinstance(answer, Grant):
+            let_in.append(at)
+            events.append((at + 0.2, number, thread, answer))
+        else:
+            assert isinstance(answer, Wait)
+            events.append((at + answer.seconds + 0.002, number, thread, None))
+    for worker in workers:
+        worker.close()
+    return max(sum(start <= at < start + 60 for at in let_in) for start in range(10, 40))
+
+
+@pytest.mark.parametrize(("up", "down"), [(3.0, 3.0), (5.0, 3.0)])
+def test_a_redis_that_comes_and_goes_lets_nobody_above_the_limit(server: Server, up: float, down: float) -> None:
+    assert 300 <= most_in_a_minute(server.url, up, down) <= 600
+
+
+def test_it_would_if_either_side_saved_up_what_the_other_uses(server: Server) -> None:
+    assert most_in_a_minute(server.url, 3.0, 3.0, honest=False) > 660
