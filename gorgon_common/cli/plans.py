@@ -156,7 +156,8 @@ def _needed(entry: Mapping[str, Any]) -> str:
 def _basis(document: Mapping[str, Any]) -> None:
     for model in document["models"]:
         seen = model["estimator"]
-        calls = f"{terminal.number(seen['calls'])} past calls" if seen["calls"] else "never compared with a real count"
+        past = f"{terminal.number(seen['calls'])} past {'call' if seen['calls'] == 1 else 'calls'}"
+        calls = past if seen["calls"] else "never compared with a real count"
         terminal.note(
             f"tokens of {model['model']}: estimate × {seen['ratio']:.2f}, off by about {seen['error']:.0%} ({calls})"
         )

@@ -11,6 +11,7 @@ import json
 import math
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,8 @@ SANDBOX_FACTOR = 0.8
 """The sandbox takes four bytes for a token, which is about so much of what a model would count."""
 
 FLUSH_CALLS = 200
-"""Observations that a process keeps before it hands them on."""
+FLUSH_SECONDS = 60.0
+"""How many observations a process keeps, and for how long, before it hands them on."""
 
 _PRIOR_CALLS = 2
 _LOW, _HIGH = 1 / 8, 8.0
@@ -192,13 +194,17 @@ class TokenEstimator:
 class Calibration:
     """Collects what calls have shown, and hands it on in portions; thread-safe.
 
-    `store` gets (provider, model) → Ratio of what was seen since the last time.
+    `store` gets (provider, model) → Ratio of what was seen since the last time: after `every` calls, or with the one
+    that comes `seconds` after the first of them.
     """
 
     store: Callable[[Mapping[tuple[str, str], Ratio]], None]
     every: int = FLUSH_CALLS
+    seconds: float = FLUSH_SECONDS
+    clock: Callable[[], float] = time.monotonic
     _seen: dict[tuple[str, str], Ratio] = field(default_factory=dict)
     _count: int = 0
+    _since: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def observe(self, provider: str, model: str, estimated: float, usage: Usage) -> None:
@@ -213,13 +219,16 @@ class Calibration:
             key = (provider, model)
             self._seen[key] = self._seen.get(key, Ratio()) + Ratio(1, log, log * log)
             self._count += 1
-            full = self._count >= self.every
+            now = self.clock()
+            if self._since is None:
+                self._since = now
+            full = self._count >= self.every or now - self._since >= self.seconds
         if full:
             self.flush()
 
     def flush(self) -> None:
         """Hand on what was seen."""
         with self._lock:
-            seen, self._seen, self._count = self._seen, {}, 0
+            seen, self._seen, self._count, self._since = self._seen, {}, 0, None
         if seen:
             self.store(seen)

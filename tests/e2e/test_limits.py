@@ -201,9 +201,12 @@ class Shell:
         self.capsys = capsys
 
     def __call__(self, *words: str, code: int = 0) -> str:
-        """Return what it says, on stdout and stderr."""
+        """Return what `gorgon limits` says, on stdout and stderr."""
+        return self.gorgon("limits", *words, code=code)
+
+    def gorgon(self, *words: str, code: int = 0) -> str:
         with pytest.raises(SystemExit) as ended:
-            build()(["limits", *words], prog_name="gorgon")
+            build()(list(words), prog_name="gorgon")
         assert ended.value.code == code
         found = self.capsys.readouterr()
         return found.out + found.err
@@ -214,6 +217,17 @@ def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("GORGON_HOME", str(tmp_path))
     monkeypatch.setattr(quotas, "REFRESH", 0.0)
     return Shell(capsys)
+
+
+def test_plan_says_how_far_off_token_counts_are(sandbox: Sandbox, tmp_path: Path, say: Shell) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text(f'name: one\nsteps: [{{id: it, provider: openai, model: {MODEL}, prompt: "Hello"}}]\n')
+    assert "off by about 30% (never compared with a real count)" in say.gorgon("plan", str(file))
+    with laboratory(tmp_path, sandbox) as lab:
+        lab.run(file.read_text())
+    (estimate,) = json.loads(say("ls", "--json"))["estimates"]
+    told = f"tokens of {MODEL}: estimate × {estimate['ratio']:.2f}, off by about {estimate['error']:.0%} (1 past call)"
+    assert told in say.gorgon("plan", str(file))
 
 
 def test_the_command_line(sandbox: Sandbox, tmp_path: Path, say: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,8 +297,9 @@ def test_who_waits_and_an_open_breaker_are_shown(lab: Lab, say: Shell, monkeypat
     parts = json.dumps([str(number) for number in range(22)])
     failing = lab.start(f"""
 name: failing
-steps: [{{id: bad, provider: anthropic, model: claude-sonnet-5, map: {{over: {parts}, as: n, on_item_failure: continue}},
-  prompt: "Go {{{{n}}}}", max_retries: 0}}]
+steps:
+  - {{id: bad, provider: anthropic, model: claude-sonnet-5, map: {{over: {parts}, as: n, on_item_failure: continue}},
+     prompt: "Go {{{{n}}}}", max_retries: 0}}
 """)
 
     def gate(model: str) -> dict[str, Any]:

@@ -112,6 +112,16 @@ def test_observations_are_handed_on_in_portions_and_never_twice() -> None:
     assert stored[0][SONNET].log_sum == pytest.approx(3 * math.log(1.5))
 
 
+def test_what_was_seen_is_not_kept_for_long() -> None:
+    stored: list[int] = []
+    now = [0.0]
+    calibration = Calibration(lambda seen: stored.append(seen[SONNET].calls), seconds=60, clock=lambda: now[0])
+    for moment in (1000.0, 1059.0, 1060.0, 2000.0, 2059.0, 2061.0):
+        now[0] = moment
+        calibration.observe(*SONNET, 100.0, Usage(input_tokens=150))
+    assert stored == [3, 3]
+
+
 @pytest.mark.parametrize(("estimated", "counted"), [(0.0, 10), (10.0, 0), (10.0, 1000), (1000.0, 10)])
 def test_what_tells_nothing_of_tokens_is_not_learned(estimated: float, counted: int) -> None:
     stored: list[object] = []
