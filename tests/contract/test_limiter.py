@@ -685,6 +685,36 @@ class TestFairness:
                 assert overtaken <= most
             assert isinstance(answer, Grant)
 
+    def test_nor_where_the_provider_has_less_left_than_we_think(self, desk: Desk) -> None:
+        """Somebody else uses the account.  Small calls would keep what is left below what the large one needs."""
+        desk.book.assumed = Quota(input_tokens=60_000)
+        desk.warm(3600)
+        left = 5_000.0
+
+        def said() -> dict[str, Any]:
+            return {"signals": {"input_tokens": Signal(limit=60_000.0, remaining=left, resets=5.0)}}
+
+        desk.settle(desk.ask(tokens_in=10), **said())
+        large = desk.ask(tokens_in=20_000, ticket="large")
+        assert isinstance(large, Wait)
+        due, small = large.seconds, 0
+        for second in range(1, 61):
+            desk.move(1)
+            left += 1_000
+            for number in range(2):
+                answer = desk.ask(tokens_in=500, ticket=f"small{number}")
+                if isinstance(answer, Grant):
+                    left -= 500
+                    small += 1
+                    desk.settle(answer, **said())
+            if second >= due:
+                answer = desk.ask(tokens_in=20_000, ticket="large")
+                if isinstance(answer, Grant):
+                    break
+                due = second + answer.seconds
+        assert second < 45
+        assert small >= 15  # they did not stand still for the first ten seconds
+
     def test_who_waited_and_has_gone_keeps_no_room(self, desk: Desk) -> None:
         desk.book.assumed = Quota(input_tokens=60_000)
         desk.warm(3600)
