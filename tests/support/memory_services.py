@@ -191,6 +191,7 @@ def _step(node: Any) -> dict[str, Any]:
         "model": None,
         "status": "pending",
         "reason": None,
+        "waits": None,
         "output": None,
         "error": None,
         "attempts": 0,
