@@ -6,6 +6,7 @@ prometheus-client is imported by the first value that is recorded.  Durations ar
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,10 @@ class Metric:
     def observe(self, value: float, **labels: str) -> None:
         """Add a value to a histogram."""
         self._child(labels).observe(value)
+
+    def clear(self) -> None:
+        """Forget every label."""
+        _made(self).clear()
 
     def _child(self, labels: dict[str, str]) -> Any:
         made = _made(self)
@@ -79,6 +84,7 @@ ALL = (
 _lock = threading.Lock()
 _registry: list[Any] = []
 _collectors: dict[str, Any] = {}
+_sources: list[Callable[[], None]] = []
 
 
 def _made(metric: Metric) -> Any:
@@ -101,9 +107,24 @@ def _get_registry() -> Any:
     return _registry[0]
 
 
+def watch(source: Callable[[], None]) -> None:
+    """Call `source` before each exposition: it sets gauges of what is elsewhere.  It must not raise."""
+    with _lock:
+        _sources.append(source)
+
+
+def unwatch(source: Callable[[], None]) -> None:
+    """Call it no more."""
+    with _lock:
+        if source in _sources:
+            _sources.remove(source)
+
+
 def exposition() -> bytes:
     """Return every metric of this process in Prometheus' text format."""
     for metric in ALL:
         _made(metric)
+    for source in list(_sources):
+        source()
     text: bytes = lazy.load("prometheus_client:generate_latest")(_get_registry())
     return text

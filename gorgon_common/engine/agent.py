@@ -6,7 +6,7 @@ Knows no SDK: the provider is a port.  Every call, whatever becomes of it, gives
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,6 +39,15 @@ class AgentResult:
     calls: tuple[CallRecord, ...] = field(default_factory=tuple)
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """How far a conversation has come when its round of repair number `rounds` begins (from 1): what goes before it."""
+
+    rounds: int
+    text: str
+    violations: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class _Conversation:
     """What stays the same from round to round, and the records so far."""
@@ -51,6 +60,7 @@ class _Conversation:
     on_call: Callable[[CallRecord], None]
     clock: Clock
     reserve: Callable[[AgentCall, int], tuple[AgentCall, bool]] | None = None
+    over: Callable[[int], bool] | None = None
     records: list[CallRecord] = field(default_factory=list)
     held: bool = False
     """Budgets hold a reservation for the call under way."""
@@ -61,7 +71,11 @@ class _Conversation:
             call, self.held = self.reserve(call, len(self.records) + 1)
         started = self.clock.monotonic()
         try:
-            reply = self.provider.call(call, self.cancelled)
+            try:
+                reply = self.provider.call(call, self.cancelled)
+            finally:
+                if self.over is not None:
+                    self.held = self.over(len(self.records) + 1) or self.held
             unusable = _unusable(reply, call)
         except errors.ProviderError as error:
             self._record(
@@ -141,6 +155,9 @@ def converse(
     repair_rounds: int = 2,
     clock: Clock = SYSTEM_CLOCK,
     reserve: Callable[[AgentCall, int], tuple[AgentCall, bool]] | None = None,
+    over: Callable[[int], bool] | None = None,
+    earlier: Earlier | None = None,
+    keep: Callable[[Earlier], None] | None = None,
 ) -> AgentResult:
     """Make the call; where the reply misses `call.schema`, say so to the model and ask again.
 
@@ -148,20 +165,28 @@ def converse(
     `call.timeout` (seconds) holds for all rounds together.  `on_call` gets one record per call as soon as it is over,
     before any error is raised; the ledger needs nothing else.  `reserve` gets every call and its number before it is
     made, and returns it as budgets allow it, and whether they hold something for it; what it raises ends the
-    conversation.
+    conversation.  `over` gets the number when the call is over, before its record, and tells whether they do by then.
+
+    `keep` gets what has been said before each round of repair, so that a conversation that is broken off can be taken
+    up there: with that as `earlier` nothing is asked a second time.
 
     Raises the provider's errors; Malformed where the last reply still does not fit (or was cut off), in words; Refused;
     OutputTooLarge over MAX_REPLY_BYTES; Cancelled.
     """
-    conversation = _Conversation(provider, provider_name, call, pricer, cancelled, on_call, clock, reserve)
+    conversation = _Conversation(provider, provider_name, call, pricer, cancelled, on_call, clock, reserve, over)
     deadline = clock.monotonic() + call.timeout
-    current = call
-    for left in range(repair_rounds, -1, -1):
+    rounds = 0 if earlier is None else earlier.rounds
+    current = call if earlier is None else _repair(call, earlier.text, earlier.violations, call.timeout)
+    while True:
         reply, violations = conversation.ask(current)
         if not violations:
             return _result(reply, conversation.records)
-        if left:
-            current = _repair(call, reply, violations, deadline - clock.monotonic())
+        if rounds >= repair_rounds:
+            break
+        rounds += 1
+        if keep is not None:
+            keep(Earlier(rounds, reply.text, tuple(violations)))
+        current = _repair(call, reply.text, violations, deadline - clock.monotonic())
     listed = "\n".join(f"- {violation}" for violation in violations)
     asked = f" after {repair_rounds} rounds of repair" if repair_rounds else ""
     raise errors.Malformed(
@@ -211,7 +236,7 @@ def _sentence(error: Any) -> str:
     return f"{where or 'the reply'}: {message}"
 
 
-def _repair(call: AgentCall, reply: AgentReply, violations: list[str], remaining: float) -> AgentCall:
+def _repair(call: AgentCall, text: str, violations: Sequence[str], remaining: float) -> AgentCall:
     if remaining <= 0:
         raise errors.Retryable(
             f"{call.model} gave a reply that misses its schema, and no time is left to have it repaired.",
@@ -224,7 +249,7 @@ def _repair(call: AgentCall, reply: AgentReply, violations: list[str], remaining
         "Answer again with the complete corrected JSON and nothing else."
     )
     # An empty turn would be refused by the API.
-    earlier = Message("assistant", reply.text.strip() or "(empty)")
+    earlier = Message("assistant", text.strip() or "(empty)")
     return replace(call, messages=(*call.messages, earlier, Message("user", complaint)), timeout=remaining)
 
 

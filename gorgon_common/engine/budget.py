@@ -7,21 +7,25 @@ the step; see `persistence.budgets`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
-from gorgon_common.costs.budgets import LEVELS, Account, Balance, Budget, Shortage, micro_dollars
+from gorgon_common.costs.budgets import LEVELS, Account, Balance, Budget, Shortage, dollars, micro_dollars
 from gorgon_common.costs.estimate import Price, clamp, input_bound, least_output, worst_cost
 from gorgon_common.costs.usage import CallRecord, Usage
+from gorgon_common.engine.agent import Earlier
 from gorgon_common.engine.context import Run
 from gorgon_common.engine.ports import AgentCall, Pricer
 from gorgon_common.engine.records import Claimed, Room, RunInfo
-from gorgon_common.errors import BudgetExceeded, ExpressionError, GorgonError, Unpriced
+from gorgon_common.errors import BudgetExceeded, ExpressionError, GorgonError, Unavailable, Unpriced
+from gorgon_common.logs import get_logger
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.expressions import parse_template
 from gorgon_common.workflow.plan import Kind, Node
+
+log = get_logger(__name__)
 
 UNSENT = "unsent"
 """The outcome of a call that was reserved and not made: it is on no ledger, its reservation is released."""
@@ -80,6 +84,24 @@ class Vault(Protocol):
         """Return the time by which periods begin and end."""
         ...
 
+    def note(self, key: tuple[int, int, int], info: RunInfo, bound: Callable[[], tuple[int, int, int]]) -> None:
+        """A call begins that no budget counts.  Where one is set before it is over, `bound()` is held on that:
+        (micro-dollars, tokens, longest reply).
+        """
+        ...
+
+    def over(self, key: tuple[int, int, int]) -> bool:
+        """The call is over; tells whether something came to be held for it."""
+        ...
+
+    def keep(self, step: Claimed, calls: Sequence[CallRecord], body: str) -> None:
+        """Post what the calls of a claim have cost so far, and store what their conversation has come to."""
+        ...
+
+    def kept(self, step: Claimed) -> str | None:
+        """Return what was stored of a step's conversation."""
+        ...
+
 
 class Purse:
     """Reserves for the calls of one attempt at a step."""
@@ -92,6 +114,8 @@ class Purse:
         self._own: list[Account] | None = None
         self.held: list[int] = []
         """Ordinals of the calls that something is held for."""
+        self._said: dict[str, Any] | None = None
+        """The conversation under way, as it is stored."""
 
     @property
     def own(self) -> list[Account]:
@@ -108,19 +132,25 @@ class Purse:
         info = self._run.info
         limits = self._limits()
         price = self._price(provider, call.model)
+        vault = self._vault
+        key = (self._step.id, self._step.token, ordinal)
+
+        def bytes_sent() -> int:
+            return input_bound([message.content for message in call.messages], system=call.system, schema=call.schema)
+
         if not limits:
             self._priced(provider, call.model, price)
+            if vault is not None:
+                vault.note(key, info, lambda: _bound(price, bytes_sent(), call.max_tokens))
             return call, False
-        vault = self._vault
         assert vault is not None
-        size = input_bound([message.content for message in call.messages], system=call.system, schema=call.schema)
+        size = bytes_sent()
         in_money = any(usd is not None for usd, _ in limits)
         if in_money:
             self._priced(provider, call.model, price, limited=True)
         asked = call.max_tokens
         while True:
             cost = worst_cost(price, size, asked) or 0
-            key = (self._step.id, self._step.token, ordinal)
             got = vault.reserve(key, info, self.own, usd=cost, tokens=size + asked, max_tokens=asked)
             if isinstance(got, Held):
                 return self._holding(call, got, price, size), True
@@ -130,6 +160,68 @@ class Purse:
             if fewer is None or fewer >= asked:  # it ends: each time it asks for less
                 raise self.short(got, worst_cost(price, size, least) or 0, size + least)
             asked = fewer
+
+    def over(self, ordinal: int) -> bool:
+        """A call is over; tells whether a budget that was set meanwhile holds something for it."""
+        if (
+            self._vault is None
+            or ordinal in self.held
+            or not self._vault.over((self._step.id, self._step.token, ordinal))
+        ):
+            return False
+        self.held.append(ordinal)
+        return True
+
+    # Conversations that are paid for in part
+
+    def earlier(self, fingerprint: str) -> Earlier | None:
+        """Return where the conversation of this step with that fingerprint is to be taken up: it was broken off by a
+        wait, or by its worker's death.  What another attempt or another model has said is not.
+        """
+        if self._vault is None or self._step.token <= 1:
+            return None
+        try:
+            body = self._vault.kept(self._step)
+        except Unavailable:
+            return None
+        said = json.loads(body) if body else {}
+        if said.get("fingerprint") != fingerprint or said.get("attempt") != self._step.attempt:
+            return None
+        self._said = said
+        return Earlier(said["rounds"], said["text"], tuple(said["violations"]))
+
+    def keep(self, fingerprint: str, earlier: Earlier, calls: Sequence[CallRecord]) -> None:
+        """Store a conversation before its next round, and post what it has cost: a wait must not pay it again.
+
+        Where that fails it goes on all the same.
+        """
+        known = self._said or {}
+        said = {
+            "fingerprint": fingerprint,
+            "attempt": self._step.attempt,
+            "rounds": earlier.rounds,
+            "text": earlier.text,
+            "violations": list(earlier.violations),
+            "before": known.get("before", known.get("calls", 0)),
+            "before_usd": known.get("before_usd", known.get("usd", 0)),
+        }
+        said["calls"] = said["before"] + len(calls)
+        said["usd"] = said["before_usd"] + sum(call.cost_micro or 0 for call in calls)
+        self._store(said, calls)
+
+    def try_again(self) -> None:
+        """The call that is under way has failed, and the next attempt is to take up the conversation where it was."""
+        if self._said is not None:
+            self._store({**self._said, "attempt": self._step.attempt + 1}, ())
+
+    def _store(self, said: dict[str, Any], calls: Sequence[CallRecord]) -> None:
+        if self._vault is None:
+            return
+        try:
+            self._vault.keep(self._step, calls, json.dumps(said))
+            self._said = said
+        except Unavailable as error:
+            log.warning("a conversation was not stored", step=self._step.id, error=error.message)
 
     def _holding(self, call: AgentCall, held: Held, price: Price, size: int) -> AgentCall:
         """Go on with what is held.  It may be from before a short wait in place."""
@@ -177,6 +269,8 @@ class Purse:
             hint += f" The next period begins {shortage.account.ends:%Y-%m-%d %H:%M} UTC."
         if way == "approve":
             hint = f"`on_budget: approve` cannot ask anybody yet, so it denies. {hint}"
+        if self._said is not None:
+            hint += f" Calls of this step that are paid already: {self._said['calls']}, {dollars(self._said['usd'])}."
         balance = shortage.balance
         return BudgetExceeded(
             told,
@@ -334,6 +428,10 @@ def _agents(run: Run, number: int) -> list[Node]:
 def unsent(ordinal: int) -> CallRecord:
     """Return the record of a call that was reserved and not made."""
     return CallRecord("none", "", None, ordinal, Usage(), 0, "", 0, UNSENT, reserved=True)
+
+
+def _bound(price: Price, size: int, longest: int) -> tuple[int, int, int]:
+    return worst_cost(price, size, longest) or 0, size + longest, longest
 
 
 def _usd(value: Any) -> int | None:

@@ -34,6 +34,7 @@ from gorgon_common.errors import (
     NotAvailable,
     OutputTooLarge,
     RateLimited,
+    Retryable,
     StepError,
     Throttled,
     UserError,
@@ -298,6 +299,8 @@ class Attempt:
             )
         policy = self.node.retry
         if isinstance(error, StepError) and retry.again(policy, error, self.step.attempt):
+            if isinstance(error, Retryable):
+                self.purse.try_again()
             seconds = retry.delay(policy, self.step.attempt, self.executor.chance)
             left = self._left()
             if left is not None and seconds >= left:
@@ -416,6 +419,9 @@ class Attempt:
             on_call=lambda record: self.calls.append(replace(record, ordinal=earlier + record.ordinal)),
             clock=self.executor.clock,
             reserve=lambda asked, ordinal: self.purse.reserve(provider, asked, earlier + ordinal),
+            over=lambda ordinal: self.purse.over(earlier + ordinal),
+            earlier=self.purse.earlier(fingerprint),
+            keep=lambda said: self.purse.keep(fingerprint, said, self.calls),
         )
         # A number field stays a decimal even where the model wrote 3: expressions divide by its schema's type.
         output = conform(result.data, call.schema) if call.schema is not None else result.text

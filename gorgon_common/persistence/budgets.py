@@ -42,6 +42,7 @@ from gorgon_common.logs import get_logger
 from gorgon_common.persistence import budgets_sqlite, encoding
 from gorgon_common.persistence.budgets_sqlite import GRACE_SECONDS, OPEN, UNKNOWN, Key
 from gorgon_common.persistence.database import Database
+from gorgon_common.persistence.inflight import LOOK_SECONDS, Call, InFlight
 from gorgon_common.persistence.tables import (
     budget_alerts,
     budget_periods,
@@ -170,9 +171,13 @@ class Budgets:
         self._skew = timedelta(0)
         self._used = False
         self._together = _Together(self._exchange)
+        self._in_flight = InFlight(self._hold)
+        metrics.watch(self.measure)
 
     def close(self) -> None:
         """Close the connection; what is to be told of budgets is told before."""
+        self._in_flight.close()
+        metrics.unwatch(self.measure)
         if self._used:
             with contextlib.suppress(Unavailable), self.database.write() as connection:
                 tell(connection)
@@ -245,6 +250,47 @@ class Budgets:
             return
         with self.database.write() as connection:
             settle(connection, facts)
+
+    # Calls that no budget counts
+
+    def note(self, key: Key, info: RunInfo, bound: Callable[[], tuple[int, int, int]]) -> None:
+        """A call begins that no budget counts.  Where one is set before it is over, `bound()` is held on that:
+        (micro-dollars, tokens, longest reply).
+        """
+        self._in_flight.note(Call(key, info, bound))
+
+    def over(self, key: Key) -> bool:
+        """A call that was noted is over; tells whether something came to be held for it."""
+        return self._in_flight.over(key)
+
+    def _hold(self, call: Call) -> bool:
+        """Reserve for a call under way on the budgets that count it by now, whether there is room or not."""
+        if time.monotonic() - self._read_at >= LOOK_SECONDS:
+            self._read_at = -STANDING_SECONDS
+        found = self.applying(call.info)
+        if not found:
+            return False
+        now = self.now()
+        path = self._path([budget.account(target=call.info.target, root=call.info.root, now=now) for budget in found])
+        usd, tokens, longest = call.bound()
+        step, token, ordinal = call.key
+        with self.database.write() as connection:
+            connection.execute(
+                insert(reservations).values(
+                    step_id=step,
+                    token=token,
+                    ordinal=ordinal,
+                    at=db_now(0 if self.database.sqlite else self.offset),
+                    state=OPEN,
+                    usd=usd,
+                    tokens=tokens,
+                    max_tokens=longest,
+                    accounts=[period for period, _ in path],
+                )
+            )
+            for period, _ in path:
+                self._post(connection, period, Kind.RESERVE, usd, tokens, call.key)
+        return True
 
     # Conversations that are paid for
 
@@ -335,10 +381,7 @@ class Budgets:
             )
         ).one()
         if made.rowcount and account.budget is not None and account.starts is None:
-            root = int(account.key.rpartition(" ")[2])
-            within = [ledger.c.step_id >= root << ROW_BITS, runs.c.id >= root, runs.c.root_id == root]
-            self._adopt(connection, row.id, within[1:], datetime.fromtimestamp(0, UTC))
-            self._open(connection, row.id, within)
+            self._cover(connection, row.id, int(account.key.rpartition(" ")[2]))
         if account.budget is None and (row.usd_limit, row.token_limit) != (usd, tokens):
             _limit(connection, [row.id], usd, tokens)
         return int(row.id)
@@ -453,8 +496,14 @@ class Budgets:
             self._catch_up(connection, budget)
 
     def _catch_up(self, connection: Connection, budget: Budget) -> None:
-        if budget.period == "run":
-            return  # its accounts are opened by the runs' calls, see `_opened`
+        if budget.period == "run":  # the other runs' accounts are opened by their next call
+            flying = select(runs.c.root_id, runs.c.target).distinct().select_from(
+                reservations.join(runs, runs.c.id == _run_of(reservations.c.step_id))
+            ).where(reservations.c.state == OPEN, *_counted(budget))  # fmt: skip
+            for root, target in connection.execute(flying).all():
+                opened = self._opened(connection, budget.account(target=target, root=root, now=self.now()))
+                self._cover(connection, opened, root)
+            return
         for target in ("live", "sandbox"):
             account = budget.account(target=target, root=0, now=self.now())
             dialect = sqlite if self.database.sqlite else postgresql
@@ -472,11 +521,20 @@ class Budgets:
             )
             period = connection.scalar(select(budget_periods.c.id).where(budget_periods.c.key == account.key))
             assert period is not None
-            within = [ledger.c.at >= account.starts, ledger.c.at < account.ends, runs.c.target == target]
-            if budget.scope != "org":
-                within.append((runs.c.team if budget.scope == "team" else runs.c.workflow) == budget.name)
+            within = [
+                ledger.c.at >= account.starts,
+                ledger.c.at < account.ends,
+                runs.c.target == target,
+                *_counted(budget),
+            ]
             self._adopt(connection, period, within[2:], account.starts)
             self._open(connection, period, within)
+
+    def _cover(self, connection: Connection, period: int, root: int) -> None:
+        """Count on the account of a run what the run has spent and reserved before there was one."""
+        within = [ledger.c.step_id >= root << ROW_BITS, runs.c.id >= root, runs.c.root_id == root]
+        self._adopt(connection, period, within[1:], datetime.fromtimestamp(0, UTC))
+        self._open(connection, period, within)
 
     def _adopt(self, connection: Connection, period: int, within: Sequence[Any], starts: datetime | None) -> None:
         """Reserve on an account what calls in flight have reserved on others."""
@@ -590,6 +648,32 @@ class Budgets:
                     {**_described(budget), "accounts": [_account(entry, keys[entry.key]) for entry in periods]}
                 )
         return found
+
+    def measure(self) -> None:
+        """Set the gauges of budgets; for `metrics.watch`.  Where the database is away they stay as they are."""
+        try:
+            found = self.listing()
+        except Unavailable as error:
+            log.warning("budgets could not be measured", error=error.message)
+            return
+        for metric in (metrics.BUDGET_USD, metrics.BUDGET_TOKENS):
+            metric.clear()
+        for entry in found:
+            for account in entry["accounts"]:
+                about = {
+                    "budget": f"{entry['scope']} {entry['name']}".strip(),
+                    "per": entry["period"],
+                    "target": account["target"],
+                }
+                for metric, unit, scale in (
+                    (metrics.BUDGET_USD, "usd", MICRO),
+                    (metrics.BUDGET_TOKENS, "token", 1),
+                ):
+                    if entry[f"{unit}_limit"] is not None:
+                        amounts = {"limit": entry[f"{unit}_limit"]}
+                        amounts |= {name: account[f"{unit}_{name}"] for name in ("spent", "reserved")}
+                        for name, amount in amounts.items():
+                            metric.set(amount / scale, **about, **{"is": name})
 
     def _all(self, *, limited: bool) -> list[Budget]:
         query = select(budgets).order_by(budgets.c.id)
@@ -777,6 +861,13 @@ def _limit(connection: Connection, periods: Sequence[int], usd: int | None, toke
 def functions() -> str:
     """Return the SQL text of the functions, for migrations."""
     return resources.files("gorgon_common.persistence").joinpath("sql/budgets.sql").read_text()
+
+
+def _counted(budget: Budget) -> list[Any]:
+    """Return what holds of the runs that a budget counts."""
+    if budget.scope == "org":
+        return []
+    return [(runs.c.team if budget.scope == "team" else runs.c.workflow) == budget.name]
 
 
 def _run_of(step: Any) -> Any:

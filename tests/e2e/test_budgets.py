@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from sqlalchemy import func, select
 
+from gorgon_common import metrics
 from gorgon_common.bootstrap import build
 from gorgon_common.costs.budgets import Balance
 from gorgon_common.costs.ledger import replay
@@ -20,11 +22,12 @@ from gorgon_common.engine.budget import Purse, Short
 from gorgon_common.engine.context import Run
 from gorgon_common.engine.ports import AgentCall, Message
 from gorgon_common.engine.records import Claimed, step_id
-from gorgon_common.persistence.tables import ledger, reservations
+from gorgon_common.persistence.budgets import abandon_orphans, tell
+from gorgon_common.persistence.tables import budget_periods, conversations, ledger, reservations
 from gorgon_common.settings import EMBEDDED_BROKER, Settings
 from gorgon_worker.embedded import embedded
 from gorgon_worker.homes import new_home
-from tests.support.running import Lab, laboratory
+from tests.support.running import Lab, eventually, laboratory
 from tests.support.sandbox import Sandbox, sandbox, sandbox_process
 
 __all__ = ["sandbox", "sandbox_process"]
@@ -40,13 +43,25 @@ def lab(sandbox: Sandbox, tmp_path: Path) -> Iterator[Lab]:
     """A worker on an empty database; whatever a test does, the accounts are what the ledger says, and never over."""
     with laboratory(tmp_path, sandbox) as made:
         yield made
-        balances = made.services.budgets.balances()
-        told = replay(made.services.budgets.postings())
-        for number, balance in balances.items():
-            assert replace(balance, usd_limit=None, token_limit=None) == told.get(number, Balance())
-            assert balance.usd_overrun == 0
-            assert balance.usd_limit is None or balance.usd_spent <= balance.usd_limit
-            assert balance.usd_reserved == 0
+        check(made)
+
+
+@pytest.fixture
+def either(sandbox: Sandbox, tmp_path: Path, database_url: str) -> Iterator[Lab]:
+    """The same on both databases."""
+    with laboratory(tmp_path, sandbox, database_url=database_url) as made:
+        yield made
+        check(made)
+
+
+def check(lab: Lab) -> None:
+    balances = lab.services.budgets.balances()
+    told = replay(lab.services.budgets.postings())
+    for number, balance in balances.items():
+        assert replace(balance, usd_limit=None, token_limit=None) == told.get(number, Balance())
+        assert balance.usd_overrun == 0
+        assert balance.usd_limit is None or balance.usd_spent <= balance.usd_limit
+        assert balance.usd_reserved == 0
 
 
 def bill(lab: Lab) -> int:
@@ -353,3 +368,123 @@ steps:
     assert [event["message"] for event in ran.events if event["kind"] == "budget.alert"] == [
         "the limit of the run: 50 % is spent"
     ]
+
+
+# What is paid for is not paid again
+
+TOLL = '[[sandbox: usage={"input": 100, "output": 900}]]'
+WRONG = f"[[sandbox: wrong_schema times=1 key=w]]{TOLL}"
+
+
+def calls_on_ledger(lab: Lab) -> list[str]:
+    with lab.services.database.read() as connection:
+        return sorted(connection.scalars(select(ledger.c.outcome)))
+
+
+def test_a_repair_that_waits_for_money_does_not_pay_the_conversation_again(either: Lab) -> None:
+    """Both steps' first calls fit, then the repair only when the other one has ended."""
+    text = f"""
+name: repaired
+limits: {{budget_usd: 0.019}}
+steps:
+  - {{id: long, {ASK}, max_tokens: 2048, prompt: '[[sandbox: delay=1500ms]]{USED}'}}
+  - {{id: talk, {ASK}, max_tokens: 1024, prompt: '{WRONG}', output: {{a: string}}}}
+"""
+    ran = either.run(text)
+    assert ran.status == "succeeded", ran.error
+    waits = [event for event in ran.events if event["kind"] == "step.waiting" and event["step"] == "talk"]
+    assert [event["data"]["why"] for event in waits] == ["budget"]
+    assert ran.step("talk")["attempts"] == 1
+    assert either.calls() == 3
+    assert calls_on_ledger(either) == ["invalid", "ok", "ok"]
+    assert spent(either) == [paid(either)] == [bill(either)] == [3 * COST]
+    with either.services.database.write() as connection:
+        abandon_orphans(connection)
+        assert connection.scalar(select(func.count()).select_from(conversations)) == 0
+
+
+def test_a_repair_that_fails_on_the_way_is_tried_again_without_what_went_before(either: Lab) -> None:
+    """With and without a budget."""
+    for place, limits in enumerate(("", "limits: {budget_usd: 1}")):
+        prompt = f"[[sandbox: wrong_schema times=1 key=w{place}]][[sandbox: status=500 nth=2 key=s{place}]]{TOLL}"
+        retry = "retry: {max: 2, initial: 10ms, jitter: none}"
+        step = f"{{id: talk, {ASK}, max_tokens: 1024, prompt: '{prompt}', output: {{a: string}}, {retry}}}"
+        ran = either.run(f"name: tried\n{limits}\nsteps:\n  - {step}\n")
+        assert ran.status == "succeeded"
+        assert ran.step("talk")["attempts"] == 2
+    assert (either.calls(), either.calls(status=500)) == (6, 2)
+    assert calls_on_ledger(either) == sorted(["invalid", "server", "ok"] * 2)
+    assert paid(either) == bill(either) == 4 * COST
+
+
+def test_a_repair_that_no_budget_allows_says_what_is_paid(either: Lab) -> None:
+    step = f"{{id: talk, {ASK}, max_tokens: 1024, prompt: '{WRONG}', output: {{a: string}}}}"
+    ran = either.run(f"name: short\nlimits: {{budget_usd: 0.007}}\nsteps:\n  - {step}\n")
+    assert ran.error["kind"] == "budget"
+    assert "Calls of this step that are paid already: 1, $0.0046." in ran.error["hint"]
+    assert either.calls() == 1
+    assert calls_on_ledger(either) == ["invalid"]
+
+
+# Budgets that are set while calls are under way
+
+
+@pytest.mark.parametrize("own", ["", "limits: {budget_usd: 1}"], ids=["nothing-counted-it", "a-limit-counted-it"])
+@pytest.mark.parametrize("per", ["day", "run"])
+def test_a_new_budget_counts_the_calls_under_way(either: Lab, own: str, per: str) -> None:
+    """When `set` returns, what they may cost is reserved; then what they have cost is spent."""
+    text = steps(f"[[sandbox: delay=2500ms]]{USED}", head=own, max_tokens=1024)
+    run = either.start(text)
+    eventually(lambda: _asked(either), what="the call")
+    either.services.set_budget("team:blue", period=per, usd="0.006")
+    (account,) = [entry for key, entry in _accounts(either).items() if key.startswith("budget:") and ":sandbox:" in key]
+    assert account.usd_reserved > 1024 * 5
+    assert account.usd_spent == 0
+    refused = either.run(steps(USED, max_tokens=1024, on_failure="skip"))
+    assert refused.states()["s0"] == ("skipped" if per == "day" else "succeeded")
+    assert either.wait(run).status == "succeeded"
+    (account,) = [entry for key, entry in _accounts(either).items() if key == account.key]
+    assert (account.usd_spent, account.usd_reserved) == (COST, 0)
+
+
+def _asked(lab: Lab) -> bool:
+    """Whether the one call of the first run is under way."""
+    budgets = lab.services.budgets
+    with lab.services.database.read() as connection:
+        return bool(budgets._in_flight._calls) or bool(
+            connection.scalar(select(func.count()).select_from(reservations))
+        )
+
+
+def _accounts(lab: Lab) -> dict[str, Any]:
+    with lab.services.database.read() as connection:
+        return {row.key: row for row in connection.execute(select(budget_periods))}
+
+
+def test_what_was_spent_while_there_was_no_limit_counts_when_there_is_one_again(either: Lab) -> None:
+    either.services.set_budget("team:blue", period="day", usd="1")
+    for limit in ("none", "0.5"):
+        assert either.run(steps(USED, max_tokens=1024)).status == "succeeded"
+        either.services.set_budget("team:blue", period="day", usd=None if limit == "none" else limit)
+    assert spent(either) == [2 * COST]
+
+
+# Who watches
+
+
+def test_alerts_are_logged_and_counted_once(either: Lab) -> None:
+    either.services.set_budget("team:blue", period="day", usd="0.0058")
+    with structlog.testing.capture_logs() as lines:
+        ran = either.run(steps(USED, max_tokens=1024))
+        eventually(lambda: lines, what="the alert in the log")
+        with either.services.database.write() as connection:
+            tell(connection)
+    (line,) = [line for line in lines if line.get("kind") == "budget.alert"]
+    assert (line["log_level"], line["percent"], line["run_id"]) == ("warning", 50, ran.id)
+    assert (line["usd_limit"], line["usd_spent"]) == (0.0058, 0.0046)
+    text = metrics.exposition().decode()
+    assert 'gorgon_budget_alerts_total{budget="team blue",kind="alert",mark="50"}' in text
+    assert 'gorgon_budget_usd{budget="team blue",is="spent",per="day",target="sandbox"} 0.0046' in text
+    assert 'gorgon_budget_usd{budget="team blue",is="limit",per="day",target="sandbox"} 0.0058' in text
+    either.services.set_budget("team:blue", period="day", usd=None)
+    assert 'gorgon_budget_usd{budget="team blue"' not in metrics.exposition().decode()
