@@ -60,7 +60,8 @@ class LimitStates:
     def _now(self, connection: Connection) -> float:
         if self._database.sqlite:
             return self._database.now().timestamp()
-        return float(connection.scalar(select(func.extract("epoch", func.clock_timestamp()))) or 0.0)
+        epoch = connection.scalar(select(func.extract("epoch", func.clock_timestamp())))
+        return float(epoch or 0.0) + self._database.clock_offset
 
 
 class LimitRules:

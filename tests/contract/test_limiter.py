@@ -1,4 +1,4 @@
-"""What every limiter must do, over Redis, SQLite and memory: one suite for all.
+"""What every limiter must do, over Redis, SQLite and memory: one suite for all, and the heart of it over PostgreSQL.
 
 Time is moved by an offset to the clock of the store, never by sleeping.
 """
@@ -96,17 +96,28 @@ class Desk:
 
 @pytest.fixture(params=["redis", "sqlite", "memory"])
 def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
+    yield from open_desk(request.param, request)
+
+
+@pytest.fixture
+def postgres_desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
+    yield from open_desk("postgresql", request)
+
+
+def open_desk(kind: str, request: pytest.FixtureRequest) -> Iterator[Desk]:
+    """Yield a limiter over redis, sqlite, postgresql or memory."""
     book = Book()
     offset = [0.0]
     with contextlib.ExitStack() as stack:
         limiter: Any
-        if request.param == "redis":
+        if kind == "redis":
             url = request.getfixturevalue("redis_url")
             limiter = RedisLimiter(url, book, worker="one")
             client = stack.enter_context(contextlib.closing(redis.Redis.from_url(url)))
             forget: Callable[[], Any] = client.flushall
-        elif request.param == "sqlite":
-            database = Database(request.getfixturevalue("sqlite_url"))
+        elif kind in ("sqlite", "postgresql"):
+            name = "sqlite_url" if kind == "sqlite" else "postgres_url"
+            database = Database(request.getfixturevalue(name))
             stack.callback(database.close)
             limiter = StoredLimiter(LimitStates(database), book, worker="one")
 
@@ -120,9 +131,9 @@ def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
 
         def move(seconds: float) -> None:
             offset[0] += seconds
-            if request.param == "redis":
+            if kind == "redis":
                 limiter.clock_offset = offset[0]
-            elif request.param == "sqlite":
+            elif kind in ("sqlite", "postgresql"):
                 database.clock_offset = offset[0]
 
         stack.callback(limiter.close)
@@ -768,3 +779,24 @@ class TestSnapshot:
             assert isinstance(desk.ask("late", ticket=ticket), Wait)
         assert desk.state()["teams"] == {"early": 1, "late": 2}
         assert desk.state()["waiting"] == 3
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        TestBuckets.test_all_or_nothing,
+        TestBuckets.test_settling_gives_back_what_was_not_used,
+        TestBuckets.test_asking_again_with_the_same_call_costs_nothing,
+        TestBuckets.test_lost_state_starts_with_one_second_again,
+        TestBuckets.test_many_at_once_never_get_more_than_there_is,
+        TestLeases.test_who_lives_keeps_it,
+        TestHeaders.test_a_limit_that_a_person_has_set_is_kept_to,
+        TestRefusals.test_without_headers_it_is_the_whole_account,
+        TestFairness.test_nor_by_others_of_its_size_that_are_more_punctual,
+        TestSnapshot.test_it_shows_what_there_is,
+        TestSnapshot.test_it_shows_who_waits,
+    ],
+)
+def test_postgresql_keeps_the_same_state(postgres_desk: Desk, test: Callable[[Any, Desk], None]) -> None:
+    """The decisions are those of SQLite; only the store is another, and slower: what simulates minutes is left out."""
+    test(test.__globals__[test.__qualname__.partition(".")[0]](), postgres_desk)
