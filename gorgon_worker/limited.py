@@ -1,8 +1,8 @@
 """Every call to a model goes through the limiter: acquire → call → settle with what was really used.
 
 A wait of a few hundred milliseconds is slept here.  A longer one raises Throttled: the step gives its slot back and
-comes again.  Where something was paid for already (a repair, a fallback), the wait is taken here, or the paid reply
-would be lost.
+comes again.  Where something was paid for already that would be lost with that (another model's reply, a conversation
+that is not stored), the wait is taken here.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class LimitedProvider:
 
         Raises Throttled where that takes longer than IN_PLACE, OverLimit where it never will be.
         """
-        patient = call.patient or len(call.messages) > 1
+        patient = call.patient or (len(call.messages) > 1 and not call.resumable)
         ends = self._clock.monotonic() + call.timeout
         while True:
             plain, estimate = self._estimates.of(self.name, call)

@@ -157,7 +157,7 @@ def converse(
     reserve: Callable[[AgentCall, int], tuple[AgentCall, bool]] | None = None,
     over: Callable[[int], bool] | None = None,
     earlier: Earlier | None = None,
-    keep: Callable[[Earlier], None] | None = None,
+    keep: Callable[[Earlier], bool] | None = None,
 ) -> AgentResult:
     """Make the call; where the reply misses `call.schema`, say so to the model and ask again.
 
@@ -168,7 +168,7 @@ def converse(
     conversation.  `over` gets the number when the call is over, before its record, and tells whether they do by then.
 
     `keep` gets what has been said before each round of repair, so that a conversation that is broken off can be taken
-    up there: with that as `earlier` nothing is asked a second time.
+    up there: with that as `earlier` nothing is asked a second time.  It tells whether that is stored.
 
     Raises the provider's errors; Malformed where the last reply still does not fit (or was cut off), in words; Refused;
     OutputTooLarge over MAX_REPLY_BYTES; Cancelled.
@@ -176,7 +176,9 @@ def converse(
     conversation = _Conversation(provider, provider_name, call, pricer, cancelled, on_call, clock, reserve, over)
     deadline = clock.monotonic() + call.timeout
     rounds = 0 if earlier is None else earlier.rounds
-    current = call if earlier is None else _repair(call, earlier.text, earlier.violations, call.timeout)
+    current = call
+    if earlier is not None:
+        current = replace(_repair(call, earlier.text, earlier.violations, call.timeout), resumable=True)
     while True:
         reply, violations = conversation.ask(current)
         if not violations:
@@ -184,9 +186,8 @@ def converse(
         if rounds >= repair_rounds:
             break
         rounds += 1
-        if keep is not None:
-            keep(Earlier(rounds, reply.text, tuple(violations)))
-        current = _repair(call, reply.text, violations, deadline - clock.monotonic())
+        kept = keep is not None and keep(Earlier(rounds, reply.text, tuple(violations)))
+        current = replace(_repair(call, reply.text, violations, deadline - clock.monotonic()), resumable=kept)
     listed = "\n".join(f"- {violation}" for violation in violations)
     asked = f" after {repair_rounds} rounds of repair" if repair_rounds else ""
     raise errors.Malformed(

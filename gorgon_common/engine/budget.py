@@ -190,10 +190,10 @@ class Purse:
         self._said = said
         return Earlier(said["rounds"], said["text"], tuple(said["violations"]))
 
-    def keep(self, fingerprint: str, earlier: Earlier, calls: Sequence[CallRecord]) -> None:
+    def keep(self, fingerprint: str, earlier: Earlier, calls: Sequence[CallRecord]) -> bool:
         """Store a conversation before its next round, and post what it has cost: a wait must not pay it again.
 
-        Where that fails it goes on all the same.
+        Where that fails it goes on all the same; returns whether it is stored.
         """
         known = self._said or {}
         said = {
@@ -207,21 +207,23 @@ class Purse:
         }
         said["calls"] = said["before"] + len(calls)
         said["usd"] = said["before_usd"] + sum(call.cost_micro or 0 for call in calls)
-        self._store(said, calls)
+        return self._store(said, calls)
 
     def try_again(self) -> None:
         """The call that is under way has failed, and the next attempt is to take up the conversation where it was."""
         if self._said is not None:
             self._store({**self._said, "attempt": self._step.attempt + 1}, ())
 
-    def _store(self, said: dict[str, Any], calls: Sequence[CallRecord]) -> None:
+    def _store(self, said: dict[str, Any], calls: Sequence[CallRecord]) -> bool:
         if self._vault is None:
-            return
+            return False
         try:
             self._vault.keep(self._step, calls, json.dumps(said))
-            self._said = said
         except Unavailable as error:
             log.warning("a conversation was not stored", step=self._step.id, error=error.message)
+            return False
+        self._said = said
+        return True
 
     def _holding(self, call: AgentCall, held: Held, price: Price, size: int) -> AgentCall:
         """Go on with what is held.  It may be from before a short wait in place."""

@@ -30,7 +30,8 @@ class AgentCall:
     `schema` is a JSON Schema that the reply must fit; the adapter asks for it natively.  `timeout` is in seconds for
     the whole call, streaming included.  `label` is the step's path, for logs only.  `role` is the agent role's name.
     `team` pays, and shares rate limits with others; `ticket` is the step, which keeps its place when it has to wait.
-    `patient`: something was paid for already, so a wait is taken here and now.
+    `patient`: something was paid for already, so a wait is taken here and now.  So it is with every further turn of a
+    conversation, unless it is `resumable`: what was said is stored, and can be taken up after any wait.
     """
 
     model: str
@@ -45,6 +46,7 @@ class AgentCall:
     team: str = "default"
     ticket: str = ""
     patient: bool = False
+    resumable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

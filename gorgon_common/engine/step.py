@@ -390,7 +390,7 @@ class Attempt:
             label=self.run.path(self.step),
             team=self.run.info.team,
             ticket=str(self.step.id),
-            patient=bool(self.calls),
+            patient=any(not call.measured or call.usage != Usage() for call in self.calls),
         )
         request = json.dumps(
             [provider, call.model, call.system, call.messages[0].content, call.schema, call.max_tokens, call.effort],

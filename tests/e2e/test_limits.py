@@ -57,6 +57,23 @@ def test_steps_wait_for_the_limit_and_none_of_it_is_an_attempt_or_a_call(lab: La
     assert times[-1] - times[0] >= 1.5
 
 
+def test_a_repair_that_has_to_wait_is_parked_and_nothing_is_paid_twice(lab: Lab) -> None:
+    """One call each two seconds: the second round waits elsewhere, and takes up the conversation where it was."""
+    LimitRules(lab.services.database).set("openai", "gpt-5", {"requests": 30})
+    ran = lab.run("""
+name: repair
+steps:
+  - {id: it, provider: openai, model: gpt-5, prompt: "[[sandbox: wrong_schema times=1 key=once]] Go",
+     output: {a: string}, max_retries: 0}
+""")
+    assert ran.status == "succeeded"
+    assert ran.step("it")["attempts"] == 1
+    assert [event["data"]["why"] for event in ran.events if event["kind"] == "step.waiting"] == ["requests"]
+    assert lab.calls() == 2
+    calls = lab.services.calls(only={"run": ran.id})["items"]
+    assert sorted(call["outcome"] for call in calls) == ["invalid", "ok"]
+
+
 def test_what_waits_holds_no_slot(lab: Lab) -> None:
     """Twenty steps wait for their turn in a worker of sixteen slots; another provider's step goes through at once."""
     waiting = lab.start(many(20))

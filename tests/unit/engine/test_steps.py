@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from gorgon_common.costs.usage import Usage
 from gorgon_common.engine import rendering
 from gorgon_common.engine.outcomes import Parked
 from gorgon_common.engine.ports import AgentCall
 from gorgon_common.engine.records import Claimed, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
-from gorgon_common.errors import Final, RateLimited, Retryable
+from gorgon_common.errors import Final, RateLimited, Retryable, Throttled
 from gorgon_common.workflow.plan import Dep, Join, Kind, Node, OnFailure, Plan, Ref, Retry
 from tests.support.engine import Desk, agent, node, plan_of
 from tests.support.fleet import Fleet, fleet
@@ -168,6 +169,87 @@ def test_a_rate_limit_is_a_wait_and_no_attempt(lab: Lab) -> None:
     assert isinstance(outcome, Parked)
     assert (outcome.seconds, outcome.reason, outcome.attempt) == (12.0, "retry_after", False)
     assert [record.outcome for record in outcome.calls] == ["rate_limited"]
+
+
+def models(*names: str, prompt: str) -> Node:
+    return agent("a", spec={"models": list(names), "prompt": prompt})
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (lambda: RateLimited("later", retry_after=61.0), ["gpt-test", "gpt-other"]),
+        (lambda: RateLimited("later", retry_after=59.0), ["gpt-test"]),
+        (lambda: RateLimited("later"), ["gpt-test"]),
+        (lambda: throttled("breaker", 1.0), ["gpt-test", "gpt-other"]),
+        (lambda: throttled("retry_after", 61.0), ["gpt-test", "gpt-other"]),
+        (lambda: throttled("retry_after", 59.0), ["gpt-test"]),
+        (lambda: throttled("requests_per_day", 600.0), ["gpt-test", "gpt-other"]),
+        (lambda: throttled("requests", 600.0), ["gpt-test"]),
+        (lambda: throttled("turn", 600.0), ["gpt-test"]),
+        (lambda: Final("no such model"), ["gpt-test", "gpt-other"]),
+    ],
+)
+def test_which_waits_are_a_reason_to_take_the_next_model(
+    lab: Lab, error: Callable[[], Exception], asked: list[str]
+) -> None:
+    seen: list[str] = []
+
+    def busy(call: AgentCall) -> str:
+        seen.append(call.model)
+        if call.model == "gpt-test":
+            raise error()
+        return "the other one"
+
+    lab.made.provider.behaves["busy"] = busy
+    outcome = executed(lab, plan_of(models("openai:gpt-test", "openai:gpt-other", prompt="busy")))
+    assert seen == asked
+    assert isinstance(outcome, Parked) == (len(asked) == 1)
+
+
+def throttled(reason: str, seconds: float) -> Throttled:
+    return Throttled(f"because of {reason}", seconds=seconds, reason=reason, until=0.0)
+
+
+def test_where_no_model_can_serve_the_shortest_wait_is_taken(lab: Lab) -> None:
+    waits = {"gpt-a": 300.0, "gpt-b": 200.0, "gpt-c": 400.0}
+
+    def busy(call: AgentCall) -> str:
+        raise throttled("retry_after", waits[call.model])
+
+    lab.made.provider.behaves["busy"] = busy
+    outcome = executed(lab, plan_of(models(*(f"openai:{name}" for name in waits), prompt="busy")))
+    assert (outcome.seconds, outcome.reason, outcome.attempt) == (200.0, "retry_after", False)
+
+
+def test_a_failure_that_may_pass_is_tried_again_rather_than_to_wait_for_long(lab: Lab) -> None:
+    def busy(call: AgentCall) -> str:
+        raise throttled("retry_after", 3600.0) if call.model == "gpt-a" else Retryable("busy")
+
+    lab.made.provider.behaves["busy"] = busy
+    step_ = agent("a", spec={"models": ["openai:gpt-a", "openai:gpt-b"], "prompt": "busy"}, retry=Retry(max=2))
+    outcome = executed(lab, plan_of(step_))
+    assert (outcome.reason, outcome.attempt) == ("retry", True)
+    assert outcome.seconds < 60
+
+
+@pytest.mark.parametrize(("usage", "patient"), [(Usage(), False), (Usage(input_tokens=5), True), (None, True)])
+def test_only_what_was_paid_for_makes_the_next_model_wait_on_its_slot(
+    lab: Lab, usage: Usage | None, patient: bool
+) -> None:
+    seen: list[bool] = []
+
+    def fails(call: AgentCall) -> str:
+        seen.append(call.patient)
+        if call.model == "gpt-other":
+            return "the other one"
+        error = Retryable("broken", kind="server")
+        error.usage = usage
+        raise error
+
+    lab.made.provider.behaves["busy"] = fails
+    executed(lab, plan_of(models("openai:gpt-test", "openai:gpt-other", prompt="busy")))
+    assert seen == [False, patient]
 
 
 def test_a_step_that_has_killed_three_workers_is_not_begun(lab: Lab) -> None:

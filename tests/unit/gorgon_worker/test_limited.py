@@ -177,6 +177,16 @@ def test_a_repair_waits_in_place_or_the_paid_reply_would_be_lost(desk: Desk) -> 
     assert sum(desk.time.slept) > 5
 
 
+def test_a_repair_whose_conversation_is_stored_leaves_its_slot(desk: Desk) -> None:
+    desk.quota_now = Quota(requests=6)
+    desk.call()
+    turns = (*CALL.messages, Message("assistant", "{}"), Message("user", "again"))
+    with pytest.raises(Throttled):
+        desk.call(replace(CALL, messages=turns, resumable=True))
+    assert desk.time.slept == []
+    assert desk.call(replace(CALL, messages=turns, resumable=True, patient=True)).text == "ok"
+
+
 def test_a_repair_that_is_refused_is_asked_again_in_place(desk: Desk) -> None:
     repair = AgentCall("gpt-5", (*CALL.messages, Message("assistant", "{}"), Message("user", "again")), timeout=60)
     desk.inner.next = [failure(RateLimited, retry_after=3.0)]
@@ -258,7 +268,7 @@ def test_a_cancelled_call_gives_its_place_back_and_one_that_waits_ends(desk: Des
 
 @pytest.mark.parametrize(("beds", "seconds"), [(0, CROWD), (1, None)])
 def test_who_finds_no_bed_waits_elsewhere_and_long_enough(desk: Desk, beds: int, seconds: float | None) -> None:
-    """A wait of 0.05 s: slept where there is a bed; else the step leaves its slot, for longer than it would keep one."""
+    """A wait of 0.05 s: slept where there is a bed; else the step leaves, for longer than it would keep its slot."""
     desk.provider._beds = threading.Semaphore(beds)
     for _ in range(9):
         assert isinstance(desk.limiter.acquire(Ask(new_id("other"), GATE)), Grant)
