@@ -120,7 +120,8 @@ class Reports:
         else:
             rows.sort(key=lambda row: (-row["known_cost_usd"], *(str(row[name] or "") for name in by)))
         total = _row([], (), _added(found.values()))
-        total["runs"] = self._runs(filters)
+        if not by or not {"team", "workflow", "run", "target"}.issuperset(by):  # else each run is in one row
+            total["runs"] = self._runs(filters)
         return {
             "by": list(by),
             "from": None if filters.since is None else format_time(filters.since),
@@ -216,37 +217,20 @@ class Reports:
 
     def _grouped(self, by: list[str], filters: Filters) -> dict[tuple[Any, ...], dict[str, int]]:
         """Return dimensions → sums.  Steps are grouped by node first: their names are in the plans."""
-        source, query = self._calls(filters)
-        columns = source.c
         by_step = "step" in by or "step" in filters.only
-        keys: list[Any] = [
-            _Day(columns.at).label("day") if name == "day" else getattr(columns, name) for name in by if name != "step"
-        ]
-        if by_step:
-            keys += [columns.plan_hash, columns.node, columns.step]
-        sums = (
-            func.count().label("calls"),
-            func.count().filter(columns.outcome != "ok").label("failed_calls"),
-            (func.count() - func.count(columns.cost_micro)).label("unpriced_calls"),
-            *(func.sum(getattr(columns, f"{name}_tokens")).label(f"{name}_tokens") for name in _TOKENS),
-            func.coalesce(func.sum(columns.cost_micro), 0).label("cost_micro"),
-            func.coalesce(func.sum(columns.latency_ms), 0).label("latency_ms"),
-            func.count(columns.latency_ms).label("timed"),
-        )
-        runs_of = func.count(distinct(columns.run)).label("runs")
-        columns_of_groups: list[Any] = [*keys, *sums, runs_of]
-        query = query.with_only_columns(*columns_of_groups)
-        if keys:
-            query = query.group_by(*keys)
-        with self.database.read() as connection:
-            rows = connection.execute(query).all()
         found: dict[tuple[Any, ...], dict[str, int]] = {}
+        with self.database.read() as connection:
+            rows = [
+                *connection.execute(_of_runs(by, filters, by_step=by_step)).all(),
+                *connection.execute(_of_recorded(by, filters)).all(),
+            ]
         for row in rows:
             named = dict(row._mapping)
             if not named["calls"]:
                 continue
             if by_step:
-                named["step"] = self._step(named["plan_hash"], named["node"], named["step"])
+                step = named.get("step", filters.only.get("step"))
+                named["step"] = self._step(named.get("plan_hash"), named.get("node"), step)
                 if named["step"] != filters.only.get("step", named["step"]):
                     continue
             key = tuple(named[name] for name in by)
@@ -255,9 +239,13 @@ class Reports:
         return found
 
     def _runs(self, filters: Filters) -> int:
-        source, query = self._calls(filters)
+        """Return how many runs the calls belong to; who filters by a step's name gets those of the other filters."""
         with self.database.read() as connection:
-            return int(connection.scalar(query.with_only_columns(func.count(distinct(source.c.run)))) or 0)
+            rows = [
+                connection.execute(_of_runs([], filters, by_step=False)).one(),
+                connection.execute(_of_recorded([], filters)).one(),
+            ]
+        return sum(int(row.runs or 0) for row in rows)
 
     def _step(self, plan_hash: str | None, node: int | None, step: str | None) -> str | None:
         return step if plan_hash is None or node is None else step_name(self.plan_of(plan_hash), node)
@@ -326,16 +314,74 @@ class Reports:
             )
         source = union_all(of_runs, recorded).subquery("calls")
         query = select(source)
-        if filters.since is not None:
-            query = query.where(source.c.at >= filters.since)
-        if filters.until is not None:
-            query = query.where(source.c.at < filters.until)
+        query = query.where(*_within(source.c.at, filters))
         for name, value in filters.only.items():
             if name == "day":
                 query = query.where(_Day(source.c.at) == value)
             elif name != "step":
                 query = query.where(getattr(source.c, name) == value)
         return source, query
+
+
+def _of_runs(by: Sequence[str], filters: Filters, *, by_step: bool) -> Select[Any]:
+    """Return sums over the ledger by dimensions: first of each run, then of those, so that runs are looked up once."""
+    number = run_of(ledger.c.step_id)
+    own: dict[str, Any] = {name: getattr(ledger.c, name) for name in ("provider", "model", "role", "outcome")}
+    own["day"] = _Day(ledger.c.at)
+    inner: list[Any] = [number.label("number"), *(own[name].label(name) for name in by if name in own)]
+    source: Any = ledger
+    if by_step:
+        source = ledger.join(steps, steps.c.id == ledger.c.step_id)
+        inner.append(steps.c.node)
+    chosen = [ledger.c.provider != _NOBODY, *_within(ledger.c.at, filters)]
+    chosen += [own[name] == value for name, value in filters.only.items() if name in own]
+    run = filters.only.get("run")
+    if run is not None:  # the ledger's key finds a run's calls; its public id would not
+        first = select(runs.c.id).where(runs.c.public_id == run).scalar_subquery()
+        low = first.op("<<", return_type=BigInteger())(literal_column(str(ROW_BITS)))
+        chosen += [ledger.c.step_id >= low, ledger.c.step_id <= low + ROW_MASK]
+    part = select(*inner, *_sums(ledger.c)).select_from(source).where(*chosen)
+    part_of_run = part.group_by(*(literal_column(str(place + 1)) for place in range(len(inner)))).subquery("parts")
+    around = {"team": runs.c.team, "workflow": runs.c.workflow, "run": runs.c.public_id, "target": runs.c.target}
+    keys: list[Any] = [
+        (around[name] if name in around else part_of_run.c[name]).label(name) for name in by if name != "step"
+    ]
+    if by_step:
+        keys += [runs.c.plan_hash, part_of_run.c.node, cast(null(), String).label("step")]
+    names = (*_SUMS, "runs")
+    sums = [func.sum(part_of_run.c[name]).label(name) for name in names if name != "runs"]
+    runs_of = func.count(distinct(part_of_run.c.number)).label("runs")
+    query = select(*keys, *sums, runs_of).select_from(part_of_run.join(runs, runs.c.id == part_of_run.c.number))
+    query = query.where(*(around[name] == value for name, value in filters.only.items() if name in around))
+    return query.group_by(*keys) if keys else query
+
+
+def _of_recorded(by: Sequence[str], filters: Filters) -> Select[Any]:
+    """Return the same over the calls that were recorded."""
+    columns: dict[str, Any] = {name: getattr(recorded_calls.c, name) for name in DIMENSIONS if name in recorded_calls.c}
+    columns |= {"day": _Day(recorded_calls.c.at), "target": literal(LIBRARY, String)}
+    keys = [columns[name].label(name) for name in by]
+    query = select(*keys, *_sums(recorded_calls.c), func.count(distinct(recorded_calls.c.run)).label("runs"))
+    query = query.where(*_within(recorded_calls.c.at, filters))
+    query = query.where(*(columns[name] == value for name, value in filters.only.items()))
+    return query.group_by(*(literal_column(str(place + 1)) for place in range(len(keys)))) if keys else query
+
+
+def _sums(columns: Any) -> list[Any]:
+    return [
+        func.count().label("calls"),
+        func.count().filter(columns.outcome != "ok").label("failed_calls"),
+        (func.count() - func.count(columns.cost_micro)).label("unpriced_calls"),
+        *(func.sum(columns[f"{name}_tokens"]).label(f"{name}_tokens") for name in _TOKENS),
+        func.coalesce(func.sum(columns.cost_micro), 0).label("cost_micro"),
+        func.coalesce(func.sum(columns.latency_ms), 0).label("latency_ms"),
+        func.count(columns.latency_ms).label("timed"),
+    ]
+
+
+def _within(moment: Any, filters: Filters) -> list[Any]:
+    found = [] if filters.since is None else [moment >= filters.since]
+    return found if filters.until is None else [*found, moment < filters.until]
 
 
 _RECORDED = (

@@ -140,6 +140,12 @@ def test_filters(filled: Reports, only: dict[str, str], calls: int) -> None:
     assert len(filled.calls(Filters(only=only))["items"]) == calls
 
 
+def test_the_total_counts_each_run_once_whatever_it_is_told_by(filled: Reports) -> None:
+    for dimension in DIMENSIONS:
+        assert filled.report([dimension])["total"]["runs"] == 2, dimension
+    assert filled.report([])["total"]["runs"] == 2
+
+
 def test_one_run(filled: Reports) -> None:
     runs = by(filled, "run")
     name = next(run for run, row in runs.items() if row["calls"] == 3)
