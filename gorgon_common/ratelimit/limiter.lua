@@ -32,6 +32,7 @@ local GRACE = 5000            -- a waiter that has not come this long after it w
 local SEEN = 60000            -- workers that asked in this time count
 local PATIENT = 10000         -- a longer wait is told in part only: much may change
 local OLD = 10000             -- from then on nobody takes what the first of a line has been told to come for
+local TIDY = 500             -- what one call clears away at most
 local STATE_KEPT, REST_KEPT = 172800000, 3600000
 local CLOSE = 1000            -- calls that were let in within this time may overtake each other on their way
 local STILL, WATCH = 250, 1500 -- a reset that moves by less in this time is the end of a window
@@ -121,10 +122,10 @@ local function leave(member)
 end
 
 local function tidy()
-  for _, id in ipairs(call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, 50)) do
+  for _, id in ipairs(call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, TIDY)) do
     call('ZREM', LEASES, id); call('HDEL', CALLS, id) -- a crash frees its lease; what it reserved stays spent
   end
-  for _, member in ipairs(call('ZRANGEBYSCORE', WAITERS, '-inf', now - GRACE, 'LIMIT', 0, 50)) do leave(member) end
+  for _, member in ipairs(call('ZRANGEBYSCORE', WAITERS, '-inf', now - GRACE, 'LIMIT', 0, TIDY)) do leave(member) end
 end
 
 local function starts(d, cost) -- the level at which a call starts
