@@ -6,8 +6,12 @@
 * 200 runs at once on worker processes against a budget that fits 120.5 of them: never over, 120 complete, refusals say
   which budget is short by how much, and the sum of the ledger is the sandbox's own bill.
 
-Beside each the naive way, check then add, which must be seen to overshoot.  Exits with 0 only where every target is
-met.  PostgreSQL with fsync, Redis, about four minutes on two cores; `--quick` is a tenth of it.
+* What `plan` says of every bundled workflow against what then happens on the sandbox (`bench.forecast`).
+
+Beside the first two the naive way, check then add, which must be seen to overshoot; beside the third plans whose
+figures are halved, which must be seen to fail.  Exits with 0 only where every target is met.  PostgreSQL with fsync,
+Redis, about six minutes on two cores; `--quick` has fewer reservations; `--only reservations runs forecast` selects
+parts.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from sqlalchemy import func, select
 
-from bench import meters
+from bench import forecast, meters
 from gorgon_common.bootstrap import build
 from gorgon_common.costs.budgets import LEVELS, Account, Shortage, dollars
 from gorgon_common.costs.ledger import replay
@@ -47,6 +51,7 @@ from gorgon_common.persistence.budgets import Budgets
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.tables import budget_waits, ledger, reservations
 from gorgon_common.settings import EMBEDDED_BROKER, Settings
+from gorgon_common.workflow import catalogue
 from gorgon_worker.embedded import embedded
 from gorgon_worker.homes import new_home
 from tests.support.processes import Cluster, cluster
@@ -81,6 +86,9 @@ inputs: {part: string}
 outputs: {said: "{{ask.output}}"}
 """
 RUN_SECONDS = 120.0
+PARTS = ("reservations", "runs", "forecast")
+FORECAST_TURNS = 3
+WIDTH = 52
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +104,8 @@ class Finding:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.budget", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer reservations: about a minute and a half")
+    parser.add_argument("--quick", action="store_true", help="fewer reservations, each workflow once: three minutes")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=" ".join(PARTS))
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
@@ -105,16 +114,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     since = time.monotonic()
     print(meters.machine(), f"seed {asked.seed}", sep="\n", flush=True)
-    with postgres(fsync=True) as url:
-        found = reservations_at_once(url, QUICK_ATTEMPTS if asked.quick else ATTEMPTS, asked.seed)
-        found += naive_reservations(url, asked.seed)
-        found += runs_at_once(url)
-    width = max(len(finding.name) for finding in found)
+    met = True
+    if "reservations" in asked.only:
+        with postgres(fsync=True) as url:
+            met &= _told(reservations_at_once(url, QUICK_ATTEMPTS if asked.quick else ATTEMPTS, asked.seed))
+            met &= _told(naive_reservations(url, asked.seed))
+    if "runs" in asked.only:
+        with postgres(fsync=True) as url:
+            met &= _told(runs_at_once(url))
+    if "forecast" in asked.only:
+        met &= _told(plans_against_runs(1 if asked.quick else FORECAST_TURNS, asked.seed))
+    print(f"{time.monotonic() - since:.0f} s", "all met" if met else "NOT met", sep=", ")
+    return 0 if met else 1
+
+
+def _told(found: Sequence[Finding]) -> bool:
+    """Print the figures of a part; return whether each target is met."""
     for finding in found:
         verdict = "" if finding.met is None else "met" if finding.met else "MISSED"
-        print(f"{finding.name.ljust(width)}  {finding.shown:>24}  {finding.target:<26}  {verdict}")
-    print(f"{time.monotonic() - since:.0f} s")
-    return 0 if all(finding.met is not False for finding in found) else 1
+        print(f"{finding.name.ljust(WIDTH)}  {finding.shown:>24}  {finding.target:<26}  {verdict}", flush=True)
+    return all(finding.met is not False for finding in found)
 
 
 @contextlib.contextmanager
@@ -393,6 +412,29 @@ def naive_reservations(admin: str, seed: int) -> list[Finding]:
     assert spent is not None
     over = max(0, spent[0] - limit)
     return [Finding("check then add, same harness: over", dollars(over), "> 0 (it can be seen)", over > 0)]
+
+
+# Plans against what then happens
+
+
+def plans_against_runs(turns: int, seed: int) -> list[Finding]:
+    """Plan and run every bundled workflow, as often as `turns`."""
+    names = [entry.name for entry in catalogue.entries()]
+    seen = forecast.measure(names, turns, seed)
+    verdict = forecast.judge(seen)
+    least = f">= {forecast.INSIDE:.0%}"
+    return [
+        Finding("plans of bundled workflows, runs of each", f"{len(names)}, {turns}"),
+        Finding("  costs between low and p95", f"{verdict.cost:.1%}", least, verdict.cost >= forecast.INSIDE),
+        Finding("  costs, tokens and times", f"{verdict.all:.1%}", least, verdict.all >= forecast.INSIDE),
+        Finding("  figures above worst", f"{verdict.over}", "0", not verdict.over),
+        Finding(
+            "the same for plans that are halved",
+            f"{verdict.control:.1%}",
+            f"< {forecast.INSIDE:.0%} (it can be seen)",
+            verdict.control < forecast.INSIDE,
+        ),
+    ]
 
 
 # Runs on worker processes

@@ -104,6 +104,25 @@ def share(seen: list[Seen], scale: float = 1.0) -> float:
     return sum(entry.inside(scale) for entry in seen) / len(seen)
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """Shares of figures inside their bands: costs, all, and all of the halved plans; how many exceed worst."""
+
+    cost: float
+    all: float
+    over: int
+    control: float
+
+    @property
+    def met(self) -> bool:
+        return self.cost >= INSIDE and self.all >= INSIDE and not self.over and self.control < INSIDE
+
+
+def judge(seen: list[Seen]) -> Verdict:
+    cost = share([entry for entry in seen if entry.figure == "cost"])
+    return Verdict(cost, share(seen), sum(entry.exceeds for entry in seen), share(seen, CONTROL))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Plans against what then happened.")
     parser.add_argument("--turns", type=int, default=3, help="how often each workflow is planned and run")
@@ -125,14 +144,11 @@ def main() -> int:
         if not entry.inside() or entry.exceeds:
             band = f"{entry.low:g} … {entry.p95:g}, worst {entry.worst}"
             print(f"  outside: {entry.workflow}, turn {entry.turn}, {entry.figure} {entry.actual:g}, planned {band}")
-    over = sum(entry.exceeds for entry in seen)
-    cost = share([entry for entry in seen if entry.figure == "cost"])
-    control = share(seen, CONTROL)
-    print(f"cost inside: {cost:.1%} (target ≥ {INSIDE:.0%}); all figures: {share(seen):.1%} (target ≥ {INSIDE:.0%})")
-    print(f"above worst: {over} (target 0); control with plans halved: {control:.1%} inside (must be < {INSIDE:.0%})")
-    met = cost >= INSIDE and share(seen) >= INSIDE and not over and control < INSIDE
-    print("met" if met else "NOT met")
-    return 0 if met else 1
+    verdict = judge(seen)
+    print(f"cost inside: {verdict.cost:.1%}; all figures: {verdict.all:.1%} (targets ≥ {INSIDE:.0%})")
+    print(f"above worst: {verdict.over} (target 0); with plans halved: {verdict.control:.1%} (must be < {INSIDE:.0%})")
+    print("met" if verdict.met else "NOT met")
+    return 0 if verdict.met else 1
 
 
 if __name__ == "__main__":

@@ -25,11 +25,12 @@ from gorgon_common.engine.budget import Held, unsent
 from gorgon_common.engine.records import Claimed, Finish, Result, Room, RunInfo, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import InputInvalid
-from gorgon_common.persistence.budgets import Budgets
+from gorgon_common.persistence.budgets import Budgets, abandon_orphans
 from gorgon_common.persistence.store import Store
 from gorgon_common.persistence.tables import budget_periods, budget_waits, events, postings, reservations, steps
 from tests.support import servers
 from tests.support.engine import NOTHING, NOW, Desk, elapse, empty, open_store, paid, row
+from tests.support.running import eventually
 
 DAY = 86_400
 _numbers = itertools.count(1)
@@ -464,6 +465,32 @@ def test_an_orphaned_run_is_closed_with_its_reservations(store: Store, budgets: 
     assert (one(budgets).usd_spent, one(budgets).usd_reserved) == (100, 0)
 
 
+# Conversations
+
+
+def test_what_a_conversation_has_cost_is_a_fact_before_its_step_ends(desk: Desk, budgets: Budgets) -> None:
+    run = desk.create([row(0)])
+    step = desk.one(run, 0)
+    reserve(budgets, [limit(1000)], 100, 50, call=(step.id, step.token, 1))
+    assert budgets.kept(step) is None
+    calls = (paid(reserved=True),)
+    budgets.keep(step, calls, "first")
+    budgets.keep(step, calls, "second")
+    assert budgets.kept(step) == "second"
+    assert (one(budgets).usd_spent, one(budgets).usd_reserved) == (42, 0)
+    elapse(desk.store, 61)  # its worker dies
+    desk.store.reap(home="")
+    assert one(budgets).usd_spent == 42  # nothing was open any more
+    again = desk.one(run, 0, worker=desk.register())
+    assert budgets.kept(again) == "second"
+    desk.end(step, calls=calls)  # the late finish of the first worker says the same once more
+    desk.end(again)
+    assert (one(budgets).usd_spent, len(desk.spent())) == (42, 1)
+    with desk.store.database.write() as connection:
+        abandon_orphans(connection)
+    assert budgets.kept(again) is None
+
+
 # Waiting
 
 
@@ -640,6 +667,66 @@ def test_processes_never_take_more_than_there_is_and_a_killed_one_leaves_its_res
     assert balance.usd_spent + 20 > 2000 - balance.usd_reserved - 20  # it was filled
     with budgets.database.read() as connection:
         assert connection.scalar(select(func.count()).select_from(reservations).where(reservations.c.state == 0)) <= 1
+
+
+_SMALL = """
+import sys, threading
+from collections import deque
+from tests.contract.test_budgets import fact, info, limit
+from gorgon_common.costs.budgets import Shortage
+from gorgon_common.persistence.budgets import Budgets
+from gorgon_common.persistence.database import Database
+url, seed = sys.argv[1], int(sys.argv[2])
+budgets = Budgets(Database(url))
+stopped = threading.Event()
+def listen():
+    sys.stdin.readline()
+    stopped.set()
+threading.Thread(target=listen, daemon=True).start()
+open_calls, number, told = deque(), 0, False
+while not stopped.is_set():
+    number += 1
+    call = (50 << 20 | seed, number, 1)
+    answer = budgets.reserve(call, info(), [limit(100)], usd=10, tokens=0, max_tokens=1)
+    if not isinstance(answer, Shortage):
+        open_calls.append(call)
+    if len(open_calls) > 2 or isinstance(answer, Shortage) and open_calls:
+        budgets.settle([fact(open_calls.popleft(), 0)])
+    elif len(open_calls) == 2 and not told:
+        told = True
+        print("holds two", flush=True)
+for call in open_calls:
+    budgets.settle([fact(call, 0)])
+"""
+
+
+@pytest.mark.slow
+def test_many_small_calls_do_not_keep_a_large_one_waiting_for_ever(store: Store, desk: Desk, budgets: Budgets) -> None:
+    """Three processes hold two calls or three at any time, 10 each of 100, without a pause: there are never 60 free."""
+    run = desk.create([row(0)])
+    large = desk.one(run, 0)
+    url = store.database.engine.url.render_as_string(hide_password=False)
+    command = [sys.executable, "-c", _SMALL, url]
+    children = [
+        subprocess.Popen([*command, str(seed)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for seed in range(3)
+    ]
+    try:
+        for child in children:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "holds two\n"
+        for ordinal in range(1, 101):  # negative control: who only asks again and again is never let in
+            shortage = short(reserve(budgets, [limit(100)], 60, call=(large.id, large.token, ordinal)))
+        room = Room(shortage.period, 60, 0)
+        desk.store.park(large, seconds=600, reason="waiting", message="", calls=(), attempt=False, room=room)
+        eventually(lambda: awake(desk), within=20, what="room for the large call")
+        desk.store.wake([large.id])
+        held(reserve(budgets, [limit(100)], 60, call=(large.id, large.token + 1, 1)))
+    finally:
+        for child in children:
+            child.communicate("stop\n", timeout=30)
+    assert [child.returncode for child in children] == [0, 0, 0]
+    assert (one(budgets).usd_spent, one(budgets).usd_reserved) == (0, 60)
 
 
 def test_the_ledger_is_only_appended_to(budgets: Budgets) -> None:
