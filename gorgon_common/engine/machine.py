@@ -28,7 +28,7 @@ from gorgon_common.engine.context import Knowledge
 from gorgon_common.engine.outcomes import RETRY, Done, Ended, Expanded, Failed, Outcome, Parked, Passed
 from gorgon_common.engine.ports import Member, Steps
 from gorgon_common.engine.publish import Publisher
-from gorgon_common.engine.records import Advance, Claimed, Finish, Head, Keep, Result, Weight, step_id
+from gorgon_common.engine.records import ROW_BITS, Advance, Claimed, Finish, Head, Keep, Result, Weight, step_id
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.errors import GorgonError, Unavailable
 from gorgon_common.logs import get_logger
@@ -80,6 +80,10 @@ class _Request:
     slots: bool = False
     """Its claims take slots; those that find none are left in `later`."""
     later: Sequence[int] = ()
+    vacated: Sequence[int] = ()
+    """Runs with `max_parallel` of which a step has stopped running without having ended."""
+    counted: Sequence[int] = ()
+    """Its claims that belong to such runs."""
     mine: list[Claimed] = field(default_factory=list)
     ready: list[Head] = field(default_factory=list)
     error: Exception | None = None
@@ -145,9 +149,10 @@ class Machine:
         request = self._tick(_Request(ids, (), job, slots=not fast))
         if request.later:
             self.publisher.give_back(request.later)
-        mine = {step.id for step in request.mine}
+        known = {*(step.id for step in request.mine), *request.counted}
+        self._publish(request.ready)
         self._go_on(job, request.mine)
-        self._suspects(job, [key for key in request.claims if key not in mine], fast=fast)
+        self._suspects(job, [key for key in request.claims if key not in known], fast=fast)
         return job
 
     def _room(self) -> bool:
@@ -163,6 +168,7 @@ class Machine:
                 request = self._tick(_Request([key], (), job, suspects=True, slots=not fast))
                 if request.later:
                     self.publisher.give_back(request.later)
+                self._publish(request.ready)
                 self._go_on(job, request.mine)  # a single step is run in this thread: it has ended now
 
     def run_here(self, heads: Sequence[Head]) -> None:
@@ -251,6 +257,20 @@ class Machine:
 
     def _fold(self, job: Job, step: Claimed, outcome: Outcome) -> list[Claimed]:
         """Make the outcome true; return what this thread goes on with."""
+        mine = self._folded(job, step, outcome)
+        if isinstance(outcome, (Parked, Expanded, Failed)) and step.weight == Weight.SLOW and self._limited(step.run):
+            other = Job()
+            request = self._tick(_Request((), (), other, vacated=(step.run,)))
+            self._publish(request.ready)
+            for entry in request.mine:
+                self._pool.submit(self._slow, other, entry)
+        return mine
+
+    def _limited(self, run: int) -> bool:
+        """Tell whether only so many steps of a run may be under way."""
+        return self.knowledge.run(run).plan.limits.get("max_parallel") is not None
+
+    def _folded(self, job: Job, step: Claimed, outcome: Outcome) -> list[Claimed]:
         match outcome:
             case Done(result, skipped):
                 return self._commit_finishes(job, [Finish(step, result, skipped)])
@@ -296,7 +316,7 @@ class Machine:
 
     def _passed(self, job: Job, step: Claimed) -> list[Claimed]:
         """A conditional step may run: here, if it is ours and there is room, else by a message of its queue."""
-        if step.queue in self.worker.queues:
+        if step.queue in self.worker.queues and not self._limited(step.run):
             with self._commit, self._free:
                 if self._running < self.slots and not self.closing:
                     self._running += 1
@@ -361,7 +381,9 @@ class Machine:
         sent = [head for head in heads if head.weight != Weight.INLINE]
         mine: list[Claimed] = []
         if inline:
-            mine = self._tick(_Request(inline, (), job)).mine
+            begun = self._tick(_Request(inline, (), job))
+            mine = begun.mine
+            self._publish(begun.ready)
         self._left(job, [step])
         join = None if outcome.reduce is None else step_id(step.run, base + outcome.reduce)
         if sent:
@@ -431,7 +453,8 @@ class Machine:
     def _round(self, batch: Sequence[_Request]) -> None:
         try:
             pulls = self.backlog_seen or _frees_a_slot(batch)
-            self._share(batch, self._committed(batch, pulls=pulls), alone=len(batch) == 1 and not pulls)
+            advance = self._committed(batch, pulls=pulls)
+            self._share(batch, advance, alone=len(batch) == 1 and not pulls and not advance.counted)
         except Exception as error:  # noqa: BLE001  each requester gets it, or it would wait for ever
             self.doubts = DOUBTS
             if len(batch) > 1 and not isinstance(error, Unavailable):
@@ -444,21 +467,53 @@ class Machine:
             request.done = True
 
     def _committed(self, batch: Sequence[_Request], *, pulls: bool) -> Advance:
-        free = 0 if self.closing else max(0, self.slots - self._running)
+        slots = free = 0 if self.closing else max(0, self.slots - self._running)
         for request in batch:
             if request.slots:
                 request.claims, request.later = request.claims[:free], [*request.claims[free:], *request.later]
                 free -= len(request.claims)
         claims = [key for request in batch for key in request.claims]
         finishes = [finish for request in batch for finish in request.finishes]
+        vacated = {run for request in batch for run in request.vacated}
         if not claims and not finishes:
-            return Advance()
+            advance = Advance()
+            self._admit(advance, vacated, slots, suspects=False)
+            return advance
         keep = Keep(0 if self.closing else KEEP_FAST, free, self._pull(free) if pulls else 0)
         suspects = any(request.suspects for request in batch)
         advance = self._stored(self.store.tick, self.worker, keep, claims=claims, finishes=finishes, suspects=suspects)
         if advance.doubtful:
             self.doubts = DOUBTS
+        ended = {finish.step.run for finish in finishes if finish.step.weight == Weight.SLOW}
+        vacated |= {run for run in ended if self._limited(run)}
+        if vacated or advance.counted:
+            for request in batch:
+                request.counted = advance.counted
+            taken = sum(step.weight == Weight.SLOW for step in advance.mine)
+            self._admit(advance, vacated, slots - taken, suspects=suspects)
         return advance
+
+    def _admit(self, advance: Advance, vacated: set[int], free: int, *, suspects: bool) -> None:
+        """Claim steps of runs with `max_parallel` as they have room; adds to what the transaction brought."""
+        wanted: dict[int, list[int]] = {run: [] for run in vacated}
+        for key in advance.counted:
+            wanted.setdefault(key >> ROW_BITS, []).append(key)
+        for run in sorted(wanted):
+            ready = [head for head in advance.ready if head.id >> ROW_BITS == run and head.weight == Weight.SLOW]
+            follows = ready if len(ready) == 1 and free > 0 else []  # several are sent as a canvas
+            ids = [*wanted[run], *(head.id for head in follows)]
+            admitted = self._stored(self.store.admit, self.worker, run, ids, free=max(0, free), suspects=suspects)
+            advance.ready = [*(head for head in advance.ready if head not in follows), *admitted.ready]
+            advance.mine += admitted.mine
+            free -= len(admitted.mine)
+            if admitted.held and not self.closing:
+                self._pool.submit(self._held, admitted.held)
+
+    def _held(self, ids: Sequence[int]) -> None:
+        try:
+            self.publisher.held(ids)
+        except GorgonError as error:
+            log.warning("what follows waiting steps is left to the sweep", steps=len(ids), error=error.message)
 
     def _pull(self, free: int) -> int:
         """Return how many steps to take from the backlog: few where the last ones could only wait."""

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gorgon_common.costs.usage import CallRecord, Usage
-from gorgon_common.engine.records import Advance, Claimed, Finish, Head, Keep, Room, Row, Turn, Weight
+from gorgon_common.engine.records import Admitted, Advance, Claimed, Finish, Head, Keep, Room, Row, Turn, Weight
 from gorgon_common.engine.states import RunStatus
 
 if TYPE_CHECKING:
@@ -154,6 +154,12 @@ class Steps(Protocol):
         """Claim and finish; what becomes ready is taken over as `keep` allows, else reported."""
         ...
 
+    def admit(
+        self, worker: Any, run: int, ids: Sequence[int] = (), *, free: int = 0, suspects: bool = False
+    ) -> Admitted:
+        """Claim slow steps of a run with `max_parallel` as it has room: `ids`, and those that wait."""
+        ...
+
     def release(self, step: Claimed, *, weight: Weight | None = None, crashed: bool = False) -> Head | None:
         """Give a claimed step back.  `crashed`: it counts as if its worker had died."""
         ...
@@ -263,6 +269,16 @@ class Shelf(Protocol):
 
     def expired_runs(self, *, home: str, target: str | None = None) -> list[int]:
         """Return the live runs whose time is up."""
+        ...
+
+    def held_runs(self, *, home: str, target: str) -> list[int]:
+        """Return the runs with `max_parallel` of which steps wait."""
+        ...
+
+    def admit(
+        self, worker: Any, run: int, ids: Sequence[int] = (), *, free: int = 0, suspects: bool = False
+    ) -> Admitted:
+        """Claim slow steps of a run with `max_parallel` as it has room; without a worker they are owed a message."""
         ...
 
     def turns(self, *, home: str, target: str) -> list[Turn]:

@@ -83,6 +83,12 @@ class Publisher:
             self.shelf.shelve(heads, self.knowledge.run(heads[0].id >> ROW_BITS).info.team, first=True)
             self.shelved()
 
+    def held(self, ids: Sequence[int]) -> None:
+        """Steps have left their canvas: they wait until fewer of their run are under way."""
+        for run, heads in _by_run(self._heads(ids)).items():
+            left = self.canvas.lower(self.knowledge.run(run), heads, None)
+            self._drop([*left.dropped, *left.carried])
+
     def departed(self, step: Claimed) -> None:
         """A step has left its canvas (it waits): what that canvas would have sent is sent from here."""
         head = Head(step.id, step.node, step.weight, step.queue, step.crashes)

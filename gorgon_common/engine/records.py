@@ -149,9 +149,20 @@ class Advance:
     mine: list[Claimed] = field(default_factory=list)
     ready: list[Head] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
+    counted: list[int] = field(default_factory=list)
+    """Ready slow steps of runs with `max_parallel`: `admit` claims those for which there is room."""
     doubtful: bool = False
     """The transaction was made again because its reply got lost: it may have been committed twice over, with claims of
     which nobody knows."""
+
+
+@dataclass(slots=True)
+class Admitted:
+    """What `admit` brought: steps that this worker now holds, heads that are owed a message, steps that wait on."""
+
+    mine: list[Claimed] = field(default_factory=list)
+    ready: list[Head] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,3 +268,4 @@ class NewRun:
     request_hash: str | None = None
     timeout: float | None = None
     hold: Hold | None = None
+    max_parallel: int | None = None

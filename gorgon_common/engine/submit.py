@@ -86,6 +86,7 @@ def submit(
         idempotency_key=idempotency_key,
         request_hash=_digest(plan_hash, inputs, target, team),
         timeout=plan.limits.get("timeout"),
+        max_parallel=plan.limits.get("max_parallel"),
         hold=hold_of(plan, inputs, run_id=public_id, team=team or plan.team, now=now),
     )
     first = rows.top_rows(plan, plan.successors(), grouped)

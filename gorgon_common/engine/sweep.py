@@ -95,6 +95,8 @@ class Sweep:
             return 0
         self._time_is_up()
         self._take_turns()
+        for number in self.shelf.held_runs(home=self.home, target=self.target):
+            self.publisher.publish(self.shelf.admit(None, number).ready)
         sent = self._recover()
         sent += self._resend()
         self.publisher.refill()

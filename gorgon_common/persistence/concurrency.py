@@ -19,7 +19,7 @@ from gorgon_common.clock import format_time
 from gorgon_common.engine.records import Admission, Head, Hold, NewRun, Turn, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import KeyTaken
-from gorgon_common.persistence import encoding
+from gorgon_common.persistence import encoding, parallel
 from gorgon_common.persistence.tables import (
     concurrency_keys,
     concurrency_places,
@@ -198,6 +198,7 @@ def end_waiting(connection: Connection, run: int, why: str) -> None:
         .values(status=int(StepStatus.CANCELLED))
     )
     connection.execute(delete(concurrency_places).where(_places.run_id == run))
+    parallel.close_slots(connection, run)
     _tell(connection, run, "run.cancelled", why)
 
 

@@ -18,7 +18,7 @@ from gorgon_common.engine import limits, outcomes
 from gorgon_common.engine.records import ROW_MASK, step_id
 from gorgon_common.engine.states import FINISHED_RUN, FINISHED_STEP, RunStatus, StepStatus
 from gorgon_common.errors import NotFound
-from gorgon_common.persistence import concurrency
+from gorgon_common.persistence import concurrency, parallel
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.history import read_history
 from gorgon_common.persistence.reports import run_of
@@ -86,6 +86,7 @@ class _Explanation:
         self.places = Places(connection, run.id, plan)
         self.rows = {entry.id & ROW_MASK: entry for entry in self._rows()}
         self.names = self.places.of({key: entry.node for key, entry in self.rows.items()})
+        self.held = parallel.held(connection, run.id) if run.max_parallel is not None else set()
         self.details = {key: json.loads(entry.detail) if entry.detail else {} for key, entry in self.rows.items()}
 
     def _rows(self) -> Sequence[Any]:
@@ -233,6 +234,9 @@ class _Explanation:
         since = self._ready_since(key)
         if not self.run.active:
             return {"why": "paused", "what": "the run takes no new step", "since": since}
+        if row.id in self.held:
+            full = f"as many steps of the run are under way as its `max_parallel` lets: {self.run.max_parallel}"
+            return {"why": "max_parallel", "what": full, "since": since}
         name = queues.ALL[row.queue]
         served = self._served(row.queue)
         place = self._backlog(row)

@@ -24,6 +24,7 @@ from gorgon_common.engine.records import (
     ROW_BITS,
     ROW_MASK,
     Admission,
+    Admitted,
     Advance,
     Checkpoint,
     Claimed,
@@ -42,7 +43,7 @@ from gorgon_common.engine.records import (
 )
 from gorgon_common.engine.states import FINISHED_RUN, RunStatus, StepStatus
 from gorgon_common.errors import Conflict, NotFound, Unavailable
-from gorgon_common.persistence import budgets, concurrency, encoding, tick_sqlite
+from gorgon_common.persistence import budgets, concurrency, encoding, parallel, tick_sqlite
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.tables import (
     SQLITE_TIME,
@@ -275,6 +276,7 @@ class Store:
                 "deadline": None if new.timeout is None or not holds else db_now(new.timeout),
                 "key_id": key,
                 "key_at": db_now() if key is not None and holds else None,
+                "max_parallel": new.max_parallel,
             }
             dialect = sqlite if self.database.sqlite else postgresql
             # Two requests with one key may pass the check above together: the unique key lets one of them in.
@@ -290,6 +292,8 @@ class Store:
             if new.root is None:
                 connection.execute(update(runs).where(runs.c.id == run).values(root_id=run))
             self._insert_rows(connection, run, rows, offset=0)
+            if new.max_parallel is not None:
+                parallel.open_slots(connection, run)
             if key is not None and new.hold is not None:
                 concurrency.settle_in(connection, run, key, place, new.hold, new.timeout)
             waits = None if holds else "it waits for its concurrency key"
@@ -525,6 +529,19 @@ class Store:
             rows = driver.execute(_TICK, arguments, binary=True).fetchall()
         return _advance(rows)
 
+    @_tried_again
+    def admit(
+        self, worker: Worker | None, run: int, ids: Sequence[int] = (), *, free: int = 0, suspects: bool = False
+    ) -> Admitted:
+        """Claim slow steps of a run with `max_parallel` as it has room: `ids`, and those that wait; see `parallel`."""
+        with self.database.write() as connection:
+            return parallel.admit(connection, worker, run, ids, free=free, suspects=suspects, lost=LOST_SECONDS)
+
+    def held_runs(self, *, home: str, target: str) -> list[int]:
+        """Return the runs with `max_parallel` of which steps wait."""
+        with self.database.read() as connection:
+            return parallel.waiting_runs(connection, home=home, target=target)
+
     # What else may become of a claimed step
 
     def owned(self, worker: Worker) -> list[Claimed]:
@@ -542,7 +559,8 @@ class Store:
         """Give a claimed step back: it is ready again.  None where it was lost meanwhile.
 
         `weight`: what it is from now on; a step whose condition holds is then one of its own queue.
-        `crashed`: it counts as if its worker had died.
+        `crashed`: it counts as if its worker had died.  A step that ran on when its run had stopped is cancelled
+        instead; the head is then what its end makes ready.
         """
         back = (
             update(steps)
@@ -554,13 +572,23 @@ class Store:
                 weight=step.weight if weight is None else int(weight),
                 crashes=steps.c.crashes + int(crashed),
             )
-            .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
+            .returning(
+                steps.c.id,
+                steps.c.node,
+                steps.c.weight,
+                steps.c.queue,
+                steps.c.crashes,
+                steps.c.token,
+                steps.c.halted,
+            )
         )
         with self.database.write() as connection:
             if step.weight == Weight.SLOW:  # nobody else has anything reserved
                 budgets.abandon(connection, [step.id], token=step.token)
             found = connection.execute(back).first()
-        return None if found is None else Head(*found)
+            if found is not None and found.halted:
+                return next(iter(self._buried(connection, found)), None)
+        return None if found is None else Head(*found[:5])
 
     def park(
         self,
@@ -835,7 +863,7 @@ class Store:
             advance = self._tick(connection, worker, Keep(fast=0), finishes=[finish])
             if advance.refused or ended:
                 return []
-            key = connection.execute(
+            ran = connection.execute(
                 update(runs)
                 .where(runs.c.id == finish.step.run)
                 .values(
@@ -846,8 +874,10 @@ class Store:
                     started_at=func.coalesce(runs.c.started_at, db_now()),
                     finished_at=db_now(),
                 )
-                .returning(runs.c.key_id)
-            ).scalar_one()
+                .returning(runs.c.key_id, runs.c.max_parallel)
+            ).one()
+            if ran.max_parallel is not None:
+                parallel.close_slots(connection, finish.step.run)
             self._tell(
                 connection,
                 finish.step.run,
@@ -855,7 +885,7 @@ class Store:
                 f"run.{status.name.lower()}",
                 str(error["message"]) if error else None,
             )
-            return concurrency.release(connection, finish.step.run, key, home=worker.home, lost=LOST_SECONDS)
+            return concurrency.release(connection, finish.step.run, ran.key_id, home=worker.home, lost=LOST_SECONDS)
 
     @staticmethod
     def _tell(
@@ -1100,7 +1130,7 @@ class Store:
     def _buried(self, connection: Connection, row: Any) -> list[Head]:
         """End a step of a stopped run whose worker died; return what its end makes ready."""
         step = Claimed(row.id, row.token, row.node, row.weight, row.queue, 1, None, None, row.crashes)
-        ended = Finish(step, Result(StepStatus.CANCELLED, reason="its worker died after the run had stopped"))
+        ended = Finish(step, Result(StepStatus.CANCELLED, reason="the run had stopped before it ended"))
         nobody = Worker(0, target="", home="", queues=())
         return self._tick(connection, nobody, Keep(0, 0, 0), finishes=[ended]).ready
 
@@ -1194,6 +1224,7 @@ class Store:
             )
             connection.execute(delete(backlog).where(backlog.c.step_id >= low, backlog.c.step_id < high))
             budgets.abandon_run(connection, run)
+            parallel.close_slots(connection, run)
             key = connection.execute(
                 update(runs)
                 .where(runs.c.id == run)
@@ -1292,6 +1323,8 @@ def _advance(rows: Sequence[tuple[Any, ...]]) -> Advance:
             advance.mine.append(Claimed(key, token, node, weight, queue, attempt, parent, position, crashes))
         elif what == 2:
             advance.ready.append(Head(key, node, weight, queue, crashes))
+        elif what == 4:
+            advance.counted.append(key)
         else:
             advance.refused.append(key)
     return advance

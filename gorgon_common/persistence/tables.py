@@ -125,11 +125,34 @@ runs = Table(
     Column("finished_at", UtcTime),
     Column("key_id", BigInteger),
     Column("key_at", UtcTime),
+    Column("max_parallel", Integer),
     UniqueConstraint("org_id", "idempotency_key"),
     Index("ix_runs_live", "status"),
 )
 """`active`: steps of the run may be claimed.  `cancelled`: somebody asked it to end.
-`key_id`: its concurrency key, NULL where it has none; `key_at`: when it got it."""
+`key_id`: its concurrency key, NULL where it has none; `key_at`: when it got it.
+`max_parallel`: how many slow steps of it may run at a time, NULL for any number."""
+
+run_slots = Table(
+    "run_slots",
+    metadata,
+    Column("run_id", BigInteger, primary_key=True, autoincrement=False),
+    _org(),
+    Column("holders", Text, nullable=False),
+)
+"""One row for each unfinished run with `max_parallel`: locked while steps of it are claimed.
+
+`holders`: JSON of the steps that were claimed last.  One that is not running any more holds nothing, so that whatever
+ends or stops a step has nothing to do here."""
+
+held_steps = Table(
+    "held_steps",
+    metadata,
+    Column("run_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("step_id", BigInteger, primary_key=True, autoincrement=False),
+    _org(),
+)
+"""Ready steps that wait until fewer of their run are under way."""
 
 concurrency_keys = Table(
     "concurrency_keys",

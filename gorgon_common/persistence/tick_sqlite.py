@@ -149,17 +149,20 @@ class _Taker:
         self.fast = keep.fast
         self.slow = keep.slow
         self.pulls = keep.pull
-        self._active: dict[int, bool] = {}
+        self._active: dict[int, tuple[bool, bool]] = {}
 
-    def active(self, step: int) -> bool:
+    def active(self, step: int, weight: int) -> bool:
+        """Tell whether a step of that weight may be taken over: slow ones of runs with `max_parallel` are counted."""
         run = step >> ROW_BITS
         if run not in self._active:
-            self._active[run] = bool(self.db.execute("SELECT active FROM runs WHERE id = ?", (run,)).fetchone()[0])
-        return self._active[run]
+            row = self.db.execute("SELECT active, max_parallel IS NULL FROM runs WHERE id = ?", (run,)).fetchone()
+            self._active[run] = bool(row[0]), bool(row[1])
+        active, free = self._active[run]
+        return active and (free or weight < 2)
 
     def take(self, step: int, weight: int, *, ours: bool) -> bool:
         """Tell whether the worker takes the step over, and count it."""
-        if not ours or not self.active(step):
+        if not ours or not self.active(step, weight):
             return False
         if weight == 2:
             self.slow -= 1
@@ -251,13 +254,28 @@ def _claim(db: sqlite3.Connection, who: Who, claims: Sequence[int], *, suspects:
         row = db.execute(
             "UPDATE steps SET status = 2, token = token + 1, owner = ?, due = NULL"
             " WHERE id = ? AND status = 1 AND (crashes < 2 OR ?) AND EXISTS (SELECT 1 FROM runs r"
-            " WHERE r.id = steps.id >> 20 AND r.active AND r.target = ? AND r.home = ?)"
+            " WHERE r.id = steps.id >> 20 AND (r.max_parallel IS NULL OR steps.weight < 2)"
+            " AND r.active AND r.target = ? AND r.home = ?)"
             f" RETURNING {_COLUMNS}",
             (who.owner, step, suspects, who.target, who.home),
         ).fetchone()
         if row is not None:
             out.append((1, *row))
+        elif _counted(db, who, step, suspects=suspects):
+            out.append((4, step, *(None,) * 8))
     return out
+
+
+def _counted(db: sqlite3.Connection, who: Who, step: int, *, suspects: bool) -> bool:
+    """Tell whether a step is slow, ready, and of a run with `max_parallel`; its message counts as sent now."""
+    row = db.execute(
+        "UPDATE steps SET due = gorgon_now(?)"
+        " WHERE id = ? AND status = 1 AND weight = 2 AND (crashes < 2 OR ?) AND EXISTS (SELECT 1 FROM runs r"
+        " WHERE r.id = steps.id >> 20 AND r.active AND r.target = ? AND r.home = ? AND r.max_parallel IS NOT NULL)"
+        " RETURNING id",
+        (who.lost, step, suspects, who.target, who.home),
+    ).fetchone()
+    return row is not None
 
 
 assert [int(status) for status in (StepStatus.READY, StepStatus.RUNNING, StepStatus.SKIPPED)] == [1, 2, 7]  # see above

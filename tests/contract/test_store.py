@@ -788,6 +788,17 @@ def test_a_step_that_ran_on_may_neither_wait_nor_expand(desk: Desk) -> None:
     assert rows_of(desk.end(second, status=S.CANCELLED).ready) == [GATE]
 
 
+def test_a_step_that_ran_on_is_cancelled_when_it_is_given_back(desk: Desk) -> None:
+    run = desk.create(gated())
+    one, two = desk.claim(run, 0, 1)
+    fails(desk, one)
+    head = desk.store.release(two, weight=Weight.SLOW)
+    assert head is not None
+    assert head.id == step_id(run, GATE)
+    assert desk.status(run, 1) is S.CANCELLED
+    assert desk.claim(run, 1) == []
+
+
 def test_a_failure_inside_a_group_stops_the_group_alone(desk: Desk) -> None:
     # 0: group → 2; 1: beside it → 2
     run = desk.create([row(0, 2, weight=Weight.INLINE), row(1, 2), row(2, deps=2)])

@@ -11,7 +11,8 @@
 -- p_skips     [{i id, d detail}]: descendants that go with the one finish of this call
 -- p_fast, p_slow  how many fast and slow steps the caller may take over in place; p_pull from the backlog
 --
--- Returns rows (what, …): 1 the caller holds it now, 2 it is ready and owed a message, 3 the fence refused the finish.
+-- Returns rows (what, …): 1 the caller holds it now, 2 it is ready and owed a message, 3 the fence refused the finish,
+-- 4 it is slow and its run has `max_parallel`: it is claimed by `Store.admit`, which counts.
 CREATE OR REPLACE FUNCTION gorgon_tick(
     p_owner int, p_target text, p_home text, p_queues smallint[], p_lost interval,
     p_fast int, p_slow int, p_pull int, p_suspects boolean,
@@ -129,7 +130,8 @@ BEGIN
             SELECT l.*, l.free AND l.ours
                 AND row_number() OVER (PARTITION BY l.weight = 2, l.free AND l.ours ORDER BY l.id)
                     <= CASE WHEN l.weight = 2 THEN p_slow ELSE p_fast END
-                AND (SELECT active FROM runs WHERE runs.id = l.id >> 20) AS take
+                AND (SELECT r.active AND (r.max_parallel IS NULL OR l.weight < 2)
+                    FROM runs r WHERE r.id = l.id >> 20) AS take
             FROM locked l
         ), moved AS (
             UPDATE steps s SET
@@ -146,7 +148,7 @@ BEGIN
             -- A windowed composite lets its next children go, as many as have finished.
             SELECT (m.id & ~1048575::bigint) | w AS id,
                 row_number() OVER (ORDER BY m.id, w) <= p_slow - (SELECT count(*) FROM placed WHERE take AND weight = 2)
-                    AS room,
+                    AND (SELECT max_parallel IS NULL FROM runs WHERE runs.id = m.id >> 20) AS room,
                 (SELECT active FROM runs WHERE runs.id = m.id >> 20) AS active
             FROM moved m, generate_series(m.window_was, m.window_now - 1) w
         ), released AS (
@@ -199,6 +201,18 @@ BEGIN
         FROM runs r
         WHERE s.id = ANY (p_claims) AND s.status = 1 AND (s.crashes < 2 OR p_suspects)
             AND r.id = s.id >> 20 AND r.active AND r.target = p_target AND r.home = p_home
+            AND (r.max_parallel IS NULL OR s.weight < 2)
         RETURNING 1::smallint, s.id, s.token, s.node, s.weight, s.queue, s.attempt, s.parent, s.position, s.crashes;
+        GET DIAGNOSTICS brought = ROW_COUNT;
+        IF brought < cardinality(p_claims) THEN
+            RETURN QUERY
+            UPDATE steps s SET due = clock_timestamp() + p_lost
+            FROM runs r
+            WHERE s.id = ANY (p_claims) AND s.status = 1 AND s.weight = 2 AND (s.crashes < 2 OR p_suspects)
+                AND r.id = s.id >> 20 AND r.active AND r.target = p_target AND r.home = p_home
+                AND r.max_parallel IS NOT NULL
+            RETURNING 4::smallint, s.id, NULL::int, NULL::int, NULL::smallint, NULL::smallint, NULL::smallint,
+                NULL::int, NULL::int, NULL::smallint;
+        END IF;
     END IF;
 END $$;

@@ -11,8 +11,8 @@ import pytest
 
 from gorgon_common.engine import control
 from gorgon_common.engine.concurrency import hold_of
-from gorgon_common.engine.records import Hold
-from gorgon_common.engine.states import RunStatus
+from gorgon_common.engine.records import Finish, Hold, Keep, Result, step_id
+from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import InputInvalid, KeyTaken
 from gorgon_common.workflow.plan import Plan
 from tests.support.engine import NOW, agent, plan_of
@@ -120,9 +120,12 @@ def test_who_ends_a_run_and_dies_before_it_sends_the_next_is_made_good(made: Fle
 
 def test_a_newer_run_takes_the_place_of_the_older(made: Fleet, here: Process) -> None:
     first = submit(here)
+    (running,) = here.store.tick(here.member, Keep(0), claims=[step_id(first, 0)]).mine
     second, third = (submit(here, "cancel_running") for _ in range(2))
     assert made.status(second) is R.CANCELLED
     assert made.row(first).cancelled
+    ended = Finish(running, Result(StepStatus.CANCELLED))
+    here.publisher.publish(here.store.tick(here.member, Keep(0), finishes=[ended]).ready)
     made.drain()
     assert statuses(made, first, third) == [R.CANCELLED, R.SUCCEEDED]
     assert made.row(first).finished_at <= made.row(third).key_at

@@ -31,6 +31,7 @@ from tests.support.fleet import Fleet, fleet
 
 S = StepStatus
 FATAL = "fatal"
+MOST = st.sampled_from([None, None, 1, 2, 3])
 ENDS = ("step.succeeded", "step.failed", "step.skipped")
 
 
@@ -74,7 +75,7 @@ def spec(prompt: str) -> dict[str, Any]:
     return {"provider": "openai", "model": "gpt-test", "prompt": prompt}
 
 
-def planned(wanted: list[Wish]) -> Plan:
+def planned(wanted: list[Wish], most: int | None) -> Plan:
     top: list[Node] = []
     templates: list[Node] = []
     base = len(wanted) + 3
@@ -95,7 +96,8 @@ def planned(wanted: list[Wish]) -> Plan:
                 templates.append(agent(f"{name}.reduce", queue=wish.queue, spec=spec("ok"), container=number))
             over = {"over": list(range(wish.items)), "max_items": 100, "max_parallel": wish.lanes}
             top.append(node(name, *wish.after, kind=Kind.MAP, spec=over, bodies=bodies, **common))
-    return plan_of(*top, templates=templates)
+    limits = {} if most is None else {"max_parallel": most}
+    return plan_of(*top, templates=templates, limits=limits)
 
 
 def model(wanted: list[Wish]) -> list[Any]:
@@ -121,8 +123,8 @@ def model(wanted: list[Wish]) -> list[Any]:
     return ends
 
 
-def check(made: Fleet, wanted: list[Wish], seed: int) -> None:
-    plan = planned(wanted)
+def check(made: Fleet, wanted: list[Wish], seed: int, most: int | None) -> None:
+    plan = planned(wanted, most)
     ends = model(wanted)
     early: list[str] = []
 
@@ -139,6 +141,7 @@ def check(made: Fleet, wanted: list[Wish], seed: int) -> None:
 
     made.provider.behaves = {"ok": works, "fail": fails}
     made.provider.calls.clear()
+    made.provider.most_at_once = 0
     chance = random.Random(seed)
     run = 0  # for `works`, which may be called before `submit` returns
     run = chance.choice(made.processes).submit(plan)
@@ -147,6 +150,7 @@ def check(made: Fleet, wanted: list[Wish], seed: int) -> None:
     found = made.statuses(run)
     assert set(found.values()) <= FINISHED_STEP
     assert early == []
+    assert most is None or made.provider.most_at_once <= most
     fatal = [number for number, end in enumerate(ends) if end == FATAL]
     assert status is (RunStatus.FAILED if fatal else RunStatus.SUCCEEDED)
     for number, end in enumerate(ends):
@@ -171,13 +175,13 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return servers.sqlite_template(tmp_path_factory.mktemp("template"))
 
 
-@given(wanted=wishes(), seed=st.integers(0, 1 << 30))
+@given(wanted=wishes(), seed=st.integers(0, 1 << 30), most=MOST)
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_random_workflows_on_sqlite(template: Path, wanted: list[Wish], seed: int) -> None:
+def test_random_workflows_on_sqlite(template: Path, wanted: list[Wish], seed: int, most: int | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = shutil.copy(template, Path(folder, "gorgon.db"))
         with fleet(f"sqlite:///{path}", 2) as made:
-            check(made, wanted, seed)
+            check(made, wanted, seed, most)
 
 
 @pytest.fixture(scope="module")
@@ -188,11 +192,11 @@ def postgres_fleet(postgres_admin: str) -> Iterator[Fleet]:
         made.close()
 
 
-@given(wanted=wishes(), seed=st.integers(0, 1 << 30))
+@given(wanted=wishes(), seed=st.integers(0, 1 << 30), most=MOST)
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_random_workflows_on_postgresql(postgres_fleet: Fleet, wanted: list[Wish], seed: int) -> None:
+def test_random_workflows_on_postgresql(postgres_fleet: Fleet, wanted: list[Wish], seed: int, most: int | None) -> None:
     try:
-        check(postgres_fleet, wanted, seed)
+        check(postgres_fleet, wanted, seed, most)
     finally:
         postgres_fleet.mailbox.waiting.clear()
         empty(postgres_fleet.store)

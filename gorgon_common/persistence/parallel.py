@@ -1,0 +1,161 @@
+"""`limits.max_parallel` of a run: how many of its slow steps are under way, and which ones wait until fewer are.
+
+The count is made where such steps are claimed, with the run's row of `run_slots` locked: it remembers who was claimed
+last, and looks which of them are still running.  So whatever ends, parks or loses a step has nothing to tell here; what
+waits goes on with the next claim in the run, or with the sweep.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, literal, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from gorgon_common.engine.records import Admitted, Claimed, Head
+from gorgon_common.engine.states import RunStatus, StepStatus
+from gorgon_common.persistence.tables import db_now, held_steps, run_slots, runs, steps
+
+SUSPECT_CRASHES = 2
+CHUNK = 500
+
+
+def open_slots(connection: Connection, run: int) -> None:
+    """Prepare a new run that has `max_parallel`."""
+    connection.execute(insert(run_slots).values(run_id=run, holders="[]"))
+
+
+def close_slots(connection: Connection, run: int) -> None:
+    """The run has ended."""
+    connection.execute(delete(held_steps).where(held_steps.c.run_id == run))
+    connection.execute(delete(run_slots).where(run_slots.c.run_id == run))
+
+
+def admit(
+    connection: Connection, worker: Any, run: int, ids: Sequence[int], *, free: int, suspects: bool, lost: float
+) -> Admitted:
+    """Claim ready steps of a run for which it has room: those that wait, and `ids`, in the order of their rows.
+
+    `worker` takes those of its queues while it has `free` slots; the others for which there is room are owed a message,
+    and the rest waits.  `worker` None: nobody takes any.  `lost`: seconds after which a message counts as lost.
+    """
+    query = select(run_slots.c.holders, runs.c.max_parallel, runs.c.target, runs.c.home).join(
+        runs, runs.c.id == run_slots.c.run_id
+    )
+    row = connection.execute(
+        query.where(run_slots.c.run_id == run, runs.c.active).with_for_update(of=run_slots)
+    ).first()
+    if row is None:
+        return Admitted()
+    if worker is not None and (row.target, row.home) != (worker.target, worker.home):
+        worker = None
+    running = _with_status(connection, json.loads(row.holders), StepStatus.RUNNING)
+    room = max(0, row.max_parallel - len(running))
+    waiting = select(held_steps.c.step_id).where(held_steps.c.run_id == run).order_by(held_steps.c.step_id)
+    next_ = list(connection.scalars(waiting.limit(room))) if room else []
+    found = _ready(connection, sorted({*next_, *ids}))
+    made = Admitted()
+    mine: list[int] = []
+    sent: list[int] = []
+    for step in found:
+        known = step.crashes < SUSPECT_CRASHES or (suspects and step.id in ids)
+        if len(mine) + len(sent) >= room:
+            made.held.append(step.id)
+        elif worker is not None and free > len(mine) and step.queue in worker.queues and known:
+            mine.append(step.id)
+        else:
+            sent.append(step.id)
+    made.held = _hold(connection, run, made.held)
+    made.mine = _claim(connection, worker, mine)
+    made.ready = _owe(connection, sent, lost)
+    if next_:
+        gone = set(next_) - set(made.held)
+        connection.execute(delete(held_steps).where(held_steps.c.run_id == run, held_steps.c.step_id.in_(gone)))
+    if mine:
+        holders = json.dumps([*running, *(step.id for step in made.mine)])
+        connection.execute(update(run_slots).where(run_slots.c.run_id == run).values(holders=holders))
+    return made
+
+
+def _with_status(connection: Connection, ids: Sequence[int], status: StepStatus) -> list[int]:
+    if not ids:
+        return []
+    return list(connection.scalars(select(steps.c.id).where(steps.c.id.in_(ids), steps.c.status == int(status))))
+
+
+def _ready(connection: Connection, ids: Sequence[int]) -> list[Any]:
+    """Lock the ready ones of the steps, ascending as everywhere."""
+    found: list[Any] = []
+    for start in range(0, len(ids), CHUNK):
+        found += connection.execute(
+            select(steps.c.id, steps.c.queue, steps.c.crashes)
+            .where(steps.c.id.in_(ids[start : start + CHUNK]), steps.c.status == int(StepStatus.READY))
+            .order_by(steps.c.id)
+            .with_for_update()
+        ).all()
+    return found
+
+
+def _hold(connection: Connection, run: int, ids: Sequence[int]) -> list[int]:
+    """Let steps wait: no message of theirs can get lost any more."""
+    dialect: Any = sqlite if connection.dialect.name == "sqlite" else postgresql
+    for start in range(0, len(ids), CHUNK):
+        part = ids[start : start + CHUNK]
+        rows = [{"run_id": run, "step_id": key} for key in part]
+        connection.execute(dialect.insert(held_steps).values(rows).on_conflict_do_nothing())
+        connection.execute(update(steps).where(steps.c.id.in_(part)).values(due=None))
+    return list(ids)
+
+
+def _claim(connection: Connection, worker: Any, ids: Sequence[int]) -> list[Claimed]:
+    if not ids:
+        return []
+    claimed = (
+        update(steps)
+        .where(steps.c.id.in_(ids))
+        .values(status=int(StepStatus.RUNNING), token=steps.c.token + 1, owner=worker.owner, due=None)
+        .returning(
+            steps.c.id,
+            steps.c.token,
+            steps.c.node,
+            steps.c.weight,
+            steps.c.queue,
+            steps.c.attempt,
+            steps.c.parent,
+            steps.c.position,
+            steps.c.crashes,
+        )
+    )
+    return sorted((Claimed(*row) for row in connection.execute(claimed)), key=lambda step: step.id)
+
+
+def _owe(connection: Connection, ids: Sequence[int], lost: float) -> list[Head]:
+    if not ids:
+        return []
+    owed = (
+        update(steps)
+        .where(steps.c.id.in_(ids))
+        .values(due=db_now(lost))
+        .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
+    )
+    return sorted((Head(*row) for row in connection.execute(owed)), key=lambda head: head.id)
+
+
+def waiting_runs(connection: Connection, *, home: str, target: str) -> list[int]:
+    """Return the unfinished runs of a home that have steps waiting here."""
+    query = select(runs.c.id).where(
+        runs.c.status.in_([int(RunStatus.RUNNING), int(RunStatus.QUEUED), int(RunStatus.FINISHING)]),
+        runs.c.max_parallel.is_not(None),
+        runs.c.active,
+        runs.c.home == home,
+        runs.c.target == target,
+        select(literal(1)).where(held_steps.c.run_id == runs.c.id).exists(),
+    )
+    return list(connection.scalars(query.order_by(runs.c.id)))
+
+
+def held(connection: Connection, run: int) -> set[int]:
+    """Return the steps of a run that wait until fewer of it are under way."""
+    return set(connection.scalars(select(held_steps.c.step_id).where(held_steps.c.run_id == run)))
