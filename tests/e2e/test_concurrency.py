@@ -120,6 +120,47 @@ def test_a_key_that_cannot_be_made_starts_nothing(lab: Lab) -> None:
     assert lab.services.runs(limit=1)["items"] == before
 
 
+# The steps of one run
+
+
+def crowd(folder: Path, most: int) -> str:
+    """Six steps beside each other, a map with room of its own and its reduce: each needs the folder for itself."""
+    alone = f"""run: [sh, -c, 'mkdir "$D" && sleep 0.1 && rmdir "$D"'], env: {{D: "{folder}"}}"""
+    steps = "\n".join(f"  - {{id: s{number}, {alone}}}" for number in range(6))
+    return f"""
+name: crowd
+limits: {{max_parallel: {most}}}
+steps:
+{steps}
+  - id: each
+    map: {{over: "{{{{[1, 2, 3, 4, 5]}}}}", as: item, max_parallel: 5, reduce: {{{alone}}}}}
+    {alone.replace(", env", chr(10) + "    env")}
+  - {{id: last, {alone}, when: "s0.exit_code == 0"}}
+"""
+
+
+def test_max_parallel_holds_for_the_whole_run(lab: Lab, tmp_path: Path) -> None:
+    ran = lab.run(crowd(tmp_path / "busy", 1))
+    assert ran.status == "succeeded", ran.document["error"]
+    assert lab.run(crowd(tmp_path / "other", 9)).status == "failed"  # the negative control
+
+
+def test_max_parallel_holds_across_workers(
+    postgres_admin: str, redis_server_url: str, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    with (
+        fresh_database(postgres_admin) as database,
+        cluster(database, redis_server_url, sandbox, tmp_path) as fleet,
+    ):
+        for _ in range(2):
+            fleet.worker(wait=False)
+        for process in fleet.processes:
+            process.wait_ready()
+        ran = fleet.run(crowd(tmp_path / "busy", 1))
+        assert ran.status == "succeeded", ran.document["error"]
+        assert fleet.run(crowd(tmp_path / "other", 9)).status == "failed"  # the negative control
+
+
 # Through the API
 
 
