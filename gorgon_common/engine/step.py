@@ -466,8 +466,18 @@ class Attempt:
                 outputs = render_value(dict(self.run.plan.outputs), env, legacy=self.run.plan.lenient)
             except ExpressionError as wrong:
                 error = {**self._told(wrong), "step": "outputs"}
+                cause = self._first_error()
+                if cause is not None:
+                    error["message"] += f".  Before that, `{cause['step']}` failed: {cause['message']}"
+                    error["hint"] = cause.get("hint") or error["hint"]
         status = RunStatus.CANCELLED if cancelled else RunStatus.FAILED if error else RunStatus.SUCCEEDED
         return Ended(self.result(StepStatus.SUCCEEDED), status, outputs, error)
+
+    def _first_error(self) -> dict[str, Any] | None:
+        """Return the error of the step that failed first, where the run was to go on without it."""
+        ids = [step_id(self.run.info.id, row) for row in range(self.run.plan.top)]
+        failed = [found for found in self.run.knowledge.checkpoints(ids).values() if found.error and found.finished_at]
+        return dict(min(failed, key=lambda found: str(found.finished_at)).error or {}) if failed else None
 
     def _late_failure(self) -> dict[str, Any] | None:
         """Return the error of a `finally` step that failed."""

@@ -379,6 +379,20 @@ steps:
         assert ran.step("bad")["status"] == "skipped"
         assert ran.step("bad")["reason"].startswith("it failed:")
 
+    def test_outputs_that_a_skip_leaves_empty_name_the_failure_behind_it(self, lab: Lab) -> None:
+        ran = lab.run(
+            f"""
+name: skip
+steps:
+  - {{id: bad, {self.BAD}, on_failure: skip}}
+  - {{id: last, prompt: "More: {{{{bad.output}}}}"}}
+outputs: {{text: "{{{{last.output}}}}"}}
+"""
+        )
+        message = ran.error["message"]
+        assert "step `last` has no output: it is skipped (`bad` was skipped).  Before that, `bad` failed: " in message
+        assert message.endswith(str(ran.step("bad")["error"]["message"]))
+
     @pytest.mark.parametrize(
         "way",
         [
