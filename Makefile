@@ -42,7 +42,7 @@ bench: $(READY) ## measure steps against raw Celery, with PostgreSQL and Redis (
 bench-limits: $(READY) ## fill every quota, break none: four processes against real token buckets (12 minutes)
 	@$(BIN)/python -m bench.limits $(ARGS)
 
-bench-budget: $(READY) ## overshoot no budget: 16 processes, kills, 200 runs; plans that hold (6 minutes)
+bench-budget: $(READY) ## overshoot no budget: 16 processes, kills, 200 runs; plans that hold (7 minutes)
 	@$(BIN)/python -m bench.budget $(ARGS)
 
 setup: $(READY) ## only install

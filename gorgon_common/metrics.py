@@ -6,6 +6,7 @@ prometheus-client is imported by the first value that is recorded.  Durations ar
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,7 @@ ALL = (
 _lock = threading.Lock()
 _registry: list[Any] = []
 _collectors: dict[str, Any] = {}
-_sources: list[Callable[[], None]] = []
+_sources: list[weakref.WeakMethod[Callable[[], None]]] = []
 
 
 def _made(metric: Metric) -> Any:
@@ -108,23 +109,27 @@ def _get_registry() -> Any:
 
 
 def watch(source: Callable[[], None]) -> None:
-    """Call `source` before each exposition: it sets gauges of what is elsewhere.  It must not raise."""
+    """Call a method before each exposition, as long as its object lives: it sets gauges of what is elsewhere.
+
+    It must not raise.
+    """
     with _lock:
-        _sources.append(source)
+        _sources.append(weakref.WeakMethod(source))
 
 
 def unwatch(source: Callable[[], None]) -> None:
     """Call it no more."""
     with _lock:
-        if source in _sources:
-            _sources.remove(source)
+        _sources[:] = [known for known in _sources if known() not in (None, source)]
 
 
 def exposition() -> bytes:
     """Return every metric of this process in Prometheus' text format."""
     for metric in ALL:
         _made(metric)
-    for source in list(_sources):
-        source()
+    for known in list(_sources):
+        source = known()
+        if source is not None:
+            source()
     text: bytes = lazy.load("prometheus_client:generate_latest")(_get_registry())
     return text

@@ -308,6 +308,17 @@ def test_a_call_of_which_nobody_knows_costs_all_that_was_reserved(lab: Lab) -> N
     assert balance.usd_spent >= 4096 * 5 > bill(lab)
 
 
+def test_a_cancelled_call_costs_all_that_was_reserved(either: Lab) -> None:
+    either.services.set_budget("org", period="month", usd="10")
+    run = either.start(steps("[[sandbox: hang]] go", max_tokens=1024))
+    eventually(lambda: _asked(either), what="the call")
+    either.services.cancel(run)
+    assert either.wait(run).status == "cancelled"
+    (balance,) = [entry for entry in either.services.budgets.balances().values() if entry.usd_spent]
+    assert 1024 * 5 < balance.usd_spent < 1024 * 6
+    assert calls_on_ledger(either) == ["cancelled"]
+
+
 def test_a_model_without_a_price_is_not_called_where_dollars_are_limited(lab: Lab) -> None:
     text = "name: a\n{}\nsteps:\n  - {{id: it, provider: openai, model: house-model, prompt: go, max_tokens: 100}}\n"
     ran = lab.run(text.format("limits: {budget_usd: 100}"))
