@@ -342,11 +342,13 @@ class Budgets:
             else:
                 missing.append(account)
         if missing:
+            opened = []
             with self.database.write() as connection:
                 for account in sorted(missing, key=lambda entry: (-entry.level, entry.key)):
-                    period = self._opened(connection, account)
-                    found.append((period, account))
-                    self._accounts.put(account.key, (period, account.usd, account.tokens))
+                    opened.append((self._opened(connection, account), account))
+            for period, account in opened:  # committed: other threads may use the number from here on
+                self._accounts.put(account.key, (period, account.usd, account.tokens))
+            found += opened
         return sorted(found, key=lambda entry: (-entry[1].level, entry[0]))
 
     def _opened(self, connection: Connection, account: Account) -> int:

@@ -7,6 +7,8 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gorgon_common.errors import Unavailable
+
 OPEN, SETTLED, RELEASED, UNKNOWN = range(4)
 ADJUST = 4
 MARKS = (50, 80, 100)
@@ -63,6 +65,8 @@ def reserve(
             " token_limit, token_spent + token_overrun, token_reserved FROM budget_periods WHERE id = ?",
             (period,),
         ).fetchone()
+        if row is None:
+            raise Unavailable(f"There is no account {period}.", hint="Try again; if it stays, restart the process.")
         return (row[0], None, None, None, None, *row[1:], *first)
     db.executemany(_POST, [(period, *key, OPEN, usd, 0, 0, tokens, 0, 0) for period in path])
     db.execute("DELETE FROM budget_waits WHERE step_id = ?", key[:1])

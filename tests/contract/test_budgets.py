@@ -24,7 +24,7 @@ from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine.budget import Held, unsent
 from gorgon_common.engine.records import Claimed, Finish, Result, Room, RunInfo, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
-from gorgon_common.errors import InputInvalid
+from gorgon_common.errors import InputInvalid, Unavailable
 from gorgon_common.persistence.budgets import Budgets, abandon_orphans
 from gorgon_common.persistence.store import Store
 from gorgon_common.persistence.tables import budget_periods, budget_waits, events, postings, reservations, steps
@@ -591,6 +591,22 @@ def test_a_cancelled_step_keeps_nobody_waiting(desk: Desk, budgets: Budgets) -> 
 
 
 # Many at once
+
+
+def test_an_account_that_is_not_there_lets_nothing_through(budgets: Budgets) -> None:
+    held(reserve(budgets, [limit(100)], 10))
+    budgets._accounts.put("run:1", (999_999, 100, None))  # as if its transaction had been rolled back
+    with pytest.raises(Unavailable):
+        reserve(budgets, [limit(100)], 10)
+    assert one(budgets).usd_reserved == 10
+
+
+def test_threads_that_open_an_account_at_once_wait_for_it(budgets: Budgets) -> None:
+    """Nobody uses a number whose transaction is not committed."""
+    for number in range(25):
+        own = [limit(1000, name=f"run:{number}")]
+        with ThreadPoolExecutor(8) as pool:
+            assert all(isinstance(got, Held) for got in pool.map(lambda _: reserve(budgets, own, 1), range(16)))  # noqa: B023
 
 
 @pytest.mark.slow

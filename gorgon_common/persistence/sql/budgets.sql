@@ -70,6 +70,9 @@ BEGIN
         short_of := NULL;
         FOR number IN 1 .. cardinality(ask.p) LOOP
             at := array_position(ids, ask.p[number]);
+            IF at IS NULL THEN
+                RAISE EXCEPTION 'there is no account %', ask.p[number] USING ERRCODE = 'serialization_failure';
+            END IF;
             account := accounts[at];
             usd_first := 0;
             token_first := 0;
