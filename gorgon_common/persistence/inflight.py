@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gorgon_common.engine.records import RunInfo
 from gorgon_common.errors import GorgonError
@@ -28,54 +28,65 @@ class Call:
     info: RunInfo
     bound: Callable[[], tuple[int, int, int]]
     held: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while it is reserved for: a settlement before its reservation would be lost."""
 
 
 class InFlight:
-    """Thread-safe.  `hold` reserves for a call on the budgets that count it by now; tells whether there are any."""
+    """Thread-safe.  `hold` reserves for a call on the budgets that count it by now; tells whether there are any.
+
+    No call waits for the database because of this, but one that ends while it is reserved for.
+    """
 
     def __init__(self, hold: Callable[[Call], bool]) -> None:
         self._hold = hold
         self._calls: dict[Key, Call] = {}
-        self._lock = threading.Lock()
-        self._some = threading.Condition(self._lock)
+        self._some = threading.Event()
         self._closed = threading.Event()
+        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def note(self, call: Call) -> None:
         """A call begins."""
-        with self._some:
-            self._calls[call.key] = call
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._forever, name="gorgon-inflight", daemon=True)
-                self._thread.start()
-            self._some.notify()
+        self._calls[call.key] = call
+        self._some.set()
+        if self._thread is None:
+            with self._starting:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._forever, name="gorgon-inflight", daemon=True)
+                    self._thread.start()
 
     def over(self, key: Key) -> bool:
         """A call is over; returns whether something is held for it."""
-        with self._lock:  # not while it is being reserved for: a settlement before its reservation would be lost
-            call = self._calls.pop(key, None)
-        return call is not None and call.held
+        call = self._calls.pop(key, None)
+        if call is None:
+            return False
+        with call.lock:
+            return call.held
+
+    def __len__(self) -> int:
+        return len(self._calls)
 
     def close(self) -> None:
         """End the thread."""
         self._closed.set()
-        with self._some:
-            self._calls.clear()
-            self._some.notify()
+        self._calls.clear()
+        self._some.set()
 
     def _forever(self) -> None:
         while not self._closed.wait(LOOK_SECONDS):
-            with self._some:
-                while not self._calls and not self._closed.is_set():
-                    self._some.wait()
+            self._some.wait()
             self.look()
+            if not self._calls:
+                self._some.clear()
+                if self._calls or self._closed.is_set():  # one came between the two
+                    self._some.set()
 
     def look(self) -> None:
         """Reserve for the calls that a budget counts by now."""
-        for key in list(self._calls):
-            with self._lock:
-                call = self._calls.get(key)
-                if call is None or call.held:
+        for call in list(self._calls.values()):
+            with call.lock:
+                if call.held or call.key not in self._calls:
                     continue
                 try:
                     call.held = self._hold(call)

@@ -460,11 +460,9 @@ def test_a_new_budget_counts_the_calls_under_way(either: Lab, own: str, per: str
 
 def _asked(lab: Lab) -> bool:
     """Whether the one call of the first run is under way."""
-    budgets = lab.services.budgets
     with lab.services.database.read() as connection:
-        return bool(budgets._in_flight._calls) or bool(
-            connection.scalar(select(func.count()).select_from(reservations))
-        )
+        held = connection.scalar(select(func.count()).select_from(reservations))
+    return bool(held or len(lab.services.budgets._in_flight))
 
 
 def _accounts(lab: Lab) -> dict[str, Any]:

@@ -48,7 +48,8 @@ def upgrade() -> None:
     )
     op.create_index("ix_ledger_at", "ledger", ["at"], postgresql_using="brin")
     if op.get_bind().dialect.name == "postgresql":
-        op.get_bind().exec_driver_sql("DROP FUNCTION IF EXISTS gorgon_make_room(bigint)")
+        for name in ("gorgon_reserve_all", "gorgon_reserve", "gorgon_make_room"):  # replaced, or with other arguments
+            op.get_bind().exec_driver_sql(f"DROP FUNCTION IF EXISTS {name}")
         op.get_bind().exec_driver_sql(functions().replace("%", "%%"))
 
 
