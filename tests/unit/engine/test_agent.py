@@ -12,7 +12,7 @@ import pytest
 
 from gorgon_common import errors
 from gorgon_common.costs.usage import CallRecord, Usage
-from gorgon_common.engine.agent import MAX_REPLY_BYTES, AgentResult, converse
+from gorgon_common.engine.agent import MAX_REPLY_BYTES, AgentResult, Earlier, converse
 from gorgon_common.engine.ports import AgentCall, AgentReply, Message
 
 SCHEMA = {
@@ -85,6 +85,8 @@ class Bench:
 
     script: Script
     records: list[CallRecord] = field(default_factory=list)
+    earlier: Earlier | None = None
+    kept: list[Earlier] = field(default_factory=list)
 
     def run(self, *, schema: Any = SCHEMA, rounds: int = 2, **changes: Any) -> AgentResult:
         call = AgentCall(model="m", messages=[Message("user", "Plan it.")], schema=schema, role="planner", **changes)
@@ -97,6 +99,8 @@ class Bench:
             cancelled=lambda: False,
             on_call=self.records.append,
             clock=self.script.clock,
+            earlier=self.earlier,
+            keep=self.kept.append,
         )
 
     @property
@@ -122,6 +126,26 @@ def test_a_reply_that_fits() -> None:
 def test_free_text_is_not_checked() -> None:
     result = bench("Once upon a time").run(schema=None)
     assert (result.text, result.data) == ("Once upon a time", None)
+
+
+@pytest.mark.parametrize("broken", [1, 2])
+def test_a_conversation_goes_on_where_it_was_broken_off(broken: int) -> None:
+    """It sends what it would have sent, and has as many rounds as it would have had."""
+    bad = [{"title": "A", "tasks": []}, {"title": "B", "tasks": []}]
+    whole = bench(*bad, GOOD)
+    whole.run()
+    first = bench(*bad[:broken], errors.Retryable("away"))
+    with pytest.raises(errors.Retryable):
+        first.run()
+    assert [said.rounds for said in first.kept] == [1, 2][:broken]
+    second = bench(*bad[broken:], GOOD)
+    second.earlier = first.kept[-1]
+    assert second.run().data == GOOD
+    assert [call.messages for call in second.script.calls] == [call.messages for call in whole.script.calls[broken:]]
+    last = bench(*bad[broken:], bad[0])
+    last.earlier = first.kept[-1]
+    with pytest.raises(errors.Malformed):
+        last.run()
 
 
 def test_a_repair_names_what_is_wrong() -> None:
