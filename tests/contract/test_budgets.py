@@ -601,12 +601,11 @@ def test_an_account_that_is_not_there_lets_nothing_through(budgets: Budgets) -> 
     assert one(budgets).usd_reserved == 10
 
 
-def test_threads_that_open_an_account_at_once_wait_for_it(budgets: Budgets) -> None:
-    """Nobody uses a number whose transaction is not committed."""
-    for number in range(25):
-        own = [limit(1000, name=f"run:{number}")]
-        with ThreadPoolExecutor(8) as pool:
-            assert all(isinstance(got, Held) for got in pool.map(lambda _: reserve(budgets, own, 1), range(16)))  # noqa: B023
+def test_an_account_whose_transaction_was_rolled_back_is_not_remembered(budgets: Budgets) -> None:
+    step = limit(100, name="step:1:a", level="step")
+    with pytest.raises(IntegrityError):
+        reserve(budgets, [step, limit(-1)], 10)  # opened together, and the database refuses the other
+    held(reserve(budgets, [step], 10))
 
 
 @pytest.mark.slow
