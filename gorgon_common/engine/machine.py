@@ -391,8 +391,13 @@ class Machine:
         return mine
 
     def _publish(self, heads: Sequence[Head]) -> None:
-        if heads:
+        """Send what has become ready.  Where that fails the sweep does it: what this thread has claimed must go on."""
+        if not heads:
+            return
+        try:
             self.publisher.publish(heads)
+        except Unavailable as error:
+            log.warning("messages are left to the sweep", steps=len(heads), error=error.message)
 
     # Counting
 
@@ -499,11 +504,17 @@ class Machine:
         for key in advance.counted:
             wanted.setdefault(key >> ROW_BITS, []).append(key)
         for run in sorted(wanted):
-            ready = [head for head in advance.ready if head.id >> ROW_BITS == run and head.weight == Weight.SLOW]
-            follows = ready if len(ready) == 1 and free > 0 else []  # several are sent as a canvas
-            ids = [*wanted[run], *(head.id for head in follows)]
-            admitted = self._stored(self.store.admit, self.worker, run, ids, free=max(0, free), suspects=suspects)
-            advance.ready = [*(head for head in advance.ready if head not in follows), *admitted.ready]
+            follows = {head.id for head in advance.ready if head.id >> ROW_BITS == run and head.weight == Weight.SLOW}
+            admitted = self._stored(
+                self.store.admit,
+                self.worker,
+                run,
+                wanted[run],
+                follows=list(follows),
+                free=max(0, free),
+                suspects=suspects,
+            )
+            advance.ready = [*(head for head in advance.ready if head.id not in follows), *admitted.ready]
             advance.mine += admitted.mine
             free -= len(admitted.mine)
             if admitted.held and not self.closing:

@@ -155,7 +155,14 @@ class Steps(Protocol):
         ...
 
     def admit(
-        self, worker: Any, run: int, ids: Sequence[int] = (), *, free: int = 0, suspects: bool = False
+        self,
+        worker: Any,
+        run: int,
+        ids: Sequence[int] = (),
+        *,
+        follows: Sequence[int] = (),
+        free: int = 0,
+        suspects: bool = False,
     ) -> Admitted:
         """Claim slow steps of a run with `max_parallel` as it has room: `ids`, and those that wait."""
         ...
@@ -276,7 +283,14 @@ class Shelf(Protocol):
         ...
 
     def admit(
-        self, worker: Any, run: int, ids: Sequence[int] = (), *, free: int = 0, suspects: bool = False
+        self,
+        worker: Any,
+        run: int,
+        ids: Sequence[int] = (),
+        *,
+        follows: Sequence[int] = (),
+        free: int = 0,
+        suspects: bool = False,
     ) -> Admitted:
         """Claim slow steps of a run with `max_parallel` as it has room; without a worker they are owed a message."""
         ...

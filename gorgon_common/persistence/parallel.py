@@ -34,12 +34,22 @@ def close_slots(connection: Connection, run: int) -> None:
 
 
 def admit(
-    connection: Connection, worker: Any, run: int, ids: Sequence[int], *, free: int, suspects: bool, lost: float
+    connection: Connection,
+    worker: Any,
+    run: int,
+    ids: Sequence[int],
+    *,
+    follows: Sequence[int] = (),
+    free: int,
+    suspects: bool,
+    lost: float,
 ) -> Admitted:
     """Claim ready steps of a run for which it has room: those that wait, and `ids`, in the order of their rows.
 
-    `worker` takes those of its queues while it has `free` slots; the others for which there is room are owed a message,
-    and the rest waits.  `worker` None: nobody takes any.  `lost`: seconds after which a message counts as lost.
+    `follows` have just become ready: members of a fan-out among them are to be sent together, the others are claimed
+    as `ids` are.  `worker` takes those of its queues while it has `free` slots; the others for which there is room are
+    owed a message, and the rest waits.  `worker` None: nobody takes any.  `lost`: seconds after which a message counts
+    as lost.
     """
     query = select(run_slots.c.holders, runs.c.max_parallel, runs.c.target, runs.c.home).join(
         runs, runs.c.id == run_slots.c.run_id
@@ -55,11 +65,15 @@ def admit(
     room = max(0, row.max_parallel - len(running))
     waiting = select(held_steps.c.step_id).where(held_steps.c.run_id == run).order_by(held_steps.c.step_id)
     next_ = list(connection.scalars(waiting.limit(room))) if room else []
-    found = _ready(connection, sorted({*next_, *ids}))
+    found = _ready(connection, sorted({*next_, *ids, *follows}))
     made = Admitted()
     mine: list[int] = []
     sent: list[int] = []
+    together = set(follows).difference(ids, next_)
+    canvas = [step.id for step in found if step.grouped and step.id in together]
     for step in found:
+        if step.grouped and step.id in together:
+            continue
         known = step.crashes < SUSPECT_CRASHES or (suspects and step.id in ids)
         if len(mine) + len(sent) >= room:
             made.held.append(step.id)
@@ -69,9 +83,10 @@ def admit(
             sent.append(step.id)
     made.held = _hold(connection, run, made.held)
     made.mine = _claim(connection, worker, mine)
-    made.ready = _owe(connection, sent, lost)
+    made.ready = _owe(connection, [*sent, *canvas], lost)
     if next_:
-        gone = set(next_) - set(made.held)
+        over = set(next_) - set(_with_status(connection, next_, StepStatus.READY))
+        gone = over.union(mine, sent).intersection(next_)
         connection.execute(delete(held_steps).where(held_steps.c.run_id == run, held_steps.c.step_id.in_(gone)))
     if mine:
         holders = json.dumps([*running, *(step.id for step in made.mine)])
@@ -86,14 +101,18 @@ def _with_status(connection: Connection, ids: Sequence[int], status: StepStatus)
 
 
 def _ready(connection: Connection, ids: Sequence[int]) -> list[Any]:
-    """Lock the ready ones of the steps, ascending as everywhere."""
+    """Lock the ready ones of the steps.
+
+    One that is locked is left out: whoever has it counts it next, cancels it, or knows that its message is late.  To
+    wait for it with the run's slots locked would let two wait for each other.
+    """
     found: list[Any] = []
     for start in range(0, len(ids), CHUNK):
         found += connection.execute(
-            select(steps.c.id, steps.c.queue, steps.c.crashes)
+            select(steps.c.id, steps.c.queue, steps.c.crashes, steps.c.grouped)
             .where(steps.c.id.in_(ids[start : start + CHUNK]), steps.c.status == int(StepStatus.READY))
             .order_by(steps.c.id)
-            .with_for_update()
+            .with_for_update(skip_locked=True)
         ).all()
     return found
 

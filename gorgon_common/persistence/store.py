@@ -531,11 +531,20 @@ class Store:
 
     @_tried_again
     def admit(
-        self, worker: Worker | None, run: int, ids: Sequence[int] = (), *, free: int = 0, suspects: bool = False
+        self,
+        worker: Worker | None,
+        run: int,
+        ids: Sequence[int] = (),
+        *,
+        follows: Sequence[int] = (),
+        free: int = 0,
+        suspects: bool = False,
     ) -> Admitted:
         """Claim slow steps of a run with `max_parallel` as it has room: `ids`, and those that wait; see `parallel`."""
         with self.database.write() as connection:
-            return parallel.admit(connection, worker, run, ids, free=free, suspects=suspects, lost=LOST_SECONDS)
+            return parallel.admit(
+                connection, worker, run, ids, follows=follows, free=free, suspects=suspects, lost=LOST_SECONDS
+            )
 
     def held_runs(self, *, home: str, target: str) -> list[int]:
         """Return the runs with `max_parallel` of which steps wait."""

@@ -484,4 +484,4 @@ def test_processes_that_submit_end_and_cancel_keep_to_the_key(base: tuple[str, S
 def test_without_the_lock_the_same_processes_break_it(postgres_admin: str) -> None:
     """The negative control: SQLite has one writer anyway."""
     with servers.fresh_database(postgres_admin) as url:
-        assert max(processes(url, "naive") for _ in range(3)) > MOST
+        assert any(processes(url, "naive") > MOST for _ in range(5))

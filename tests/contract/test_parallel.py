@@ -135,6 +135,13 @@ def test_what_is_not_for_this_worker_is_owed_a_message(desk: Desk) -> None:
     assert held(desk, run) == []
 
 
+def test_what_follows_is_claimed_in_place_but_a_fan_out_is_sent_together(desk: Desk) -> None:
+    run = desk.create([row(0), row(1, grouped=True), row(2, grouped=True), row(3)], max_parallel=2)
+    made = desk.store.admit(desk.worker, run, follows=ids(run, 0, 1, 2, 3), free=9)
+    assert (rows_of(made.mine), rows_of(made.ready), made.held) == ([0, 3], [1, 2], [])
+    assert admit(desk, run, 1, 2) == ([], [], [1, 2])  # when their messages come they are counted
+
+
 def test_the_sweep_finds_what_waits(desk: Desk) -> None:
     run, other = (desk.create([row(0), row(1)], max_parallel=1) for _ in range(2))
     admit(desk, run, 0, 1)
