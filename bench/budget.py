@@ -46,8 +46,7 @@ from gorgon_common.costs.prices import GenaiPricer
 from gorgon_common.costs.usage import Usage
 from gorgon_common.engine.budget import Held
 from gorgon_common.engine.records import RunInfo
-from gorgon_common.persistence import budgets as settling
-from gorgon_common.persistence import upgrade
+from gorgon_common.persistence import settling, upgrade
 from gorgon_common.persistence.budgets import Budgets
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.tables import budget_waits, ledger, reservations

@@ -26,7 +26,7 @@ PROOF_SECONDS = 5.0
 """A message is lost if one that was sent after it was claimed this long ago."""
 SURELY_LOST = 60.0
 SENT_BEFORE_DUE = 5.0
-"""A step becomes due this long after its message was sent (`persistence.store.LOST_SECONDS`)."""
+"""A step becomes due this long after its message was sent (`persistence.live.LOST_SECONDS`)."""
 
 GRACE = 3.0
 """After the database was away nobody is declared dead for so long: workers say every two seconds that they live."""

@@ -1,7 +1,7 @@
-"""Budgets in the database: reserve, settle, wait for room; what operators set.
+"""Budgets in the database: reserving for calls, and what operators set.
 
-`Budgets` reserves (PostgreSQL: one round trip on a connection of its own).  Settling happens inside the transactions of
-`Store`, through the functions below.
+`Budgets` reserves (PostgreSQL: one round trip on a connection of its own).  What happens inside the transactions of the
+store is in `settling`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import contextlib
 import json
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib import resources
-from typing import Any, cast
+from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Row, case, delete, exists, func, insert, literal_column, or_, select, update
+from sqlalchemy import Connection, Row, case, exists, func, insert, literal_column, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gorgon_common import metrics
@@ -34,19 +33,18 @@ from gorgon_common.costs.budgets import (
 )
 from gorgon_common.costs.ledger import Kind, Posting
 from gorgon_common.costs.usage import CallRecord
-from gorgon_common.engine.budget import RECHECK_SECONDS, Held
+from gorgon_common.engine.budget import Held
 from gorgon_common.engine.context import Cache
-from gorgon_common.engine.records import ROW_BITS, Claimed, Room, RunInfo
+from gorgon_common.engine.records import ROW_BITS, Claimed, RunInfo
 from gorgon_common.errors import InputInvalid, Unavailable
 from gorgon_common.logs import get_logger
 from gorgon_common.persistence import budgets_sqlite, encoding
-from gorgon_common.persistence.budgets_sqlite import GRACE_SECONDS, OPEN, UNKNOWN, Key
+from gorgon_common.persistence.budgets_sqlite import OPEN, Key
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.inflight import LOOK_SECONDS, Call, InFlight
+from gorgon_common.persistence.settling import balance_of, driver, set_limits, settle, tell
 from gorgon_common.persistence.tables import (
-    budget_alerts,
     budget_periods,
-    budget_waits,
     budgets,
     conversations,
     db_now,
@@ -54,102 +52,23 @@ from gorgon_common.persistence.tables import (
     postings,
     reservations,
     runs,
-    steps,
 )
+from gorgon_common.persistence.together import Ask, Facts, Together
 
 log = get_logger(__name__)
 
 STANDING_SECONDS = 1.0
 """A new budget holds for calls that begin this long after it was set; a changed limit holds at once."""
-ORPHAN_SECONDS = 600.0
 UNCHANGED: Any = object()
 _EXCHANGE = (
     "SELECT what, state, max_tokens, usd, tokens, period_id, usd_limit, usd_spent, usd_reserved, token_limit,"
     " token_spent, token_reserved, usd_claimed, token_claimed"
     " FROM gorgon_exchange(%b::jsonb, %b::jsonb, %b::float8) ORDER BY place"
 )
-_BATCH = 64
-_Ask = tuple[Key, Sequence[int], int, int, int]
-"""A call's key, its accounts, micro-dollars, tokens, longest reply."""
-_Facts = Sequence[Mapping[str, Any]]
 _HELD, _KNOWN, _SHORT, _STALE = 1, 2, 3, 4
 _TRIES = 5
 _OPTIONS = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c jit=off"
 _ACCOUNTS_CACHED = 4096
-
-
-class _Request:
-    """Something that one thread wants of `_Together`: to reserve for a call, or to post facts."""
-
-    def __init__(self, ask: _Ask | None, facts: _Facts) -> None:
-        self.ask = ask
-        self.facts = facts
-        self.done = False
-        self.answer: tuple[Any, ...] = ()
-        self.error: BaseException | None = None
-        self.turn = threading.Event()
-        """It is done, or its thread is the next to do what is asked for."""
-
-
-class _Together:
-    """Group commit without a timer: one thread does for all others what they have asked for meanwhile.
-
-    Who is done is off at once, and may ask again while the next one works.  `work` gets asks (no call twice) and facts,
-    and returns a row for each ask.
-    """
-
-    def __init__(self, work: Callable[[Sequence[_Ask], _Facts], Sequence[tuple[Any, ...]]]) -> None:
-        self._work = work
-        self._queue: deque[_Request] = deque()
-        self._lock = threading.Lock()
-        self._busy = False
-
-    def do(self, ask: _Ask | None, facts: _Facts = ()) -> tuple[Any, ...]:
-        """Return the row for the ask, or raise what its transaction has raised."""
-        request = _Request(ask, facts)
-        with self._lock:
-            self._queue.append(request)
-            waits, self._busy = self._busy, True
-        if waits:
-            request.turn.wait()
-        if not request.done:
-            self._next()
-        if request.error is not None:
-            raise request.error
-        return request.answer
-
-    def _next(self) -> None:
-        """Do what is asked for by now (the first of it is this thread's), and pass the work on."""
-        with self._lock:
-            batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
-        try:
-            self._serve(batch)
-        finally:
-            for request in batch:
-                request.turn.set()
-            with self._lock:
-                self._busy = bool(self._queue)
-                if self._busy:
-                    self._queue[0].turn.set()
-
-    def _serve(self, batch: Sequence[_Request]) -> None:
-        asks: dict[Key, _Ask] = {}
-        for request in batch:
-            if request.ask is not None:
-                asks.setdefault(request.ask[0], request.ask)
-        try:
-            rows = self._work(list(asks.values()), [fact for request in batch for fact in request.facts])
-            answers = dict(zip(asks, rows, strict=True))
-        except BaseException as error:  # each of those who asked gets it, or it would wait for ever
-            for request in batch:
-                request.error, request.done = error, True
-            if not isinstance(error, Exception):
-                raise
-            return
-        for request in batch:
-            if request.ask is not None:
-                request.answer = answers[request.ask[0]]
-            request.done = True
 
 
 class Budgets:
@@ -170,7 +89,7 @@ class Budgets:
         self._accounts: Cache[str, tuple[int, int | None, int | None]] = Cache(_ACCOUNTS_CACHED)
         self._skew = timedelta(0)
         self._used = False
-        self._together = _Together(self._exchange)
+        self._together = Together(self._exchange)
         self._in_flight = InFlight(self._hold)
         metrics.watch(self.measure)
 
@@ -241,7 +160,7 @@ class Budgets:
                     select(budget_periods).where(budget_periods.c.id.in_([period for period, _ in path]))
                 )
             }
-        return [Shortage(account, _balance(rows[period]), period) for period, account in path]
+        return [Shortage(account, balance_of(rows[period]), period) for period, account in path]
 
     def settle(self, facts: Sequence[Mapping[str, Any]]) -> None:
         """Post what became of calls, in a transaction of its own; see `encoding.settlements`.  Raises Unavailable."""
@@ -385,16 +304,16 @@ class Budgets:
         if made.rowcount and account.budget is not None and account.starts is None:
             self._cover(connection, row.id, int(account.key.rpartition(" ")[2]))
         if account.budget is None and (row.usd_limit, row.token_limit) != (usd, tokens):
-            _limit(connection, [row.id], usd, tokens)
+            set_limits(connection, [row.id], usd, tokens)
         return int(row.id)
 
     def _reserve(self, key: Key, path: Sequence[int], usd: int, tokens: int, max_tokens: int) -> tuple[Any, ...]:
         if self.database.sqlite:
             with self.database.write() as connection:
-                return budgets_sqlite.reserve(_driver(connection), key, path, usd, tokens, max_tokens)
+                return budgets_sqlite.reserve(driver(connection), key, path, usd, tokens, max_tokens)
         return self._together.do((key, path, usd, tokens, max_tokens))
 
-    def _exchange(self, asks: Sequence[_Ask], facts: _Facts) -> list[tuple[Any, ...]]:
+    def _exchange(self, asks: Sequence[Ask], facts: Facts) -> list[tuple[Any, ...]]:
         body = [
             {"o": place, "i": key[0], "t": key[1], "n": key[2], "p": list(path), "c": usd, "k": tokens, "m": longest}
             for place, (key, path, usd, tokens, longest) in enumerate(asks)
@@ -485,7 +404,7 @@ class Budgets:
                 )
                 .order_by(budget_periods.c.id)
             ).all()
-            _limit(connection, present, usd, tokens)
+            set_limits(connection, present, usd, tokens)
         self._read_at = -STANDING_SECONDS
         return budget
 
@@ -689,7 +608,7 @@ class Budgets:
     def balances(self) -> dict[int, Balance]:
         """Return what every account holds."""
         with self.database.read() as connection:
-            return {row.id: _balance(row) for row in connection.execute(select(budget_periods))}
+            return {row.id: balance_of(row) for row in connection.execute(select(budget_periods))}
 
     def postings(self) -> list[Posting]:
         """Return the whole ledger of budgets, oldest first."""
@@ -707,157 +626,6 @@ class Budgets:
                 )
                 for row in connection.execute(select(postings).order_by(postings.c.seq))
             ]
-
-
-# Inside a transaction of the store
-
-
-def settle(connection: Connection, facts: Sequence[Mapping[str, Any]]) -> None:
-    """Post what became of reserved calls; see `encoding.settlements`.  Said again it changes nothing."""
-    if not facts:
-        return
-    if connection.dialect.name == "sqlite":
-        budgets_sqlite.settle(_driver(connection), facts)
-    else:
-        connection.exec_driver_sql("SELECT gorgon_settle(%s::jsonb)", (json.dumps(list(facts)),))
-
-
-def abandon(connection: Connection, ids: Iterable[int], *, token: int | None = None) -> None:
-    """Post in full what is still open of steps whose worker is gone: nobody knows what became of their calls.
-
-    `token`: only what was reserved under this claim.
-    """
-    wanted = sorted(ids)
-    claim = () if token is None else (reservations.c.token == token,)
-    for start in range(0, len(wanted), 500):
-        _abandoned(connection, reservations.c.step_id.in_(wanted[start : start + 500]), *claim)
-
-
-def abandon_run(connection: Connection, run: int) -> None:
-    """The same for a whole run."""
-    _abandoned(connection, reservations.c.step_id >= run << ROW_BITS, reservations.c.step_id < (run + 1) << ROW_BITS)
-
-
-def abandon_orphans(connection: Connection) -> None:
-    """The same for old reservations of steps that have another owner by now, or none: whatever lost them.
-
-    Tidies up too: claims that nobody came for, conversations of steps that have ended.  Tells what is to be told.
-    """
-    taken = select(steps.c.id).where(
-        steps.c.id == reservations.c.step_id, steps.c.token == reservations.c.token, steps.c.status == 2
-    )
-    _abandoned(connection, reservations.c.at < db_now(-ORPHAN_SECONDS), ~taken.exists())
-    connection.execute(
-        delete(budget_waits).where(budget_waits.c.woken.is_(True), budget_waits.c.until < db_now(-ORPHAN_SECONDS))
-    )
-    unfinished = select(steps.c.id).where(steps.c.id == conversations.c.step_id, steps.c.status.in_((1, 2, 3)))
-    connection.execute(delete(conversations).where(~unfinished.exists()))
-    tell(connection)
-
-
-def tell(connection: Connection) -> None:
-    """Log and count what has become of budgets and nobody has told yet; each thing is told once.
-
-    Who wants to send it elsewhere does that here.
-    """
-    waiting = connection.scalars(select(budget_alerts.c.id).where(budget_alerts.c.told_at.is_(None)).limit(100)).all()
-    if not waiting:
-        return
-    mine = connection.execute(
-        update(budget_alerts)
-        .where(budget_alerts.c.id.in_(waiting), budget_alerts.c.told_at.is_(None))
-        .values(told_at=db_now())
-        .returning(budget_alerts.c.id)
-    ).scalars()
-    found = connection.execute(
-        select(budget_alerts, budget_periods, budgets.c.scope, budgets.c.name, runs.c.public_id)
-        .select_from(
-            budget_alerts.join(budget_periods, budget_periods.c.id == budget_alerts.c.period_id)
-            .outerjoin(budgets, budgets.c.id == budget_periods.c.budget_id)
-            .outerjoin(runs, runs.c.id == budget_alerts.c.run_id)
-        )
-        .where(budget_alerts.c.id.in_(list(mine)))
-        .order_by(budget_alerts.c.id)
-    )
-    for row in found.all():
-        balance = _balance(row)
-        log.warning(
-            row.message,
-            kind=row.kind,
-            percent=row.mark,
-            budget=row.label,
-            run_id=row.public_id,
-            usd_limit=_dollars(balance.usd_limit),
-            usd_spent=_dollars(balance.usd_spent),
-            token_limit=balance.token_limit,
-            token_spent=balance.token_spent,
-        )
-        budget = "file" if row.scope is None else f"{row.scope} {row.name}".strip()
-        metrics.BUDGET_ALERTS.inc(budget=budget, kind=row.kind.removeprefix("budget."), mark=str(row.mark or ""))
-
-
-def _abandoned(connection: Connection, *where: Any) -> None:
-    found = connection.execute(
-        select(reservations.c.step_id, reservations.c.token, reservations.c.ordinal)
-        .where(reservations.c.state == OPEN, *where)
-        .order_by(reservations.c.step_id)
-    ).all()
-    settle(connection, [{"i": row[0], "t": row[1], "n": row[2], "s": UNKNOWN, "c": None, "k": None} for row in found])
-
-
-def wait(connection: Connection, step: int, room: Room) -> None:
-    """Enter a waiting step in the line of an account; it is woken at once where there is room by now."""
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    values = {
-        "period_id": room.period,
-        "patient": room.patient,
-        "usd": room.usd,
-        "tokens": room.tokens,
-        "woken": False,
-        "until": db_now(RECHECK_SECONDS + GRACE_SECONDS),
-    }
-    connection.execute(
-        dialect.insert(budget_waits)
-        .values(step_id=step, **values)
-        .on_conflict_do_update(index_elements=["step_id"], set_=values)
-    )
-    connection.execute(update(budget_periods).where(budget_periods.c.id == room.period).values(waited_for=True))
-    _make_room(connection, room.period)
-
-
-def leave(connection: Connection, ids: Sequence[int]) -> None:
-    """Steps that were woken are on their way; their claims last until they are here, for a moment."""
-    connection.execute(
-        update(budget_waits)
-        .where(budget_waits.c.step_id.in_(ids), budget_waits.c.woken.is_(False))
-        .values(woken=True, until=db_now(GRACE_SECONDS))
-    )
-
-
-def _make_room(connection: Connection, period: int) -> None:
-    if connection.dialect.name == "sqlite":
-        budgets_sqlite.make_room(_driver(connection), period)
-    else:
-        connection.exec_driver_sql("SELECT gorgon_make_room(%s)", (period,))
-
-
-def _limit(connection: Connection, periods: Sequence[int], usd: int | None, tokens: int | None) -> None:
-    """Set the limits of accounts.  What is taken already stays within the wall, however low the limit is now."""
-    for period in periods:
-        row = connection.execute(select(budget_periods).where(budget_periods.c.id == period).with_for_update()).one()
-        connection.execute(
-            update(budget_periods)
-            .where(budget_periods.c.id == period)
-            .values(
-                usd_limit=usd,
-                usd_wall=None if usd is None else max(usd, row.usd_spent + row.usd_reserved),
-                token_limit=tokens,
-                token_wall=None if tokens is None else max(tokens, row.token_spent + row.token_reserved),
-                alerted=0,
-            )
-        )
-        if row.waited_for:
-            _make_room(connection, period)
 
 
 def functions() -> str:
@@ -881,25 +649,8 @@ def _higher(wall: Any, taken: Any) -> Any:
     return case((wall < taken, taken), else_=wall)
 
 
-def _driver(connection: Connection) -> Any:
-    return cast(Any, connection.connection.driver_connection)
-
-
 def _budget(row: Row[Any]) -> Budget:
     return Budget(row.id, row.scope, row.name, row.period, row.timezone, row.usd_limit, row.token_limit)
-
-
-def _balance(row: Row[Any]) -> Balance:
-    return Balance(
-        row.usd_limit,
-        row.usd_spent + row.usd_overrun,
-        row.usd_reserved,
-        row.usd_overrun,
-        row.token_limit,
-        row.token_spent + row.token_overrun,
-        row.token_reserved,
-        row.token_overrun,
-    )
 
 
 def _balance_of_row(row: Sequence[Any]) -> Balance:
@@ -919,7 +670,7 @@ def _described(budget: Budget) -> dict[str, Any]:
 
 
 def _account(row: Row[Any], target: str) -> dict[str, Any]:
-    balance = _balance(row)
+    balance = balance_of(row)
     return {
         "label": row.label,
         "target": target,
@@ -932,10 +683,6 @@ def _account(row: Row[Any], target: str) -> dict[str, Any]:
         "token_reserved": balance.token_reserved,
         "token_overrun": balance.token_overrun,
     }
-
-
-def _dollars(micro: int | None) -> float | None:
-    return None if micro is None else micro / MICRO
 
 
 def _when(moment: datetime | None) -> str | None:

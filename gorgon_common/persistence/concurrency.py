@@ -20,11 +20,11 @@ from gorgon_common.engine.records import Admission, Head, Hold, NewRun, Turn, st
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import KeyTaken
 from gorgon_common.persistence import encoding, parallel
+from gorgon_common.persistence.journal import tell
 from gorgon_common.persistence.tables import (
     concurrency_keys,
     concurrency_places,
     db_now,
-    events,
     runs,
     steps,
     workers,
@@ -199,7 +199,7 @@ def end_waiting(connection: Connection, run: int, why: str) -> None:
     )
     connection.execute(delete(concurrency_places).where(_places.run_id == run))
     parallel.close_slots(connection, run)
-    _tell(connection, run, "run.cancelled", why)
+    tell(connection, run, None, "run.cancelled", why)
 
 
 def release(connection: Connection, run: int, key: int | None, *, home: str | None, lost: float) -> list[Head]:
@@ -250,7 +250,7 @@ def promote(connection: Connection, key: int, *, home: str | None, lost: float) 
         here = started.home == home
         state = Place.HOLDS if here else Place.OWED
         connection.execute(update(concurrency_places).where(_places.run_id == row.run_id).values(state=int(state)))
-        _tell(connection, row.run_id, "run.admitted", "it has its concurrency key")
+        tell(connection, row.run_id, None, "run.admitted", "it has its concurrency key")
         if here:
             heads += _heads(connection, row.run_id, lost)
     connection.execute(
@@ -270,10 +270,6 @@ def _heads(connection: Connection, run: int, lost: float) -> list[Head]:
         .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
     )
     return [Head(*row) for row in connection.execute(ready)]
-
-
-def _tell(connection: Connection, run: int, kind: str, message: str) -> None:
-    connection.execute(insert(events).values(run_id=run, kind=kind, message=encoding.clean(message), at=db_now()))
 
 
 # The sweep

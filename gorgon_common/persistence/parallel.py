@@ -16,10 +16,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from gorgon_common.engine.records import Admitted, Claimed, Head
 from gorgon_common.engine.states import RunStatus, StepStatus
+from gorgon_common.persistence.live import SUSPECT_CRASHES, chunks
 from gorgon_common.persistence.tables import db_now, held_steps, run_slots, runs, steps
-
-SUSPECT_CRASHES = 2
-CHUNK = 500
 
 
 def open_slots(connection: Connection, run: int) -> None:
@@ -107,10 +105,10 @@ def _ready(connection: Connection, ids: Sequence[int]) -> list[Any]:
     wait for it with the run's slots locked would let two wait for each other.
     """
     found: list[Any] = []
-    for start in range(0, len(ids), CHUNK):
+    for part in chunks(ids):
         found += connection.execute(
             select(steps.c.id, steps.c.queue, steps.c.crashes, steps.c.grouped)
-            .where(steps.c.id.in_(ids[start : start + CHUNK]), steps.c.status == int(StepStatus.READY))
+            .where(steps.c.id.in_(part), steps.c.status == int(StepStatus.READY))
             .order_by(steps.c.id)
             .with_for_update(skip_locked=True)
         ).all()
@@ -120,8 +118,7 @@ def _ready(connection: Connection, ids: Sequence[int]) -> list[Any]:
 def _hold(connection: Connection, run: int, ids: Sequence[int]) -> list[int]:
     """Let steps wait: no message of theirs can get lost any more."""
     dialect: Any = sqlite if connection.dialect.name == "sqlite" else postgresql
-    for start in range(0, len(ids), CHUNK):
-        part = ids[start : start + CHUNK]
+    for part in chunks(ids):
         rows = [{"run_id": run, "step_id": key} for key in part]
         connection.execute(dialect.insert(held_steps).values(rows).on_conflict_do_nothing())
         connection.execute(update(steps).where(steps.c.id.in_(part)).values(due=None))

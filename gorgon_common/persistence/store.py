@@ -12,16 +12,14 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
-from itertools import repeat
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import psycopg
-from sqlalchemy import Connection, and_, case, delete, func, insert, literal, literal_column, or_, select, update
+from sqlalchemy import Connection, and_, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gorgon_common.costs.usage import CallRecord
 from gorgon_common.engine.records import (
-    ROW_BITS,
     ROW_MASK,
     Admission,
     Admitted,
@@ -43,32 +41,32 @@ from gorgon_common.engine.records import (
 )
 from gorgon_common.engine.states import FINISHED_RUN, RunStatus, StepStatus
 from gorgon_common.errors import Conflict, NotFound, Unavailable
-from gorgon_common.persistence import budgets, concurrency, encoding, parallel, tick_sqlite
+from gorgon_common.persistence import (
+    backlog,
+    concurrency,
+    encoding,
+    parallel,
+    recovery,
+    settling,
+    stopping,
+    tick_sqlite,
+)
 from gorgon_common.persistence.database import Database
+from gorgon_common.persistence.journal import tell
+from gorgon_common.persistence.live import LOST_SECONDS, chunks, is_live, live_steps
 from gorgon_common.persistence.tables import (
     SQLITE_TIME,
-    backlog,
     blobs,
     checkpoints,
     db_now,
-    events,
     expansions,
     fingerprints,
-    leaders,
     ledger,
     plans,
     runs,
-    shares,
     steps,
     workers,
 )
-
-LOST_SECONDS = 5.0
-"""A message that nobody has claimed for this long may be lost; the sweep finds out."""
-SUSPECT_CRASHES = 2
-"""A step whose owners died this often is a suspect; at one more it is poison."""
-CHUNK = 500
-"""Ids in one `IN (…)`: SQLite takes 32,766 parameters, and plans stay small."""
 
 _TICK = (
     "SELECT * FROM gorgon_tick(%b, %b, %b, %b::smallint[], %b::interval, %b::int, %b::int, %b::int, %b,"
@@ -86,7 +84,6 @@ _HOT_OPTIONS = (
     "-c plan_cache_mode=force_generic_plan -c enable_hashjoin=off -c enable_mergejoin=off -c enable_seqscan=off"
     " -c enable_bitmapscan=off -c cpu_index_tuple_cost=1 -c jit=off"
 )
-_LIVE = (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FINISHING)
 _RETRIED = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 _TRIES = 5
 Given = ParamSpec("Given")
@@ -297,7 +294,7 @@ class Store:
             if key is not None and new.hold is not None:
                 concurrency.settle_in(connection, run, key, place, new.hold, new.timeout)
             waits = None if holds else "it waits for its concurrency key"
-            self._tell(connection, run, None, "run.resumed" if new.resumed_from else "run.queued", waits)
+            tell(connection, run, None, "run.resumed" if new.resumed_from else "run.queued", waits)
         return run, True
 
     # Concurrency keys
@@ -417,7 +414,7 @@ class Store:
                 .values(status=int(RunStatus.RUNNING), started_at=db_now())
             )
             if started.rowcount:
-                self._tell(connection, run, None, "run.started", None)
+                tell(connection, run, None, "run.started", None)
 
     def plan_body(self, plan_hash: str) -> str:
         """Return a stored plan's JSON.  Raises NotFound."""
@@ -516,7 +513,7 @@ class Store:
         suspects: bool = False,
     ) -> Advance:
         """The same inside a transaction that does more."""
-        budgets.settle(connection, _settlements(finishes))
+        settling.settle(connection, _settlements(finishes))
         driver = cast(Any, connection.connection.driver_connection)
         if self.database.sqlite:
             said, facts, skips = _encoded(finishes)
@@ -558,8 +555,8 @@ class Store:
         columns = (steps.c.id, steps.c.token, steps.c.node, steps.c.weight, steps.c.queue, steps.c.attempt)
         query = (
             select(*columns, steps.c.parent, steps.c.position, steps.c.crashes)
-            .select_from(_live_steps())
-            .where(_is_live(worker.home), steps.c.status == int(StepStatus.RUNNING), steps.c.owner == worker.owner)
+            .select_from(live_steps())
+            .where(is_live(worker.home), steps.c.status == int(StepStatus.RUNNING), steps.c.owner == worker.owner)
         )
         with self.database.read() as connection:
             return [Claimed(*row) for row in connection.execute(query)]
@@ -593,7 +590,7 @@ class Store:
         )
         with self.database.write() as connection:
             if step.weight == Weight.SLOW:  # nobody else has anything reserved
-                budgets.abandon(connection, [step.id], token=step.token)
+                settling.abandon(connection, [step.id], token=step.token)
             found = connection.execute(back).first()
             if found is not None and found.halted:
                 return next(iter(self._buried(connection, found)), None)
@@ -631,15 +628,15 @@ class Store:
             if row is not None:
                 kind = "step.retry" if attempt else "step.waiting"
                 data = {"why": reason, "seconds": round(seconds, 3)}
-                self._tell(connection, step.run, step.row, kind, message, data)
+                tell(connection, step.run, step.row, kind, message, data)
                 if room is not None:
-                    budgets.wait(connection, step.id, room)
+                    settling.wait(connection, step.id, room)
                 return "parked"
             held = connection.execute(select(steps.c.id).where(_held(step))).first()
         return "refused" if held is None else "halted"
 
     def _facts(self, connection: Connection, step: Claimed, calls: Sequence[CallRecord]) -> None:
-        budgets.settle(connection, encoding.settlements(step, calls))
+        settling.settle(connection, encoding.settlements(step, calls))
         rows = encoding.calls(step, calls, step.attempt, datetime.now(UTC))
         if rows:
             dialect = sqlite if self.database.sqlite else postgresql
@@ -655,7 +652,7 @@ class Store:
         )
         with self.database.write() as connection:
             heads = [Head(*row) for row in connection.execute(awake)]
-            budgets.leave(connection, [head.id for head in heads])
+            settling.leave(connection, [head.id for head in heads])
             return heads
 
     @_tried_again
@@ -718,7 +715,7 @@ class Store:
                 )
             )
             self._insert_rows(connection, step.run, rows, offset=base)
-            self._tell(connection, step.run, step.row, "step.expanded", f"{len(rows)} steps")
+            tell(connection, step.run, step.row, "step.expanded", f"{len(rows)} steps")
         heads = [
             Head(step_id(step.run, base + row.row), row.node, int(row.weight), row.queue)
             for row in rows
@@ -743,7 +740,7 @@ class Store:
         `keeps`: top-level rows that still may run (the engine's own, on_error, finally).
         """
         with self.database.write() as connection:
-            budgets.settle(connection, _settlements([finish]))  # budgets are locked before runs and steps
+            settling.settle(connection, _settlements([finish]))  # budgets are locked before runs and steps
             self._lock(connection, finish.step.run)
             # As the fence does: a step whose lease ran out may still fail, while nobody else has taken it over.
             mine = connection.execute(
@@ -751,9 +748,9 @@ class Store:
             )
             if mine.first() is None:
                 return self._tick(connection, worker, keep, finishes=[finish])
-            heads = self._halt(connection, finish.step.run, container, keeps, "the run stopped: a step had failed")
+            heads = stopping.halt(connection, finish.step.run, container, keeps, "the run stopped: a step had failed")
             if run_fails:
-                self._finishing(connection, finish.step.run, error=finish.result.error)
+                stopping.finishing(connection, finish.step.run, error=finish.result.error)
             advance = self._tick(connection, worker, keep, finishes=[finish])
             advance.ready += heads
         return advance
@@ -778,80 +775,9 @@ class Store:
                 connection.execute(update(runs).where(runs.c.id == run).values(cancelled=True))
             if status == RunStatus.FINISHING:
                 return []
-            heads = self._halt(connection, run, gate, keeps, reason)
-            self._finishing(connection, run, error=error)
+            heads = stopping.halt(connection, run, gate, keeps, reason)
+            stopping.finishing(connection, run, error=error)
         return heads
-
-    def _finishing(self, connection: Connection, run: int, *, error: Mapping[str, Any] | None) -> None:
-        changed = connection.execute(
-            update(runs)
-            .where(runs.c.id == run, runs.c.status.in_([int(status) for status in _LIVE[:3]]))
-            .values(
-                status=int(RunStatus.FINISHING),
-                active=True,
-                error=None if error is None else encoding.dump(dict(error)),
-            )
-        )
-        if changed.rowcount:
-            self._tell(connection, run, None, "run.finishing", str(error["message"]) if error else None)
-
-    def _halt(self, connection: Connection, run: int, container: int, keeps: frozenset[int], reason: str) -> list[Head]:
-        """Cancel what has not started under `container`, and let it wait for what is running.
-
-        Rows are locked ascending, as in `tick`.
-        """
-        low, high = step_id(run, 0), step_id(run + 1, 0)
-        rows = connection.execute(
-            select(steps.c.id, steps.c.status, steps.c.parent, steps.c.node, steps.c.weight, steps.c.queue)
-            .where(steps.c.id >= low, steps.c.id < high, steps.c.status < int(StepStatus.SUCCEEDED))
-            .order_by(steps.c.id)
-            .with_for_update()
-        ).all()
-        parents = {row.id & ROW_MASK: row.parent for row in rows}
-        top = container in keeps
-
-        def under(number: int) -> bool:
-            if top:
-                return number not in keeps
-            parent = parents.get(number)
-            while parent is not None and parent != container:
-                parent = parents.get(parent)
-            return parent == container
-
-        inside = [row for row in rows if under(row.id & ROW_MASK)]
-        running = [row.id for row in inside if row.status == StepStatus.RUNNING]
-        stopped = [row.id for row in inside if row.status != StepStatus.RUNNING]
-        now = datetime.now(UTC)
-        for ids in _chunks(stopped):
-            connection.execute(update(steps).where(steps.c.id.in_(ids)).values(status=int(StepStatus.CANCELLED)))
-            connection.execute(delete(backlog).where(backlog.c.step_id.in_(ids)))
-            detail = encoding.dump({"reason": reason})
-            connection.execute(
-                insert(checkpoints),
-                [{"step_id": key, "status": 8, "attempts": 0, "finished_at": now, "detail": detail} for key in ids],
-            )
-        for ids in _chunks(running):
-            connection.execute(
-                update(steps).where(steps.c.id.in_(ids)).values(halted=True, parent=container, successors=[])
-            )
-        if stopped:
-            self._tell(connection, run, None, "run.stopping", f"{len(stopped)} steps will not start: {reason}")
-        ready = not running
-        found = connection.execute(
-            update(steps)
-            .where(
-                steps.c.id == step_id(run, container),
-                steps.c.status.in_([int(StepStatus.PENDING), int(StepStatus.WAITING)]),
-            )
-            .values(
-                deps_left=len(running),
-                window_next=steps.c.window_end,
-                status=int(StepStatus.READY) if ready else steps.c.status,
-                due=db_now(LOST_SECONDS) if ready else None,
-            )
-            .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
-        ).first()
-        return [Head(*found)] if found is not None and ready else []
 
     @_tried_again
     def finish_run(
@@ -887,7 +813,7 @@ class Store:
             ).one()
             if ran.max_parallel is not None:
                 parallel.close_slots(connection, finish.step.run)
-            self._tell(
+            tell(
                 connection,
                 finish.step.run,
                 None,
@@ -896,26 +822,10 @@ class Store:
             )
             return concurrency.release(connection, finish.step.run, ran.key_id, home=worker.home, lost=LOST_SECONDS)
 
-    @staticmethod
-    def _tell(
-        connection: Connection,
-        run: int,
-        row: int | None,
-        kind: str,
-        message: str | None,
-        data: Mapping[str, Any] | None = None,
-    ) -> None:
-        body = None if data is None else json.dumps(data)
-        connection.execute(
-            insert(events).values(
-                run_id=run, row=row, kind=kind, message=encoding.clean(message), data=body, at=db_now()
-            )
-        )
-
     def tell(self, run: int, row: int | None, kind: str, message: str | None) -> None:
         """Write one line of the run's journal."""
         with self.database.write() as connection:
-            self._tell(connection, run, row, kind, message)
+            tell(connection, run, row, kind, message)
 
     # Reading what is finished
 
@@ -923,7 +833,7 @@ class Store:
         """Return the checkpoints of those of the steps that are finished."""
         found: dict[int, Checkpoint] = {}
         with self.database.read() as connection:
-            for part in _chunks(ids):
+            for part in chunks(ids):
                 query = (
                     select(checkpoints, blobs.c.body)
                     .select_from(checkpoints.outerjoin(blobs, blobs.c.step_id == checkpoints.c.step_id))
@@ -993,98 +903,36 @@ class Store:
 
     def scatter(self, *, home: str, target: str | None = None) -> None:
         """Take every step of the live runs off its canvas: the broker has lost them all."""
-        lost = select(steps.c.id).select_from(_live_steps()).where(_is_live(home, target), steps.c.carried)
+        lost = select(steps.c.id).select_from(live_steps()).where(is_live(home, target), steps.c.carried)
         with self.database.write() as connection:
             ids = list(connection.scalars(lost.order_by(steps.c.id).with_for_update(of=steps)))
-            for part in _chunks(ids):
+            for part in chunks(ids):
                 connection.execute(update(steps).where(steps.c.id.in_(part)).values(carried=False))
 
     # The backlog
 
     def shelve(self, heads: Sequence[Head], team: str, *, first: bool = False) -> None:
         """Put ready steps on the backlog, in fair order among teams; `first`: recovered ones, before all others."""
-        if not heads:
-            return
-        with self.database.write() as connection:
-            for part in _chunks([head.id for head in heads]):
-                connection.execute(
-                    update(steps).where(steps.c.id.in_(part), steps.c.status == int(StepStatus.READY)).values(due=None)
-                )
-            by_queue: dict[int, list[Head]] = {}
-            for head in heads:
-                by_queue.setdefault(head.queue, []).append(head)
-            for queue, members in sorted(by_queue.items()):
-                rank = -1 if first else self._rank(connection, queue, team, len(members))
-                ids = [head.id for head in members]
-                ranks = [rank] * len(ids) if first else list(range(rank, rank + len(ids)))
-                driver = cast(Any, connection.connection.driver_connection)
-                if self.database.sqlite:
-                    rows = zip(repeat(queue), ranks, ids)
-                    driver.executemany("INSERT OR IGNORE INTO backlog (queue, rank, step_id) VALUES (?, ?, ?)", rows)
-                else:
-                    driver.execute(
-                        "INSERT INTO backlog (queue, rank, step_id) SELECT %s, * FROM"
-                        " unnest(%s::bigint[], %s::bigint[]) ON CONFLICT DO NOTHING",
-                        (queue, ranks, ids),
-                    )
-
-    def _rank(self, connection: Connection, queue: int, team: str, count: int) -> int:
-        """Return the team's first rank for `count` more steps: where it stands, but not before what waits now."""
-        now = connection.scalar(select(func.min(backlog.c.rank)).where(backlog.c.queue == queue, backlog.c.rank >= 0))
-        self._upsert(connection, shares, {"queue": queue, "team": team, "next_rank": 0}, ["queue", "team"])
-        own = shares.c.next_rank
-        start = own if now is None else case((own < now, literal(now)), else_=own)
-        after = connection.execute(
-            update(shares)
-            .where(shares.c.queue == queue, shares.c.team == team)
-            .values(next_rank=start + count)
-            .returning(own)
-        ).scalar_one()
-        return int(after) - count
+        if heads:
+            with self.database.write() as connection:
+                backlog.put(connection, heads, team, first=first)
 
     def unshelve(self, queue: int, count: int, *, target: str, home: str) -> list[Head]:
         """Take the next steps of a queue from the backlog; they are owed a message."""
-        picked = (
-            select(backlog.c.queue, backlog.c.rank, backlog.c.step_id)
-            .select_from(backlog.join(runs, runs.c.id == backlog.c.step_id.op(">>")(literal_column(str(ROW_BITS)))))
-            .where(backlog.c.queue == queue, runs.c.active, runs.c.target == target, runs.c.home == home)
-            .order_by(backlog.c.rank, backlog.c.step_id)
-            .limit(count)
-            .with_for_update(of=backlog, skip_locked=True)
-        )
         with self.database.write() as connection:
-            found = connection.execute(picked).all()
-            ids = [row.step_id for row in found]
-            if not ids:
-                return []
-            connection.execute(delete(backlog).where(backlog.c.queue == queue, backlog.c.step_id.in_(ids)))
-            rows = connection.execute(
-                update(steps)
-                .where(steps.c.id.in_(ids), steps.c.status == int(StepStatus.READY))
-                .values(due=db_now(LOST_SECONDS))
-                .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
-            ).all()
-            by_id = {row.id: Head(*row) for row in rows}
-        return [by_id[key] for key in ids if key in by_id]
+            return backlog.take(connection, queue, count, target=target, home=home)
 
     def shelved(self) -> dict[int, int]:
         """Return queue → steps on the backlog."""
-        query = select(backlog.c.queue, func.count()).group_by(backlog.c.queue)
         with self.database.read() as connection:
-            return {row[0]: row[1] for row in connection.execute(query)}
+            return backlog.sizes(connection)
 
     # The sweep
 
     def lead(self, name: str, owner: str, seconds: float) -> bool:
         """Become or stay the one that does a job, for so many seconds."""
         with self.database.write() as connection:
-            self._upsert(connection, leaders, {"name": name, "owner": owner, "until": db_now(-1)}, ["name"])
-            taken = connection.execute(
-                update(leaders)
-                .where(leaders.c.name == name, or_(leaders.c.owner == owner, leaders.c.until < db_now()))
-                .values(owner=owner, until=db_now(seconds))
-            )
-            return taken.rowcount == 1
+            return recovery.lead(connection, name, owner, seconds)
 
     @_tried_again
     def reap(self, *, home: str, target: str | None = None) -> list[tuple[Head, int]]:
@@ -1094,50 +942,14 @@ class Store:
         A step that ran on when its run had stopped is not started again but cancelled; what that makes ready is
         among the result, with token 0.
         """
-        dead = select(workers.c.id).where(
-            workers.c.reaped.is_(False),
-            workers.c.lease_until < db_now(),
-            workers.c.home == home,
-            *([] if target is None else [workers.c.target == target]),
-        )
-        taken: list[tuple[Head, int]] = []
         with self.database.write() as connection:
-            for owner in connection.scalars(dead.with_for_update(skip_locked=True)).all():
-                held = connection.execute(
-                    select(steps.c.id, steps.c.crashes, steps.c.halted)
-                    .select_from(_live_steps())
-                    .where(_is_live(home), steps.c.status == int(StepStatus.RUNNING), steps.c.owner == owner)
-                    .order_by(steps.c.id)
-                    .with_for_update(of=steps)
-                ).all()
-                budgets.abandon(connection, [row.id for row in held])
-                suspects = {row.id for row in held if row.crashes >= SUSPECT_CRASHES}
-                for row in held:
-                    blamed = not suspects or row.id in suspects
-                    back = connection.execute(
-                        update(steps)
-                        .where(steps.c.id == row.id)
-                        .values(
-                            status=int(StepStatus.READY),
-                            owner=None,
-                            due=db_now(LOST_SECONDS),
-                            crashes=steps.c.crashes + (1 if blamed else 0),
-                        )
-                        .returning(
-                            steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes, steps.c.token
-                        )
-                    ).one()
-                    if row.halted:
-                        taken += [(head, 0) for head in self._buried(connection, back)]
-                        continue
-                    taken.append((Head(*back[:5]), back.token))
-                    self._tell(connection, row.id >> ROW_BITS, row.id & ROW_MASK, "step.recovered", "its worker died")
-                connection.execute(update(workers).where(workers.c.id == owner).values(reaped=True))
-            budgets.abandon_orphans(connection)
+            taken, stopped = recovery.reap(connection, home=home, target=target)
+            for row in stopped:
+                taken += [(head, 0) for head in self._buried(connection, row)]
         return taken
 
     def _buried(self, connection: Connection, row: Any) -> list[Head]:
-        """End a step of a stopped run whose worker died; return what its end makes ready."""
+        """End a step of a stopped run that nobody has any more; return what its end makes ready."""
         step = Claimed(row.id, row.token, row.node, row.weight, row.queue, 1, None, None, row.crashes)
         ended = Finish(step, Result(StepStatus.CANCELLED, reason="the run had stopped before it ended"))
         nobody = Worker(0, target="", home="", queues=())
@@ -1150,52 +962,18 @@ class Store:
 
         `all_ready`: every ready step that was published, however short a time ago: the broker has lost them all.
         """
-        query = (
-            select(
-                steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes, steps.c.due, steps.c.status
-            )
-            .select_from(_live_steps())
-            .where(
-                _is_live(home, target),
-                runs.c.active,
-                steps.c.status.in_([int(StepStatus.READY), int(StepStatus.WAITING)]),
-                or_(steps.c.due < db_now(), and_(steps.c.due.is_not(None), steps.c.status == int(StepStatus.READY)))
-                if all_ready
-                else steps.c.due < db_now(),
-            )
-            .order_by(steps.c.id)
-            .limit(limit)
-        )
-        late: list[tuple[Head, datetime]] = []
-        sleepers: list[int] = []
         with self.database.read() as connection:
-            for row in connection.execute(query):
-                if row.status == StepStatus.READY:
-                    late.append((Head(*row[:5]), row.due))
-                else:
-                    sleepers.append(row.id)
-        return late, sleepers
+            return recovery.overdue(connection, home=home, target=target, limit=limit, all_ready=all_ready)
 
     def redispatch(self, ids: Sequence[int]) -> list[int]:
         """Note that messages of ready steps are sent anew; returns the steps that are still ready."""
-        still: list[int] = []
         with self.database.write() as connection:
-            for part in _chunks(ids):
-                still += connection.scalars(
-                    update(steps)
-                    .where(steps.c.id.in_(part), steps.c.status == int(StepStatus.READY))
-                    .values(due=db_now(LOST_SECONDS), carried=False)
-                    .returning(steps.c.id)
-                )
-        return still
+            return recovery.redispatch(connection, ids)
 
     def expired_runs(self, *, home: str, target: str | None = None) -> list[int]:
         """Return the live runs whose time is up."""
-        query = select(runs.c.id).where(
-            _is_live(home, target), runs.c.status != int(RunStatus.FINISHING), runs.c.deadline < db_now()
-        )
         with self.database.read() as connection:
-            return list(connection.scalars(query))
+            return recovery.expired(connection, home=home, target=target)
 
     def finished(self, run: int) -> tuple[bool, list[tuple[int, int]]]:
         """Return whether a run has ended, and (row, node) of its steps that succeeded and have a fingerprint."""
@@ -1219,44 +997,14 @@ class Store:
 
         It is failed, or cancelled where that was asked for.  Whoever waited for its concurrency key has it then.
         """
-        status = RunStatus.CANCELLED if cancelled else RunStatus.FAILED
-        died = "The process that ran it has died."
-        error = {"message": died, "kind": "orphaned", "hint": None, "step": None, "summary": died}
-        low, high = step_id(run, 0), step_id(run + 1, 0)
         with self.database.write() as connection:
-            if self._lock(connection, run) in FINISHED_RUN:
-                return
-            connection.execute(
-                update(steps)
-                .where(steps.c.id >= low, steps.c.id < high, steps.c.status < int(StepStatus.SUCCEEDED))
-                .values(status=int(StepStatus.CANCELLED))
-            )
-            connection.execute(delete(backlog).where(backlog.c.step_id >= low, backlog.c.step_id < high))
-            budgets.abandon_run(connection, run)
-            parallel.close_slots(connection, run)
-            key = connection.execute(
-                update(runs)
-                .where(runs.c.id == run)
-                .values(
-                    status=int(status),
-                    active=False,
-                    cancelled=cancelled,
-                    error=None if cancelled else encoding.dump(error),
-                    finished_at=db_now(),
-                )
-                .returning(runs.c.key_id)
-            ).scalar_one()
-            self._tell(connection, run, None, f"run.{status.name.lower()}", died)
-            concurrency.release(connection, run, key, home=None, lost=LOST_SECONDS)
+            if self._lock(connection, run) not in FINISHED_RUN:
+                recovery.close_orphan(connection, run, cancelled=cancelled)
 
     def orphaned(self, run: int) -> bool:
         """Tell whether an embedded run has no living worker any more."""
         with self.database.read() as connection:
-            home = connection.scalar(select(runs.c.home).where(runs.c.id == run))
-            alive = connection.scalar(
-                select(func.count()).where(workers.c.home == home, workers.c.lease_until > db_now())
-            )
-        return bool(home) and not alive
+            return recovery.orphaned(connection, run)
 
 
 def _initial(row: Row) -> int:
@@ -1267,11 +1015,6 @@ def _initial(row: Row) -> int:
 
 def _null(value: Any) -> str:
     return "\\N" if value is None else str(value)
-
-
-def _chunks(ids: Sequence[int]) -> Iterable[Sequence[int]]:
-    for start in range(0, len(ids), CHUNK):
-        yield ids[start : start + CHUNK]
 
 
 def _iso(value: Any) -> str:
@@ -1287,19 +1030,6 @@ def _held(step: Claimed) -> Any:
 def _fenced(step: Claimed) -> Any:
     open_ = [int(StepStatus.READY), int(StepStatus.RUNNING)]
     return and_(steps.c.id == step.id, steps.c.token == step.token, steps.c.status.in_(open_))
-
-
-def _live_steps() -> Any:
-    low = runs.c.id * (1 << ROW_BITS)  # PostgreSQL has no bigint << bigint
-    return runs.join(steps, and_(steps.c.id >= low, steps.c.id < low + (1 << ROW_BITS)))
-
-
-def _is_live(home: str, target: str | None = None) -> Any:
-    return and_(
-        runs.c.status.in_([int(status) for status in _LIVE]),
-        runs.c.home == home,
-        *([] if target is None else [runs.c.target == target]),
-    )
 
 
 def _encoded(

@@ -24,8 +24,8 @@ from gorgon_common.engine.ports import AgentCall
 from gorgon_common.engine.records import Claimed, Finish, Head, Weight, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import RateLimited
+from gorgon_common.persistence import recovery, tick_sqlite
 from gorgon_common.persistence import store as store_module
-from gorgon_common.persistence import tick_sqlite
 from gorgon_common.persistence.store import Store, tick_function
 from gorgon_common.persistence.tables import db_now, workers
 from gorgon_common.workflow.plan import Dep, Join, Kind
@@ -640,7 +640,7 @@ def test_a_sweep_that_finds_nothing(stores: Stores, monkeypatch: pytest.MonkeyPa
 
 
 def test_all_are_blamed_for_a_death(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "SUSPECT_CRASHES", 99)
+    monkeypatch.setattr(recovery, "SUSPECT_CRASHES", 99)
     seen_by(stores, a_step_kills_its_workers)
 
 

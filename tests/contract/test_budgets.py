@@ -25,7 +25,8 @@ from gorgon_common.engine.budget import Held, unsent
 from gorgon_common.engine.records import Claimed, Finish, Result, Room, RunInfo, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import InputInvalid, Unavailable
-from gorgon_common.persistence.budgets import Budgets, abandon_orphans
+from gorgon_common.persistence.budgets import Budgets
+from gorgon_common.persistence.settling import abandon_orphans
 from gorgon_common.persistence.store import Store
 from gorgon_common.persistence.tables import budget_periods, budget_waits, events, postings, reservations, steps
 from tests.support import servers

@@ -22,7 +22,7 @@ from gorgon_common.engine.budget import Purse, Short
 from gorgon_common.engine.context import Run
 from gorgon_common.engine.ports import AgentCall, Message
 from gorgon_common.engine.records import Claimed, step_id
-from gorgon_common.persistence.budgets import abandon_orphans, tell
+from gorgon_common.persistence.settling import abandon_orphans, tell
 from gorgon_common.persistence.tables import budget_periods, conversations, ledger, reservations
 from gorgon_common.settings import EMBEDDED_BROKER, Settings
 from gorgon_worker.embedded import embedded

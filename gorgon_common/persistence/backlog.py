@@ -1,0 +1,93 @@
+"""The backlog: ready steps that are not sent yet, in fair order among teams.
+
+Weighted fair queueing by rank: a team's next step stands where the team is, but not before what waits now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import repeat
+from typing import Any, cast
+
+from sqlalchemy import Connection, case, delete, func, literal, literal_column, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from gorgon_common.engine.records import ROW_BITS, Head
+from gorgon_common.engine.states import StepStatus
+from gorgon_common.persistence.live import LOST_SECONDS, chunks
+from gorgon_common.persistence.tables import backlog, db_now, runs, shares, steps
+
+
+def put(connection: Connection, heads: Sequence[Head], team: str, *, first: bool) -> None:
+    """Put ready steps on the backlog; `first`: before all others."""
+    for part in chunks([head.id for head in heads]):
+        connection.execute(
+            update(steps).where(steps.c.id.in_(part), steps.c.status == int(StepStatus.READY)).values(due=None)
+        )
+    by_queue: dict[int, list[Head]] = {}
+    for head in heads:
+        by_queue.setdefault(head.queue, []).append(head)
+    driver = cast(Any, connection.connection.driver_connection)
+    for queue, members in sorted(by_queue.items()):
+        rank = -1 if first else _rank(connection, queue, team, len(members))
+        ids = [head.id for head in members]
+        ranks = [rank] * len(ids) if first else list(range(rank, rank + len(ids)))
+        if connection.dialect.name == "sqlite":
+            rows = zip(repeat(queue), ranks, ids)
+            driver.executemany("INSERT OR IGNORE INTO backlog (queue, rank, step_id) VALUES (?, ?, ?)", rows)
+        else:
+            driver.execute(
+                "INSERT INTO backlog (queue, rank, step_id) SELECT %s, * FROM"
+                " unnest(%s::bigint[], %s::bigint[]) ON CONFLICT DO NOTHING",
+                (queue, ranks, ids),
+            )
+
+
+def _rank(connection: Connection, queue: int, team: str, count: int) -> int:
+    """Return the team's first rank for `count` more steps."""
+    now = connection.scalar(select(func.min(backlog.c.rank)).where(backlog.c.queue == queue, backlog.c.rank >= 0))
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    connection.execute(
+        dialect.insert(shares)
+        .values(queue=queue, team=team, next_rank=0)
+        .on_conflict_do_nothing(index_elements=["queue", "team"])
+    )
+    own = shares.c.next_rank
+    start = own if now is None else case((own < now, literal(now)), else_=own)
+    after = connection.execute(
+        update(shares)
+        .where(shares.c.queue == queue, shares.c.team == team)
+        .values(next_rank=start + count)
+        .returning(own)
+    ).scalar_one()
+    return int(after) - count
+
+
+def take(connection: Connection, queue: int, count: int, *, target: str, home: str) -> list[Head]:
+    """Take the next steps of a queue; they are owed a message."""
+    picked = (
+        select(backlog.c.queue, backlog.c.rank, backlog.c.step_id)
+        .select_from(backlog.join(runs, runs.c.id == backlog.c.step_id.op(">>")(literal_column(str(ROW_BITS)))))
+        .where(backlog.c.queue == queue, runs.c.active, runs.c.target == target, runs.c.home == home)
+        .order_by(backlog.c.rank, backlog.c.step_id)
+        .limit(count)
+        .with_for_update(of=backlog, skip_locked=True)
+    )
+    ids = [row.step_id for row in connection.execute(picked).all()]
+    if not ids:
+        return []
+    connection.execute(delete(backlog).where(backlog.c.queue == queue, backlog.c.step_id.in_(ids)))
+    rows = connection.execute(
+        update(steps)
+        .where(steps.c.id.in_(ids), steps.c.status == int(StepStatus.READY))
+        .values(due=db_now(LOST_SECONDS))
+        .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
+    ).all()
+    by_id = {row.id: Head(*row) for row in rows}
+    return [by_id[key] for key in ids if key in by_id]
+
+
+def sizes(connection: Connection) -> dict[int, int]:
+    """Return queue → steps on the backlog."""
+    query = select(backlog.c.queue, func.count()).group_by(backlog.c.queue)
+    return {row[0]: row[1] for row in connection.execute(query)}

@@ -1,0 +1,41 @@
+"""Runs that have not ended, and their steps: what the parts of the store ask alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import and_
+
+from gorgon_common.engine.records import ROW_BITS
+from gorgon_common.engine.states import RunStatus
+from gorgon_common.persistence.tables import runs, steps
+
+LOST_SECONDS = 5.0
+"""A message that nobody has claimed for this long may be lost; the sweep finds out."""
+SUSPECT_CRASHES = 2
+"""A step whose owners died this often is a suspect; at one more it is poison."""
+CHUNK = 500
+"""Ids in one `IN (…)`: SQLite takes 32,766 parameters, and plans stay small."""
+LIVE = (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FINISHING)
+
+
+def chunks(ids: Sequence[int]) -> Iterable[Sequence[int]]:
+    """Yield the ids in parts of CHUNK."""
+    for start in range(0, len(ids), CHUNK):
+        yield ids[start : start + CHUNK]
+
+
+def live_steps() -> Any:
+    """Return the join of runs and their steps."""
+    low = runs.c.id * (1 << ROW_BITS)  # PostgreSQL has no bigint << bigint
+    return runs.join(steps, and_(steps.c.id >= low, steps.c.id < low + (1 << ROW_BITS)))
+
+
+def is_live(home: str, target: str | None = None) -> Any:
+    """Return the condition that a run has not ended and belongs to a home."""
+    return and_(
+        runs.c.status.in_([int(status) for status in LIVE]),
+        runs.c.home == home,
+        *([] if target is None else [runs.c.target == target]),
+    )

@@ -1,0 +1,204 @@
+"""What the transactions of the store say to budgets: a call is settled, a step waits for room, a worker is gone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+from sqlalchemy import Connection, Row, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from gorgon_common import metrics
+from gorgon_common.costs.budgets import MICRO, Balance
+from gorgon_common.engine.budget import RECHECK_SECONDS
+from gorgon_common.engine.records import ROW_BITS, Room
+from gorgon_common.logs import get_logger
+from gorgon_common.persistence import budgets_sqlite
+from gorgon_common.persistence.budgets_sqlite import GRACE_SECONDS, OPEN, UNKNOWN
+from gorgon_common.persistence.tables import (
+    budget_alerts,
+    budget_periods,
+    budget_waits,
+    budgets,
+    conversations,
+    db_now,
+    reservations,
+    runs,
+    steps,
+)
+
+log = get_logger(__name__)
+
+ORPHAN_SECONDS = 600.0
+
+
+def settle(connection: Connection, facts: Sequence[Mapping[str, Any]]) -> None:
+    """Post what became of reserved calls; see `encoding.settlements`.  Said again it changes nothing."""
+    if not facts:
+        return
+    if connection.dialect.name == "sqlite":
+        budgets_sqlite.settle(driver(connection), facts)
+    else:
+        connection.exec_driver_sql("SELECT gorgon_settle(%s::jsonb)", (json.dumps(list(facts)),))
+
+
+def abandon(connection: Connection, ids: Iterable[int], *, token: int | None = None) -> None:
+    """Post in full what is still open of steps whose worker is gone: nobody knows what became of their calls.
+
+    `token`: only what was reserved under this claim.
+    """
+    wanted = sorted(ids)
+    claim = () if token is None else (reservations.c.token == token,)
+    for start in range(0, len(wanted), 500):
+        _abandoned(connection, reservations.c.step_id.in_(wanted[start : start + 500]), *claim)
+
+
+def abandon_run(connection: Connection, run: int) -> None:
+    """The same for a whole run."""
+    _abandoned(connection, reservations.c.step_id >= run << ROW_BITS, reservations.c.step_id < (run + 1) << ROW_BITS)
+
+
+def abandon_orphans(connection: Connection) -> None:
+    """The same for old reservations of steps that have another owner by now, or none: whatever lost them.
+
+    Tidies up too: claims that nobody came for, conversations of steps that have ended.  Tells what is to be told.
+    """
+    taken = select(steps.c.id).where(
+        steps.c.id == reservations.c.step_id, steps.c.token == reservations.c.token, steps.c.status == 2
+    )
+    _abandoned(connection, reservations.c.at < db_now(-ORPHAN_SECONDS), ~taken.exists())
+    connection.execute(
+        delete(budget_waits).where(budget_waits.c.woken.is_(True), budget_waits.c.until < db_now(-ORPHAN_SECONDS))
+    )
+    unfinished = select(steps.c.id).where(steps.c.id == conversations.c.step_id, steps.c.status.in_((1, 2, 3)))
+    connection.execute(delete(conversations).where(~unfinished.exists()))
+    tell(connection)
+
+
+def tell(connection: Connection) -> None:
+    """Log and count what has become of budgets and nobody has told yet; each thing is told once.
+
+    Who wants to send it elsewhere does that here.
+    """
+    waiting = connection.scalars(select(budget_alerts.c.id).where(budget_alerts.c.told_at.is_(None)).limit(100)).all()
+    if not waiting:
+        return
+    mine = connection.execute(
+        update(budget_alerts)
+        .where(budget_alerts.c.id.in_(waiting), budget_alerts.c.told_at.is_(None))
+        .values(told_at=db_now())
+        .returning(budget_alerts.c.id)
+    ).scalars()
+    found = connection.execute(
+        select(budget_alerts, budget_periods, budgets.c.scope, budgets.c.name, runs.c.public_id)
+        .select_from(
+            budget_alerts.join(budget_periods, budget_periods.c.id == budget_alerts.c.period_id)
+            .outerjoin(budgets, budgets.c.id == budget_periods.c.budget_id)
+            .outerjoin(runs, runs.c.id == budget_alerts.c.run_id)
+        )
+        .where(budget_alerts.c.id.in_(list(mine)))
+        .order_by(budget_alerts.c.id)
+    )
+    for row in found.all():
+        balance = balance_of(row)
+        log.warning(
+            row.message,
+            kind=row.kind,
+            percent=row.mark,
+            budget=row.label,
+            run_id=row.public_id,
+            usd_limit=_dollars(balance.usd_limit),
+            usd_spent=_dollars(balance.usd_spent),
+            token_limit=balance.token_limit,
+            token_spent=balance.token_spent,
+        )
+        budget = "file" if row.scope is None else f"{row.scope} {row.name}".strip()
+        metrics.BUDGET_ALERTS.inc(budget=budget, kind=row.kind.removeprefix("budget."), mark=str(row.mark or ""))
+
+
+def _abandoned(connection: Connection, *where: Any) -> None:
+    found = connection.execute(
+        select(reservations.c.step_id, reservations.c.token, reservations.c.ordinal)
+        .where(reservations.c.state == OPEN, *where)
+        .order_by(reservations.c.step_id)
+    ).all()
+    settle(connection, [{"i": row[0], "t": row[1], "n": row[2], "s": UNKNOWN, "c": None, "k": None} for row in found])
+
+
+def wait(connection: Connection, step: int, room: Room) -> None:
+    """Enter a waiting step in the line of an account; it is woken at once where there is room by now."""
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    values = {
+        "period_id": room.period,
+        "patient": room.patient,
+        "usd": room.usd,
+        "tokens": room.tokens,
+        "woken": False,
+        "until": db_now(RECHECK_SECONDS + GRACE_SECONDS),
+    }
+    connection.execute(
+        dialect.insert(budget_waits)
+        .values(step_id=step, **values)
+        .on_conflict_do_update(index_elements=["step_id"], set_=values)
+    )
+    connection.execute(update(budget_periods).where(budget_periods.c.id == room.period).values(waited_for=True))
+    _make_room(connection, room.period)
+
+
+def leave(connection: Connection, ids: Sequence[int]) -> None:
+    """Steps that were woken are on their way; their claims last until they are here, for a moment."""
+    connection.execute(
+        update(budget_waits)
+        .where(budget_waits.c.step_id.in_(ids), budget_waits.c.woken.is_(False))
+        .values(woken=True, until=db_now(GRACE_SECONDS))
+    )
+
+
+def _make_room(connection: Connection, period: int) -> None:
+    if connection.dialect.name == "sqlite":
+        budgets_sqlite.make_room(driver(connection), period)
+    else:
+        connection.exec_driver_sql("SELECT gorgon_make_room(%s)", (period,))
+
+
+def set_limits(connection: Connection, periods: Sequence[int], usd: int | None, tokens: int | None) -> None:
+    """Set the limits of accounts.  What is taken already stays within the wall, however low the limit is now."""
+    for period in periods:
+        row = connection.execute(select(budget_periods).where(budget_periods.c.id == period).with_for_update()).one()
+        connection.execute(
+            update(budget_periods)
+            .where(budget_periods.c.id == period)
+            .values(
+                usd_limit=usd,
+                usd_wall=None if usd is None else max(usd, row.usd_spent + row.usd_reserved),
+                token_limit=tokens,
+                token_wall=None if tokens is None else max(tokens, row.token_spent + row.token_reserved),
+                alerted=0,
+            )
+        )
+        if row.waited_for:
+            _make_room(connection, period)
+
+
+def driver(connection: Connection) -> Any:
+    """Return the driver's own connection."""
+    return cast(Any, connection.connection.driver_connection)
+
+
+def balance_of(row: Row[Any]) -> Balance:
+    """Return what the row of an account holds."""
+    return Balance(
+        row.usd_limit,
+        row.usd_spent + row.usd_overrun,
+        row.usd_reserved,
+        row.usd_overrun,
+        row.token_limit,
+        row.token_spent + row.token_overrun,
+        row.token_reserved,
+        row.token_overrun,
+    )
+
+
+def _dollars(micro: int | None) -> float | None:
+    return None if micro is None else micro / MICRO

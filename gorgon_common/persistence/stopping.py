@@ -1,0 +1,90 @@
+"""Stopping a run, or what is inside of a composite: nothing new starts, and what waits for the rest is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from gorgon_common.engine.records import ROW_MASK, Head, step_id
+from gorgon_common.engine.states import RunStatus, StepStatus
+from gorgon_common.persistence import encoding
+from gorgon_common.persistence.journal import tell
+from gorgon_common.persistence.live import LIVE, LOST_SECONDS, chunks
+from gorgon_common.persistence.tables import backlog, checkpoints, db_now, runs, steps
+
+
+def finishing(connection: Connection, run: int, *, error: Mapping[str, Any] | None) -> None:
+    """A run goes over to its final steps; `error`: why, where it has failed."""
+    changed = connection.execute(
+        update(runs)
+        .where(runs.c.id == run, runs.c.status.in_([int(status) for status in LIVE[:3]]))
+        .values(
+            status=int(RunStatus.FINISHING),
+            active=True,
+            error=None if error is None else encoding.dump(dict(error)),
+        )
+    )
+    if changed.rowcount:
+        tell(connection, run, None, "run.finishing", str(error["message"]) if error else None)
+
+
+def halt(connection: Connection, run: int, container: int, keeps: frozenset[int], reason: str) -> list[Head]:
+    """Cancel what has not started under `container`, and let it wait for what is running.
+
+    Rows are locked ascending, as in `tick`.
+    """
+    low, high = step_id(run, 0), step_id(run + 1, 0)
+    rows = connection.execute(
+        select(steps.c.id, steps.c.status, steps.c.parent, steps.c.node, steps.c.weight, steps.c.queue)
+        .where(steps.c.id >= low, steps.c.id < high, steps.c.status < int(StepStatus.SUCCEEDED))
+        .order_by(steps.c.id)
+        .with_for_update()
+    ).all()
+    parents = {row.id & ROW_MASK: row.parent for row in rows}
+    top = container in keeps
+
+    def under(number: int) -> bool:
+        if top:
+            return number not in keeps
+        parent = parents.get(number)
+        while parent is not None and parent != container:
+            parent = parents.get(parent)
+        return parent == container
+
+    inside = [row for row in rows if under(row.id & ROW_MASK)]
+    running = [row.id for row in inside if row.status == StepStatus.RUNNING]
+    stopped = [row.id for row in inside if row.status != StepStatus.RUNNING]
+    now = datetime.now(UTC)
+    for ids in chunks(stopped):
+        connection.execute(update(steps).where(steps.c.id.in_(ids)).values(status=int(StepStatus.CANCELLED)))
+        connection.execute(delete(backlog).where(backlog.c.step_id.in_(ids)))
+        detail = encoding.dump({"reason": reason})
+        connection.execute(
+            insert(checkpoints),
+            [{"step_id": key, "status": 8, "attempts": 0, "finished_at": now, "detail": detail} for key in ids],
+        )
+    for ids in chunks(running):
+        connection.execute(
+            update(steps).where(steps.c.id.in_(ids)).values(halted=True, parent=container, successors=[])
+        )
+    if stopped:
+        tell(connection, run, None, "run.stopping", f"{len(stopped)} steps will not start: {reason}")
+    ready = not running
+    found = connection.execute(
+        update(steps)
+        .where(
+            steps.c.id == step_id(run, container),
+            steps.c.status.in_([int(StepStatus.PENDING), int(StepStatus.WAITING)]),
+        )
+        .values(
+            deps_left=len(running),
+            window_next=steps.c.window_end,
+            status=int(StepStatus.READY) if ready else steps.c.status,
+            due=db_now(LOST_SECONDS) if ready else None,
+        )
+        .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
+    ).first()
+    return [Head(*found)] if found is not None and ready else []
