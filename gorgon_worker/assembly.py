@@ -11,7 +11,7 @@ from gorgon_common.costs.tokens import SANDBOX_FACTOR, Calibration, Ratio
 from gorgon_common.errors import GorgonError
 from gorgon_common.logs import get_logger
 from gorgon_common.settings import Settings
-from gorgon_worker.limited import Estimates, LimitedProviders
+from gorgon_worker.limited import Beds, Estimates, LimitedProviders
 from gorgon_worker.observed import ObservedProviders
 from gorgon_worker.providers import SANDBOX_KEY, agent_providers
 from gorgon_worker.providers.command import LocalCommands
@@ -34,7 +34,7 @@ def make_runtime(
         target=target,
         accounts=accounts(target, settings),
         weight=book.weight,
-        beds=max(2, slots // 5),
+        beds=Beds(max(2, slots // 5), spare=max(1, slots // 10)),
         estimates=Estimates(
             lambda: services.reports.ratios(target), unseen=SANDBOX_FACTOR if target == "sandbox" else 1.0
         ),

@@ -7,6 +7,7 @@ that is not stored), the wait is taken here.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -136,6 +137,34 @@ class Estimates:
             return self._past
 
 
+class Beds:
+    """How many calls may sleep on their slots: a crowd of sleepers would keep others from starting.  Thread-safe.
+
+    `most` of one team, and `spare` more of all together, so that a noisy team leaves a quiet one a place.
+    """
+
+    def __init__(self, most: int, spare: int = 0) -> None:
+        self._most = most
+        self._all = most + spare
+        self._teams: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def one(self, team: str) -> Iterator[bool]:
+        """Give a place to sleep until the end of the block, and tell whether there is one."""
+        with self._lock:
+            mine = self._teams.get(team, 0)
+            free = mine < self._most and sum(self._teams.values()) < self._all
+            if free:
+                self._teams[team] = mine + 1
+        try:
+            yield free
+        finally:
+            if free:
+                with self._lock:
+                    self._teams[team] -= 1
+
+
 class LimitedProvider:
     """`AgentProvider` that asks the limiter before each call."""
 
@@ -149,7 +178,7 @@ class LimitedProvider:
         account: str,
         weight: Callable[[str], float],
         estimates: Estimates,
-        beds: threading.Semaphore | None = None,
+        beds: Beds | None = None,
         clock: Clock = SYSTEM_CLOCK,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -161,7 +190,7 @@ class LimitedProvider:
         self._account = account
         self._weight = weight
         self._estimates = estimates
-        self._beds = beds or threading.Semaphore(1000)
+        self._beds = beds or Beds(1000)
         self._clock = clock
         self._sleep = sleep
 
@@ -222,13 +251,11 @@ class LimitedProvider:
                         raise _throttled(ask, answer, answer.seconds)
                     if patient:
                         self._rest(answer.seconds, cancelled)
-                    elif self._beds.acquire(blocking=False):
-                        try:
-                            self._rest(answer.seconds, cancelled)
-                        finally:
-                            self._beds.release()
-                    else:
-                        raise _throttled(ask, answer, max(answer.seconds, CROWD))
+                        continue
+                    with self._beds.one(ask.team) as bed:
+                        if not bed:
+                            raise _throttled(ask, answer, max(answer.seconds, CROWD))
+                        self._rest(answer.seconds, cancelled)
 
     def _rest(self, seconds: float, cancelled: Callable[[], bool]) -> None:
         ends = self._clock.monotonic() + seconds
@@ -258,7 +285,7 @@ class LimitedProvider:
 class LimitedProviders(Mapping[str, AgentProvider]):
     """Provider name → provider behind the limiter.
 
-    `beds`: how many calls may sleep on their slots at a time; a crowd of sleepers would keep others from starting.
+    `beds`: where calls may sleep on their slots.
     `estimates`: how many input tokens calls have, by what is known of past ones.
     """
 
@@ -270,11 +297,11 @@ class LimitedProviders(Mapping[str, AgentProvider]):
         target: str,
         accounts: Mapping[str, str],
         weight: Callable[[str], float],
-        beds: int = 1000,
+        beds: Beds | None = None,
         estimates: Estimates | None = None,
     ) -> None:
         self._inner = inner
-        self._beds = threading.Semaphore(beds)
+        self._beds = beds or Beds(1000)
         self._limiter = limiter
         self._leases = Leases(limiter)
         self._target = target

@@ -31,7 +31,7 @@ from gorgon_common.errors import (
 from gorgon_common.ids import new_id
 from gorgon_common.ratelimit.stored import Memory, StoredLimiter
 from gorgon_worker import limited
-from gorgon_worker.limited import CROWD, SLICE, Estimates, LimitedProvider, LimitedProviders
+from gorgon_worker.limited import CROWD, SLICE, Beds, Estimates, LimitedProvider, LimitedProviders
 
 GATE = Gate("live", "openai", "acme", "gpt-5")
 
@@ -269,13 +269,14 @@ def test_a_cancelled_call_gives_its_place_back_and_one_that_waits_ends(desk: Des
 @pytest.mark.parametrize(("beds", "seconds"), [(0, CROWD), (1, None)])
 def test_who_finds_no_bed_waits_elsewhere_and_long_enough(desk: Desk, beds: int, seconds: float | None) -> None:
     """A wait of 0.05 s: slept where there is a bed; else the step leaves, for longer than it would keep its slot."""
-    desk.provider._beds = threading.Semaphore(beds)
+    desk.provider._beds = Beds(beds)
     for _ in range(9):
         assert isinstance(desk.limiter.acquire(Ask(new_id("other"), GATE)), Grant)
     if seconds is None:
         assert desk.call().text == "ok"
         assert sum(desk.time.slept) == pytest.approx(0.05, abs=0.01)
-        assert desk.provider._beds.acquire(blocking=False)  # it was given back
+        with desk.provider._beds.one("team") as bed:
+            assert bed  # it was given back
     else:
         with pytest.raises(Throttled) as caught:
             desk.call()
@@ -286,7 +287,7 @@ def test_who_finds_no_bed_waits_elsewhere_and_long_enough(desk: Desk, beds: int,
 
 def test_the_bed_of_a_cancelled_sleeper_is_free(desk: Desk) -> None:
     """It looks for a cancel before it sleeps and again after; a long sleep is cut into pieces."""
-    desk.provider._beds = threading.Semaphore(1)
+    desk.provider._beds = Beds(1)
     desk.quota_now = Quota(requests=200)  # a second's worth is three calls, the next comes after 0.26 s
     for _ in range(3):
         assert isinstance(desk.limiter.acquire(Ask(new_id("other"), GATE)), Grant)
@@ -296,7 +297,18 @@ def test_the_bed_of_a_cancelled_sleeper_is_free(desk: Desk) -> None:
     assert desk.time.slept
     assert max(desk.time.slept) <= SLICE
     assert desk.inner.calls == []
-    assert desk.provider._beds.acquire(blocking=False)
+    with desk.provider._beds.one("team") as bed:
+        assert bed
+
+
+def test_a_noisy_team_leaves_others_a_place_to_sleep() -> None:
+    beds = Beds(2, spare=1)
+    with beds.one("noisy") as first, beds.one("noisy") as second, beds.one("noisy") as third:
+        assert (first, second, third) == (True, True, False)
+        with beds.one("quiet") as fourth, beds.one("other") as fifth:
+            assert (fourth, fifth) == (True, False)
+        with beds.one("other") as later:
+            assert later
 
 
 def test_a_patient_call_that_is_cancelled_while_it_waits_ends_soon(desk: Desk) -> None:
@@ -310,7 +322,7 @@ def test_a_patient_call_that_is_cancelled_while_it_waits_ends_soon(desk: Desk) -
 
 
 def test_a_patient_call_needs_no_bed(desk: Desk) -> None:
-    desk.provider._beds = threading.Semaphore(0)
+    desk.provider._beds = Beds(0)
     desk.quota_now = Quota(requests=6)
     desk.call()
     assert desk.call(replace(CALL, patient=True)).text == "ok"
