@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 4
 LATENCY = "100ms"
 SEED = 20_261_122
+PARTS = ("filled", "faults", "others", "engine")
 
 
 @dataclass
@@ -147,9 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.limits", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the calls: about three minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to a file")
-    parser.add_argument("--only", default="filled,faults,others,engine", help="parts, separated by commas")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=" ".join(PARTS))
     asked = parser.parse_args(arguments)
-    parts = asked.only.split(",")
+    parts = asked.only
     since = time.monotonic()
     found: list[Target] = []
     measures: list[Callable[[], list[Target]]] = []

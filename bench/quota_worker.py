@@ -155,6 +155,8 @@ class Side:
             denials = 0
             if status == 200:
                 ready = time.time()
+            elif status != 429:
+                self.given_up += 1  # a call that a refusal explains is made again; nothing else is expected here
 
     def sdk(self, team: str, place: int) -> None:
         case = self.scenario
