@@ -209,7 +209,7 @@ def _limits() -> None:
     told = []
     with _sandbox(settings) as sandbox:
         _tell(sandbox(), "/_limits", {**rule, "requests": _LIMIT, "burst": 0.05})
-        _tell(sandbox(), "/_faults", {**rule, "status": 503, "after": 30, "times": 3})
+        _tell(sandbox(), "/_faults", {**rule, "status": 503, "after": 30, "times": 2})
         before: Counter[int] = Counter()
         for which in ("The first time", "The second time"):
             document = _run(settings, sandbox, Workflow(_LIMITS, "many-at-once"))

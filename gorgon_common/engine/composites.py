@@ -15,7 +15,7 @@ from typing import Any
 from gorgon_common.engine import rows
 from gorgon_common.engine.context import Run, result, results
 from gorgon_common.engine.outcomes import Done, Expanded, Outcome
-from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, Result, step_id
+from gorgon_common.engine.records import ROW_MASK, Checkpoint, Claimed, Expansion, Result, step_id
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.errors import ExpressionError, StepError
 from gorgon_common.workflow.expressions import evaluate_condition, render_value
@@ -138,26 +138,31 @@ def _items(run: Run, step: Claimed, node: Node, over: list[Any], parallel: int |
     )
 
 
-def enough(run: Run, row: int, node: Node) -> str | None:
-    """Return why a map has failed for the number of its failed items, None where enough have succeeded."""
-    found = results(run, row)
-    failed = [entry["error"] for entry in found if isinstance(entry, Mapping) and entry.get("failed") is True]
+def _enough(run: Run, node: Node, expansion: Expansion) -> None:
+    """Raise ChildFailed where a map has failed for the number of its failed items."""
+    items = _children(run, expansion)[: len(expansion.items)]
+    failed = [item for item in items if item is None or item.status in (StepStatus.FAILED, StepStatus.CANCELLED)]
     if not failed:
-        return None
+        return
+    # Where one failed and the others were cancelled for it, it is that one that people have to know of.
+    first = next((item for item in failed if item is not None and item.status is StepStatus.FAILED), failed[0])
+    error = {} if first is None else first.error or {}
+    why = str(result(first)["error"])
+    if error.get("step"):
+        why = f"{error['step']}: {why}"
     if node.spec.get("on_item_failure", "fail") == "fail":
-        return f"an item failed: {failed[0]}"
-    wanted = math.ceil(len(found) * float(node.spec.get("min_success") or 0) - 1e-9)
-    if len(found) - len(failed) >= wanted:
-        return None
-    return f"{len(found) - len(failed)} of {len(found)} items succeeded, {wanted} must; the first error: {failed[0]}"
+        raise ChildFailed(f"An item failed: {why}", hint=error.get("hint"))
+    wanted = math.ceil(len(items) * float(node.spec.get("min_success") or 0) - 1e-9)
+    good = len(items) - len(failed)
+    if good < wanted:
+        raise ChildFailed(
+            f"{good} of {len(items)} items succeeded, {wanted} must; the first error: {why}", hint=error.get("hint")
+        )
 
 
 def _map_ended(run: Run, node: Node, expansion: Expansion) -> Outcome:
-    row = expansion.id & 0xFFFFF
-    short = enough(run, row, node)
-    if short is not None:
-        raise ChildFailed(short[0].upper() + short[1:])
-    found = results(run, row)
+    _enough(run, node, expansion)
+    found = results(run, expansion.id & ROW_MASK)
     failures = sum(1 for entry in found if isinstance(entry, Mapping) and entry.get("failed") is True)
     detail = {"items": len(found), "failed_items": failures or None}
     if expansion.reduce is None:

@@ -646,6 +646,21 @@ steps:
         assert ran.step("each")["reason"].startswith("it failed: An item failed:")
         assert ran.step("next")["reason"] == "`each` was skipped"
 
+    def test_the_item_that_failed_is_named_and_not_those_that_were_cancelled_for_it(self, lab: Lab) -> None:
+        ran = lab.run(
+            """
+name: one of many
+steps:
+  - id: each
+    map: {over: ["[[sandbox: status=500]] waits to be tried again", "[[sandbox: delay=300ms status=400]] bad"], as: x}
+    prompt: "{{x}}"
+    retry: {max: 1, initial: 30s, jitter: none}
+"""
+        )
+        assert ran.error["kind"] == "child_failed"
+        assert ran.error["message"].startswith("An item failed: each[1]: ")
+        assert "400" in ran.error["message"]
+
     def test_retries_of_items_are_their_own(self, lab: Lab) -> None:
         ran = lab.run(
             f"""
