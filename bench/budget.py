@@ -37,13 +37,10 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from sqlalchemy import func, select
 
-from bench import forecast, meters
+from bench import forecast, meters, money
 from gorgon_common import logs
 from gorgon_common.bootstrap import build
 from gorgon_common.costs.budgets import LEVELS, Account, Shortage, dollars
-from gorgon_common.costs.ledger import replay
-from gorgon_common.costs.prices import GenaiPricer
-from gorgon_common.costs.usage import Usage
 from gorgon_common.engine.budget import Held
 from gorgon_common.engine.records import RunInfo
 from gorgon_common.persistence import settling, upgrade
@@ -303,8 +300,8 @@ def reservations_at_once(admin: str, attempts: int, seed: int) -> list[Finding]:
             held = connection.scalar(select(func.count()).select_from(reservations))
         with database.write() as connection:
             settling.abandon(connection, set(left))
-        over = _over(mine)
-        equal = _replayed(mine)
+        over = money.over(mine)
+        equal = money.replayed(mine)
         false_sequential = _settled_history(mine, total, seed)
         mine.close()
         database.close()
@@ -325,24 +322,6 @@ def reservations_at_once(admin: str, attempts: int, seed: int) -> list[Finding]:
         ),
         Finding("cycles a second", f"{rate:,.0f}", f">= {CYCLES_PER_SECOND}", rate >= CYCLES_PER_SECOND),
     ]
-
-
-def _over(mine: Budgets) -> int:
-    """Return the micro-dollars beyond limits on all accounts together."""
-    return sum(
-        max(0, balance.usd_spent + balance.usd_reserved - balance.usd_limit) + balance.usd_overrun
-        for balance in mine.balances().values()
-        if balance.usd_limit is not None
-    )
-
-
-def _replayed(mine: Budgets) -> bool:
-    told = replay(mine.postings())
-    return all(
-        replace(balance, usd_limit=None, token_limit=None) == told.get(number)
-        for number, balance in mine.balances().items()
-        if number in told or balance.usd_spent or balance.usd_reserved
-    )
 
 
 def _settled_history(mine: Budgets, total: int, seed: int) -> int:
@@ -483,10 +462,8 @@ def _way(made: Cluster, sandbox: Sandbox, way: str) -> list[Finding]:
     for run, state in states.items():
         if state == "running":
             services.cancel(run)
-    over, equal = _over(services.budgets), _replayed(services.budgets)
-    with services.database.read() as connection:
-        paid = int(connection.scalar(select(func.coalesce(func.sum(ledger.c.cost_micro), 0))) or 0)
-    bill = _bill(sandbox)
+    over, equal = money.over(services.budgets), money.replayed(services.budgets)
+    paid, bill = money.paid(services), money.bill(sandbox)
     worst = max(over, paid - limit - before, 0)
     rest = f"{len(refused)} refused" if way == "deny" else f"{waiting} wait for the next month"
     return [
@@ -537,22 +514,6 @@ def _tells(error: dict[str, Any]) -> bool:
         and "the budget of team bench per month" in error["message"].lower()
         and "more than is left" in error["message"]
     )
-
-
-def _bill(sandbox: Sandbox) -> int:
-    """Return the sandbox's own count of tokens at today's prices, in micro-dollars."""
-    pricer = GenaiPricer()
-    total = 0
-    for providers in sandbox.bill().values():
-        for provider, models in providers.items():
-            for model, kinds in models.items():
-                usage = Usage(
-                    input_tokens=kinds.get("input", 0),
-                    cache_read_tokens=kinds.get("cached", 0),
-                    output_tokens=kinds.get("output", 0),
-                )
-                total += pricer.price(provider, model, usage) or 0
-    return total
 
 
 class _Naive:

@@ -1,7 +1,7 @@
 """Quotas through the whole engine: real workers, PostgreSQL, Redis and SDKs against the sandbox.
 
 * A quiet team's run of one step, alone and behind a noisy team with 5,000 queued steps that want all of the quota.
-* Redis, limiter and broker, away for 20 s in the middle of a run.
+* Redis, limiter and broker, away for 20 s in the middle of a run that a budget counts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bench import money
 from bench.figures import Target
 from gorgon_common.persistence import upgrade
 from tests.support.processes import Cluster, RedisProcess, cluster
@@ -22,31 +23,33 @@ from tests.support.servers import postgres
 
 WORKERS, SLOTS = 2, 50
 NOISY, QUICK_NOISY = 5_000, 1_500
-LIMIT = 3_000
-"""Requests a minute: one each 20 ms."""
+LIMIT = 1_200
+"""Requests a minute, one each 50 ms: few enough that the quota is what there is too little of, and not the CPU."""
 LATENCY = "1s"
 PAUSE = 1.0
 """Seconds between two runs of the quiet team."""
+BUDGET = "5"
 DOWN_ITEMS, DOWN_LIMIT, DOWN_SECONDS = 600, 900, 20.0
-MODEL = "gpt-5-mini"
-_QUIET = """
+MODEL = "gpt-6.1-terra"
+"""Its tokens cost whole micro-dollars: the sum of rounded costs is the cost of the sum."""
+_QUIET = f"""
 name: quiet
 team: quiet
 steps:
-  - {id: ask, provider: openai, model: gpt-5-mini, max_tokens: 200, prompt: "Say {{inputs.part}}."}
-inputs: {part: string}
+  - {{id: ask, provider: openai, model: {MODEL}, max_tokens: 200, prompt: "Say {{{{inputs.part}}}}."}}
+inputs: {{part: string}}
 """
-_MANY = """
+_MANY = f"""
 name: many
 team: noisy
 steps:
   - id: ask
     provider: openai
-    model: gpt-5-mini
+    model: {MODEL}
     max_tokens: 200
-    map: {over: "{{inputs.parts}}", as: part, max_parallel: 5000, max_items: 5000}
-    prompt: "Say {{part}}."
-inputs: {parts: array}
+    map: {{over: "{{{{inputs.parts}}}}", as: part, max_parallel: 5000, max_items: 5000}}
+    prompt: "Say {{{{part}}}}."
+inputs: {{parts: array}}
 """
 
 
@@ -101,6 +104,8 @@ def down(workers: Cluster, sandbox: Sandbox, server: RedisProcess, *, say: Calla
     time.sleep(3)
     sandbox.clear_log()
     sandbox.limits({"provider": "openai", "requests": DOWN_LIMIT})
+    workers.services.set_budget("team:noisy", period="month", usd=BUDGET)
+    before = money.paid(workers.services)
     say(f"engine: Redis away for {DOWN_SECONDS:.0f} s in a run of {DOWN_ITEMS} steps")
     run = _submit(workers, _MANY, {"parts": [str(number) for number in range(DOWN_ITEMS)]})
     _until(lambda: len(sandbox.log(status=200)) >= 100, "a hundred calls")
@@ -114,6 +119,8 @@ def down(workers: Cluster, sandbox: Sandbox, server: RedisProcess, *, say: Calla
     good = [entry for entry in entries if entry["status"] == 200]
     refused = sum(entry["status"] == 429 for entry in entries)
     most = _busiest([entry["time"] for entry in good])
+    books = workers.services.budgets
+    spent, billed = money.paid(workers.services) - before, money.bill(sandbox)
     return [
         Target(
             "limiter and broker away 20 s: steps lost",
@@ -124,6 +131,9 @@ def down(workers: Cluster, sandbox: Sandbox, server: RedisProcess, *, say: Calla
             f"the run has {found['status']}; {refused} times 429",
         ),
         Target("… most calls in any 60 s", most, "count", DOWN_LIMIT, True, f"the limit is {DOWN_LIMIT}"),
+        Target("… micro-dollars over the team's budget", money.over(books), "count", 0, True),
+        Target("… accounts that are not what their ledger says", not money.replayed(books), "count", 0, True),
+        Target("… ledger − the sandbox's bill, micro-dollars", abs(spent - billed), "count", 0, True, f"of {billed:,}"),
     ]
 
 
