@@ -12,7 +12,7 @@ from enum import IntEnum
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, delete, func, insert, literal, select, update
+from sqlalchemy import Connection, case, delete, func, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gorgon_common.clock import format_time
@@ -21,13 +21,13 @@ from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import KeyTaken
 from gorgon_common.persistence import encoding, parallel
 from gorgon_common.persistence.journal import tell
+from gorgon_common.persistence.live import orphaned
 from gorgon_common.persistence.tables import (
     concurrency_keys,
     concurrency_places,
     db_now,
     runs,
     steps,
-    workers,
 )
 
 CANCEL_RUNNING = "cancel_running"
@@ -131,11 +131,6 @@ def _members(connection: Connection, key: int) -> Sequence[Any]:
     return connection.execute(_MEMBERS.where(_places.key_id == key).order_by(_places.run_id)).all()
 
 
-_DEAD = and_(
-    runs.c.home != "",
-    ~select(literal(1)).where(workers.c.home == runs.c.home, workers.c.lease_until > db_now()).exists(),
-)
-"""The run belongs to one process, and that has died."""
 _MEMBERS = select(
     _places.key_id,
     _places.run_id,
@@ -150,7 +145,7 @@ _MEMBERS = select(
     runs.c.target,
     runs.c.key_at,
     runs.c.created_at,
-    case((_DEAD, 1), else_=0).label("dead"),
+    case((orphaned(), 1), else_=0).label("dead"),
 ).select_from(concurrency_places.join(runs, runs.c.id == _places.run_id))
 
 

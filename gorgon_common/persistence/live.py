@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import and_
+from sqlalchemy import and_, literal, select
 
 from gorgon_common.engine.records import ROW_BITS
 from gorgon_common.engine.states import RunStatus
-from gorgon_common.persistence.tables import runs, steps
+from gorgon_common.persistence.tables import db_now, runs, steps, workers
 
 LOST_SECONDS = 5.0
 """A message that nobody has claimed for this long may be lost; the sweep finds out."""
@@ -39,3 +39,9 @@ def is_live(home: str, target: str | None = None) -> Any:
         runs.c.home == home,
         *([] if target is None else [runs.c.target == target]),
     )
+
+
+def orphaned() -> Any:
+    """Return the condition that a run belongs to one process, and that has died."""
+    alive = select(literal(1)).where(workers.c.home == runs.c.home, workers.c.lease_until > db_now())
+    return and_(runs.c.home != "", ~alive.exists())

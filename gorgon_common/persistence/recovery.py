@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, or_, select, update
+from sqlalchemy import Connection, and_, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gorgon_common.engine.records import ROW_BITS, ROW_MASK, Head, step_id
@@ -156,10 +156,3 @@ def close_orphan(connection: Connection, run: int, *, cancelled: bool) -> None:
     ).scalar_one()
     tell(connection, run, None, f"run.{status.name.lower()}", died)
     concurrency.release(connection, run, key, home=None, lost=LOST_SECONDS)
-
-
-def orphaned(connection: Connection, run: int) -> bool:
-    """Tell whether an embedded run has no living worker any more."""
-    home = connection.scalar(select(runs.c.home).where(runs.c.id == run))
-    alive = connection.scalar(select(func.count()).where(workers.c.home == home, workers.c.lease_until > db_now()))
-    return bool(home) and not alive

@@ -53,7 +53,7 @@ from gorgon_common.persistence import (
 )
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.journal import tell
-from gorgon_common.persistence.live import LOST_SECONDS, chunks, is_live, live_steps
+from gorgon_common.persistence.live import LOST_SECONDS, chunks, is_live, live_steps, orphaned
 from gorgon_common.persistence.tables import (
     SQLITE_TIME,
     blobs,
@@ -237,11 +237,11 @@ class Store:
                 known = self._known(connection, new)
                 if known is not None:
                     return known, False
-            self._upsert(
-                connection,
-                plans,
-                {"hash": new.plan_hash, "org_id": new.org, "body": new.plan_body, "created_at": new.created_at},
-                ["hash"],
+            dialect = sqlite if self.database.sqlite else postgresql
+            connection.execute(
+                dialect.insert(plans)
+                .values(hash=new.plan_hash, org_id=new.org, body=new.plan_body, created_at=new.created_at)
+                .on_conflict_do_nothing(index_elements=["hash"])
             )
             key, place = None, concurrency.Place.HOLDS
             if new.hold is not None:
@@ -330,10 +330,6 @@ class Store:
                 hint="Use a new key for each different run.",
             )
         return int(row.id)
-
-    def _upsert(self, connection: Connection, table: Any, values: Mapping[str, Any], key: list[str]) -> None:
-        dialect = sqlite if self.database.sqlite else postgresql
-        connection.execute(dialect.insert(table).values(values).on_conflict_do_nothing(index_elements=key))
 
     def _insert_rows(self, connection: Connection, run: int, rows: Sequence[Row], *, offset: int) -> None:
         """Insert rows in bulk; `row` and `successors` count from `offset`."""
@@ -1004,7 +1000,7 @@ class Store:
     def orphaned(self, run: int) -> bool:
         """Tell whether an embedded run has no living worker any more."""
         with self.database.read() as connection:
-            return recovery.orphaned(connection, run)
+            return connection.scalar(select(runs.c.id).where(runs.c.id == run, orphaned())) is not None
 
 
 def _initial(row: Row) -> int:

@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -27,40 +27,11 @@ from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.store import Store
 from gorgon_common.persistence.tables import concurrency_keys, concurrency_places, plans, runs, steps
 from tests.support import servers
-from tests.support.engine import NOW, Desk, elapse, empty, new_run, open_store, row, rows_of
+from tests.support.engine import NOW, Desk, elapse, new_run, row, rows_of
 
 S = StepStatus
 ROOT = Path(__file__).parents[2]
 GATE, KEEPS = 1, frozenset({1})
-
-
-@pytest.fixture(scope="module")
-def one_postgres(postgres_admin: str) -> Iterator[tuple[str, Store, Store]]:
-    with servers.fresh_database(postgres_admin) as url:
-        stores = open_store(url), open_store(url)
-        yield (url, *stores)
-        for store in stores:
-            store.close()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def base(request: pytest.FixtureRequest) -> Iterator[tuple[str, Store, Store]]:
-    """The URL of an empty database and two processes' stores on it."""
-    if request.param == "sqlite":
-        url = request.getfixturevalue("sqlite_url")
-        made = url, open_store(url), open_store(url)
-        yield made
-        for store in made[1:]:
-            store.close()
-        return
-    made = request.getfixturevalue("one_postgres")
-    yield made
-    empty(made[1])
-
-
-@pytest.fixture
-def desks(base: tuple[str, Store, Store]) -> tuple[Desk, Desk]:
-    return Desk(base[1]), Desk(base[2])
 
 
 @pytest.fixture
@@ -470,8 +441,9 @@ def processes(url: str, how: str) -> int:
     return max(int(out) for out, _ in said)
 
 
-def test_processes_that_submit_end_and_cancel_keep_to_the_key(base: tuple[str, Store, Store], desk: Desk) -> None:
-    assert processes(base[0], "locked") <= MOST
+def test_processes_that_submit_end_and_cancel_keep_to_the_key(desk: Desk) -> None:
+    url = desk.store.database.engine.url.render_as_string(hide_password=False)
+    assert processes(url, "locked") <= MOST
     for _ in range(400):
         for run in going(desk):
             attempt(desk, run)

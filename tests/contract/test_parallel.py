@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,35 +11,10 @@ from sqlalchemy import func, select
 
 from gorgon_common.engine.records import Finish, Keep, Result, Weight, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
-from gorgon_common.persistence.store import Store
 from gorgon_common.persistence.tables import held_steps, run_slots, steps
-from tests.support import servers
-from tests.support.engine import ANTHROPIC, NOW, Desk, elapse, empty, open_store, row, rows_of
+from tests.support.engine import ANTHROPIC, NOW, Desk, elapse, row, rows_of
 
 S = StepStatus
-
-
-@pytest.fixture(scope="module")
-def one_postgres(postgres_admin: str) -> Iterator[tuple[Store, Store]]:
-    with servers.fresh_database(postgres_admin) as url:
-        stores = open_store(url), open_store(url)
-        yield stores
-        for store in stores:
-            store.close()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def desks(request: pytest.FixtureRequest) -> Iterator[tuple[Desk, Desk]]:
-    if request.param == "sqlite":
-        url = request.getfixturevalue("sqlite_url")
-        made = open_store(url), open_store(url)
-        yield Desk(made[0]), Desk(made[1])
-        for store in made:
-            store.close()
-        return
-    made = request.getfixturevalue("one_postgres")
-    yield Desk(made[0]), Desk(made[1])
-    empty(made[0])
 
 
 @pytest.fixture

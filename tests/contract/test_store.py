@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,6 @@ from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import Conflict, NotFound, Unavailable
 from gorgon_common.persistence.store import Store
 from gorgon_common.persistence.tables import blobs, checkpoints, runs, steps
-from tests.support import servers
 from tests.support.engine import (
     ANTHROPIC,
     CONTROL,
@@ -30,10 +29,8 @@ from tests.support.engine import (
     OPENAI,
     Desk,
     elapse,
-    empty,
     fan,
     new_run,
-    open_store,
     paid,
     row,
     rows_of,
@@ -41,31 +38,6 @@ from tests.support.engine import (
 
 S = StepStatus
 GATE = 3
-
-
-@pytest.fixture(scope="module")
-def one_postgres(postgres_admin: str) -> Iterator[tuple[Store, Store]]:
-    """Two stores on one database that is emptied after each test: to make one takes longer than most tests."""
-    with servers.fresh_database(postgres_admin) as url:
-        stores = open_store(url), open_store(url)
-        yield stores
-        for store in stores:
-            store.close()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def stores(request: pytest.FixtureRequest) -> Iterator[tuple[Store, Store]]:
-    """Two processes' stores on one empty database."""
-    if request.param == "sqlite":
-        url = request.getfixturevalue("sqlite_url")
-        made = open_store(url), open_store(url)
-        yield made
-        for store in made:
-            store.close()
-        return
-    made = request.getfixturevalue("one_postgres")
-    yield made
-    empty(made[0])
 
 
 @pytest.fixture
@@ -76,12 +48,6 @@ def store(stores: tuple[Store, Store]) -> Store:
 @pytest.fixture
 def desk(store: Store) -> Desk:
     return Desk(store)
-
-
-@pytest.fixture
-def desks(stores: tuple[Store, Store]) -> tuple[Desk, Desk]:
-    """Two processes: two stores on one database."""
-    return Desk(stores[0]), Desk(stores[1])
 
 
 def together(*calls: Callable[[], Any]) -> list[Any]:
