@@ -39,10 +39,10 @@ fmt: $(READY) ## format the code
 bench: $(READY) ## measure steps against raw Celery, with PostgreSQL and Redis (15 minutes)
 	@$(BIN)/python -m bench $(ARGS)
 
-bench-limits: $(READY) ## fill every quota, break none: four processes against real token buckets (12 minutes)
+bench-limits: $(READY) ## fill every quota, break none: four processes against real token buckets (15 minutes)
 	@$(BIN)/python -m bench.limits $(ARGS)
 
-bench-budget: $(READY) ## overshoot no budget: 16 processes, kills, 200 runs; plans that hold (7 minutes)
+bench-budget: $(READY) ## overshoot no budget: 16 processes, kills, 200 runs; plans that hold (4 to 7 minutes)
 	@$(BIN)/python -m bench.budget $(ARGS)
 
 setup: $(READY) ## only install
