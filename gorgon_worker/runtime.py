@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from gorgon_common.bootstrap import Services
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.engine import rows
+from gorgon_common.engine.kinds.base import StepServices
 from gorgon_common.engine.machine import Machine
 from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
 from gorgon_common.engine.records import ROW_BITS
@@ -55,13 +56,15 @@ class Runtime:
             self.name, target=target, home=home, queues=numbers, slots=slots, lease=self.lease
         )
         self.executor = Executor(
-            services.knowledge,
-            providers=providers,
-            commands=commands,
-            pricer=pricer,
-            clock=SYSTEM_CLOCK,
-            cancelled=self._cancelled.__contains__,
-            budgets=services.budgets,
+            StepServices(
+                cache=services.knowledge,
+                providers=providers,
+                commands=commands,
+                pricer=pricer,
+                clock=SYSTEM_CLOCK,
+                cancelled=self._cancelled.__contains__,
+                budgets=services.budgets,
+            )
         )
         self.machine = Machine(self.store, services.knowledge, self.member, self.executor, self.publisher, slots=slots)
         self.publisher.here = self.machine.run_here

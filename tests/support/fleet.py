@@ -23,6 +23,7 @@ from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.costs.usage import Usage
 from gorgon_common.engine import rows
 from gorgon_common.engine.context import Knowledge
+from gorgon_common.engine.kinds.base import StepServices
 from gorgon_common.engine.machine import Machine
 from gorgon_common.engine.ports import AgentCall, AgentReply, CommandCall, CommandResult, Lowered
 from gorgon_common.engine.publish import Publisher
@@ -213,13 +214,15 @@ class Process:
         )
         self.cancelled: set[int] = set()
         executor = Executor(
-            self.knowledge,
-            providers={"openai": self.provider},
-            commands=NoCommands(),
-            pricer=Free(),
-            clock=SYSTEM_CLOCK,
-            cancelled=self.cancelled.__contains__,
-            chance=lambda: 0.0,
+            StepServices(
+                cache=self.knowledge,
+                providers={"openai": self.provider},
+                commands=NoCommands(),
+                pricer=Free(),
+                clock=SYSTEM_CLOCK,
+                cancelled=self.cancelled.__contains__,
+                chance=lambda: 0.0,
+            )
         )
         self.machine = Machine(
             self.store, self.knowledge, self.member, executor, self.publisher, slots=self.slots, sleep=lambda _: None

@@ -17,11 +17,12 @@ from gorgon_common.costs.estimate import input_bound
 from gorgon_common.costs.forecast import ASSUMED, KIN, Call, Guess, Part, Repeat, Task, learned
 from gorgon_common.costs.history import History, StepHistory
 from gorgon_common.costs.tokens import TokenEstimator
+from gorgon_common.engine.kinds.agent import DEFAULT_TIER
+from gorgon_common.engine.kinds.base import DEFAULT_TIMEOUT
 from gorgon_common.engine.outlook.examples import example, reply_example
 from gorgon_common.engine.outlook.prompts import Prompts
 from gorgon_common.engine.outlook.values import Values, nodes_of
 from gorgon_common.engine.rendering import DEFAULT_MAX_TOKENS
-from gorgon_common.engine.step import DEFAULT_TIER, DEFAULT_TIMEOUT
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.expressions import to_text
 from gorgon_common.workflow.plan import Kind, Node, Plan

@@ -7,8 +7,8 @@ from typing import Any
 
 from gorgon_common.costs.forecast import ASSUMED, HISTORY, Guess, Repeat, learned
 from gorgon_common.costs.history import History, StepHistory
-from gorgon_common.engine.aggregate import aggregate
 from gorgon_common.engine.context import published
+from gorgon_common.engine.kinds.aggregate import aggregate
 from gorgon_common.engine.outlook.examples import SENTENCE, reply_example
 from gorgon_common.errors import ExpressionError
 from gorgon_common.workflow.expressions import (

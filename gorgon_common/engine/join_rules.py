@@ -11,7 +11,7 @@ from gorgon_common.workflow.plan import Join, Kind, Node
 _ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
 
 
-def stopped(run: Run, step: Claimed) -> str | None:
+def blocked(run: Run, step: Claimed) -> str | None:
     """Return why a step may not start, or None.  Raises ExpressionError."""
     node = run.node(step)
     if node.phase == "on_error" and step.weight == Weight.INLINE:

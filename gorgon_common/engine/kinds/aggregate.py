@@ -1,14 +1,26 @@
-"""Joining results without a model: what an `aggregate:` step does."""
+"""`aggregate:` — joins results without a model."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+from gorgon_common.engine.kinds.base import StepContext, StepHandler
+from gorgon_common.engine.outcomes import Outcome
 from gorgon_common.errors import ExpressionError
 from gorgon_common.workflow.expressions import Env, render_value, to_text
 from gorgon_common.workflow.plan import Node
+
+
+class Aggregate(StepHandler):
+    """Joins what `from:` gives, as `how:` says."""
+
+    kind: ClassVar[str] = "aggregate"
+
+    def execute(self, context: StepContext) -> Outcome:
+        """Return the joined value.  Raises ExpressionError."""
+        return context.succeeded(aggregate(context.node, context.env()))
 
 
 def aggregate(node: Node, env: Env) -> Any:

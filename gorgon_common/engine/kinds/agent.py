@@ -1,0 +1,122 @@
+"""`prompt:` — one conversation with a model: the call, and what its reply is made into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from gorgon_common.costs.usage import Usage
+from gorgon_common.engine import limits, rendering
+from gorgon_common.engine.agent import converse
+from gorgon_common.engine.kinds.base import StepContext, StepHandler
+from gorgon_common.engine.outcomes import Outcome
+from gorgon_common.engine.ports import AgentCall, AgentProvider
+from gorgon_common.errors import ConfigurationError, Final, RateLimited, StepError, Throttled
+from gorgon_common.roles.models import resolve_model
+from gorgon_common.workflow.expressions import conform
+
+DEFAULT_TIER = "standard"
+LONG_WAIT = 60.0
+"""Seconds: a provider that is closed for longer is passed over for the next model of `models:`."""
+
+
+class Agent(StepHandler):
+    """Asks the step's models in their order, until one of them serves the call."""
+
+    kind: ClassVar[str] = "agent"
+
+    def execute(self, context: StepContext) -> Outcome:
+        """Return the reply.  Raises the first wait that may help, else the last model's error."""
+        spec = context.node.spec
+        models = spec.get("models") or [f"{spec['provider']}:{spec.get('model') or ''}"]
+        failure: StepError | None = None
+        waits: list[tuple[float, Throttled | RateLimited]] = []
+        for model in models:
+            try:
+                return ask(context, model)
+            except (Throttled, RateLimited) as busy:
+                seconds = _out_of_service(busy)
+                if seconds is None:
+                    raise
+                waits.append((seconds, busy))
+            except (StepError, ConfigurationError) as error:
+                failure = error if isinstance(error, StepError) else Final(error.message, hint=error.hint)
+        if waits:
+            shortest, first = min(waits, key=lambda wait: wait[0])
+            if failure is None or not failure.retryable or shortest <= LONG_WAIT:
+                raise first
+        assert failure is not None
+        raise failure
+
+
+def ask(context: StepContext, model: str, detail: Mapping[str, Any] | None = None) -> Outcome:
+    """Ask one model, written `provider:model`; `detail` is added to the result's.  Raises what the call raises."""
+    provider, _, name = model.partition(":")
+    call = _call(context, provider, name)
+    fingerprint = context.fingerprint(
+        provider, call.model, call.system, call.messages[0].content, call.schema, call.max_tokens, call.effort
+    )
+    adopted = context.adopted(fingerprint)
+    if adopted is not None:
+        return adopted
+    found = _provider(context, provider)
+    # Another model may have been asked for and not called: what is held for it keeps its number.
+    earlier = max([0, *context.budget.held, *(made.ordinal for made in context.calls)])
+    if not context.calls:
+        context.started_at = context.services.clock.now()  # the attempt begins after the SDK's import
+    reply = converse(
+        found,
+        call,
+        pricer=context.services.pricer,
+        provider_name=provider,
+        cancelled=context.cancelled,
+        on_call=lambda record: context.calls.append(replace(record, ordinal=earlier + record.ordinal)),
+        clock=context.services.clock,
+        reserve=lambda asked, ordinal: context.budget.reserve(provider, asked, earlier + ordinal),
+        over=lambda ordinal: context.budget.over(earlier + ordinal),
+        earlier=context.budget.earlier(fingerprint),
+        keep=lambda said: context.budget.keep(fingerprint, said, context.calls),
+    )
+    # A number field stays a decimal even where the model wrote 3: expressions divide by its schema's type.
+    output = conform(reply.data, call.schema) if call.schema is not None else reply.text
+    known = {"provider": provider, "model": reply.model, "role": call.role, "fingerprint": fingerprint}
+    return context.succeeded(output, {**known, **(detail or {})})
+
+
+def _call(context: StepContext, provider: str, model: str) -> AgentCall:
+    spec = context.node.spec
+    return rendering.agent_call(
+        spec,
+        context.env(),
+        model=resolve_model(provider, model or spec.get("tier") or DEFAULT_TIER),
+        timeout=context.timeout(),
+        label=context.run.path(context.step),
+        team=context.run.info.team,
+        ticket=str(context.step.id),
+        patient=any(not call.measured or call.usage != Usage() for call in context.calls),
+    )
+
+
+def _provider(context: StepContext, name: str) -> AgentProvider:
+    found = context.services.providers.get(name)
+    if found is None:
+        raise Final(
+            f"There is no provider {name!r}; there are {', '.join(sorted(context.services.providers))}.",
+            hint="Set `provider:` of the step.",
+        )
+    return found
+
+
+def _out_of_service(busy: Throttled | RateLimited) -> float | None:
+    """Return for how many seconds a model is of no use; None where its turn comes, so that it is to be waited for.
+
+    A long line before it is no reason to take another, which may cost more: a large map would move over as a whole.
+    """
+    if isinstance(busy, RateLimited):
+        seconds = busy.retry_after or 0.0
+        return seconds if seconds > LONG_WAIT else None
+    if busy.reason == limits.BREAKER:
+        return busy.seconds
+    exhausted = busy.reason in (limits.RETRY_AFTER, "requests_per_day")
+    return busy.seconds if exhausted and busy.seconds > LONG_WAIT else None

@@ -1,0 +1,178 @@
+"""What a kind of step is to the engine, and what one attempt at a step gives it to work with."""
+
+from __future__ import annotations
+
+import abc
+import json
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, ClassVar
+
+from gorgon_common.clock import Clock
+from gorgon_common.costs.usage import CallRecord
+from gorgon_common.engine import rendering
+from gorgon_common.engine.budget import Purse, Vault, unsent
+from gorgon_common.engine.context import Knowledge, Run
+from gorgon_common.engine.outcomes import Done, Outcome
+from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
+from gorgon_common.engine.records import Claimed, Expansion, Result, Weight, step_id
+from gorgon_common.engine.states import StepStatus
+from gorgon_common.errors import ExpressionError, GorgonError, OutputTooLarge, StepError
+from gorgon_common.workflow.expressions import Env
+from gorgon_common.workflow.plan import Node
+
+DEFAULT_TIMEOUT = 300.0
+"""Seconds that an attempt may take where the file names no `timeout:`."""
+
+
+class DeadlineExceeded(StepError):
+    """The step's deadline has passed."""
+
+    kind = "deadline"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepServices:
+    """What steps use of their process.  `cancelled(run)` tells whether a run has been asked to end."""
+
+    cache: Knowledge
+    providers: Mapping[str, AgentProvider]
+    commands: CommandRunner
+    pricer: Pricer
+    clock: Clock
+    cancelled: Callable[[int], bool]
+    chance: Callable[[], float] = random.random
+    budgets: Vault | None = None
+
+
+class StepContext:
+    """One attempt at one step: its place in the run, what it may use, and how it ends."""
+
+    def __init__(self, services: StepServices, step: Claimed) -> None:
+        self.services = services
+        self.run: Run = services.cache.run(step.run)
+        self.node: Node = self.run.node(step)
+        self.step = step
+        self.calls: list[CallRecord] = []
+        self.budget = Purse(services.budgets, services.pricer, self.run, step)
+        self.started_at: datetime = services.clock.now()
+
+    # What it may use
+
+    def env(self, names: Mapping[str, Any] | None = None) -> Env:
+        """Return the scope of the step's expressions; `names` are added to it."""
+        return self.run.env(self.step, self.node.refs, names)
+
+    def cancelled(self) -> bool:
+        """Tell whether a call in flight is to be aborted; a run's final steps go on when it was cancelled."""
+        if not self.services.cancelled(self.run.info.id):
+            return False
+        _, top, _ = self.run.ancestry(self.step)[-1]
+        return self.run.plan.nodes[top].phase == "main"
+
+    def timeout(self) -> float:
+        """Return the seconds that this attempt may take.  Raises DeadlineExceeded."""
+        limit = self.node.timeout or DEFAULT_TIMEOUT
+        left = self.seconds_left()
+        if left is None:
+            return limit
+        if left <= 0:
+            raise DeadlineExceeded(
+                f"`{self.node.id}` has not ended within its deadline of {self.node.deadline:g} s.",
+                hint="Raise `deadline:`, which counts all attempts and the time in queues, or see what it waited for.",
+            )
+        return min(limit, left)
+
+    def seconds_left(self) -> float | None:
+        """Return the seconds to the step's deadline; it counts from when the last step before it has ended."""
+        if self.node.deadline is None:
+            return None
+        rows = [self.run.locate(self.step, dep.node) for dep in self.node.deps]
+        ids = [step_id(self.run.info.id, row) for row in rows if row is not None]
+        ended = [entry.finished_at for entry in self.run.knowledge.checkpoints(ids).values() if entry.finished_at]
+        since = max(ended, default=self.run.info.key_at or self.run.info.created_at)
+        return self.node.deadline - (self.services.clock.now() - since).total_seconds()
+
+    def fallback(self) -> Expansion | None:
+        """Return the expansion into the step's fallback, if it has come to that."""
+        if self.step.weight != Weight.INLINE or "fallback" not in self.node.bodies:
+            return None
+        return next((entry for entry in self.run.expansions(self.step.row) if entry.phase == "fallback"), None)
+
+    # Work that is done already
+
+    def fingerprint(self, *request: Any) -> str:
+        """Return `root:hash` of the step's place and of everything that its work depends on (JSON values)."""
+        return self.run.fingerprint(self.step, json.dumps(request, sort_keys=True))
+
+    def adopted(self, fingerprint: str) -> Done | None:
+        """Return what an earlier run of this root has paid for already; it costs nothing."""
+        if self.run.info.root == self.run.info.id:
+            return None
+        root, _, digest = fingerprint.partition(":")
+        found = self.run.knowledge.reader.adoptable(int(root), digest)
+        if found is None or found.status is not StepStatus.SUCCEEDED:
+            return None
+        return self.succeeded(found.output, {**found.detail, "adopted_from": found.id})
+
+    # Its end
+
+    def succeeded(self, output: Any = None, detail: Mapping[str, Any] | None = None) -> Done:
+        """The step has done its work.  Raises OutputTooLarge."""
+        size = 0 if output is None else len(json.dumps(output, default=str))
+        if size > rendering.MAX_OUTPUT_BYTES:
+            raise OutputTooLarge(
+                f"The output of `{self.node.id}` has {size / 1024**2:.1f} MB, and may have 10 MB.",
+                hint="Write large results to a file, or let the step return a part of it.",
+            )
+        return Done(self.result(StepStatus.SUCCEEDED, output, detail=detail or {}))
+
+    def skipped(self, reason: str) -> Done:
+        """The step does not run, nor does what needs it."""
+        result = self.result(StepStatus.SKIPPED, reason=reason)
+        return Done(result, self.run.descendants(self.step, failed=False))
+
+    def result(self, status: StepStatus, output: Any = None, **fields: Any) -> Result:
+        """Return a result of this attempt."""
+        return Result(
+            status,
+            output,
+            attempts=self.step.attempt,
+            calls=self.paid(),
+            started_at=self.started_at,
+            finished_at=self.services.clock.now(),
+            **fields,
+        )
+
+    def error_data(self, error: GorgonError) -> dict[str, Any]:
+        """Return an error as data: what the checkpoint, `{{error}}` and people get."""
+        path = self.run.path(self.step)
+        return {
+            "step": path,
+            "kind": getattr(error, "kind", "expression" if isinstance(error, ExpressionError) else "error"),
+            "message": error.message,
+            "hint": error.hint or None,
+            "summary": f"{self.run.info.workflow}: step {path} failed: {error.message}",
+        }
+
+    def paid(self) -> tuple[CallRecord, ...]:
+        """Return the calls of this attempt, and what was reserved for calls that were not made."""
+        made = {call.ordinal for call in self.calls}
+        return (*self.calls, *(unsent(ordinal) for ordinal in self.budget.held if ordinal not in made))
+
+
+class StepHandler(abc.ABC):
+    """Does the work of one kind of step: one subclass, one file and one line in `kinds` for each."""
+
+    kind: ClassVar[str]
+    """`Node.kind` of its steps."""
+
+    @abc.abstractmethod
+    def execute(self, context: StepContext) -> Outcome:
+        """Do the work.  What it raises of `failure.HANDLED` is judged there."""
+
+    def stops_at_failure(self, node: Node) -> bool:
+        """Tell whether a child that fails takes the rest of its composite with it."""
+        return False

@@ -1,0 +1,33 @@
+"""`run:` — a process on the worker's machine."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from gorgon_common.engine import rendering
+from gorgon_common.engine.kinds.base import StepContext, StepHandler
+from gorgon_common.engine.outcomes import Outcome
+from gorgon_common.errors import CommandFailed
+
+
+class Command(StepHandler):
+    """Runs an argv list, or the text of an older file's shell step."""
+
+    kind: ClassVar[str] = "command"
+
+    def execute(self, context: StepContext) -> Outcome:
+        """Run it; its standard output is the step's.  Raises CommandFailed."""
+        call = rendering.command_call(context.node.spec, context.env(), timeout=context.timeout())
+        fingerprint = context.fingerprint(call.argv, call.shell, dict(call.env), call.stdin, call.cwd)
+        adopted = context.adopted(fingerprint)
+        if adopted is not None:
+            return adopted
+        ended = context.services.commands.run(call, context.cancelled)
+        if ended.exit_code and not context.node.spec.get("allow_failure"):
+            last = (ended.stderr.strip() or ended.stdout.strip()).splitlines()[-1:]
+            raise CommandFailed(
+                f"The command ended with status {ended.exit_code}{': ' if last else ''}{''.join(last)[:500]}",
+                hint="Write `allow_failure: true` where a non-zero exit is a result.",
+            )
+        detail = {"exit_code": ended.exit_code, "stderr": ended.stderr, "fingerprint": fingerprint}
+        return context.succeeded(ended.stdout, detail)

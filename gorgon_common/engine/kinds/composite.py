@@ -1,0 +1,60 @@
+"""What all steps that are made of steps have in common, and the fallback of a failed one.
+
+A composite is claimed where it becomes ready, expands into children and waits without a worker.  When the last child
+has ended it is claimed again and goes on: the next round, or its end.  What it has done so far is in its expansions, so
+it goes on from there whichever worker claims it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gorgon_common.engine import rows
+from gorgon_common.engine.context import Run
+from gorgon_common.engine.kinds.base import StepContext
+from gorgon_common.engine.outcomes import Done, Expanded
+from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, step_id
+from gorgon_common.engine.states import StepStatus
+from gorgon_common.errors import StepError
+
+
+class ChildFailed(StepError):
+    """A step inside failed."""
+
+    kind = "child_failed"
+
+
+def children(run: Run, expansion: Expansion) -> list[Checkpoint | None]:
+    """Return how the children of an expansion have ended, in the order of their rows."""
+    ids = [step_id(run.info.id, row) for row in range(expansion.base, expansion.base + expansion.count)]
+    found = run.knowledge.checkpoints(ids)
+    return [found.get(key) for key in ids]
+
+
+def check(ended: Sequence[Checkpoint | None]) -> None:
+    """Raise ChildFailed with the first failure among the children."""
+    for child in ended:
+        if child is not None and child.status is StepStatus.FAILED:
+            error = child.error or {}
+            raise ChildFailed(
+                f"{error.get('step', 'a step inside')}: {error.get('message', 'failed')}", hint=error.get("hint")
+            )
+    for child in ended:
+        if child is None or child.status is StepStatus.CANCELLED:
+            raise ChildFailed("A step inside was cancelled.")
+
+
+def fallback(run: Run, step: Claimed, error: Mapping[str, Any]) -> Expanded:
+    """Return the expansion of a failed step into its fallback."""
+    (number,) = run.node(step).bodies["fallback"]
+    child = rows.child_row(run.plan, number, row=0, parent=step.row, position=None)
+    return Expanded([child], "fallback", round=len(run.expansions(step.row)), items=[dict(error)])
+
+
+def fallback_ended(context: StepContext, expansion: Expansion) -> Done:
+    """End a step whose fallback has ended.  Raises ChildFailed where that failed too."""
+    child = children(context.run, expansion)[0]
+    check([child])
+    assert child is not None
+    return context.succeeded(child.output, {"fallback": expansion.items[0].get("message")})
