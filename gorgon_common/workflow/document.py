@@ -21,7 +21,7 @@ from gorgon_common.errors import Problem
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 20
-MAX_NODES = 10_000
+MAX_NODES = 200_000
 MAX_PROBLEMS = 100
 
 Path = tuple[str | int, ...]
