@@ -100,8 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         (block(gorgon, meter, plan, asked.steps) for _ in range(asked.rounds)), key=lambda r: r.cpu
                     )
                     print(
-                        f"{side:10} {name:11} {best.cpu:6.3f} CPU ms, {best.wall:6.3f} ms, {best.commits:5.2f} commits, "
-                        f"{best.messages:5.2f} messages, {best.commands:5.1f} Redis commands a step",
+                        f"{side:10} {name:11} {best.cpu:6.3f} CPU ms, {best.wall:6.3f} ms, "
+                        f"{best.commits:5.2f} commits, {best.messages:5.2f} messages, "
+                        f"{best.commands:5.1f} Redis commands a step",
                         flush=True,
                     )
                 meter.close()

@@ -17,7 +17,16 @@ log = get_logger(__name__)
 
 
 class Channel(stock.Channel):  # type: ignore[misc]  # kombu has no types
-    """Drops what is no message."""
+    """Drops what is no message, and keeps its client: to make one costs more than most commands (CPU)."""
+
+    _kept: Any = None
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        if asynchronous:  # tied to one connection of the event loop
+            return super()._create_client(asynchronous=True)
+        if self._kept is None or self._kept.connection_pool is not self.pool:
+            self._kept = super()._create_client()
+        return self._kept
 
     def _brpop_read(self, **options: Any) -> Any:
         # The item has left the queue before it is read, so there is nothing to reject.  Errors of the connection are

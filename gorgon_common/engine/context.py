@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any, Generic, Protocol, TypeVar
 
 from gorgon_common.clock import format_time
-from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, RunInfo, Weight, step_id
+from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, Row, RunInfo, Weight, step_id
 from gorgon_common.engine.rows import queue, weight
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.errors import ConfigurationError, Unavailable
@@ -177,6 +177,11 @@ class Run:
         if found is None:
             found = self._places[row] = self.knowledge.reader.place(step_id(self.info.id, row))
         return found
+
+    def learn_places(self, base: int, made: Sequence[Row]) -> None:
+        """Note the places of rows that this process has made; `made` counts from `base`."""
+        for row in made:
+            self._places[base + row.row] = row.node, row.parent, row.position
 
     def ancestry(self, step: Claimed) -> list[tuple[int, int, int | None]]:
         """Return (row, node, position) of a step and of the composites that it is in, innermost first."""

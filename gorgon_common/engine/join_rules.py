@@ -34,8 +34,8 @@ def _join(run: Run, step: Claimed, node: Node) -> str | None:
     """Return why the join rule does not hold, or None."""
     if node.join is Join.ALL_DONE or node.kind in _ENGINE:
         return None
-    if node.join is Join.ALL_SUCCESS and len(node.deps) < 2:
-        return None  # what its one dependency's end means for it was decided there
+    if node.join is Join.ALL_SUCCESS and (not step.unmet or len(node.deps) < 2):
+        return None  # all went well; or what its one dependency's end means for it was decided there
     rows = {dep.node: run.locate(step, dep.node) for dep in node.deps if not dep.order}
     ids = {step_id(run.info.id, row): number for number, row in rows.items() if row is not None}
     ended = run.knowledge.checkpoints(list(ids))

@@ -29,6 +29,7 @@ from gorgon_common.engine.outcomes import RETRY, Done, Ended, Expanded, Failed, 
 from gorgon_common.engine.ports import Member, Steps
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.records import ROW_BITS, Advance, Claimed, Finish, Head, Keep, Result, Weight, step_id
+from gorgon_common.engine.slots import ReadyQueue
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.errors import GorgonError, Unavailable
 from gorgon_common.logs import get_logger
@@ -49,6 +50,8 @@ COMMIT_RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 SLOT_SECONDS = 0.5
 """How long a message waits for a slot before its steps go to the backlog."""
 DOUBTS = 15
+GATHER_SECONDS = 0.0005
+"""How long a commit waits for short steps that are about to end: they are committed together."""
 Given = ParamSpec("Given")
 Got = TypeVar("Got")
 
@@ -104,7 +107,9 @@ class Machine:
         slots: int,
         sleep: Callable[[float], None] = time.sleep,
         chance: Callable[[], float] = random.random,
+        next_up: ReadyQueue | None = None,
     ) -> None:
+        self.next_up = next_up or ReadyQueue(slots)
         self.store = store
         self.knowledge = knowledge
         self.worker = worker
@@ -222,12 +227,14 @@ class Machine:
             log.error("a step was given up", step=step.id, error=str(error))
 
     def _one(self, job: Job, step: Claimed) -> list[Claimed]:
+        since = time.perf_counter()
         try:
             outcome = self.executor.execute(step)
             while isinstance(outcome, Parked) and outcome.seconds <= SLEEP_IN_PLACE and not _made(outcome.calls):
                 self.sleep(outcome.seconds)
                 outcome = self.executor.execute(step)
         finally:
+            self.next_up.measured(time.perf_counter() - since)
             self._free_slot(step)
         return self._fold(job, step, outcome)
 
@@ -258,6 +265,8 @@ class Machine:
     def _fold(self, job: Job, step: Claimed, outcome: Outcome) -> list[Claimed]:
         """Make the outcome true; return what this thread goes on with."""
         mine = self._folded(job, step, outcome)
+        if not isinstance(outcome, Done):  # the slot was freed without a commit that could fill it
+            self.send_kept()
         if isinstance(outcome, (Parked, Expanded, Failed)) and step.weight == Weight.SLOW and self._limited(step.run):
             other = Job()
             request = self._tick(_Request((), (), other, vacated=(step.run,)))
@@ -377,6 +386,7 @@ class Machine:
             stopped = Result(StepStatus.CANCELLED, reason="the run stopped before it began")
             return self._commit_finishes(job, [Finish(step, stopped)])
         heads, base = made
+        self.knowledge.run(step.run).learn_places(base, outcome.rows)
         inline = [head.id for head in heads if head.weight == Weight.INLINE]
         sent = [head for head in heads if head.weight != Weight.INLINE]
         mine: list[Claimed] = []
@@ -392,12 +402,19 @@ class Machine:
 
     def _publish(self, heads: Sequence[Head]) -> None:
         """Send what has become ready.  Where that fails the sweep does it: what this thread has claimed must go on."""
+        self._send(heads if self.closing else self.next_up.keep(heads, self.worker.queues))
+
+    def _send(self, heads: Sequence[Head]) -> None:
         if not heads:
             return
         try:
             self.publisher.publish(heads)
         except Unavailable as error:
             log.warning("messages are left to the sweep", steps=len(heads), error=error.message)
+
+    def send_kept(self) -> None:
+        """Send the ready steps that wait for a slot here: every few seconds, and where none may become free."""
+        self._send(self.next_up.take())
 
     # Counting
 
@@ -434,6 +451,8 @@ class Machine:
         self._queue.append(request)
         with self._commit:
             if not request.done:
+                if self._running and self.next_up.short:
+                    time.sleep(GATHER_SECONDS)
                 batch: list[_Request] = []
                 while self._queue:
                     queued = self._queue.popleft()
@@ -480,6 +499,9 @@ class Machine:
         claims = [key for request in batch for key in request.claims]
         finishes = [finish for request in batch for finish in request.finishes]
         vacated = {run for request in batch for run in request.vacated}
+        waiting = [head.id for head in self.next_up.take(free)]
+        claims += waiting
+        free -= len(waiting)
         if not claims and not finishes:
             advance = Advance()
             self._admit(advance, vacated, slots, suspects=False)
@@ -554,6 +576,7 @@ class Machine:
 
         A step is given back when it was found like that twice: it may just be on its way here.
         """
+        self.send_kept()
         if not self.doubts:
             return
         self.doubts -= 1
@@ -612,6 +635,7 @@ class Machine:
     def close(self, seconds: float) -> bool:
         """Take nothing more; wait for what is running.  Returns whether everything has ended."""
         self.closing = True
+        self.send_kept()
         with self._free:
             self._free.notify_all()
         until = time.monotonic() + seconds

@@ -66,6 +66,8 @@ class Claimed:
     parent: int | None
     position: int | None
     crashes: int
+    unmet: bool = True
+    """Something that it depends on has not succeeded, or nobody looked."""
 
     @property
     def run(self) -> int:

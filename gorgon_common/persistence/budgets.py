@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from importlib import resources
 from typing import Any
 
 import psycopg
@@ -626,11 +625,6 @@ class Budgets:
                 )
                 for row in connection.execute(select(postings).order_by(postings.c.seq))
             ]
-
-
-def functions() -> str:
-    """Return the SQL text of the functions, for migrations."""
-    return resources.files("gorgon_common.persistence").joinpath("sql/budgets.sql").read_text()
 
 
 def _counted(budget: Budget) -> list[Any]:

@@ -10,10 +10,11 @@ from sqlalchemy.sql import column, table
 
 from gorgon_common.errors import ConfigurationError
 from gorgon_common.lazy import load
+from gorgon_common.persistence import functions
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.tables import metadata
 
-HEAD = "0008"
+HEAD = "0015"
 """The newest migration; a test holds it against the files."""
 _LOCK = 0x676F7267
 
@@ -33,7 +34,7 @@ def upgrade(url: str) -> str:
     database = Database(url, pool_size=1)
     try:
         before = current(database)
-        if before == HEAD:
+        if before == HEAD and _functions_fit(database):
             return before
         if before is None and database.sqlite:
             _create(database)
@@ -52,6 +53,17 @@ def check(database: Database) -> None:
             f"The database is at version {found or 'none'}, this Gorgon needs {HEAD}.",
             hint="Run: gorgon db upgrade",
         )
+    if not _functions_fit(database):
+        raise ConfigurationError(
+            "The SQL functions of the database are those of another version of Gorgon.", hint="Run: gorgon db upgrade"
+        )
+
+
+def _functions_fit(database: Database) -> bool:
+    if database.sqlite:
+        return True
+    with database.read() as connection:
+        return functions.installed(connection) == functions.digest()
 
 
 def _create(database: Database) -> None:
@@ -64,7 +76,7 @@ def _create(database: Database) -> None:
         connection.execute(_version.insert().values(version_num=HEAD))
 
 
-def _alembic(database: Database, verb: str) -> None:
+def _alembic(database: Database, verb: str, target: str = "head") -> None:
     command: Any = load("alembic.command")
     config = load("alembic.config:Config")()
     config.set_main_option("script_location", str(resources.files("gorgon_common.persistence").joinpath("migrations")))
@@ -72,4 +84,10 @@ def _alembic(database: Database, verb: str) -> None:
         if not database.sqlite:  # where BEGIN IMMEDIATE does it: of two at once, the second finds nothing left to do
             connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
         config.attributes["connection"] = connection
-        getattr(command, verb)(config, "head")
+        if database.sqlite:
+            getattr(command, verb)(config, target)
+            return
+        functions.remove(connection)
+        getattr(command, verb)(config, target)
+        if target == "head":
+            functions.install(connection)

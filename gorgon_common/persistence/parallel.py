@@ -142,6 +142,7 @@ def _claim(connection: Connection, worker: Any, ids: Sequence[int]) -> list[Clai
             steps.c.parent,
             steps.c.position,
             steps.c.crashes,
+            steps.c.unmet,
         )
     )
     return sorted((Claimed(*row) for row in connection.execute(claimed)), key=lambda step: step.id)

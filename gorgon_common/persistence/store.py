@@ -10,8 +10,8 @@ import functools
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
-from importlib import resources
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import psycopg
@@ -548,9 +548,9 @@ class Store:
 
     def owned(self, worker: Worker) -> list[Claimed]:
         """Return the steps that a worker holds.  Reads every step of the live runs of its home."""
-        columns = (steps.c.id, steps.c.token, steps.c.node, steps.c.weight, steps.c.queue, steps.c.attempt)
+        columns: list[Any] = [steps.c[entry.name] for entry in fields(Claimed)]
         query = (
-            select(*columns, steps.c.parent, steps.c.position, steps.c.crashes)
+            select(*columns)
             .select_from(live_steps())
             .where(is_live(worker.home), steps.c.status == int(StepStatus.RUNNING), steps.c.owner == worker.owner)
         )
@@ -1053,9 +1053,9 @@ def _settlements(finishes: Sequence[Finish]) -> list[dict[str, Any]]:
 
 def _advance(rows: Sequence[tuple[Any, ...]]) -> Advance:
     advance = Advance()
-    for what, key, token, node, weight, queue, attempt, parent, position, crashes in rows:
+    for what, key, token, node, weight, queue, attempt, parent, position, crashes, unmet in rows:
         if what == 1:
-            advance.mine.append(Claimed(key, token, node, weight, queue, attempt, parent, position, crashes))
+            advance.mine.append(Claimed(key, token, node, weight, queue, attempt, parent, position, crashes, unmet))
         elif what == 2:
             advance.ready.append(Head(key, node, weight, queue, crashes))
         elif what == 4:
@@ -1078,8 +1078,3 @@ def _checkpoint(row: Any) -> Checkpoint:
         attempts=row.attempts,
         finished_at=row.finished_at,
     )
-
-
-def tick_function() -> str:
-    """Return the SQL text of `gorgon_tick`, for migrations."""
-    return resources.files("gorgon_common.persistence").joinpath("sql/tick.sql").read_text()

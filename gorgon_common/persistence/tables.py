@@ -203,6 +203,7 @@ steps = Table(
     Column("grouped", Boolean, nullable=False),
     Column("carried", Boolean, nullable=False),
     Column("halted", Boolean, nullable=False, server_default="0"),
+    Column("unmet", Boolean, nullable=False, server_default="0"),
     Column("parent", Integer),
     Column("position", Integer),
     Column("window_next", Integer),
@@ -213,6 +214,7 @@ steps = Table(
 """`due`: a ready step's message counts as lost after it; a waiting step wakes at it.
 `carried`: a canvas in flight sends this step's message when it becomes ready.
 `halted`: the step ran on when its run (or group) was stopped; it may finish, but neither expand nor wait.
+`unmet`: something that the step depends on has ended without success: only then does its join have to look.
 `parent`, `successors`, `window_*`: rows of the same run.  A windowed composite releases row `window_next` for each
 child that finishes, up to `window_end`."""
 

@@ -16,7 +16,7 @@ from gorgon_common.engine.records import ROW_BITS, ROW_MASK, Keep
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.persistence.tables import SQLITE_TIME
 
-_COLUMNS = "id, token, node, weight, queue, attempt, parent, position, crashes"
+_COLUMNS = "id, token, node, weight, queue, attempt, parent, position, crashes, unmet"
 _KINDS = {5: "step.succeeded", 6: "step.failed", 7: "step.skipped", 8: "step.cancelled"}
 _CALL = (
     "step_id",
@@ -54,6 +54,10 @@ class Who:
     lost: float
 
 
+_Ended = tuple[int, str, int | None, int]
+"""id, successors, parent and status of a step that has ended."""
+
+
 def tick(
     db: sqlite3.Connection,
     who: Who,
@@ -65,15 +69,17 @@ def tick(
     calls: Sequence[Mapping[str, Any]] = (),
     skips: Sequence[Mapping[str, Any]] = (),
 ) -> list[tuple[Any, ...]]:
-    """Return rows as `gorgon_tick` does: (what, id, token, node, weight, queue, attempt, parent, position, crashes)."""
+    """Return rows as `gorgon_tick` does: (what, id, token, node, weight, queue, attempt, parent, position, crashes,
+    unmet).
+    """
     out: list[tuple[Any, ...]] = []
     for call in calls:
         db.execute(_INSERT_CALL, {**call, "at": _time(call["at"])})
-    done: list[tuple[int, str, int | None]] = []
+    done: list[_Ended] = []
     for finish in finishes:
         row = _fence(db, finish)
         if row is None:
-            out.append((3, finish["i"], *(None,) * 8))
+            out.append((3, finish["i"], *(None,) * 9))
         else:
             done.append(row)
     if skips and done:
@@ -90,10 +96,10 @@ def _time(moment: datetime | None) -> str | None:
     return None if moment is None else moment.astimezone(UTC).strftime(SQLITE_TIME)
 
 
-def _fence(db: sqlite3.Connection, finish: Mapping[str, Any]) -> tuple[int, str, int | None] | None:
-    row: tuple[int, str, int | None] | None = db.execute(
+def _fence(db: sqlite3.Connection, finish: Mapping[str, Any]) -> _Ended | None:
+    row: _Ended | None = db.execute(
         "UPDATE steps SET status = ?, owner = NULL WHERE id = ? AND token = ? AND status IN (1, 2)"
-        " RETURNING id, successors, parent",
+        " RETURNING id, successors, parent, status",
         (finish["s"], finish["i"], finish["t"]),
     ).fetchone()
     if row is None:
@@ -122,11 +128,11 @@ def _tell(db: sqlite3.Connection, step: int, kind: str, at: str | None) -> None:
     )
 
 
-def _skip(db: sqlite3.Connection, skips: Iterable[Mapping[str, Any]]) -> list[tuple[int, str, int | None]]:
+def _skip(db: sqlite3.Connection, skips: Iterable[Mapping[str, Any]]) -> list[_Ended]:
     gone = []
     for skip in skips:
         row = db.execute(
-            "UPDATE steps SET status = 7 WHERE id = ? AND status IN (0, 1) RETURNING id, successors, parent",
+            "UPDATE steps SET status = 7 WHERE id = ? AND status IN (0, 1) RETURNING id, successors, parent, status",
             (skip["i"],),
         ).fetchone()
         if row is not None:
@@ -170,16 +176,19 @@ class _Taker:
         self.fast -= 1
         return self.fast >= 0
 
-    def advance(self, done: Sequence[tuple[int, str, int | None]]) -> list[tuple[Any, ...]]:
+    def advance(self, done: Sequence[_Ended]) -> list[tuple[Any, ...]]:
         counts: Counter[int] = Counter()
-        for step, successors, parent in done:
+        unmet: set[int] = set()
+        for step, successors, parent, status in done:
             run = step & ~ROW_MASK
-            for row in _rows(successors):
-                counts[run | row] += 1
-            if parent is not None:
-                counts[run | parent] += 1
+            after = [run | row for row in (*_rows(successors), *(() if parent is None else (parent,)))]
+            counts.update(after)
+            if status != StepStatus.SUCCEEDED:
+                unmet.update(after)
         out: list[tuple[Any, ...]] = []
         for step in sorted(counts):
+            if step in unmet:
+                self.db.execute("UPDATE steps SET unmet = 1 WHERE id = ? AND status IN (0, 3)", (step,))
             out += self._decrement(step, counts[step])
         return out
 
@@ -262,7 +271,7 @@ def _claim(db: sqlite3.Connection, who: Who, claims: Sequence[int], *, suspects:
         if row is not None:
             out.append((1, *row))
         elif _counted(db, who, step, suspects=suspects):
-            out.append((4, step, *(None,) * 8))
+            out.append((4, step, *(None,) * 9))
     return out
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -137,14 +136,26 @@ def test_two_processes_may_migrate_at_once(empty_url: str) -> None:
     database.close()
 
 
+def test_functions_of_another_version_are_replaced_by_an_upgrade(empty_url: str) -> None:
+    migrate.upgrade(empty_url)
+    database = Database(empty_url)
+    if database.sqlite:
+        migrate.check(database)
+    else:
+        with database.write() as connection:
+            connection.execute(text("comment on function gorgon_tick is 'older'"))
+        with pytest.raises(ConfigurationError, match="SQL functions") as raised:
+            migrate.check(database)
+        assert "gorgon db upgrade" in raised.value.hint
+        assert migrate.upgrade(empty_url) == migrate.HEAD
+        migrate.check(database)
+    database.close()
+
+
 def test_everything_can_be_taken_back(empty_url: str) -> None:
     database = Database(empty_url, pool_size=1)
     migrate._alembic(database, "upgrade")
-    config = Config()
-    config.set_main_option("script_location", str(FOLDER))
-    with database.write() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "base")
+    migrate._alembic(database, "downgrade", "base")
     with database.read() as connection:
         assert set(inspect(connection).get_table_names()) <= {"alembic_version"}
     database.close()

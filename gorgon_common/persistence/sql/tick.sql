@@ -19,7 +19,7 @@ CREATE OR REPLACE FUNCTION gorgon_tick(
     p_claims bigint[], p_finishes jsonb, p_calls jsonb, p_skips jsonb
 ) RETURNS TABLE (
     what smallint, id bigint, token int, node int, weight smallint, queue smallint,
-    attempt smallint, parent int, "position" int, crashes smallint
+    attempt smallint, parent int, "position" int, crashes smallint, unmet boolean
 ) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -31,6 +31,7 @@ DECLARE
     done bigint[];
     whole boolean;
     edges bigint[];
+    unmet_edges bigint[];
     touched bigint[];
     repeated bigint[];
     times int[];
@@ -58,11 +59,13 @@ BEGIN
         WITH fenced AS (
             UPDATE steps s SET status = states[array_position(ids, s.id)], owner = NULL
             WHERE s.id = ANY (ids) AND s.token = tokens[array_position(ids, s.id)] AND s.status IN (1, 2)
-            RETURNING s.id, CASE WHEN s.parent IS NULL THEN s.successors ELSE s.successors || s.parent END AS after
+            RETURNING s.id, s.status,
+                CASE WHEN s.parent IS NULL THEN s.successors ELSE s.successors || s.parent END AS after
         )
         SELECT (SELECT array_agg(f.id) FROM fenced f),
-            (SELECT array_agg((f.id & ~1048575::bigint) | e) FROM fenced f, unnest(f.after) e)
-            INTO done, edges;
+            (SELECT array_agg((f.id & ~1048575::bigint) | e) FROM fenced f, unnest(f.after) e),
+            (SELECT array_agg((f.id & ~1048575::bigint) | e) FROM fenced f, unnest(f.after) e WHERE f.status <> 5)
+            INTO done, edges, unmet_edges;
         whole := cardinality(done) = jsonb_array_length(p_finishes);
 
         WITH said AS MATERIALIZED (
@@ -91,7 +94,7 @@ BEGIN
         END IF;
         IF whole IS NOT TRUE THEN
             RETURN QUERY SELECT 3::smallint, x.i, NULL::int, NULL::int, NULL::smallint, NULL::smallint, NULL::smallint,
-                NULL::int, NULL::int, NULL::smallint
+                NULL::int, NULL::int, NULL::smallint, NULL::boolean
             FROM jsonb_to_recordset(p_finishes) AS x(i bigint)
             WHERE done IS NULL OR x.i <> ALL (done);
         END IF;
@@ -111,7 +114,8 @@ BEGIN
             INSERT INTO events (run_id, "row", kind, at)
             SELECT i >> 20, (i & 1048575)::int, 'step.skipped', clock_timestamp() FROM said
         )
-        SELECT edges || array_agg((g.id & ~1048575::bigint) | e) INTO edges FROM gone g, unnest(g.after) e;
+        SELECT edges || array_agg((g.id & ~1048575::bigint) | e), unmet_edges || array_agg((g.id & ~1048575::bigint) | e)
+            INTO edges, unmet_edges FROM gone g, unnest(g.after) e;
     END IF;
 
     IF edges IS NOT NULL THEN
@@ -140,10 +144,11 @@ BEGIN
                 token = s.token + CASE WHEN p.take THEN 1 ELSE 0 END,
                 owner = CASE WHEN p.take THEN p_owner END,
                 due = CASE WHEN p.free AND NOT p.take THEN clock_timestamp() + p_lost END,
+                unmet = s.unmet OR coalesce(s.id = ANY (unmet_edges), false),
                 window_next = least(s.window_end, s.window_next + p.times)
             FROM placed p WHERE s.id = p.id
             RETURNING s.id, s.token, s.node, s.weight, s.queue, s.attempt, s.parent, s.position, s.crashes,
-                s.status, p.free, p.carried, p.window_next AS window_was, s.window_next AS window_now
+                s.unmet, s.status, p.free, p.carried, p.window_next AS window_was, s.window_next AS window_now
         ), opened AS MATERIALIZED (
             -- A windowed composite lets its next children go, as many as have finished.
             SELECT (m.id & ~1048575::bigint) | w AS id,
@@ -164,14 +169,15 @@ BEGIN
                         AND t.id = ANY (ARRAY(SELECT opened.id FROM opened WHERE room)))) AS taken
                 FROM steps t WHERE t.id = ANY (ARRAY(SELECT opened.id FROM opened)) OFFSET 0
             ) o WHERE s.id = o.id AND s.status = 0
-            RETURNING s.id, s.token, s.node, s.weight, s.queue, s.attempt, s.parent, s.position, s.crashes, s.status
+            RETURNING s.id, s.token, s.node, s.weight, s.queue, s.attempt, s.parent, s.position, s.crashes,
+                s.unmet, s.status
         )
         SELECT CASE WHEN m.status = 2 THEN 1 ELSE 2 END::smallint, m.id, m.token, m.node, m.weight, m.queue, m.attempt,
-            m.parent, m.position, m.crashes
+            m.parent, m.position, m.crashes, m.unmet
         FROM moved m WHERE m.free AND (m.status = 2 OR NOT m.carried)
         UNION ALL
         SELECT CASE WHEN r.status = 2 THEN 1 ELSE 2 END::smallint, r.id, r.token, r.node, r.weight, r.queue, r.attempt,
-            r.parent, r.position, r.crashes
+            r.parent, r.position, r.crashes, r.unmet
         FROM released r;
         GET DIAGNOSTICS brought = ROW_COUNT;
     END IF;
@@ -202,7 +208,8 @@ BEGIN
         WHERE s.id = ANY (p_claims) AND s.status = 1 AND (s.crashes < 2 OR p_suspects)
             AND r.id = s.id >> 20 AND r.active AND r.target = p_target AND r.home = p_home
             AND (r.max_parallel IS NULL OR s.weight < 2)
-        RETURNING 1::smallint, s.id, s.token, s.node, s.weight, s.queue, s.attempt, s.parent, s.position, s.crashes;
+        RETURNING 1::smallint, s.id, s.token, s.node, s.weight, s.queue, s.attempt, s.parent, s.position, s.crashes,
+            s.unmet;
         GET DIAGNOSTICS brought = ROW_COUNT;
         IF brought < cardinality(p_claims) THEN
             RETURN QUERY
@@ -212,7 +219,7 @@ BEGIN
                 AND r.id = s.id >> 20 AND r.active AND r.target = p_target AND r.home = p_home
                 AND r.max_parallel IS NOT NULL
             RETURNING 4::smallint, s.id, NULL::int, NULL::int, NULL::smallint, NULL::smallint, NULL::smallint,
-                NULL::int, NULL::int, NULL::smallint;
+                NULL::int, NULL::int, NULL::smallint, NULL::boolean;
         END IF;
     END IF;
 END $$;

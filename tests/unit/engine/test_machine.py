@@ -15,6 +15,7 @@ from gorgon_common.engine.machine import Machine
 from gorgon_common.engine.outcomes import Done, Ended, Expanded, Failed, Outcome, Parked, Passed
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.records import Advance, Claimed, Finish, Head, Keep, Result, Weight, step_id
+from gorgon_common.engine.slots import ReadyQueue
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import GorgonError, Unavailable
 from gorgon_common.persistence.store import Store
@@ -72,6 +73,7 @@ class Bench:
             slots=self.slots,
             sleep=self.naps.append,
             chance=lambda: 0.0,
+            next_up=ReadyQueue(self.slots, short=0.0),
         )
         self.machine._pool.shutdown()
         self.pool = self.machine._pool = Counted(self.slots)
@@ -199,6 +201,25 @@ def test_what_follows_takes_free_slots_only(bench: Bench) -> None:
     assert bench.hand.most == 4
     assert len(bench.hand.seen) == 5
     assert len(bench.sent()) == 6  # a step that ends leads to none of these: the others are messages
+
+
+def test_short_steps_leave_what_follows_to_the_next_free_slots(bench: Bench) -> None:
+    bench.machine.next_up = ReadyQueue(bench.slots, short=1e6)
+    run = bench.run(plan_of(agent("a"), *[agent(f"b{number}", 0) for number in range(10)]))
+    bench.handle(run, 0)
+    assert len(bench.hand.seen) == 1 + 2 * bench.slots  # those that found a slot at once, and as many after them
+    assert len(bench.sent()) == 10 - 2 * bench.slots
+    assert bench.resting()
+
+
+def test_steps_that_wait_for_a_slot_are_sent_where_none_becomes_free_by_a_commit(bench: Bench) -> None:
+    bench.machine.next_up = ReadyQueue(bench.slots, short=1e6)
+    run = bench.run(plan_of(agent("a"), *[agent(f"b{number}", 0) for number in range(6)]))
+    bench.hand.does.update(dict.fromkeys(range(1, 5), lambda step: Parked(60.0, "requests", "later")))
+    bench.handle(run, 0)
+    waiting = [number for number, status in bench.desk.statuses(run).items() if status is S.READY]
+    assert waiting
+    assert set(bench.sent()) >= set(waiting)
 
 
 def test_with_the_backlog_in_sight_a_free_slot_pulls_from_it(bench: Bench) -> None:

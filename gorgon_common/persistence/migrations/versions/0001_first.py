@@ -9,8 +9,6 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from gorgon_common.persistence.store import tick_function
-
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -30,8 +28,6 @@ def upgrade() -> None:
     _runs()
     _journal()
     _traffic()
-    if op.get_bind().dialect.name == "postgresql":
-        op.get_bind().exec_driver_sql(tick_function().replace("%", "%%"))
 
 
 def _runs() -> None:
@@ -224,8 +220,6 @@ def _traffic() -> None:
 
 def downgrade() -> None:
     """Take back."""
-    if op.get_bind().dialect.name == "postgresql":
-        op.get_bind().exec_driver_sql("DROP FUNCTION gorgon_tick")
     for table in (
         "leaders", "shares", "backlog", "workers", "events", "ledger", "expansions", "fingerprints", "blobs",
         "checkpoints", "steps", "runs", "plans",

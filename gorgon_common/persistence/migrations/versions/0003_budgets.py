@@ -9,8 +9,6 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from gorgon_common.persistence.budgets import functions
-
 revision = "0003"
 down_revision = "0002"
 branch_labels = None
@@ -33,8 +31,6 @@ def upgrade() -> None:
     """Apply."""
     _limits()
     _ledger()
-    if op.get_bind().dialect.name == "postgresql":
-        op.get_bind().exec_driver_sql(functions().replace("%", "%%"))
 
 
 def _limits() -> None:
@@ -143,8 +139,5 @@ def _ledger() -> None:
 
 def downgrade() -> None:
     """Take back."""
-    if op.get_bind().dialect.name == "postgresql":
-        for name in ("gorgon_settle", "gorgon_make_room"):
-            op.get_bind().exec_driver_sql(f"DROP FUNCTION {name}")
     for name in ("postings", "reservations", "budget_waits", "budget_periods", "budgets"):
         op.drop_table(name)

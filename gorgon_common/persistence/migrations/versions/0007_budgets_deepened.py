@@ -1,14 +1,12 @@
 """Budgets: who waits keeps their place, alerts for those who watch, conversations that are paid for; calls by time.
 
-Written out and frozen, but for the functions.
+Written out and frozen.
 """
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-
-from gorgon_common.persistence.budgets import functions
 
 revision = "0007"
 down_revision = "0006"
@@ -47,17 +45,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("step_id"),
     )
     op.create_index("ix_ledger_at", "ledger", ["at"], postgresql_using="brin")
-    if op.get_bind().dialect.name == "postgresql":
-        for name in ("gorgon_reserve_all", "gorgon_reserve", "gorgon_make_room"):  # replaced, or with other arguments
-            op.get_bind().exec_driver_sql(f"DROP FUNCTION IF EXISTS {name}")
-        op.get_bind().exec_driver_sql(functions().replace("%", "%%"))
 
 
 def downgrade() -> None:
     """Take back."""
-    if op.get_bind().dialect.name == "postgresql":
-        for name in ("gorgon_exchange", "gorgon_claimed", "gorgon_tell"):
-            op.get_bind().exec_driver_sql(f"DROP FUNCTION {name}")
     op.drop_index("ix_ledger_at", "ledger")
     op.drop_table("conversations")
     op.drop_table("budget_alerts")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from gorgon_common.persistence.store import tick_function
-
 revision = "0008"
 down_revision = "0007"
 branch_labels = None
@@ -30,12 +28,10 @@ def upgrade() -> None:
         sa.Column("org_id", sa.Integer, server_default="1", nullable=False),
         sa.PrimaryKeyConstraint("run_id", "step_id"),
     )
-    if op.get_bind().dialect.name == "postgresql":
-        op.get_bind().exec_driver_sql(tick_function().replace("%", "%%"))
 
 
 def downgrade() -> None:
-    """Take back.  The function reads a column that is gone then: 0007 must be installed with its own code."""
+    """Take back."""
     op.drop_table("held_steps")
     op.drop_table("run_slots")
     op.drop_column("runs", "max_parallel")

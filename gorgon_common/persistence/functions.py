@@ -1,0 +1,55 @@
+"""The SQL functions on PostgreSQL: one repeatable step of every upgrade, known by the hash of its text.
+
+A migration belongs to a revision and runs once; a function is replaced whenever its text has changed.  The hash is kept
+as the comment of `gorgon_tick`, so that `gorgon db upgrade` and the check at each start know which text is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib import resources
+
+from sqlalchemy import Connection, text
+
+_FILES = ("tick.sql", "budgets.sql")
+
+
+@cache
+def source() -> str:
+    """Return the text of all functions."""
+    folder = resources.files("gorgon_common.persistence").joinpath("sql")
+    return "\n".join(folder.joinpath(name).read_text() for name in _FILES)
+
+
+@cache
+def digest() -> str:
+    """Return the hash of the functions of this version, in hex."""
+    return hashlib.sha256(source().encode()).hexdigest()
+
+
+def installed(connection: Connection) -> str | None:
+    """Return the hash of the functions that the database has, None where it has none or does not say."""
+    query = (
+        "SELECT obj_description(oid, 'pg_proc') FROM pg_proc"
+        " WHERE proname = 'gorgon_tick' AND pronamespace = current_schema()::regnamespace"
+    )
+    found: str | None = connection.scalar(text(query))
+    return found
+
+
+def install(connection: Connection) -> None:
+    """Replace the functions of the database by those of this version, whatever their signatures were."""
+    remove(connection)
+    connection.exec_driver_sql(source().replace("%", "%%"))
+    connection.exec_driver_sql(f"COMMENT ON FUNCTION gorgon_tick IS '{digest()}'")
+
+
+def remove(connection: Connection) -> None:
+    """Drop the functions of the database: a migration may then change what they depend on."""
+    ours = text(
+        "SELECT oid::regprocedure::text FROM pg_proc"
+        " WHERE proname LIKE 'gorgon\\_%' AND pronamespace = current_schema()::regnamespace"
+    )
+    for signature in connection.scalars(ours).all():
+        connection.exec_driver_sql(f"DROP FUNCTION {signature}")
