@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gorgon_api.sandbox.app import App, objects
-from gorgon_api.sandbox.desk import Desk
 from gorgon_api.sandbox.faults import Fault, Faults, parse_duration
 from gorgon_api.sandbox.http import Server
 from gorgon_api.sandbox.limits import Limit, Limits
 from gorgon_api.sandbox.log import Log
+from gorgon_api.sandbox.model_service import ModelService
 
 PARENT_CHECK = 0.25
 """Seconds between two looks at whether the parent still lives."""
@@ -99,16 +99,16 @@ def read_stdin(loop: asyncio.AbstractEventLoop, done: asyncio.Event) -> None:
 
 async def serve(options: argparse.Namespace) -> int:
     """Serve until SIGTERM, SIGINT or the parent's end; return the exit code."""
-    desk = Desk(options.seed, options.latency, Faults(options.seed), Limits(), Log())
+    service = ModelService(options.seed, options.latency, Faults(options.seed), Limits(), Log())
     for limit in options.limits:
-        desk.limits.add(limit)
+        service.limits.add(limit)
     for fault in options.faults:
-        desk.faults.add(fault)
+        service.faults.add(fault)
     done = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, done.set)
-    server = Server(App(desk))
+    server = Server(App(service))
     try:
         port = await server.start(options.host, options.port)
     except OSError as error:

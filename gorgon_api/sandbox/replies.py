@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gorgon_api.sandbox.calls import ModelCall, without_triggers
-from gorgon_api.sandbox.instances import MISSING, Impossible, Path, instance, wrong_instance
+from gorgon_api.sandbox.schema_faker import MISSING, Impossible, Path, instance, wrong_instance
 
 _WORD = re.compile(r"[^\W\d_][\w'-]{3,30}", re.UNICODE)
 _DULL_TEXT = """
@@ -111,7 +111,7 @@ class Topic:
 
 
 class Hints:
-    """Plausible values for well-known names of fields; see `instances.Hint`."""
+    """Plausible values for well-known names of fields; see `schema_faker.Hint`."""
 
     def __init__(self, role: str, topic: Topic, rng: random.Random) -> None:
         self.role = role
@@ -311,3 +311,29 @@ def free_text(hints: Hints) -> str:
             return f"{opening}\nFindings:\n{points}\nVerdict: approved, score {84 + hints.rng.randrange(12)}.\n"
         case _:
             return f"{opening}\n{points}"
+
+
+def repeated(sentence: str, size: int) -> str:
+    """Return `size` bytes of text."""
+    return (sentence * (size // len(sentence.encode()) + 1)).encode()[:size].decode(errors="ignore")
+
+
+def swollen(value: Any, size: int, sentence: str) -> Any:
+    """Return the value with its first text made `size` bytes long."""
+    done = False
+
+    def grow(node: Any) -> Any:
+        nonlocal done
+        if done:
+            return node
+        if isinstance(node, str):
+            done = True
+            return repeated(sentence + " ", size)
+        if isinstance(node, dict):
+            return {key: grow(item) for key, item in node.items()}
+        if isinstance(node, list):
+            return [grow(item) for item in node]
+        return node
+
+    grown = grow(value)
+    return grown if done else {"text": repeated(sentence + " ", size)}

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gorgon_api.sandbox.calls import Known, ModelCall, ModelReply, Tool, Usage, tokens_in
-from gorgon_api.sandbox.desk import Desk, ProviderFailure, account_of, dump, event, log_entry, pieces
 from gorgon_api.sandbox.http import Request, Response
 from gorgon_api.sandbox.limits import Denied, Level
+from gorgon_api.sandbox.model_service import ModelService, ProviderFailure, account_of, dump, event, log_entry, pieces
 
 _MODELS_TEXT = """
     claude-opus-5-5 claude-sonnet-5-5 claude-haiku-5-5 claude-fable-5-2 claude-mythos-5-2 claude-opus-5
@@ -67,7 +67,7 @@ def rounded(amount: float, limit: float) -> int:
     return int(round(amount, -3)) if limit >= 100_000 else int(amount)
 
 
-class Dialect:
+class AnthropicWireFormat:
     """Anthropic's shapes."""
 
     name = "anthropic"
@@ -147,7 +147,7 @@ class Dialect:
         return b"event: error\ndata: " + self.error(failure, request_id) + b"\n\n"
 
 
-DIALECT = Dialect()
+WIRE_FORMAT = AnthropicWireFormat()
 
 
 # reading
@@ -282,7 +282,7 @@ def check_parameters(body: Mapping[str, Any], counting: bool) -> str:
     if not isinstance(model, str) or not model:
         raise bad_request("model: Field required")
     if model.startswith(("unknown-", "gpt-")):
-        raise DIALECT.failure(404, None, None, model)
+        raise WIRE_FORMAT.failure(404, None, None, model)
     limit = body.get("max_tokens")
     if not counting:
         if not isinstance(limit, int) or isinstance(limit, bool):
@@ -465,9 +465,9 @@ def check_key(request: Request, key: str) -> None:
     if not key:
         raise ProviderFailure(401, "authentication_error", "x-api-key header is required")
     if key.startswith("bad"):
-        raise DIALECT.failure(401, None, None, "")
+        raise WIRE_FORMAT.failure(401, None, None, "")
     if key.startswith("broke"):
-        raise DIALECT.failure(402, None, None, "")
+        raise WIRE_FORMAT.failure(402, None, None, "")
     if not request.headers.get("anthropic-version"):
         raise bad_request("anthropic-version: header is required")
 
@@ -501,7 +501,7 @@ def read_body(request: Request) -> dict[str, Any]:
     return body
 
 
-async def handle(desk: Desk, request: Request) -> Response:
+async def handle(service: ModelService, request: Request) -> Response:
     """Answer a request to Anthropic."""
     key = authenticate(request)
     account = account_of(key)
@@ -511,11 +511,11 @@ async def handle(desk: Desk, request: Request) -> Response:
         if request.method == "GET" and operation == "models":
             data = [model_info(model) for model in MODELS]
             page = {"data": data, "has_more": False, "first_id": MODELS[0], "last_id": MODELS[-1]}
-            return free(desk, request, account, "models", page)
+            return free(service, request, account, "models", page)
         if request.method == "GET" and operation.startswith("models."):
             model = request.path.removeprefix("/v1/models/")
             check_parameters({"model": model}, counting=True)
-            return free(desk, request, account, "models", model_info(model))
+            return free(service, request, account, "models", model_info(model))
         if request.method == "POST" and operation in ("messages", "messages.count_tokens"):
             body = read_body(request)
             try:
@@ -523,17 +523,17 @@ async def handle(desk: Desk, request: Request) -> Response:
             except (AttributeError, KeyError, TypeError) as error:
                 raise bad_request(f"The request has an unexpected shape: {error}") from error
             if operation == "messages":
-                return await desk.answer(DIALECT, request, account, call)
-            return free(desk, request, account, operation, {"input_tokens": call.input_tokens})
+                return await service.answer(WIRE_FORMAT, request, account, call)
+            return free(service, request, account, operation, {"input_tokens": call.input_tokens})
         raise ProviderFailure(404, "not_found_error", "Not found")
     except ProviderFailure as failure:
-        entry = {**log_entry(request, "anthropic", account, operation), "request_id": desk.request_id()}
-        return desk.fail(DIALECT, None, failure, entry, time.time())
+        entry = {**log_entry(request, "anthropic", account, operation), "request_id": service.request_id()}
+        return service.fail(WIRE_FORMAT, None, failure, entry, time.time())
 
 
-def free(desk: Desk, request: Request, account: str, operation: str, data: Mapping[str, Any]) -> Response:
+def free(service: ModelService, request: Request, account: str, operation: str, data: Mapping[str, Any]) -> Response:
     """Return something that costs nothing."""
-    request_id = desk.request_id()
+    request_id = service.request_id()
     entry = log_entry(request, "anthropic", account, operation)
-    desk.log.add({**entry, "request_id": request_id, "status": 200, "delivered": True})
-    return Response(200, dump(data), {"content-type": "application/json", **DIALECT.headers({}, request_id)})
+    service.log.add({**entry, "request_id": request_id, "status": 200, "delivered": True})
+    return Response(200, dump(data), {"content-type": "application/json", **WIRE_FORMAT.headers({}, request_id)})

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gorgon_api.sandbox.patterns import matching_text
+from gorgon_api.sandbox.regex_faker import matching_text
 from gorgon_api.sandbox.schemas import (
     Schema,
     array_parts,

@@ -17,7 +17,7 @@ from gorgon_api.sandbox.faults import Effects, Faults, Subject
 from gorgon_api.sandbox.http import Request, Response
 from gorgon_api.sandbox.limits import Denied, Gate, Level, Limits
 from gorgon_api.sandbox.log import Log
-from gorgon_api.sandbox.replies import free_text, hints_for, structured
+from gorgon_api.sandbox.replies import free_text, hints_for, repeated, structured, swollen
 
 CACHE_SECONDS = {"5m": 300.0, "1h": 3600.0, "auto": 600.0}
 CACHE_FEWEST = 1024
@@ -44,7 +44,7 @@ class ProviderFailure(Exception):
     retry_after: float | None = None
 
 
-class Dialect(Protocol):
+class WireFormat(Protocol):
     """The shapes of one provider."""
 
     name: str
@@ -91,7 +91,7 @@ class Dialect(Protocol):
 
 
 @dataclass(slots=True)
-class Desk:
+class ModelService:
     """All that the sandbox remembers.  `latency` is the total time of a reply in seconds, None for a lifelike one."""
 
     seed: int
@@ -109,14 +109,14 @@ class Desk:
 
     # one call from beginning to end
 
-    async def answer(self, dialect: Dialect, request: Request, account: str, call: ModelCall) -> Response:
+    async def answer(self, wire: WireFormat, request: Request, account: str, call: ModelCall) -> Response:
         """Answer a call to a model, or fail as its provider would."""
         request_id = self.request_id()
         now = time.time()
         digest = call.digest()
-        gate = self.limits.gate(dialect.name, account, call.model, now)
+        gate = self.limits.gate(wire.name, account, call.model, now)
         entry = {
-            **log_entry(request, dialect.name, account, call.operation),
+            **log_entry(request, wire.name, account, call.operation),
             "request_id": request_id,
             "model": call.model,
             "role": call.role(),
@@ -125,10 +125,10 @@ class Desk:
             "prompt": without_triggers(call.prompt)[:200],
         }
         try:
-            effects = self.faults.effects(Subject(dialect.name, account, call.model, call.role(), call.said))
+            effects = self.faults.effects(Subject(wire.name, account, call.model, call.role(), call.said))
         except ValueError as error:
-            failure = dialect.failure(400, None, f"The sandbox cannot read a trigger: {error}", call.model)
-            return self.fail(dialect, gate, failure, entry, now)
+            failure = wire.failure(400, None, f"The sandbox cannot read a trigger: {error}", call.model)
+            return self.fail(wire, gate, failure, entry, now)
         entry["faults"] = effects.names
         if effects.first("reset") or effects.first("hang"):
             self.log.add({**entry, "status": 0, "delivered": False})
@@ -136,45 +136,45 @@ class Desk:
         status = effects.first("status")
         midway = call.stream and effects.first("midway")
         if status is not None and not midway:
-            failure = self.injected(dialect, status, effects, call.model)
+            failure = self.injected(wire, status, effects, call.model)
             await asyncio.sleep(effects.delay)
-            return self.fail(dialect, gate, failure, entry, now)
-        if not self.limits.quota_left(gate, dialect.name, account):
-            return self.fail(dialect, gate, dialect.failure(429, "insufficient_quota", None, call.model), entry, now)
-        reserved = dialect.costs(call)
+            return self.fail(wire, gate, failure, entry, now)
+        if not self.limits.quota_left(gate, wire.name, account):
+            return self.fail(wire, gate, wire.failure(429, "insufficient_quota", None, call.model), entry, now)
+        reserved = wire.costs(call)
         denied = gate.admit(reserved, now)
         if denied is not None:
-            return self.fail(dialect, gate, dialect.denial(denied, call.model), entry, now)
+            return self.fail(wire, gate, wire.denial(denied, call.model), entry, now)
         streamed = False
         try:
             reply = self.compose(call, account, digest, effects, now)
-            gate.settle(reserved, dialect.used(reply.usage), now)
-            self.limits.spend(dialect.name, account, reply.usage.input + reply.usage.output)
-            self.log.charge(account, dialect.name, call.model, reply.usage.to_dict())
+            gate.settle(reserved, wire.used(reply.usage), now)
+            self.limits.spend(wire.name, account, reply.usage.input + reply.usage.output)
+            self.log.charge(account, wire.name, call.model, reply.usage.to_dict())
             stored = self.log.add({**entry, "status": 200, "usage": reply.usage.to_dict(), "delivered": True})
-            headers = dialect.headers(gate.levels(now), request_id)
+            headers = wire.headers(gate.levels(now), request_id)
             total = self.reply_time(digest, reply.usage.output) + effects.delay
             passed = asyncio.get_running_loop().time() - request.arrived
             remaining = max(0.0, total - passed)
             if call.stream and not effects.first("drop"):
-                events = self.spoil_events(dialect.events(call, reply), effects)
+                events = self.spoil_events(wire.events(call, reply), effects)
                 if midway:
-                    failure = self.injected(dialect, status or 500, effects, call.model)
+                    failure = self.injected(wire, status or 500, effects, call.model)
                     stored["error"] = failure.code or failure.kind
                     events = events[: len(events) // 2]
-                    events.append(dialect.error_event(call, reply, failure, request_id))
+                    events.append(wire.error_event(call, reply, failure, request_id))
                 end = "truncate" if effects.first("truncate") else "whole"
                 head = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", **headers}
                 stored["delivered"] = end == "whole"
                 streamed = True
-                return Response(200, headers=head, stream=told(events, remaining, request, stored, gate), end=end)
+                return Response(200, headers=head, stream=paced(events, remaining, request, stored, gate), end=end)
             await asyncio.sleep(remaining)
         finally:
             if not streamed:
                 gate.leave()
         if request.closed.done():
             stored["delivered"] = False
-        return self.whole(dialect.body(call, reply), headers, effects, stored)
+        return self.whole(wire.body(call, reply), headers, effects, stored)
 
     @staticmethod
     def whole(body: bytes, headers: dict[str, str], effects: Effects, stored: dict[str, Any]) -> Response:
@@ -195,22 +195,22 @@ class Desk:
         return events[:middle] if effects.first("truncate") else events
 
     @staticmethod
-    def injected(dialect: Dialect, status: int, effects: Effects, model: str) -> ProviderFailure:
+    def injected(wire: WireFormat, status: int, effects: Effects, model: str) -> ProviderFailure:
         """Return the error that a fault asks for."""
-        plain = dialect.failure(status, effects.first("code"), effects.first("message"), model)
+        plain = wire.failure(status, effects.first("code"), effects.first("message"), model)
         after = effects.first("retry_after")
         return ProviderFailure(plain.status, plain.kind, plain.message, plain.code, plain.param, after)
 
     def fail(
-        self, dialect: Dialect, gate: Gate | None, failure: ProviderFailure, entry: dict[str, Any], now: float
+        self, wire: WireFormat, gate: Gate | None, failure: ProviderFailure, entry: dict[str, Any], now: float
     ) -> Response:
         """Return an error and log it."""
         stored = self.log.add(
             {**entry, "status": failure.status, "error": failure.code or failure.kind, "delivered": True}
         )
-        headers = dialect.headers(gate.levels(now) if gate else {}, stored.get("request_id", ""))
-        headers |= dialect.retry_headers(failure)
-        body = dialect.error(failure, stored.get("request_id", ""))
+        headers = wire.headers(gate.levels(now) if gate else {}, stored.get("request_id", ""))
+        headers |= wire.retry_headers(failure)
+        body = wire.error(failure, stored.get("request_id", ""))
         return Response(failure.status, body, {"content-type": "application/json", **headers})
 
     # the reply
@@ -334,15 +334,15 @@ def log_entry(request: Request, provider: str, account: str, operation: str) -> 
     }
 
 
-async def told(
+async def paced(
     events: Sequence[bytes], seconds: float, request: Request, stored: dict[str, Any], gate: Gate
 ) -> AsyncGenerator[bytes, None]:
     """Send events over `seconds`: the first, a pause, the rest in even portions; then the call is over."""
-    told_all = False
+    finished = False
     try:
         if seconds <= 0:
             yield b"".join(events)
-            told_all = True
+            finished = True
             return
         yield events[0]
         await asyncio.sleep(seconds * FIRST_PORTION)
@@ -355,36 +355,10 @@ async def told(
             due = begin + seconds * (1 - FIRST_PORTION) * (number + 1) / len(portions)
             if number + 1 < len(portions):
                 await asyncio.sleep(max(0.0, due - loop.time()))
-        told_all = True
+        finished = True
     finally:
         gate.leave()
-        stored["delivered"] &= told_all and not request.closed.done()
-
-
-def repeated(sentence: str, size: int) -> str:
-    """Return `size` bytes of text."""
-    return (sentence * (size // len(sentence.encode()) + 1)).encode()[:size].decode(errors="ignore")
-
-
-def swollen(value: Any, size: int, sentence: str) -> Any:
-    """Return the value with its first text made `size` bytes long."""
-    done = False
-
-    def grow(node: Any) -> Any:
-        nonlocal done
-        if done:
-            return node
-        if isinstance(node, str):
-            done = True
-            return repeated(sentence + " ", size)
-        if isinstance(node, dict):
-            return {key: grow(item) for key, item in node.items()}
-        if isinstance(node, list):
-            return [grow(item) for item in node]
-        return node
-
-    grown = grow(value)
-    return grown if done else {"text": repeated(sentence + " ", size)}
+        stored["delivered"] &= finished and not request.closed.done()
 
 
 def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
