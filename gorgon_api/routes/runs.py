@@ -12,8 +12,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from gorgon_api.dependencies import Caller, RunId, TheServices
-from gorgon_api.dispatcher import dispatch
 from gorgon_api.errors import documented
+from gorgon_api.submission import dispatch
 from gorgon_common.bootstrap import Services
 from gorgon_common.client.schemas import (
     MAX_PAGE,
