@@ -40,7 +40,7 @@ class StepHistory:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """`steps`: node id → what past runs did there.  `kin`: (role, provider, model) → past calls of any workflow.
+    """`steps`: node id → what past runs did there.  `similar`: (role, provider, model) → past calls of any workflow.
 
     `seconds`: how long the runs took that succeeded.
     """
@@ -48,4 +48,4 @@ class History:
     runs: int = 0
     seconds: tuple[float, ...] = ()
     steps: Mapping[str, StepHistory] = field(default_factory=dict)
-    kin: Mapping[tuple[str | None, str, str], StepHistory] = field(default_factory=dict)
+    similar: Mapping[tuple[str | None, str, str], StepHistory] = field(default_factory=dict)

@@ -144,13 +144,13 @@ class TokenEstimator:
         if known is not None:
             return known
         family = family_of(model)
-        kin = [
+        similar = [
             ratio for (other, name), ratio in self._ratios.items() if other == provider and family_of(name) is family
         ]
-        joined = sum(kin, Ratio())
+        joined = sum(similar, Ratio())
         if not joined.calls:
             return joined
-        # Its kin says where it lies, not how sure that is: as much as two calls of its own would.
+        # The family gives an estimate of the ratio, with the confidence of two calls of the model itself.
         share = min(1.0, _PRIOR_CALLS / joined.calls)
         return Ratio(min(joined.calls, _PRIOR_CALLS), joined.log_sum * share, joined.log_square * share)
 

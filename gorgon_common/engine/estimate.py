@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from gorgon_common.costs import forecast as forecasts
 from gorgon_common.costs.budgets import micro_dollars
-from gorgon_common.costs.forecast import Allowance, Band, Forecast, Guess, Line, Quota, Task, Work
+from gorgon_common.costs.forecast import Allowance, Estimate, Forecast, Line, Quantiles, Quota, Task, Work
 from gorgon_common.costs.history import History
 from gorgon_common.costs.tokens import TokenEstimator, family_of
 from gorgon_common.engine.limits import Quota as Limits
@@ -67,7 +67,7 @@ def estimate(
         price=lambda provider, model, usage: priced(provider, model, usage),
         window=lambda provider, model: prices.window(provider, model) or WINDOW,
         slots=slots,
-        startup=Guess(0.0 if history.seconds else STARTUP_SECONDS * len(seen.providers), 1.2, forecasts.ASSUMED),
+        startup=Estimate(0.0 if history.seconds else STARTUP_SECONDS * len(seen.providers), 1.2, forecasts.ASSUMED),
         past_seconds=history.seconds,
         quotas={model: _minute(*quota(*model)) for model in models},
         allowances=allowances,
@@ -102,7 +102,7 @@ def estimate(
         "history": {"runs": history.runs},
         "assumptions": seen.said,
         "price_version": prices.version,
-        "plays": found.plays,
+        "trials": found.trials,
         "unavailable": list(plan.unavailable),
     }
 
@@ -143,7 +143,7 @@ def _amounts(line: Line) -> dict[str, Any]:
     }
 
 
-def _whole(band: Band) -> dict[str, Any]:
+def _whole(band: Quantiles) -> dict[str, Any]:
     return band.to_dict(0)
 
 
