@@ -1,4 +1,4 @@
-"""Which request goes where: the providers' paths, and the sandbox's own under `/_…`."""
+"""Routes requests: the providers' paths, and the sandbox's own under `/_…`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gorgon_api.sandbox.protocols import anthropic, openai
 Provider = Callable[[ModelService, Request], Awaitable[Response]]
 
 PROVIDERS: dict[str, Provider] = {"openai": openai.handle, "anthropic": anthropic.handle}
-"""A base URL may name its provider (`http://127.0.0.1:8900/anthropic`); without, path and headers tell."""
+"""A base URL may name its provider (`http://127.0.0.1:8900/anthropic`); otherwise path and headers determine it."""
 
 
 class App:
@@ -64,7 +64,7 @@ class App:
             return reply(400, {"error": str(error)})
 
     def health(self, request: Request, rest: str) -> Response:
-        """Say that it works."""
+        """Report the health of the sandbox."""
         service = self._service
         state = {"status": "ok", "pid": os.getpid(), "seed": service.seed, "latency": service.latency}
         return reply(
@@ -82,7 +82,7 @@ class App:
         return reply(200, {"total": self._service.log.total, "entries": entries})
 
     def clear_log(self, request: Request, rest: str) -> Response:
-        """Forget the log and the bill."""
+        """Clear the log and the bill."""
         self._service.log.clear()
         return reply(200, {})
 
@@ -115,7 +115,7 @@ class App:
         return reply(200, {"ids": [self._service.faults.add(fault) for fault in parsed]})
 
     def clear_faults(self, request: Request, rest: str) -> Response:
-        """Take one fault away, or all."""
+        """Remove one fault, or all."""
         if not rest:
             self._service.faults.clear()
         elif not self._service.faults.remove(int(rest)):

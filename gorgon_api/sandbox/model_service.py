@@ -1,4 +1,4 @@
-"""How a call to a model is answered, whichever provider's shape it has: faults, limits, reply, cache, log, latency."""
+"""Answers calls to models, independently of the wire format: faults, limits, reply, cache, log, latency."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from gorgon_api.sandbox.replies import free_text, hints_for, repeated, structure
 
 CACHE_SECONDS = {"5m": 300.0, "1h": 3600.0, "auto": 600.0}
 CACHE_FEWEST = 1024
-"""Tokens below which a provider caches nothing."""
+"""The fewest tokens that a provider caches."""
 
 STREAM_STEPS = 32
-"""In so many portions is a streamed reply sent, when it takes time."""
+"""The number of portions of a streamed reply that takes time."""
 
 FIRST_PORTION = 0.3
-"""The share of a streamed reply's time that passes before its first words."""
+"""The share of a streamed reply's time before its first words."""
 
 REFUSAL = "I'm sorry, but I can't help with that request."
 
@@ -45,7 +45,7 @@ class ProviderFailure(Exception):
 
 
 class WireFormat(Protocol):
-    """The shapes of one provider."""
+    """The wire format of one provider."""
 
     name: str
 
@@ -70,11 +70,11 @@ class WireFormat(Protocol):
         ...
 
     def costs(self, call: ModelCall) -> dict[str, float]:
-        """Return what a call is expected to use of each dimension when it is let in."""
+        """Return the expected usage of a call by dimension, for its admission."""
         ...
 
     def used(self, usage: Usage) -> dict[str, float]:
-        """Return what a call has used of each dimension in the end."""
+        """Return the actual usage of a call by dimension."""
         ...
 
     def body(self, call: ModelCall, reply: ModelReply) -> bytes:
@@ -92,7 +92,7 @@ class WireFormat(Protocol):
 
 @dataclass(slots=True)
 class ModelService:
-    """All that the sandbox remembers.  `latency` is the total time of a reply in seconds, None for a lifelike one."""
+    """The state of the sandbox.  `latency` is the total time of a reply in seconds, None for a realistic one."""
 
     seed: int
     latency: float | None
@@ -103,11 +103,11 @@ class ModelService:
     requests: int = 0
 
     def request_id(self) -> str:
-        """Return the id of one request, unlike any other of this process."""
+        """Return a request id, unique in this process."""
         self.requests += 1
         return f"req_{hashlib.sha256(f'{self.seed}:{self.requests}'.encode()).hexdigest()[:24]}"
 
-    # one call from beginning to end
+    # one call from start to end
 
     async def answer(self, wire: WireFormat, request: Request, account: str, call: ModelCall) -> Response:
         """Answer a call to a model, or fail as its provider would."""
@@ -178,7 +178,7 @@ class ModelService:
 
     @staticmethod
     def whole(body: bytes, headers: dict[str, str], effects: Effects, stored: dict[str, Any]) -> Response:
-        """Return a reply that is not streamed, spoilt where a fault says so."""
+        """Return a reply that is not streamed, damaged if a fault demands it."""
         if effects.first("malformed"):
             body = body[: len(body) * 2 // 3] + b'"}}, oops'
         end = "drop" if effects.first("drop") else "truncate" if effects.first("truncate") else "whole"
@@ -187,7 +187,7 @@ class ModelService:
 
     @staticmethod
     def spoil_events(events: list[bytes], effects: Effects) -> list[bytes]:
-        """Return the events, spoilt where a fault says so."""
+        """Return the events, damaged if a fault demands it."""
         middle = len(events) // 2
         if effects.first("malformed"):
             middle += b"event: ping" in events[middle]
@@ -196,7 +196,7 @@ class ModelService:
 
     @staticmethod
     def injected(wire: WireFormat, status: int, effects: Effects, model: str) -> ProviderFailure:
-        """Return the error that a fault asks for."""
+        """Return the error of a fault."""
         plain = wire.failure(status, effects.first("code"), effects.first("message"), model)
         after = effects.first("retry_after")
         return ProviderFailure(plain.status, plain.kind, plain.message, plain.code, plain.param, after)
@@ -216,7 +216,7 @@ class ModelService:
     # the reply
 
     def reply_time(self, digest: str, output_tokens: int) -> float:
-        """Return how long a reply takes, in seconds: the latency that was set, else 80 to 250 ms by its length."""
+        """Return the time of a reply in seconds: the configured latency, else 80 to 250 ms depending on its length."""
         if self.latency is not None:
             return self.latency
         jitter = int(digest[:4], 16) / 0xFFFF
@@ -232,7 +232,7 @@ class ModelService:
         return reply
 
     def say(self, call: ModelCall, reply: ModelReply, effects: Effects, rng: random.Random) -> None:
-        """Fill in what is answered."""
+        """Fill in the content of the reply."""
         hints = hints_for(call, rng)
         if effects.first("refuse") or effects.first("stop") == "refusal":
             reply.refusal, reply.stop = REFUSAL, "refusal"
@@ -291,7 +291,7 @@ class ModelService:
         reply.usage = usage
 
     def use_cache(self, call: ModelCall, account: str, usage: Usage, now: float) -> None:
-        """Count which beginnings of the input were read from the prompt cache and which were written to it."""
+        """Count which prefixes of the input are read from the prompt cache and which are written to it."""
         known = 0
         for digest, tokens, _ in call.prefixes:
             key = (account, call.model, digest)
@@ -337,7 +337,7 @@ def log_entry(request: Request, provider: str, account: str, operation: str) -> 
 async def paced(
     events: Sequence[bytes], seconds: float, request: Request, stored: dict[str, Any], gate: Gate
 ) -> AsyncGenerator[bytes, None]:
-    """Send events over `seconds`: the first, a pause, the rest in even portions; then the call is over."""
+    """Send events over `seconds`: the first, a pause, then the rest in even portions."""
     finished = False
     try:
         if seconds <= 0:
@@ -374,7 +374,7 @@ def pieces(text: str) -> list[str]:
 
 
 def account_of(key: str) -> str:
-    """Return how an API key is shown: as it is where it is short, else its beginning alone, it may be a real one."""
+    """Return an API key for display: whole if it is short, else abbreviated, because it may be a real one."""
     return key if len(key) <= 32 else f"{key[:6]}…{hashlib.sha256(key.encode()).hexdigest()[:6]}"
 
 

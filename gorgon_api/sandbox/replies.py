@@ -1,4 +1,4 @@
-"""What a model of the sandbox answers: shaped by the role, the schema and the words of the prompt."""
+"""Generates replies from the role, the schema and the words of the prompt."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GOOD = (
     "low",
     "info",
 )
-"""The values of an enumeration that let a workflow go on, dearest first."""
+"""Enumeration values that let a workflow continue, preferred ones first."""
 
 _BAD = re.compile(
     r"error|fail|block|reject|vulnerab|critical|duplicate|truncated|urgent|^(needs|requires|is_spam)|breaking"
@@ -88,7 +88,7 @@ SENTENCES = (
 
 
 class Topic:
-    """The words of a prompt that a reply can speak of."""
+    """The words of a prompt that a reply can mention."""
 
     def __init__(self, prompt: str) -> None:
         text = without_triggers(prompt)[:4000]
@@ -96,11 +96,11 @@ class Topic:
         self.words = list(dict.fromkeys(word.lower() for word in words))[:24] or ["request"]
 
     def word(self, index: int) -> str:
-        """Return one word, going round."""
+        """Return the next word, in rotation."""
         return str(self.words[index % len(self.words)])
 
     def phrase(self, index: int = 0) -> str:
-        """Return two words that stood near each other."""
+        """Return two words that were near each other."""
         start = 2 * index % len(self.words)
         return " ".join(self.words[start : start + 2])
 
@@ -119,7 +119,7 @@ class Hints:
         self.rng = rng
 
     def __call__(self, path: Path, kind: str, siblings: Mapping[str, Any]) -> Any:
-        """Return a value for the place, MISSING where there is none to prefer."""
+        """Return a value for this path, MISSING without a preference."""
         name = next((str(part).lower() for part in reversed(path) if isinstance(part, str)), "")
         match kind:
             case "boolean":

@@ -1,6 +1,6 @@
-"""Usage → micro-dollars, by the offline snapshot of genai-prices with our dated table (`prices.yaml`) before it.
+"""Prices usage in micro-dollars: our dated table (`prices.yaml`) first, then the offline snapshot of genai-prices.
 
-Nothing is ever fetched.  What has no price is None, never 0: a model that neither table knows, and a service tier that
+Nothing is fetched.  An unknown price is None, never 0: a model that neither table knows, and a service tier that
 the model has no price for (the standard price would be too low for `priority`).
 """
 
@@ -138,7 +138,7 @@ class GenaiPricer:
     def _genai_usage(usage: Usage) -> Any:
         written = usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
         return load("genai_prices:Usage")(
-            # A count below its own parts would be refused; the parts are what is charged.
+            # A total below its own parts would be rejected; the parts are what is charged.
             input_tokens=max(usage.input_tokens, usage.cache_read_tokens + written),
             cache_read_tokens=usage.cache_read_tokens,
             cache_write_tokens=written,
@@ -215,7 +215,7 @@ def _has_variant(info: Any, context: Mapping[str, str], now: datetime) -> bool:
 
 
 def _micros(amount: Decimal, *, free: bool) -> int | None:
-    """Round to whole micro-dollars.  Something that costs nothing is either free by a decision of ours, or unpriced."""
+    """Round to whole micro-dollars, at least 1: only an override makes a model free."""
     if amount == 0:
         return 0 if free else None
     return max(1, int(amount.quantize(Decimal(1), ROUND_HALF_UP)))

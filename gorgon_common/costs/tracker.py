@@ -1,12 +1,12 @@
-"""As a library: what calls outside of runs have cost, in the same reports as those of runs.
+"""Records the cost of calls that a program makes outside of runs, for the same reports as those of runs.
 
-    from gorgon_common.costs.tracker import cost_tracker
+    from gorgon import cost_tracker
 
     cost_tracker.record(provider="openai", model="gpt-6.1-terra", role="reviewer", input_tokens=900, output_tokens=120)
     cost_tracker.get_report(team="research", start_date="2026-11-01")
 
-Calls go to the configured database (GORGON_DATABASE_URL), or to the `book` that a CostTracker is given; nothing is kept
-in memory.
+Calls are stored in the configured database (GORGON_DATABASE_URL), or in the `book` of a CostTracker; nothing is kept in
+memory.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from gorgon_common.errors import InputInvalid
 from gorgon_common.lazy import load
 
 WORKFLOW = "library"
-"""The workflow of calls for which none is named."""
+"""The workflow of calls that name none."""
 _MOST_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedCall:
-    """A call that somebody made outside of a run.  `cost_micro` is None where it is not known."""
+    """A call that was made outside of a run.  `cost_micro` is None where it is unknown."""
 
     at: datetime
     team: str

@@ -1,4 +1,4 @@
-"""Which model is meant: a tier (fast, standard, strong), a short name or a full name → the name that the API knows."""
+"""Resolves a tier (fast, standard, strong), a short name or a full name to the model's name in the API."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Anthropic through its official SDK.
 
-Importing this module imports the SDK (1.7 s): get it by `providers.agent_providers`, or preload it.
+Importing this module imports the SDK (1.7 s): use `providers.agent_providers`, or preload it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class AnthropicProvider:
         return anthropic.Anthropic(
             api_key=self._key,
             base_url=self._server.url,
-            max_retries=0,  # a hidden retry would escape the budget, the limiter and the lease
+            max_retries=0,  # a hidden retry would bypass the budget, the limiter and the lease
             http_client=http_client(self._server.url, idle_connections=idle_connections),
         )
 
@@ -92,7 +92,7 @@ class AnthropicProvider:
         self._client.close()
 
     def problem(self) -> errors.ProviderError | None:
-        """Return what would fail every call, known without making one: a missing key."""
+        """Return problems that would fail every call (a missing key), without making one."""
         return failures.missing_key(self._server) if self._key is None else None
 
     def _by_messages(self, call: AgentCall) -> AgentReply:

@@ -1,7 +1,7 @@
 """OpenAI, and every server that speaks its API, through the official SDK.
 
 Two of its APIs: Responses, which is OpenAI's own, and chat completions, which compatible servers speak (Ollama, vLLM).
-Importing this module imports the SDK (two thirds of a second): get it by `providers.agent_providers`.
+Importing this module imports the SDK (two thirds of a second): use `providers.agent_providers`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import openai
-import openai.resources.responses  # loaded here, not by the first call: it takes a tenth of a second
+import openai.resources.responses  # loaded here instead of by the first call: it takes a tenth of a second
 from openai.types import ChatModel
 
 from gorgon_common import errors
@@ -72,7 +72,7 @@ class OpenAIProvider:
         return openai.OpenAI(
             api_key=self._key,
             base_url=self._server.url,
-            max_retries=0,  # a hidden retry would escape the budget, the limiter and the lease
+            max_retries=0,  # a hidden retry would bypass the budget, the limiter and the lease
             http_client=http_client(self._server.url, idle_connections=idle_connections),
         )
 
@@ -90,7 +90,7 @@ class OpenAIProvider:
         self._client.close()
 
     def problem(self) -> errors.ProviderError | None:
-        """Return what would fail every call, known without making one: a missing key."""
+        """Return problems that would fail every call (a missing key), without making one."""
         return failures.missing_key(self._server) if self._key is None else None
 
     # Responses

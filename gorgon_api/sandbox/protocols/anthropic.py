@@ -44,7 +44,7 @@ KINDS = {
     529: ("overloaded_error", "Overloaded"),
 }
 ACCEPTED = Known()
-"""Schemas that were found good already."""
+"""Schemas that have been validated."""
 
 STOPS = {
     "end": "end_turn",
@@ -68,7 +68,7 @@ def rounded(amount: float, limit: float) -> int:
 
 
 class AnthropicWireFormat:
-    """Anthropic's shapes."""
+    """Anthropic's wire format."""
 
     name = "anthropic"
 
@@ -126,11 +126,11 @@ class AnthropicWireFormat:
         return ProviderFailure(429, "rate_limit_error", text, None, None, after)
 
     def costs(self, call: ModelCall) -> dict[str, float]:
-        """Return what a call is expected to use: output counts when it has been made, but there has to be some left."""
+        """Return the expected usage: output counts when it is generated, but some must be left."""
         return {"requests": 1, "tokens": call.input_tokens, "input_tokens": call.input_tokens, "output_tokens": 1}
 
     def used(self, usage: Usage) -> dict[str, float]:
-        """Return what a call has used in the end; what is read from the cache does not count."""
+        """Return the actual usage; cache reads do not count."""
         paid = usage.input - usage.cached
         return {"requests": 1, "tokens": paid + usage.output, "input_tokens": paid, "output_tokens": usage.output}
 
@@ -150,7 +150,7 @@ class AnthropicWireFormat:
 WIRE_FORMAT = AnthropicWireFormat()
 
 
-# reading
+# reading requests
 
 
 def texts(content: Any) -> Iterable[str]:
@@ -258,7 +258,7 @@ def schema_of(body: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, int]:
 
 
 def tool_of(body: Mapping[str, Any], answered: bool) -> Tool | None:
-    """Return the tool to be called now: the one that is forced, else the first one as long as none was called."""
+    """Return the tool to call now: the forced one, else the first one if none was called yet."""
     tools = {
         item["name"]: Tool(item["name"], item["input_schema"])
         for item in body.get("tools") or ()
@@ -354,7 +354,7 @@ def read_call(body: Mapping[str, Any], counting: bool = False) -> ModelCall:
     )
 
 
-# writing
+# writing replies
 
 
 def usage_of(call: ModelCall, usage: Usage) -> dict[str, Any]:
@@ -532,7 +532,7 @@ async def handle(service: ModelService, request: Request) -> Response:
 
 
 def free(service: ModelService, request: Request, account: str, operation: str, data: Mapping[str, Any]) -> Response:
-    """Return something that costs nothing."""
+    """Return a reply that costs nothing."""
     request_id = service.request_id()
     entry = log_entry(request, "anthropic", account, operation)
     service.log.add({**entry, "request_id": request_id, "status": 200, "delivered": True})

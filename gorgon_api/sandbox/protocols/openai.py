@@ -27,10 +27,10 @@ CONTEXT = 1_000_000
 IMAGE_TOKENS = 765
 REASONING = re.compile(r"^(o\d|gpt-[5-9])")
 CACHE_WRITES = re.compile(r"^gpt-(5\.[6-9]|[6-9])")
-"""Models that count what is written to the prompt cache."""
+"""Models that count cache writes."""
 
 ACCEPTED = Known()
-"""Strict schemas that were found good already."""
+"""Strict schemas that have been validated."""
 
 EFFORT_SHARE = {"none": 0.0, "minimal": 0.05, "low": 0.15, "medium": 0.3, "high": 0.6, "xhigh": 1.2, "max": 1.5}
 _RESPONSE_PARAMETERS_TEXT = """
@@ -84,7 +84,7 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
 
 
 class OpenAIWireFormat:
-    """OpenAI's shapes."""
+    """OpenAI's wire format."""
 
     name = "openai"
 
@@ -139,7 +139,7 @@ class OpenAIWireFormat:
         return ProviderFailure(429, denied.kind, text, "rate_limit_exceeded", None, after)
 
     def costs(self, call: ModelCall) -> dict[str, float]:
-        """Return what a call is expected to use: OpenAI lets in by the larger of input and max_tokens."""
+        """Return the expected usage: OpenAI admits a call by the larger of input and max_tokens."""
         expected = max(call.input_tokens, call.max_tokens or 0)
         return {
             "requests": 1,
@@ -149,7 +149,7 @@ class OpenAIWireFormat:
         }
 
     def used(self, usage: Usage) -> dict[str, float]:
-        """Return what a call has used in the end."""
+        """Return the actual usage."""
         tokens = usage.input + usage.output
         return {"requests": 1, "tokens": tokens, "input_tokens": usage.input, "output_tokens": usage.output}
 
@@ -176,7 +176,7 @@ class OpenAIWireFormat:
 WIRE_FORMAT = OpenAIWireFormat()
 
 
-# reading
+# reading requests
 
 
 def texts(content: Any) -> Iterable[str]:
@@ -222,7 +222,7 @@ def messages_of(items: Any) -> tuple[list[str], list[str], int, bool]:
 
 
 def tools_of(body: Mapping[str, Any], answered: bool) -> Tool | None:
-    """Return the function to be called now: the one that is forced, else the first one as long as none was called."""
+    """Return the function to call now: the forced one, else the first one if none was called yet."""
     functions = {}
     for item in body.get("tools") or ():
         function = item.get("function", item)
@@ -313,7 +313,7 @@ def check_model(body: Mapping[str, Any]) -> str:
 
 
 def reasoning_share(model: str, effort: Any) -> float:
-    """Return how many reasoning tokens there are for a visible one."""
+    """Return the reasoning tokens per visible token."""
     if effort is None:
         effort = "medium" if REASONING.match(model) and "chat" not in model else "none"
     if effort not in EFFORT_SHARE:
@@ -396,7 +396,7 @@ def read_call(body: Mapping[str, Any], operation: str) -> ModelCall:
     )
 
 
-# writing
+# writing replies
 
 
 def tier(body: Mapping[str, Any]) -> str:
@@ -716,7 +716,7 @@ async def handle(service: ModelService, request: Request) -> Response:
 
 
 def listed(service: ModelService, request: Request, account: str, data: Mapping[str, Any]) -> Response:
-    """Return something that costs nothing."""
+    """Return a reply that costs nothing."""
     request_id = service.request_id()
     entry = log_entry(request, "openai", account, "models")
     service.log.add({**entry, "request_id": request_id, "status": 200, "delivered": True})
