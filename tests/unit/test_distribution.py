@@ -9,11 +9,12 @@ import sys
 import tarfile
 import tomllib
 import zipfile
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -144,6 +145,63 @@ def test_workflows_of_another_distribution_is_theirs(where: str, installed: Path
     )
     done = run(Path(f"{ours}{os.pathsep}{theirs}"), tmp_path, "-c", program)
     assert done.stdout == "llama-index #\n", done.stderr
+
+
+def required(names: list[str]) -> set[str]:
+    """The distributions that an installer brings for these requirements, by normalised name."""
+    found: set[tuple[str, frozenset[str]]] = set()
+    queue = [Requirement(name) for name in names]
+    while queue:
+        entry = queue.pop()
+        key = canonicalize_name(entry.name), frozenset(entry.extras)
+        if key in found:
+            continue
+        found.add(key)
+        for line in requires(entry.name) or []:
+            further = Requirement(line)
+            extras = ["", *entry.extras]
+            if further.marker is None or any(further.marker.evaluate({"extra": extra}) for extra in extras):
+                queue.append(further)
+    return {name for name, _ in found}
+
+
+IMPORT_ALL = """
+import importlib, json, pkgutil, sys
+
+missing = set(json.loads(sys.argv[1]))
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+for package in ("gorgon", "gorgon_common", "gorgon_worker", "gorgon_api"):
+    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+        if not module.name.endswith(".__main__") and ".migrations" not in module.name:
+            importlib.import_module(module.name)
+for name in ("celery.concurrency.thread", "celery.worker", "sqlalchemy.dialects.postgresql.psycopg", "uvicorn.config"):
+    importlib.import_module(name)
+print(len(sys.modules))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_everything_can_be_imported_without_the_development_extra() -> None:
+    """What a dependency of ours imports without requiring it has to be required by us (kombu's Redis transport)."""
+    runtime = required(PROJECT["dependencies"])
+    missing = [
+        name
+        for name, owners in packages_distributions().items()
+        if not {canonicalize_name(owner) for owner in owners} & {*runtime, "gorgon"}
+    ]
+    assert {"pytest", "psutil", "hatchling"} <= set(missing)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, json.dumps(missing)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 500
 
 
 def test_what_is_needed_has_an_upper_bound() -> None:
