@@ -84,10 +84,14 @@ class UserError(GorgonError):
 
 
 class WorkflowInvalid(UserError):
-    """The workflow file is not valid."""
+    """The workflow file is not valid.
 
-    def __init__(self, problems: list[Problem]) -> None:
+    `source` is the text that the problems were found in, None where it is not at hand.
+    """
+
+    def __init__(self, problems: list[Problem], *, source: str | None = None) -> None:
         self.problems = problems
+        self.source = source
         super().__init__("\n".join(str(problem) for problem in problems))
 
 

@@ -34,7 +34,7 @@ def _vote(parts: list[Any]) -> Any:
     """Return the value that most of the parts agree on; of several the one that came first."""
     counts: dict[str, int] = {}
     for part in parts:
-        key = json.dumps(part, sort_keys=True)
+        key = json.dumps(part, sort_keys=True, default=str)
         counts[key] = counts.get(key, 0) + 1
     return json.loads(max(counts, key=lambda key: counts[key])) if counts else None
 

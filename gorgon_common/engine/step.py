@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+from gorgon_common import strict_json
 from gorgon_common.clock import Clock
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine import admission, composites, limits, rendering, retry
@@ -31,6 +32,7 @@ from gorgon_common.errors import (
     ExpressionError,
     Final,
     GorgonError,
+    Malformed,
     NotAvailable,
     OutputTooLarge,
     RateLimited,
@@ -258,10 +260,17 @@ class Attempt:
 
     def ended(self, result: Result) -> Done:
         """The step has ended; complete its result."""
-        if (
-            result.output is not None
-            and len(body := json.dumps(result.output, default=str)) > rendering.MAX_OUTPUT_BYTES
-        ):
+        if result.output is None:
+            body = ""
+        elif (path := strict_json.not_finite(result.output)) is not None:
+            where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+            raise Malformed(
+                f"`{self.node.id}.output{where}` is NaN or infinite, which is not a number of JSON.",
+                hint="Let the step give null, or a text, where there is no number.",
+            )
+        else:
+            body = json.dumps(result.output, default=str)
+        if len(body) > rendering.MAX_OUTPUT_BYTES:
             raise OutputTooLarge(
                 f"The output of `{self.node.id}` has {len(body) / 1024**2:.1f} MB, and may have 10 MB.",
                 hint="Write large results to a file, or let the step return a part of it.",

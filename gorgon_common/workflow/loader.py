@@ -9,6 +9,7 @@ Messages are for somebody who sees the language for the first time: what is wron
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,14 +17,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gorgon_common.documents import Path, Positions, quoted, read_document
 from gorgon_common.errors import Problem, WorkflowInvalid
 from gorgon_common.workflow import legacy
-from gorgon_common.workflow.document import Path, Positions, quoted, read_document
 from gorgon_common.workflow.expressions import check_id
 from gorgon_common.workflow.repair import repair
 from gorgon_common.workflow.schema import Workflow, suggest
 
 MAX_PROBLEMS = 100
+MAX_STEPS = 10_000
+"""Steps of a file, inner ones included: as many as the engine runs."""
 
 
 @dataclass(slots=True)
@@ -109,6 +112,10 @@ def inspect(
         problems.append(positions.problem("a workflow is a mapping (`key: value`)", (), file=file, hint=hint))
         return Inspected(None, tidy(problems))
     data, old = document.data, legacy.detect(document.data)
+    if extra := next(itertools.islice(_steps(data), MAX_STEPS, None), None):
+        hint = "Split the workflow, or let one step work on a list with `map:`."
+        told = f"the file has more than {MAX_STEPS:,} steps"
+        return Inspected(None, tidy([*problems, positions.problem(told, extra[0], file=file, hint=hint)]))
     if old:
         translated = legacy.translate(data)
         # Findings are told at paths of the file, so before the paths of the spec mean something.

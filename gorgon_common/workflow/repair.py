@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gorgon_common.workflow.document import Path
+from gorgon_common.documents import Path
 from gorgon_common.workflow.schema import Workflow
 
 _MEANT = re.compile(r"Did you mean `([^`]+)`\?")

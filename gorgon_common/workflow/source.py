@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from gorgon_common.documents import Path, parse_path
 from gorgon_common.errors import Problem, WorkflowInvalid
 from gorgon_common.workflow.compiler import try_compile
-from gorgon_common.workflow.document import Path, parse_path
 from gorgon_common.workflow.loader import inspect, tidy
 from gorgon_common.workflow.plan import Plan
 
@@ -19,12 +19,12 @@ def read_workflow(text: str, *, file: str | None = None, roles: Any, operations:
     """
     found = inspect(text, file=file, roles=roles, operations=operations)
     if found.loaded is None:
-        raise WorkflowInvalid(found.problems)
+        raise WorkflowInvalid(found.problems, source=text)
     compiled = try_compile(found.loaded, roles=roles, operations=operations)
     if not found.broken:
         problems = tidy([*found.problems, *compiled.problems])
         if compiled.plan is None:
-            raise WorkflowInvalid(problems)
+            raise WorkflowInvalid(problems, source=text)
         return compiled.plan, problems
     told = {(problem.line, problem.column) for problem in found.problems}
     steps = {_step(path) for path in found.dropped}
@@ -33,7 +33,7 @@ def read_workflow(text: str, *, file: str | None = None, roles: Any, operations:
         for problem in compiled.problems
         if (problem.line, problem.column) not in told and _step(parse_path(problem.path)) not in steps
     ]
-    raise WorkflowInvalid(tidy([*found.problems, *more]))
+    raise WorkflowInvalid(tidy([*found.problems, *more]), source=text)
 
 
 def _step(path: Path) -> Path:

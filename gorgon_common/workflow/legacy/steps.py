@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gorgon_common.workflow.document import Path
+from gorgon_common.documents import Path
 from gorgon_common.workflow.legacy.base import AGENTS, STEP_KEYS, TYPES, Part, Translated, bare
 from gorgon_common.workflow.schema import suggest
 
