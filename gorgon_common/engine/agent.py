@@ -207,6 +207,11 @@ def judge(schema: Mapping[str, Any], reply: AgentReply) -> tuple[Any, list[str]]
             data = strict_json.loads(reply.text)
         except ValueError as error:
             return None, [f"the reply is not JSON: {error}"]
+    return data, misfits(schema, data)
+
+
+def misfits(schema: Mapping[str, Any], data: Any) -> list[str]:
+    """Return what is wrong with data, one sentence each, at most 20.  Raises Final where the schema is broken."""
     try:
         found = sorted(_validator(schema).iter_errors(data), key=lambda error: list(map(str, error.absolute_path)))
     except load("referencing.exceptions:Unresolvable") as error:
@@ -217,7 +222,7 @@ def judge(schema: Mapping[str, Any], reply: AgentReply) -> tuple[Any, list[str]]
     sentences = list(dict.fromkeys(_sentence(error) for error in found))
     if len(sentences) > _SHOWN_VIOLATIONS:
         sentences[_SHOWN_VIOLATIONS:] = [f"… and {len(sentences) - _SHOWN_VIOLATIONS} more"]
-    return data, sentences
+    return sentences
 
 
 def _validator(schema: Mapping[str, Any]) -> Any:

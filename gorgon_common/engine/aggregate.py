@@ -13,7 +13,7 @@ from gorgon_common.workflow.plan import Node
 
 def aggregate(node: Node, env: Env) -> Any:
     """Return what an `aggregate:` step gives.  Raises ExpressionError."""
-    source = node.spec["from"]
+    source = node.spec.get("from", [])
     value = render_value(source, env, legacy=env.lenient)
     parts = list(value) if isinstance(value, (list, tuple)) else [value]
     match node.spec.get("how", "concat"):

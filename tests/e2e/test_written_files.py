@@ -154,3 +154,43 @@ def test_prices_are_read_as_a_workflow_is(gorgon: Gorgon, folder: Path, monkeypa
     assert "`.inf` is not a number" in done.stderr
     (folder / "p.yaml").write_text("\ufeff" + prices.replace(".inf", "2"))
     assert gorgon("plan", "f.yaml").returncode == 0
+
+
+def test_a_command_is_tried_again_as_the_file_says(
+    gorgon: Gorgon, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GORGON_COMMANDS_ALLOW", "*")
+    program = f"echo x >> {folder}/log; test $(wc -l < {folder}/log) -ge 3 && echo '{{\"n\": 3}}'"
+    text = "name: Again\nsteps:\n  - {id: a, %s, output: {n: number}, run: [sh, -c, %s]}\noutputs: {n: '{{a.n / 2}}'}\n"
+    wanted = "on_failure: retry, retry: {max: 2, initial: 1ms}"
+    (folder / "a.yaml").write_text(text % (wanted, json.dumps(program)))
+    done = gorgon("run", "a.yaml", "--json")
+    assert strict(done.stdout)["outputs"] == {"n": 1.5}, done.stdout
+    assert (folder / "log").read_text() == "x\n" * 3
+    (folder / "log").unlink()
+    (folder / "a.yaml").write_text(text % ("retry: {max: 5, initial: 1ms, on: [timeout]}", json.dumps(program)))
+    assert gorgon("run", "a.yaml").returncode == 1
+    assert (folder / "log").read_text() == "x\n"
+
+
+def test_the_output_of_a_command_fits_its_schema_or_the_step_fails(
+    gorgon: Gorgon, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GORGON_COMMANDS_ALLOW", "*")
+    for printed, told in (('{"n": "x"}', "n: 'x' is not of type 'number'"), ('{"n": NaN}', "NaN"), ("hi", "not JSON")):
+        step = {"id": "a", "run": ["echo", printed], "output": {"n": "number"}}
+        (folder / "a.yaml").write_text(json.dumps({"name": "Fit", "steps": [step]}))
+        done = gorgon("run", "a.yaml", "--json")
+        assert done.returncode == 1
+        assert told in strict(done.stdout)["error"]["message"]
+
+
+def test_an_aggregate_gives_the_outputs_of_the_steps_that_it_names(
+    gorgon: Gorgon, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GORGON_COMMANDS_ALLOW", "*")
+    (folder / "a.yaml").write_text(
+        "name: Join\nsteps:\n  - {id: a, run: [echo, one]}\n  - {id: b, run: [echo, two]}\n"
+        "  - {id: c, aggregate: {from: [a, b], how: json}}\noutputs: {c: '{{c.output}}'}\n"
+    )
+    assert strict(gorgon("run", "a.yaml", "--json").stdout)["outputs"] == {"c": ["one\n", "two\n"]}

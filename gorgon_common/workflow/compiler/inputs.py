@@ -44,12 +44,17 @@ def check_inputs(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
             where = _where(path)
             faults.append(f"`{name}{where}` is NaN or infinite; a number must be finite")
             continue
-        found = [_explain(name, error) for error in Draft202012Validator(schema).iter_errors(value)]
+        found = [_explain(name, error) for error in _validator(schema).iter_errors(value)]
         faults.extend(found)
         made[name] = conform(value, schema)
     if faults:
         raise InputInvalid(_listed(faults), hint=_usage(plan))
     return made
+
+
+def _validator(schema: Mapping[str, Any]) -> Draft202012Validator:
+    """`format: date` and the like are checked, as far as the library can without others."""
+    return Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
 
 
 def input_schema(declared: Mapping[str, Any]) -> dict[str, Any]:

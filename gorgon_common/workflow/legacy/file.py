@@ -57,6 +57,9 @@ class File(Steps):
                 self.warn(f"`{key}` is no key of the older format and is ignored", (key,), key=True)
         settings = data.get("settings")
         settings = settings if isinstance(settings, dict) else {}
+        for key in settings:
+            if key not in ("auto_parallel", "auto_parallel_max_workers"):
+                self.warn(f"the setting `{key}` is ignored", ("settings", key), key=True)
         together = settings.get("auto_parallel") is True
         limits: dict[str, Any] = {"tokens": data.get("token_budget", 100_000)}
         limits["timeout"] = data.get("timeout_seconds", 3600)
