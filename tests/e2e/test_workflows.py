@@ -1093,7 +1093,7 @@ outputs: {on: "{{on.output}}", off: "{{default(off.output, null)}}", whole: "{{i
 name: missing
 inputs: {go: {type: boolean, default: false}}
 steps: [{id: off, checkpoint: x, when: inputs.go}]
-outputs: {off: "{{off.output}}"}
+outputs: {off: "{{inputs.go ? 'on' : off.output}}"}
 """
         )
         assert "off" in ran.error["message"]

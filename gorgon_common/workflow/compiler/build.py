@@ -8,7 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from gorgon_common.errors import Problem, WorkflowInvalid
-from gorgon_common.workflow.compiler import checks, specs
+from gorgon_common.workflow.compiler import checks, missing, specs
 from gorgon_common.workflow.compiler.layout import PHASES, Draft, Layout, Place
 from gorgon_common.workflow.compiler.names import RUN, Meaning, Names, Unknown
 from gorgon_common.workflow.compiler.sources import Bare, Operations, Roles, Source
@@ -75,6 +75,7 @@ class _Builder:
         self.names = Names(self.layout, roles)
         self.problems: list[Problem] = []
         self.unavailable: list[str] = []
+        self.reads: list[missing.Read] = []
         self._told: set[tuple[Place, int | None, str]] = set()
 
     # ── problems ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -117,6 +118,7 @@ class _Builder:
         self.cycles()
         outputs, output_refs = self.outputs()
         self.concurrency()
+        self.gaps()
         self.promises()
         workflow = self.workflow
         return Plan(
@@ -252,9 +254,14 @@ class _Builder:
         *,
         secrets: bool = False,
         until: bool = False,
+        needed: set[int] | None = None,
     ) -> dict[str, Type]:
-        """Resolve the names of an expression; return their types."""
+        """Resolve the names of an expression; return their types.
+
+        `needed`: of a condition, the offsets of the names that it reads in any case.
+        """
         types: dict[str, Type] = {}
+        certain = missing.certain_paths(expression) if needed is None else needed
         for path in expression.paths:
             if path.root == "secrets" and "secrets" not in self.layout.ids:
                 self.secret(path, place, allowed=secrets)
@@ -265,6 +272,9 @@ class _Builder:
                 self.tell(unknown.message, place, hint=unknown.hint, offset=path.offset)
                 continue
             self.bind(draft.refs, types, path.root, meaning)
+            if path.offset in certain:
+                condition = needed is not None
+                self.reads.append(missing.Read(draft.index, path, meaning.ref, place, condition, until))
         return types
 
     @staticmethod
@@ -307,8 +317,9 @@ class _Builder:
         """Resolve and check a condition."""
         types: dict[str, Type] = {}
         try:
+            needed = dict(missing.certain_fields(condition, legacy=self.lenient))
             for at, expression in condition_expressions(condition, self.lenient):
-                types.update(self.read(draft, expression, (*place, *at), until=until))
+                types.update(self.read(draft, expression, (*place, *at), until=until, needed=needed.get(at, set())))
                 self.exit_codes(expression, (*place, *at))
             complaints = check_condition(condition, types, legacy=self.lenient)
         except ExpressionSyntaxError as error:
@@ -568,6 +579,14 @@ class _Builder:
                 self.tell_all(check(template, types), inner)
         refs, end.refs = end.refs, {}
         return made, dict(sorted(refs.items()))
+
+    def gaps(self) -> None:
+        """Tell of values that may not exist when they are read; in older files such a value renders as nothing."""
+        if self.lenient:
+            return
+        for gap in missing.Gaps(self.layout).find(self.reads):
+            read = gap.read
+            self.tell(gap.message, read.place, hint=gap.hint, offset=read.path.offset, severity=gap.severity)
 
     def unpublished(self, value: Any) -> bool:
         """Whether an older file's output names something that does not exist."""
