@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gorgon_common.documents import Path, Positions, quoted, read_document
+from gorgon_common.documents import Path, Positions, parse_path, quoted, read_document
 from gorgon_common.errors import Problem, WorkflowInvalid
 from gorgon_common.workflow import legacy
 from gorgon_common.workflow.expressions import check_id
@@ -71,6 +71,8 @@ class Inspected:
     loaded: LoadedWorkflow | None
     problems: list[Problem]
     dropped: list[Path] = field(default_factory=list)
+    partial: list[Path] = field(default_factory=list)
+    """Places where something wrong was left out: of their steps only references to names can be judged."""
 
     @property
     def broken(self) -> bool:
@@ -128,23 +130,22 @@ def inspect(
         data, positions.moved = translated.data, translated.moved
     spec: Workflow | None = None
     dropped: list[Path] = []
+    partial: list[Path] = []
     try:
         spec = Workflow.model_validate(data, context={"legacy": old})
     except ValidationError as error:
         problems += _translate(error, positions, file)
         if not old:
             guess = repair(data, error)
-            spec, dropped = guess.spec, guess.dropped
+            spec, dropped, partial = guess.spec, guess.dropped, guess.partial
             positions.moved = guess.renamed
     names = list(_check_names(data, positions, file, old=old, roles=roles, operations=operations))
-    if any(problem.path.endswith("id") for problem in names):
-        # What the ids mean is open, so whatever depends on them would be told wrongly.
-        spec = None
+    partial += [parse_path(problem.path) for problem in names if problem.path.endswith("id")]
     # What could not be read as it stands was replaced; its line has been told about.
     unread = {problem.line for problem in document.problems}
     problems = tidy([*document.problems, *(entry for entry in [*problems, *names] if entry.line not in unread)])
     loaded = LoadedWorkflow(spec, positions, old, problems, file) if spec is not None else None
-    return Inspected(loaded, problems, dropped)
+    return Inspected(loaded, problems, dropped, partial)
 
 
 def tidy(problems: Iterable[Problem]) -> list[Problem]:

@@ -10,6 +10,8 @@ from gorgon_common.workflow.compiler import try_compile
 from gorgon_common.workflow.loader import inspect, tidy
 from gorgon_common.workflow.plan import Plan
 
+_REFERENCES = ("there is nothing called", "there is no step", "there is no input")
+
 
 def read_workflow(text: str, *, file: str | None = None, roles: Any, operations: Any) -> tuple[Plan, list[Problem]]:
     """Return the plan of a workflow and the warnings.  Raises WorkflowInvalid with every problem at once.
@@ -28,12 +30,20 @@ def read_workflow(text: str, *, file: str | None = None, roles: Any, operations:
         return compiled.plan, problems
     told = {(problem.line, problem.column) for problem in found.problems}
     steps = {_step(path) for path in found.dropped}
+    partly = {_step(path) for path in found.partial}
     more = [
         problem
         for problem in compiled.problems
-        if (problem.line, problem.column) not in told and _step(parse_path(problem.path)) not in steps
+        if (problem.line, problem.column) not in told
+        and _step(parse_path(problem.path)) not in steps
+        and (_step(parse_path(problem.path)) not in partly or _is_reference(problem))
     ]
     raise WorkflowInvalid(tidy([*found.problems, *more]), source=text)
+
+
+def _is_reference(problem: Problem) -> bool:
+    """Tell whether a problem in a step that was partly left out is about a name, which holds whatever the step was."""
+    return problem.severity == "error" and problem.message.startswith(_REFERENCES)
 
 
 def _step(path: Path) -> Path:

@@ -386,7 +386,7 @@ name: skip
 steps:
   - {{id: bad, {self.BAD}, on_failure: skip}}
   - {{id: last, prompt: "More: {{{{bad.output}}}}"}}
-outputs: {{text: "{{{{last.output}}}}"}}
+outputs: {{text: "{{{{last.status == 'succeeded' ? 1 : last.output}}}}"}}
 """
         )
         message = ran.error["message"]

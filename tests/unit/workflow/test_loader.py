@@ -573,6 +573,48 @@ def test_a_step_whose_meaning_is_unknown_is_not_judged_further() -> None:
     assert [problem.message for problem in caught.value.problems] == ["unknown key `frobnicate` in a step"]
 
 
+def test_wrong_values_do_not_hide_wrong_names() -> None:
+    text = """name: w
+inputs: {x: {type: strng}, y: {type: string}}
+steps:
+  - {id: a, prompt: 5}
+  - {id: b, run: {x: 1}, when: nothing.output == 1}
+  - {id: c, prompt: "{{inputs.z}} {{a.output}} {{inputs.x}}", depends_on: [zz]}
+  - {id: d, prompt: "{{missing.output}}", map: {over: "{{inputs.q}}", max_items: many}}
+  - {id: e, prompt: hi, run: [ls]}
+  - {id: f, aggregate: {from: [a], how: glue}}
+  - {id: f, prompt: "{{lost.output}}"}
+  - {prompt: "{{away.output}}"}
+  - 5
+  - {id: g, steps: [{id: h, run: 3}, {id: i, prompt: "{{gone.output}} {{h.output}}"}]}
+outputs: {o: "{{nope.output}}"}
+"""
+    with pytest.raises(WorkflowInvalid) as caught:
+        read_workflow(text, roles=ROLES, operations=OPERATIONS)
+    told = [(problem.line, problem.message) for problem in caught.value.problems]
+    assert told == [
+        (2, "`strng` is not a type"),
+        (4, "`prompt` must be text"),
+        (5, "`run` must be a list"),
+        (5, "there is nothing called `nothing`"),
+        (6, "there is no input `z`"),
+        (6, "there is no step `zz` to depend on"),
+        (7, "there is nothing called `missing`"),
+        (7, "there is no input `q`"),
+        (7, "`max_items` must be a whole number, not `many`"),
+        (8, "the step has 2 actions: `prompt`, `run`"),
+        (9, "`glue` is not a value of `how`"),
+        (10, "the id `f` is used twice"),
+        (10, "there is nothing called `lost`"),
+        (11, "`id` is missing in a step"),
+        (11, "there is nothing called `away`"),
+        (12, "a step must be a mapping (`key: value`)"),
+        (13, "`run` must be a list"),
+        (13, "there is nothing called `gone`"),
+        (14, "there is nothing called `nope`"),
+    ]
+
+
 def test_warnings_come_with_the_plan() -> None:
     plan, warnings = read_workflow(
         "name: x\nsteps:\n  - {id: a, uses: slack.post_message, with: {channel: '#a', text: hi}}\n",
