@@ -12,7 +12,7 @@ from gorgon_api.errors import add_handlers
 from gorgon_api.routes import costs, health, runs, workflows
 from gorgon_common.bootstrap import Services
 
-MAX_BODY = 1_000_000
+MAX_BODY = 8_000_000
 """Bytes that a request may have."""
 
 _DESCRIPTION = """Start, follow and look at runs of Gorgon workflows.

@@ -20,7 +20,8 @@
     │   ├── BudgetExceeded        a budget has no room for the call
     │   ├── Unpriced              nobody knows what the call would cost
     │   ├── OverLimit             a call needs more than the whole rate limit: it can never be made
-    │   ├── CommandFailed         a command ended with a non-zero status or broke a limit
+    │   ├── CommandFailed         a command may not run, cannot run or broke a limit
+    │   │   └── CommandExited     it ended with a non-zero status: another attempt may help
     │   └── OutputTooLarge        a result is over the cap
     ├── Throttled                 no room for a call now: come back later; no call was made, no attempt is used
     ├── Cancelled                 the run was cancelled while a call was in flight
@@ -84,10 +85,14 @@ class UserError(GorgonError):
 
 
 class WorkflowInvalid(UserError):
-    """The workflow file is not valid."""
+    """The workflow file is not valid.
 
-    def __init__(self, problems: list[Problem]) -> None:
+    `source` is the text that the problems were found in, None where it is not at hand.
+    """
+
+    def __init__(self, problems: list[Problem], *, source: str | None = None) -> None:
         self.problems = problems
+        self.source = source
         super().__init__("\n".join(str(problem) for problem in problems))
 
 
@@ -247,6 +252,12 @@ class CommandFailed(StepError):
     """The command failed."""
 
     kind = "command"
+
+
+class CommandExited(CommandFailed):
+    """The command ended with a non-zero status."""
+
+    retryable = True
 
 
 class OutputTooLarge(StepError):

@@ -61,7 +61,12 @@ class Settings(BaseSettings):
     """What can be set.  Times in seconds."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+        env_prefix=PREFIX,
+        extra="ignore",
+        frozen=True,
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
     )
 
     home: Path = Field(Path("~/.gorgon"), validate_default=True, description="Where Gorgon keeps its files.")

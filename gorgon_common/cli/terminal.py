@@ -6,14 +6,13 @@ the command fails.  rich is imported by the first thing that is drawn.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from gorgon_common import errors, lazy
+from gorgon_common import errors, lazy, strict_json
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -69,7 +68,7 @@ def whisper(text: str) -> None:
 
 def emit(document: Any) -> None:
     """Print the one JSON document of `--json`."""
-    say(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    say(strict_json.dumps(document, indent=2, default=str))
 
 
 def styled(text: str, style: str) -> Any:
@@ -103,7 +102,7 @@ def _flat(cell: Any) -> str:
 def tell_error(error: errors.GorgonError) -> None:
     """Print what is wrong and what to do, on stderr."""
     if isinstance(error, errors.WorkflowInvalid):
-        tell_problems(error.problems, stream=sys.stderr)
+        tell_problems(error.problems, stream=sys.stderr, source=error.source)
         count = sum(problem.severity == "error" for problem in error.problems)
         note(f"\n{count} {'problem' if count == 1 else 'problems'}. Nothing was started.")
         return
@@ -117,7 +116,7 @@ def tell_error(error: errors.GorgonError) -> None:
 def tell_problems(problems: Sequence[errors.Problem], *, stream: TextIO, source: str | None = None) -> None:
     """Print problems with the line they are about, as a compiler does.
 
-    `source` is the text they were found in; without it the file that each names is read.
+    `source` is the text they were found in.  A file is never read again: it may have changed, or be a pipe.
     """
     text = lazy.load("rich.text:Text")
     screen = console(stream)
@@ -144,14 +143,8 @@ def tell_problems(problems: Sequence[errors.Problem], *, stream: TextIO, source:
 def _line_of(problem: errors.Problem, source: str | None) -> str | None:
     if problem.line is None:
         return None
-    if source is None and problem.file:
-        try:
-            with open(problem.file, encoding="utf-8") as file:
-                source = file.read(1_000_000)
-        except (OSError, UnicodeDecodeError):
-            return None
-    lines = (source or "").splitlines()
-    return lines[problem.line - 1].replace("\t", " ") if 0 < problem.line <= len(lines) else None
+    lines = (source or "").split("\n")
+    return lines[problem.line - 1].rstrip("\r").replace("\t", " ") if 0 < problem.line <= len(lines) else None
 
 
 def error_document(error: errors.GorgonError) -> dict[str, Any]:

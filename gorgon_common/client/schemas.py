@@ -181,7 +181,7 @@ class Submission(_Received):
     )
 
     workflow: str | None = Field(None, min_length=1, max_length=200)
-    source: str | None = Field(None, min_length=1, max_length=262_144)
+    source: str | None = Field(None, min_length=1, max_length=4_194_304)
     inputs: dict[str, Any] = Field(default_factory=dict)
     target: Target = "sandbox"
     max_cost_usd: float | None = Field(
@@ -223,7 +223,7 @@ class Source(_Received):
     )
 
     workflow: str | None = Field(None, min_length=1, max_length=200)
-    source: str | None = Field(None, min_length=1, max_length=262_144)
+    source: str | None = Field(None, min_length=1, max_length=4_194_304)
 
 
 class Planning(Source):

@@ -16,11 +16,11 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gorgon_common.clock import SYSTEM_CLOCK, Clock
 from gorgon_common.costs.usage import Usage
-from gorgon_common.errors import ConfigurationError
+from gorgon_common.documents import read_data, read_text
+from gorgon_common.documents.data import MAX_BYTES
+from gorgon_common.errors import ConfigurationError, InputInvalid, NotFound
 from gorgon_common.lazy import load
 
 MILLION = Decimal(1_000_000)
@@ -155,19 +155,25 @@ def make_pricer(path: Path | None) -> GenaiPricer:
     if path is None:
         return GenaiPricer()
     try:
-        own = read_overrides(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        own = read_overrides(read_text(str(path), limit=MAX_BYTES), file=str(path))
+    except (InputInvalid, NotFound) as error:
         raise ConfigurationError(
-            f"The price table {path} cannot be read: {error}", hint="Correct GORGON_PRICES, or unset it."
+            f"The price table cannot be read: {error.message}", hint="Correct GORGON_PRICES, or unset it."
         ) from None
     ours = read_overrides(resources.files(__package__).joinpath("prices.yaml").read_text(encoding="utf-8"))
     return GenaiPricer(overrides=[*own, *ours])
 
 
-def read_overrides(text: str) -> list[Override]:
-    """Read the form of `prices.yaml`.  Raises ConfigurationError that names the entry."""
+def read_overrides(text: str, *, file: str = "prices.yaml") -> list[Override]:
+    """Read the form of `prices.yaml`.
+
+    Raises InputInvalid where it is not YAML, and ConfigurationError that names the entry that is wrong.
+    """
+    entries = read_data(text, file=file)
+    if not isinstance(entries, list | None):
+        raise ConfigurationError("The price table must be a list, one entry for each model.")
     found = []
-    for position, entry in enumerate(yaml.safe_load(text) or ()):
+    for position, entry in enumerate(entries or ()):
         try:
             if not str(entry["reason"]).strip():
                 raise ValueError("reason is empty")
@@ -193,9 +199,10 @@ def read_overrides(text: str) -> list[Override]:
 
 
 def _day(value: Any) -> date:
-    if not isinstance(value, date) or isinstance(value, datetime):
-        raise ValueError(f"{value!r} is not a date like 2026-11-17")
-    return value
+    try:
+        return date.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is not a date like 2026-11-17") from None
 
 
 def _rates(entry: Mapping[str, Any]) -> dict[str, Decimal]:

@@ -5,12 +5,11 @@ Knows no SDK: the provider is a port.  Every call, whatever becomes of it, gives
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gorgon_common import errors
+from gorgon_common import errors, strict_json
 from gorgon_common.clock import SYSTEM_CLOCK, Clock
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine.ports import AgentCall, AgentProvider, AgentReply, Message, Pricer
@@ -205,9 +204,14 @@ def judge(schema: Mapping[str, Any], reply: AgentReply) -> tuple[Any, list[str]]
     data = reply.data
     if data is None:
         try:
-            data = json.loads(reply.text)
+            data = strict_json.loads(reply.text)
         except ValueError as error:
             return None, [f"the reply is not JSON: {error}"]
+    return data, misfits(schema, data)
+
+
+def misfits(schema: Mapping[str, Any], data: Any) -> list[str]:
+    """Return what is wrong with data, one sentence each, at most 20.  Raises Final where the schema is broken."""
     try:
         found = sorted(_validator(schema).iter_errors(data), key=lambda error: list(map(str, error.absolute_path)))
     except load("referencing.exceptions:Unresolvable") as error:
@@ -218,7 +222,7 @@ def judge(schema: Mapping[str, Any], reply: AgentReply) -> tuple[Any, list[str]]
     sentences = list(dict.fromkeys(_sentence(error) for error in found))
     if len(sentences) > _SHOWN_VIOLATIONS:
         sentences[_SHOWN_VIOLATIONS:] = [f"… and {len(sentences) - _SHOWN_VIOLATIONS} more"]
-    return data, sentences
+    return sentences
 
 
 def _validator(schema: Mapping[str, Any]) -> Any:

@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+from gorgon_common import strict_json
 from gorgon_common.clock import Clock
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine import admission, composites, limits, rendering, retry
-from gorgon_common.engine.agent import converse
+from gorgon_common.engine.agent import converse, misfits
 from gorgon_common.engine.aggregate import aggregate
 from gorgon_common.engine.budget import Purse, Short, Vault, unsent
 from gorgon_common.engine.context import Knowledge, Run
@@ -26,11 +27,12 @@ from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, Result,
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import (
     Cancelled,
-    CommandFailed,
+    CommandExited,
     ConfigurationError,
     ExpressionError,
     Final,
     GorgonError,
+    Malformed,
     NotAvailable,
     OutputTooLarge,
     RateLimited,
@@ -176,7 +178,11 @@ class Attempt:
             case Kind.COMMAND:
                 return self._command()
             case Kind.AGGREGATE:
-                return self.ended(Result(StepStatus.SUCCEEDED, aggregate(self.node, self.env())))
+                joined = aggregate(self.node, self.env())
+                schema = self.node.spec.get("schema")
+                return self.ended(
+                    Result(StepStatus.SUCCEEDED, joined if schema is None else self._fitting(schema, joined))
+                )
             case Kind.CHECKPOINT:
                 text = rendering.text(self.node.spec.get("message") or "", self.env())
                 return self.ended(Result(StepStatus.SUCCEEDED, text, detail={"message": text}))
@@ -258,10 +264,17 @@ class Attempt:
 
     def ended(self, result: Result) -> Done:
         """The step has ended; complete its result."""
-        if (
-            result.output is not None
-            and len(body := json.dumps(result.output, default=str)) > rendering.MAX_OUTPUT_BYTES
-        ):
+        if result.output is None:
+            body = ""
+        elif (path := strict_json.not_finite(result.output)) is not None:
+            where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+            raise Malformed(
+                f"`{self.node.id}.output{where}` is NaN or infinite, which is not a number of JSON.",
+                hint="Let the step give null, or a text, where there is no number.",
+            )
+        else:
+            body = json.dumps(result.output, default=str)
+        if len(body) > rendering.MAX_OUTPUT_BYTES:
             raise OutputTooLarge(
                 f"The output of `{self.node.id}` has {len(body) / 1024**2:.1f} MB, and may have 10 MB.",
                 hint="Write large results to a file, or let the step return a part of it.",
@@ -448,12 +461,34 @@ class Attempt:
         done = self.executor.commands.run(call, self.cancelled)
         if done.exit_code and not self.node.spec.get("allow_failure"):
             last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-            raise CommandFailed(
+            raise CommandExited(
                 f"The command ended with status {done.exit_code}{': ' if last else ''}{''.join(last)[:500]}",
                 hint="Write `allow_failure: true` where a non-zero exit is a result.",
             )
         detail = {"exit_code": done.exit_code, "stderr": done.stderr, "fingerprint": fingerprint}
-        return self.ended(Result(StepStatus.SUCCEEDED, done.stdout, detail=detail))
+        output: Any = done.stdout
+        schema = self.node.spec.get("schema")
+        if schema is not None and done.exit_code == 0:
+            output = self._fitting(schema, output)
+            detail["stdout"] = done.stdout
+        return self.ended(Result(StepStatus.SUCCEEDED, output, detail=detail))
+
+    def _fitting(self, schema: Mapping[str, Any], value: Any) -> Any:
+        """Return what a step without a model gives, text read as JSON.  Raises Malformed where it misses its schema."""
+        wrong: list[str] = []
+        if isinstance(value, str):
+            try:
+                value = strict_json.loads(value)
+            except ValueError as error:
+                wrong = [f"it is not JSON: {error}"]
+        wrong = wrong or misfits(schema, value)
+        if wrong:
+            listed = "\n".join(f"- {sentence}" for sentence in wrong)
+            raise Malformed(
+                f"The output of `{self.node.id}` does not fit its `output:` schema:\n{listed}",
+                hint="Print one JSON value that fits, or remove `output:`.",
+            )
+        return conform(value, schema)
 
     def _end(self) -> Outcome:
         """The run's last step: its outputs and how it ended."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import Any
 
+from gorgon_common import strict_json
 from gorgon_common.engine.budget import UNSENT
 from gorgon_common.engine.records import Claimed, Finish
 from gorgon_common.engine.states import StepStatus
@@ -16,8 +16,12 @@ INLINE_BYTES = 64 * 1024
 
 
 def dump(value: Any) -> str:
-    """Return JSON that both databases can store: NUL stays escaped, lone surrogates are replaced."""
-    return _encodable(json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str))
+    """Return JSON that both databases can store.
+
+    NUL stays escaped, lone surrogates are replaced; a number that is not finite, which nothing should let through, is
+    null, so that one row cannot break whoever reads many.
+    """
+    return _encodable(strict_json.dumps(value, compact=True, default=str))
 
 
 def _encodable(text: str) -> str:

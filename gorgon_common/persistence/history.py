@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, select
 
+from gorgon_common import strict_json
 from gorgon_common.costs.history import History, StepHistory
 from gorgon_common.engine.records import step_id
 from gorgon_common.engine.states import FINISHED_RUN, RunStatus, StepStatus
@@ -97,7 +97,7 @@ def _run(connection: Connection, number: int, plan: Plan, found: dict[str, StepH
     outputs = {row.step_id: row.output for row in texts}
     for node, key in samples.items():
         if outputs.get(key):
-            of(node).sample = json.loads(outputs[key])
+            of(node).sample = strict_json.loads_stored(outputs[key])
 
 
 def _expanded(connection: Connection, plan: Plan, low: int, high: int, of: Callable[[int], StepHistory]) -> None:

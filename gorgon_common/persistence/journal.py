@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, insert
 
+from gorgon_common import strict_json
 from gorgon_common.persistence import encoding
 from gorgon_common.persistence.tables import db_now, events
 
@@ -21,7 +21,7 @@ def tell(
     data: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a line; `data` is for machines."""
-    body = None if data is None else json.dumps(data)
+    body = None if data is None else strict_json.dumps(data)
     connection.execute(
         insert(events).values(run_id=run, row=row, kind=kind, message=encoding.clean(message), data=body, at=db_now())
     )

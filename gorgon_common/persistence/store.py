@@ -18,6 +18,7 @@ import psycopg
 from sqlalchemy import Connection, and_, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from gorgon_common import strict_json
 from gorgon_common.costs.usage import CallRecord
 from gorgon_common.engine.records import (
     ROW_MASK,
@@ -393,7 +394,7 @@ class Store:
             team=row.team,
             workflow=row.workflow,
             plan_hash=row.plan_hash,
-            inputs=json.loads(row.inputs),
+            inputs=strict_json.loads_stored(row.inputs),
             target=row.target,
             home=row.home,
             root=row.root_id,
@@ -424,7 +425,7 @@ class Store:
         """Return the error of the step that failed the run, and whether the run was cancelled."""
         with self.database.read() as connection:
             row = connection.execute(select(runs.c.error, runs.c.cancelled).where(runs.c.id == run)).one()
-        return (json.loads(row.error) if row.error else None), bool(row.cancelled)
+        return (strict_json.loads_stored(row.error) if row.error else None), bool(row.cancelled)
 
     # The hot path
 
@@ -864,7 +865,7 @@ class Store:
                     base=row.base,
                     count=row._mapping["count"],
                     round=row.round,
-                    items=json.loads(row.items) if row.items else (),
+                    items=strict_json.loads_stored(row.items) if row.items else (),
                     reduce=row.reduce,
                 )
                 for row in connection.execute(query)
@@ -1066,12 +1067,12 @@ def _advance(rows: Sequence[tuple[Any, ...]]) -> Advance:
 
 
 def _checkpoint(row: Any) -> Checkpoint:
-    detail = json.loads(row.detail) if row.detail else {}
+    detail = strict_json.loads_stored(row.detail) if row.detail else {}
     body = row.body if row.body is not None else row.output
     return Checkpoint(
         id=row.step_id,
         status=StepStatus(row.status),
-        output=None if body is None else json.loads(body),
+        output=None if body is None else strict_json.loads_stored(body),
         error=detail.pop("error", None),
         reason=detail.pop("reason", None),
         detail=detail,

@@ -17,10 +17,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from gorgon_common.documents import read_data, read_text
+from gorgon_common.documents.data import MAX_BYTES
 from gorgon_common.engine.limits import DIMENSIONS, Gate, Quota
-from gorgon_common.errors import ConfigurationError, Unavailable
+from gorgon_common.errors import ConfigurationError, InputInvalid, NotFound, Unavailable
 
 NAMES = (*DIMENSIONS, "concurrency")
 REFRESH = 5.0
@@ -145,13 +145,11 @@ def read_limits(path: Path | None) -> OwnLimits:
     if path is None:
         return OwnLimits({}, (), {})
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
+        data = read_data(read_text(str(path), limit=MAX_BYTES), file=str(path)) or {}
+    except (InputInvalid, NotFound) as error:
         raise ConfigurationError(
-            f"{path} cannot be read: {error.strerror}", hint="Correct GORGON_LIMITS_FILE."
+            f"The limits cannot be read: {error.message}", hint="Correct the file, or GORGON_LIMITS_FILE."
         ) from None
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path} is not YAML: {error}", hint="Correct the file.") from None
     try:
         return _own(data)
     except (ValueError, TypeError, AttributeError) as error:
@@ -180,8 +178,8 @@ def _own(data: Mapping[str, Any]) -> OwnLimits:
     for name, entry in data.items():
         if name == "weights":
             weights = {str(team): float(weight) for team, weight in entry.items()}
-            if any(weight <= 0 for weight in weights.values()):
-                raise ValueError("a team's weight has to be above 0")
+            if not all(0 < weight < math.inf for weight in weights.values()):
+                raise ValueError("a team's weight has to be a number above 0")
             continue
         if unknown := sorted(set(entry) - {"tier", "models"}):
             raise ValueError(f"{name} has no {', '.join(unknown)}; it has tier and models")
@@ -201,5 +199,5 @@ def _quota(entry: Mapping[str, Any]) -> Quota:
 @cache
 def _defaults() -> Mapping[str, Any]:
     text = resources.files(__package__).joinpath("defaults.yaml").read_text(encoding="utf-8")
-    table: dict[str, Any] = yaml.safe_load(text)
+    table: dict[str, Any] = read_data(text, file="defaults.yaml")
     return table

@@ -15,8 +15,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import yaml
-
+from gorgon_common.documents import read_data
 from gorgon_common.errors import NotFound
 
 TIERS = ("fast", "standard", "strong")
@@ -99,7 +98,7 @@ def load_roles() -> RoleCatalogue:
 
 def read_role(text: str, source: str) -> Role:
     """Return the role that a YAML text declares; `source` names it in errors (ValueError)."""
-    data = yaml.safe_load(text)
+    data = read_data(text, file=source)
     known = {entry.name for entry in fields(Role)}
     needed = known - {"aliases", "allowed_tools"}
     if not isinstance(data, dict) or not needed <= data.keys() <= known:

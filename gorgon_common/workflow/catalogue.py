@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import yaml
-
 from gorgon_common import bundled
+from gorgon_common.documents import read_data
 from gorgon_common.errors import NotFound
 from gorgon_common.workflow.schema import suggest
 
@@ -33,7 +32,7 @@ class Entry:
 @cache
 def entries() -> tuple[Entry, ...]:
     """Return the bundled workflows in the order of the index."""
-    listed = yaml.safe_load(_read("index.yaml"))["workflows"]
+    listed = read_data(_read("index.yaml"), file="index.yaml")["workflows"]
     return tuple(Entry(name=name, **{**entry, "shows": tuple(entry["shows"])}) for name, entry in listed.items())
 
 

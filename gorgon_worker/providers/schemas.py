@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gorgon_common import strict_json
+
 WRAPPED = "value"
 """The property that holds a reply whose schema is not an object."""
 
@@ -116,7 +118,7 @@ def read_json(text: str) -> Any:
     if stripped.startswith("```") and stripped.endswith("```") and "\n" in stripped:
         stripped = stripped[stripped.index("\n") : -3]
     try:
-        return json.loads(stripped)
+        return strict_json.loads(stripped)
     except ValueError:
         return None
 
