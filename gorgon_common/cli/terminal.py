@@ -1,6 +1,7 @@
 """What commands print, and how they end.
 
-stdout carries the answer, stderr everything said beside it.  With `--json` stdout is exactly one document, also where
+Everything that is printed passes `safe` (or `emit`, for JSON): secrets are masked, control characters shown.  stdout
+carries the answer, stderr everything said beside it.  With `--json` stdout is exactly one document, also where
 the command fails.  rich is imported by the first thing that is drawn.
 """
 
@@ -14,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from gorgon_common import errors, lazy
+from gorgon_common.masking import SECRETS
+from gorgon_common.printable import json_safe, visible
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -41,10 +44,24 @@ _THEME = {
 def console(stream: TextIO | None = None, *, force_terminal: bool | None = None) -> Console:
     """Return a rich console on stdout (or on `stream`); colours follow the terminal, NO_COLOR and FORCE_COLOR."""
     theme = lazy.load("rich.theme:Theme")(_THEME)
-    made: Console = lazy.load("rich.console:Console")(
-        file=stream or sys.stdout, theme=theme, highlight=False, emoji=False, force_terminal=force_terminal
+    made: Console = lazy.load("gorgon_common.cli.safe_console:SafeConsole")(
+        safe,
+        file=stream or sys.stdout,
+        theme=theme,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        force_terminal=force_terminal,
     )
     return made
+
+
+def safe(text: str) -> str:
+    """Return text as it may be printed: secrets masked, control characters and escapes of others shown.
+
+    Every text that goes to a terminal or a pipe passes here, once and before it is laid out.
+    """
+    return visible(SECRETS.mask(text))
 
 
 def interactive() -> bool:
@@ -54,12 +71,17 @@ def interactive() -> bool:
 
 def say(text: str = "") -> None:
     """Print a line of the answer."""
-    print(text)
+    print(safe(text))
 
 
 def note(text: str) -> None:
     """Print a line beside the answer, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(safe(text), file=sys.stderr, flush=True)
+
+
+def reveal(text: str) -> None:
+    """Print a secret on stderr, once, for the person who needs it."""
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 def whisper(text: str) -> None:
@@ -68,13 +90,29 @@ def whisper(text: str) -> None:
 
 
 def emit(document: Any) -> None:
-    """Print the one JSON document of `--json`."""
-    say(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    """Print the one JSON document of `--json`: exact, secrets masked, control characters in JSON's own escapes."""
+    print(_json(document, indent=2))
+
+
+def emit_line(document: Any) -> None:
+    """Print one document of several, on a line of its own."""
+    print(_json(document, indent=None))
+
+
+def _json(document: Any, *, indent: int | None) -> str:
+    text = json.dumps(document, indent=indent, ensure_ascii=False, default=str)
+    if SECRETS.found(text) is not None:
+        text = json.dumps(SECRETS.mask_value(json.loads(text)), indent=indent, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(json.loads(text), indent=indent)
+    return json_safe(text)
 
 
 def styled(text: str, style: str) -> Any:
     """Return a text in a style, for a cell of a table."""
-    return lazy.load("rich.text:Text")(text, style=style)
+    return lazy.load("rich.text:Text")(safe(text), style=style)
 
 
 def draw(drawing: RenderableType) -> None:
@@ -92,7 +130,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Seque
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(cell if hasattr(cell, "markup") else lazy.load("rich.text:Text")(str(cell)) for cell in row))
+        made.add_row(
+            *(cell if hasattr(cell, "markup") else lazy.load("rich.text:Text")(safe(str(cell))) for cell in row)
+        )
     draw(made)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from gorgon_common.engine.budget import UNSENT
 from gorgon_common.engine.records import Claimed, Finish
 from gorgon_common.engine.states import StepStatus
+from gorgon_common.masking import SECRETS
 from gorgon_common.persistence import budgets_sqlite
 
 INLINE_BYTES = 64 * 1024
@@ -16,8 +17,8 @@ INLINE_BYTES = 64 * 1024
 
 
 def dump(value: Any) -> str:
-    """Return JSON that both databases can store: NUL stays escaped, lone surrogates are replaced."""
-    return _encodable(json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str))
+    """Return JSON that both databases can store: secrets masked, NUL escaped, lone surrogates replaced."""
+    return _encodable(SECRETS.mask_json(json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)))
 
 
 def _encodable(text: str) -> str:
@@ -105,5 +106,5 @@ def settlements(step: Claimed, finish_calls: Any) -> list[dict[str, Any]]:
 
 
 def clean(text: str | None) -> str | None:
-    """Return text without NUL, which PostgreSQL cannot store, and without lone surrogates, which neither can."""
-    return _encodable(text.replace("\0", "")) if text else text
+    """Return text with secrets masked, without NUL, which PostgreSQL cannot store, and without lone surrogates."""
+    return _encodable(SECRETS.mask(text).replace("\0", "")) if text else text
