@@ -233,7 +233,7 @@ def _with_scheme(url: str, schemes: tuple[str, ...]) -> str:
 
 def _in_memory(url: str) -> bool:
     path, _, query = url.partition("://")[2].partition("?")
-    return path.lstrip("/") in ("", ":memory:") or ":memory:" in path or "mode=memory" in query
+    return path in ("", "/", "/:memory:") or path.startswith("/file::memory:") or "mode=memory" in query
 
 
 class Setting(NamedTuple):
@@ -258,14 +258,14 @@ class _EnvFile(EnvSettingsSource):
         return {name.lower(): value for name, value in _env_file.get().items() if value != ""}
 
 
-def read_env_file(path: Path) -> dict[str, str | None]:
-    """Return the variables of an environment file, none where it does not exist.
+def read_env_file(path: Path, *, must_exist: bool = False) -> dict[str, str | None]:
+    """Return the variables of an environment file, none where it does not exist (unless it must).
 
     Raises ConfigurationError that names the file where it cannot be read or is not text.
     """
     try:
         path = path.expanduser()
-        if not path.exists():
+        if not must_exist and not path.exists():
             return {}
         data = path.read_bytes()
     except (OSError, RuntimeError, ValueError) as error:
@@ -297,8 +297,10 @@ def load() -> Settings:
     What is secret in them is registered to be masked.  Raises ConfigurationError that names each wrong variable.
     """
     SECRETS.add_environment(os.environ)
-    name = os.environ.get("GORGON_ENV_FILE", ".env")
-    values = read_env_file(Path(name)) if name else {}
+    named = os.environ.get("GORGON_ENV_FILE")
+    values = (
+        read_env_file(Path(".env" if named is None else named), must_exist=named is not None) if named != "" else {}
+    )
     SECRETS.add_environment(values)
     token = _env_file.set(values)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -67,12 +68,10 @@ class Group(TyperGroup):
                 raise
             self._end(ctx, error, terminal.EXIT_BAD_INPUT)
         except typer.TyperException as error:
-            if ctx.meta.get(JSON):
-                terminal.emit(terminal.error_document(errors.InputInvalid(_sentence(error))))
+            _emit(ctx, errors.InputInvalid(_sentence(error)))
             raise
         except KeyboardInterrupt:
-            if ctx.meta.get(JSON):
-                terminal.emit(terminal.error_document(errors.Cancelled("It was interrupted.")))
+            _emit(ctx, errors.Cancelled("It was interrupted."))
             raise
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
@@ -90,8 +89,7 @@ class Group(TyperGroup):
 
     @staticmethod
     def _end(ctx: Context, error: errors.GorgonError, code: int) -> NoReturn:
-        if ctx.meta.get(JSON):
-            terminal.emit(terminal.error_document(error))
+        _emit(ctx, error)
         terminal.tell_error(error)
         raise typer.Exit(code) from None
 
@@ -108,6 +106,13 @@ class Group(TyperGroup):
             if rows:
                 with formatter.section(section):
                     formatter.write_dl(rows)
+
+
+def _emit(ctx: Context, error: errors.GorgonError) -> None:
+    """Print the document of an error, where one is wanted and stdout takes it."""
+    if ctx.meta.get(JSON):
+        with suppress(errors.ConfigurationError, BrokenPipeError):
+            terminal.emit(terminal.error_document(error))
 
 
 def _sentence(error: typer.TyperException) -> str:

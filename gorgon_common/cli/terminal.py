@@ -11,7 +11,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from gorgon_common import errors, lazy
@@ -71,7 +72,26 @@ def interactive() -> bool:
 
 def say(text: str = "") -> None:
     """Print a line of the answer."""
-    print(safe(text))
+    _write(safe(text))
+
+
+def _write(text: str) -> None:
+    with writing():
+        print(text)
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Say of stdout what is said of other files that cannot be written.  Raises ConfigurationError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise errors.ConfigurationError(
+            f"The output cannot be written: {error.strerror}.",
+            hint="See where stdout leads, and whether there is room.",
+        ) from None
 
 
 def note(text: str) -> None:
@@ -91,12 +111,12 @@ def whisper(text: str) -> None:
 
 def emit(document: Any) -> None:
     """Print the one JSON document of `--json`: exact, secrets masked, control characters in JSON's own escapes."""
-    print(_json(document, indent=2))
+    _write(_json(document, indent=2))
 
 
 def emit_line(document: Any) -> None:
     """Print one document of several, on a line of its own."""
-    print(_json(document, indent=None))
+    _write(_json(document, indent=None))
 
 
 def _json(document: Any, *, indent: int | None) -> str:
@@ -117,7 +137,8 @@ def styled(text: str, style: str) -> Any:
 
 def draw(drawing: RenderableType) -> None:
     """Print something of rich on stdout; in a pipe nothing is wrapped."""
-    console().print(drawing, soft_wrap=not interactive())
+    with writing():
+        console().print(drawing, soft_wrap=not interactive())
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[str] = ()) -> None:

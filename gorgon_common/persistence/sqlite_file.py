@@ -70,6 +70,8 @@ def prepare(path: str) -> None:
 def fault(error: BaseException, path: str | None) -> GorgonError | None:
     """Return what to tell people of an error of SQLite, None where it is not about the file."""
     code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_CANTOPEN and path and _cannot_write(Path(path).parent):
+        code = sqlite3.SQLITE_READONLY
     known = _FAULTS.get(code & 0xFF) if code is not None else None
     if known is None:
         return None
@@ -77,3 +79,7 @@ def fault(error: BaseException, path: str | None) -> GorgonError | None:
     # A damaged file stays damaged; space and permissions may come back while a worker waits.
     damaged = code is not None and code & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
     return (ConfigurationError if damaged else Unavailable)(f"The database {path or ''} {what}.", hint=hint)
+
+
+def _cannot_write(folder: Path) -> bool:
+    return folder.is_dir() and not os.access(folder, os.W_OK)
