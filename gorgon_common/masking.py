@@ -35,7 +35,11 @@ _PUBLIC = frozenset(
     | {"sk-no-key-required", "dummy-key", "EMPTY", "sandbox"}
 )
 """Everybody's values: they protect nothing, and to mask them would spoil texts in which they are words."""
-_NAMES = re.compile(r"(?:^|_)(?:key|token|secret|passw(?:or)?d|pass|pwd|credentials?|auth|pat|dsn)(?:_|$)", re.I)
+_NAMES = re.compile(
+    r"(?:^|_)(?:key|token|secret|passw(?:or)?d|pass|pwd|credentials?|auth|pat|dsn)(?:_|$)"
+    r"|(?:apikey|token|secret|passw(?:or)?d)$",
+    re.I,
+)
 _KNOWN = frozenset(
     {"OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_WEBHOOK_SECRET", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"}
     | {"GORGON_API_KEY", "GITHUB_TOKEN", "GH_TOKEN", "SLACK_BOT_TOKEN", "SLACK_SIGNING_SECRET", "NOTION_TOKEN"}

@@ -69,7 +69,7 @@ def _broker(data: dict[str, Any]) -> str:
 
 
 def _database(data: dict[str, Any]) -> str:
-    # Quoted, because a folder may have a question mark in its name; `persistence.database` undoes it.
+    # Quoted, because a folder may have a question mark in its name; SQLAlchemy undoes it.
     return f"sqlite:///{quote(str(data.get('home', Path())), safe=_UNQUOTED)}/gorgon.db"
 
 

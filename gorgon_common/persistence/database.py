@@ -36,7 +36,6 @@ class Database:
         """The file of a SQLite database."""
         self._one = threading.Lock()
         if self.sqlite:
-            parsed = sqlite_file.locate(parsed)
             self.path = parsed.database or ""
             sqlite_file.prepare(self.path)
             self.engine = _sqlite(parsed, self, pool_size)

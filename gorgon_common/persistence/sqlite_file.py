@@ -6,9 +6,6 @@ import contextlib
 import os
 import sqlite3
 from pathlib import Path
-from urllib.parse import unquote
-
-from sqlalchemy import URL
 
 from gorgon_common.errors import ConfigurationError, GorgonError, Unavailable
 from gorgon_common.home import make_folder
@@ -40,14 +37,6 @@ _FAULTS: dict[int, tuple[str, str]] = {
     ),
 }
 """SQLite's primary result code → what is the matter with the file, and what to do."""
-
-
-def locate(url: URL) -> URL:
-    """Return the URL of a SQLite database with its path as the file system has it.
-
-    Percent signs of the path are undone: without them no URL could name a folder with a question mark.
-    """
-    return url.set(database=unquote(url.database)) if url.database and "%" in url.database else url
 
 
 def prepare(path: str) -> None:
