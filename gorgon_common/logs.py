@@ -112,12 +112,16 @@ def configure(
         logger_factory=structlog.PrintLoggerFactory(target),
         cache_logger_on_first_use=False,
     )
-    root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if isinstance(handler, _Forward)]:
-        root.removeHandler(handler)
-    root.addHandler(_Forward())
-    root.setLevel(_LEVELS[level])
+    forward()
+    logging.getLogger().setLevel(_LEVELS[level])
     _State.threshold, _State.configured = _LEVELS[level], True
+
+
+def forward() -> None:
+    """Let what other libraries log go this way from now on; by default it would go to stderr as it is."""
+    root = logging.getLogger()
+    if not any(isinstance(handler, _Forward) for handler in root.handlers):
+        root.addHandler(_Forward())
 
 
 class _Forward(logging.Handler):
@@ -125,6 +129,8 @@ class _Forward(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass a record on as an event."""
+        if not _State.configured:
+            configure()
         fields: dict[str, Any] = {"logger": record.name}
         if record.exc_info:
             fields["exc_info"] = record.exc_info

@@ -11,6 +11,7 @@ import traceback
 from types import TracebackType
 from typing import Any, NoReturn, TextIO
 
+from gorgon_common import logs
 from gorgon_common.cli import terminal
 from gorgon_common.masking import redact
 
@@ -60,6 +61,7 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=_ERRORS)
+    logs.forward()
     sys.excepthook = _tell
     # SIGTERM ends a command as Ctrl-C does; shells start background jobs with SIGINT ignored, and those obey it too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
