@@ -26,6 +26,9 @@ _TRACEBACKS = frozenset({"exception", "exc_info", "stack"})
 """Fields of several lines."""
 
 
+_TRACEBACK = logging.Formatter()
+
+
 class _State:
     """What `configure` set, for loggers that begin later."""
 
@@ -112,16 +115,30 @@ def configure(
         logger_factory=structlog.PrintLoggerFactory(target),
         cache_logger_on_first_use=False,
     )
-    forward()
-    logging.getLogger().setLevel(_LEVELS[level])
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, _Forward)]:
+        root.removeHandler(handler)
+    root.addHandler(_Forward())
+    root.setLevel(_LEVELS[level])
     _State.threshold, _State.configured = _LEVELS[level], True
 
 
-def forward() -> None:
-    """Let what other libraries log go this way from now on; by default it would go to stderr as it is."""
-    root = logging.getLogger()
-    if not any(isinstance(handler, _Forward) for handler in root.handlers):
-        root.addHandler(_Forward())
+def guard() -> None:
+    """Mask what other libraries log in this process, whatever handlers they have."""
+    if logging.getLogRecordFactory() is not _masked_record:
+        logging.setLogRecordFactory(_masked_record)
+
+
+def _masked_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    record = logging.LogRecord(*args, **kwargs)
+    try:
+        record.msg, record.args = visible(redact(record.getMessage())), ()
+    except (TypeError, ValueError, KeyError):  # the arguments do not fit: the handler says so
+        return record
+    if record.exc_info:
+        # Formatters take this text where it is there already.
+        record.exc_text = visible(redact(_TRACEBACK.formatException(record.exc_info)))
+    return record
 
 
 class _Forward(logging.Handler):
@@ -129,8 +146,6 @@ class _Forward(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass a record on as an event."""
-        if not _State.configured:
-            configure()
         fields: dict[str, Any] = {"logger": record.name}
         if record.exc_info:
             fields["exc_info"] = record.exc_info

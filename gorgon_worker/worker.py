@@ -6,9 +6,9 @@ import os
 import socket
 from collections.abc import Sequence
 
-from celery.signals import setup_logging, worker_ready, worker_shutting_down
+from celery.signals import worker_ready, worker_shutting_down
 
-from gorgon_common import lazy, logs
+from gorgon_common import lazy
 from gorgon_common.bootstrap import build
 from gorgon_common.canvas.celery import THREADS_PER_SLOT, queue_name
 from gorgon_common.settings import get_settings
@@ -28,11 +28,6 @@ def main(*, queues: Sequence[str], slots: int, target: str) -> None:
     app = services.app
     register(app, runtime)
     lazy.preload(name for name in ("openai", "anthropic") if name in queues)
-
-    @setup_logging.connect(weak=False)
-    def _logging(**_: object) -> None:
-        """Log as everything else does, secrets masked: Celery would write records as they are."""
-        logs.configure(settings.log_level, settings.log_format)
 
     @worker_ready.connect(weak=False)
     def _ready(**_: object) -> None:

@@ -61,7 +61,7 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=_ERRORS)
-    logs.forward()
+    logs.guard()
     sys.excepthook = _tell
     # SIGTERM ends a command as Ctrl-C does; shells start background jobs with SIGINT ignored, and those obey it too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
