@@ -46,6 +46,8 @@ def api(*, host: str | None, port: int | None) -> None:
             server_header=False,
         )
         uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        return  # uvicorn has closed everything, and raises the signal again: to end is what it was told
     finally:
         for sweep in sweeps:
             sweep.stop()

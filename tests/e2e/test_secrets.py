@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
@@ -27,6 +28,7 @@ from gorgon_common.cli import build
 from gorgon_common.masking import MASK
 from gorgon_common.settings import get_settings, load
 from tests.support.model_server import ModelServer, Say, model_server
+from tests.support.processes import Process
 
 GORGON = [sys.executable, "-m", "gorgon_common.cli"]
 PEM_LINES = [f"MIIEvQ{letter * 58}" for letter in "ABC"]
@@ -369,3 +371,27 @@ def test_what_a_model_writes_does_not_steer_the_terminal(folder: Path, server: M
     step = next(step for step in document["steps"] if step["id"] == "a")
     assert step["output"] == hostile.replace("\0", "")  # exact
     assert STEERS.findall(gorgon("runs", "show", "last", "--json")) == []
+
+
+def test_a_server_logs_no_secret_and_ends_when_told(folder: Path) -> None:
+    environment = {name: value for name, value in KEYS.items() if name != "GORGON_REDIS_URL"}
+    environment |= {"GORGON_HOME": str(folder / "home"), "GORGON_LOG_LEVEL": "debug", "GORGON_ENV_FILE": ".env"}
+    process = Process("api", "--port", "0", ready="Gorgon API at", environment=environment)
+    try:
+        process.wait_ready()
+        url = re.findall(r"http://\S+", process.line)[0]
+        headers = {"X-API-Key": KEYS["GORGON_API_KEY"]}
+        source = f"name: {KEYS['GITHUB_TOKEN']}\nsteps: [{{id: a, prompt: x}}]"
+        with httpx2.Client(base_url=url, headers=headers, trust_env=False) as http:
+            answers = [
+                http.post("/v1/runs", json={"source": source}),
+                http.get(f"/v1/runs/{KEYS['BILLING_SERVICE_TOKEN']}"),
+                http.get("/v1/runs", params={"workflow": KEYS["GITHUB_TOKEN"], "limit": "x" + KEYS["OPENAI_API_KEY"]}),
+            ]
+        assert [answer.status_code for answer in answers] == [422, 404, 422]
+        assert shown("".join(answer.text for answer in answers)) == []
+        assert MASK in answers[1].text
+    finally:
+        process.terminate()
+    assert process._process.returncode == 0
+    assert shown("".join(process.said)) == []
