@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from gorgon_api.auth import KeyRing
 from gorgon_api.body_limit import BodyLimit
 from gorgon_api.errors import add_handlers
+from gorgon_api.masked import MaskedAnswers
 from gorgon_api.routes import costs, health, runs, workflows
 from gorgon_common.bootstrap import Services
 
@@ -31,6 +32,7 @@ def create_app(services: Services, keys: KeyRing) -> FastAPI:
     )
     app.state.services, app.state.keys = services, keys
     app.add_middleware(BodyLimit, maximum=MAX_BODY)
+    app.add_middleware(MaskedAnswers)
     add_handlers(app)
     for router in (runs.router, workflows.router, costs.router, health.router):
         app.include_router(router)

@@ -21,6 +21,7 @@ from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.submit import submit
 from gorgon_common.engine.sweep import Sweep
 from gorgon_common.errors import GorgonError, Problem, Unavailable
+from gorgon_common.home import protect
 from gorgon_common.ids import new_id
 from gorgon_common.persistence import migrate
 from gorgon_common.persistence.budgets import UNCHANGED, Budgets
@@ -339,6 +340,8 @@ def build(settings: Settings, *, events: bool = False) -> Services:
 
     `events`: send the task events that Flower shows.  Raises ConfigurationError, Unavailable.
     """
+    settings.register_secrets()
+    protect(settings.home, make="database_url" not in settings.model_fields_set)
     if settings.database_url.startswith("sqlite"):
         migrate.upgrade(settings.database_url)
     database = Database(settings.database_url)

@@ -186,4 +186,7 @@ def _csv(columns: Sequence[str], rows: Any) -> None:
 
 def _safe(value: Any) -> Any:
     """Names come from files that others wrote: a spreadsheet must not take one for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    if not isinstance(value, str):
+        return value
+    shown = terminal.safe(value)
+    return f"'{shown}" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else shown

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from gorgon_common.cli.terminal import tokens_of
+from gorgon_common.cli.terminal import safe, tokens_of
 from gorgon_common.clock import parse_time
 
 FINISHED = frozenset({"succeeded", "failed", "skipped", "cancelled"})
@@ -152,8 +152,9 @@ def error_text(error: Any) -> tuple[str, str]:
     if not error:
         return "", ""
     if isinstance(error, Mapping):
-        return str(error.get("message") or error.get("kind") or "failed"), str(error.get("hint") or "")
-    return str(error), ""
+        message = str(error.get("message") or error.get("kind") or "failed")
+        return safe(message), safe(str(error.get("hint") or ""))
+    return safe(str(error)), ""
 
 
 def elapsed(document: Mapping[str, Any], now: datetime) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from gorgon_common import errors, strict_json
+from gorgon_common import errors
 from gorgon_common.bootstrap import Services
 from gorgon_common.cli import terminal
 from gorgon_common.cli.backends import resolve_run, runs_of
@@ -160,7 +160,10 @@ def logs(run: str, *, follow: bool, server: str | None, as_json: bool) -> None:
             return
         try:
             for event in events:
-                terminal.say(strict_json.dumps(event) if as_json else _event(event))
+                if as_json:
+                    terminal.emit_line(event)
+                else:
+                    terminal.say(_event(event))
         except KeyboardInterrupt:
             raise typer.Exit(terminal.EXIT_WAITING) from None
 

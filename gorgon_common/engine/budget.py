@@ -21,6 +21,7 @@ from gorgon_common.engine.ports import AgentCall, Pricer
 from gorgon_common.engine.records import Claimed, Room, RunInfo
 from gorgon_common.errors import BudgetExceeded, ExpressionError, GorgonError, Unavailable, Unpriced
 from gorgon_common.logs import get_logger
+from gorgon_common.masking import SECRETS
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.expressions import parse_template
 from gorgon_common.workflow.plan import Kind, Node
@@ -218,7 +219,7 @@ class Purse:
         if self._vault is None:
             return False
         try:
-            self._vault.keep(self._step, calls, json.dumps(said))
+            self._vault.keep(self._step, calls, SECRETS.mask_json(json.dumps(said)))
         except Unavailable as error:
             log.warning("a conversation was not stored", step=self._step.id, error=error.message)
             return False

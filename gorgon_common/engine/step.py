@@ -41,6 +41,7 @@ from gorgon_common.errors import (
     Throttled,
     UserError,
 )
+from gorgon_common.masking import SECRETS
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.expressions import Env, conform, render_value
 from gorgon_common.workflow.plan import COMPOSITE, Kind, Node
@@ -454,7 +455,7 @@ class Attempt:
     def _command(self) -> Outcome:
         call = rendering.command_call(self.node.spec, self.env(), timeout=self._timeout())
         request = json.dumps([call.argv, call.shell, dict(call.env), call.stdin, call.cwd], sort_keys=True)
-        fingerprint = self.run.fingerprint(self.step, request)
+        fingerprint = self.run.fingerprint(self.step, SECRETS.mask_json(request))  # a rotated secret is the same work
         adopted = self._adopted(fingerprint)
         if adopted is not None:
             return adopted

@@ -9,6 +9,7 @@ from gorgon_common import strict_json
 from gorgon_common.engine.budget import UNSENT
 from gorgon_common.engine.records import Claimed, Finish
 from gorgon_common.engine.states import StepStatus
+from gorgon_common.masking import SECRETS
 from gorgon_common.persistence import budgets_sqlite
 
 INLINE_BYTES = 64 * 1024
@@ -16,12 +17,12 @@ INLINE_BYTES = 64 * 1024
 
 
 def dump(value: Any) -> str:
-    """Return JSON that both databases can store.
+    """Return JSON that both databases can store, secrets masked.
 
     NUL stays escaped, lone surrogates are replaced; a number that is not finite, which nothing should let through, is
     null, so that one row cannot break whoever reads many.
     """
-    return _encodable(strict_json.dumps(value, compact=True, default=str))
+    return _encodable(SECRETS.mask_json(strict_json.dumps(value, compact=True, default=str)))
 
 
 def _encodable(text: str) -> str:
@@ -109,5 +110,5 @@ def settlements(step: Claimed, finish_calls: Any) -> list[dict[str, Any]]:
 
 
 def clean(text: str | None) -> str | None:
-    """Return text without NUL, which PostgreSQL cannot store, and without lone surrogates, which neither can."""
-    return _encodable(text.replace("\0", "")) if text else text
+    """Return text with secrets masked, without NUL, which PostgreSQL cannot store, and without lone surrogates."""
+    return _encodable(SECRETS.mask(text).replace("\0", "")) if text else text

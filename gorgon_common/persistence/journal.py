@@ -7,7 +7,6 @@ from typing import Any
 
 from sqlalchemy import Connection, insert
 
-from gorgon_common import strict_json
 from gorgon_common.persistence import encoding
 from gorgon_common.persistence.tables import db_now, events
 
@@ -21,7 +20,7 @@ def tell(
     data: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a line; `data` is for machines."""
-    body = None if data is None else strict_json.dumps(data)
+    body = None if data is None else encoding.dump(data)
     connection.execute(
         insert(events).values(run_id=run, row=row, kind=kind, message=encoding.clean(message), data=body, at=db_now())
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx2
 
 from gorgon_common import errors
 from gorgon_common.engine.ports import AgentCall, AgentReply
+from gorgon_common.masking import SECRETS, redact
 from gorgon_worker.providers import failures
 from gorgon_worker.providers.failures import Answer, Server
 from gorgon_worker.providers.transport import Watch, watching
@@ -56,7 +58,7 @@ def watched(
         raise errors.Cancelled
     with watching(call.timeout, cancelled) as watch:
         try:
-            return attempt()
+            return _masked(attempt())
         except errors.GorgonError:
             raise
         except (sdk_error, httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
@@ -64,6 +66,12 @@ def watched(
         except (ValueError, TypeError, AttributeError, LookupError) as error:
             # A body of another shape than the API promises; the SDKs do not check it.
             raise _translated(server, call, watch, error) from error
+
+
+def _masked(reply: AgentReply) -> AgentReply:
+    """Return the reply without secrets, whatever a model knows, before anything is cut from it or asked about it."""
+    text = SECRETS.mask(reply.text)
+    return reply if text == reply.text else replace(reply, text=text, data=SECRETS.mask_value(reply.data))
 
 
 def _translated(server: Server, call: AgentCall, watch: Watch, error: Exception) -> errors.GorgonError:
@@ -119,4 +127,4 @@ def _innermost(error: BaseException) -> str:
     """The words of the error at the bottom, which knows best (`Connection refused`)."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return " ".join(redact(str(error)).split())[:300] or type(error).__name__

@@ -21,6 +21,7 @@ from typing import IO
 
 from gorgon_common.engine.ports import CommandCall, CommandResult
 from gorgon_common.errors import Cancelled, CommandFailed, OutputTooLarge, Retryable
+from gorgon_common.masking import redact
 from gorgon_common.workflow.environment import refused_value, refused_variable
 
 _SUPERVISOR = Path(__file__).parents[1] / "supervise.py"
@@ -105,7 +106,7 @@ class LocalCommands:
         if not argv:
             raise CommandFailed("The command is empty.")
         _check_values(argv, call)
-        with tempfile.TemporaryDirectory(prefix="gorgon-", ignore_cleanup_errors=True) as scratch:
+        with _scratch() as scratch:
             cwd = os.path.abspath(call.cwd) if call.cwd is not None else scratch
             if not os.path.isdir(cwd):
                 raise CommandFailed(f"The working directory {call.cwd!r} does not exist on this worker.")
@@ -221,6 +222,20 @@ class LocalCommands:
             )
 
 
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """Give a folder that is removed afterwards.  Raises CommandFailed where none can be made."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="gorgon-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise CommandFailed(
+            f"The command's temporary folder cannot be made: {error.strerror}.",
+            hint=f"Set TMPDIR to a folder that the worker can write ({tempfile.tempdir or 'now there is none'}).",
+        ) from None
+    with folder as path:
+        yield path
+
+
 def _check_values(argv: tuple[str, ...], call: CommandCall) -> None:
     reasons = [refused_value(f"argument {index}", part) for index, part in enumerate(argv)]
     for name, value in call.env.items():
@@ -281,8 +296,8 @@ def _result(name: str, status: str, call: CommandCall, stdout: bytes, stderr: by
 
 
 def _decode(data: bytes | bytearray) -> str:
-    """Read UTF-8; what is not, and zero bytes (no database stores them in text), become U+FFFD."""
-    return data.decode(errors="replace").replace("\0", "\ufffd")
+    """Read UTF-8, secrets masked; what is not UTF-8, and zero bytes (no database stores them), become U+FFFD."""
+    return redact(data.decode(errors="replace").replace("\0", "\ufffd"))
 
 
 def _tail(stderr: bytes | bytearray) -> str:

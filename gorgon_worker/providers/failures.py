@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from gorgon_common import errors
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.costs.usage import Usage
+from gorgon_common.masking import redact
 
 _Failure = TypeVar("_Failure", bound=errors.ProviderError)
 
@@ -50,7 +51,12 @@ class Server:
     """Whether `url` is the provider's own."""
 
     def __str__(self) -> str:
-        return self.label if self.official else f"{self.label} at {self.url}"
+        return self.label if self.official else f"{self.label} at {self.shown}"
+
+    @property
+    def shown(self) -> str:
+        """Its URL without what is secret in it."""
+        return redact(self.url)
 
     @property
     def first(self) -> str:
@@ -101,7 +107,7 @@ def unreachable(server: Server, reason: str) -> errors.Retryable:
         else f"Check the network, the proxy and {server.url_variable}."
     )
     return _free(
-        errors.Retryable(f"Cannot reach {server.label} at {server.url}: {reason}", kind="connection", hint=where)
+        errors.Retryable(f"Cannot reach {server.label} at {server.shown}: {reason}", kind="connection", hint=where)
     )
 
 
@@ -109,7 +115,7 @@ def distrusted(server: Server, reason: str) -> errors.Final:
     """The server's certificate is not trusted."""
     return _free(
         errors.Final(
-            f"The certificate of {server.label} at {server.url} is not trusted: {reason}",
+            f"The certificate of {server.label} at {server.shown} is not trusted: {reason}",
             kind="rejected",
             hint="Install ca-certificates; behind a proxy that inspects TLS, point SSL_CERT_FILE at its certificate.",
         )
@@ -118,7 +124,7 @@ def distrusted(server: Server, reason: str) -> errors.Final:
 
 def wrong_address(server: Server, reason: str) -> errors.Final:
     """The URL is none."""
-    return _free(errors.Final(f"{server.url!r} is not the address of a server: {reason}", hint=_address(server)))
+    return _free(errors.Final(f"{server.shown!r} is not the address of a server: {reason}", hint=_address(server)))
 
 
 def broken_off(server: Server, reason: str) -> errors.Retryable:
@@ -222,7 +228,7 @@ def _rejected(server: Server, model: str, answer: Answer, words: str, said: str)
         )
     if status == 404 or 300 <= status < 400:
         return errors.Final(
-            f"There is no such API at {server.url} (HTTP {status}).", kind="rejected", hint=_address(server)
+            f"There is no such API at {server.shown} (HTTP {status}).", kind="rejected", hint=_address(server)
         )
     if status == 413 or any(word in f"{words} {answer.said.lower()}" for word in _TOO_LONG):
         return errors.Final(
@@ -241,7 +247,7 @@ def _suggestion(server: Server, model: str) -> str:
     if near and server.official:
         return f"Did you mean {' or '.join(near)}?  A tier (fast, standard, strong) works too."
     if not server.official and not server.sandbox:
-        return f"Give the step a `model:` that {server.url} serves."
+        return f"Give the step a `model:` that {server.shown} serves."
     return "Use a tier (fast, standard, strong), or a name from the provider's list of models."
 
 
@@ -290,7 +296,7 @@ def known_models(*lists: Iterable[str]) -> tuple[str, ...]:
 
 
 def _short(text: str) -> str:
-    joined = " ".join(text.split())
+    joined = " ".join(redact(text).split())  # before it is cut: a part of a key is not found any more
     return (joined[:300] + " …" if len(joined) > 300 else joined) or "no reason given"
 
 
