@@ -20,6 +20,7 @@ from gorgon_common.engine.context import Run
 from gorgon_common.engine.ports import AgentCall, Pricer
 from gorgon_common.engine.records import Claimed, Room, RunInfo
 from gorgon_common.errors import BudgetExceeded, ExpressionError, GorgonError, Unavailable, Unpriced
+from gorgon_common.lazy import load
 from gorgon_common.logs import get_logger
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.expressions import parse_template
@@ -204,9 +205,11 @@ class Purse:
             "violations": list(earlier.violations),
             "before": known.get("before", known.get("calls", 0)),
             "before_usd": known.get("before_usd", known.get("usd", 0)),
+            "before_unknown": known.get("before_unknown", known.get("unknown", 0)),
         }
         said["calls"] = said["before"] + len(calls)
         said["usd"] = said["before_usd"] + sum(call.cost_micro or 0 for call in calls)
+        said["unknown"] = said["before_unknown"] + sum(call.cost_micro is None for call in calls)
         return self._store(said, calls)
 
     def try_again(self) -> None:
@@ -247,11 +250,9 @@ class Purse:
         if not limited and self._run.info.target != "live":
             return
         if price(Usage(input_tokens=1000, output_tokens=1000)) is None:
-            why = "a budget in dollars counts this call" if limited else "nobody could say what it costs"
-            raise Unpriced(
-                f"The model {provider}:{model} has no price, and {why}.",
-                hint="Give it one of your own in the file that GORGON_PRICES names (docs/budgets.md), 0 if it is free.",
-            )
+            why = "a budget in dollars counts this call" if limited else "its cost would be unknown"
+            hint = load("gorgon_common.costs.prices:how_to_price")(provider, model)
+            raise Unpriced(f"The model {provider}:{model} has no price, and {why}.", hint=hint)
 
     def short(self, shortage: Shortage, usd: int, tokens: int) -> GorgonError:
         """Return what to raise where an account has no room for so much: Short where waiting may help."""
@@ -272,7 +273,9 @@ class Purse:
         if way == "approve":
             hint = f"`on_budget: approve` cannot ask anybody yet, so it denies. {hint}"
         if self._said is not None:
-            hint += f" Calls of this step that are paid already: {self._said['calls']}, {dollars(self._said['usd'])}."
+            paid, unknown = dollars(self._said["usd"]), self._said.get("unknown", 0)
+            more = f" + {unknown} of unknown cost" if unknown else ""
+            hint += f" Calls of this step that are paid already: {self._said['calls']}, {paid}{more}."
         balance = shortage.balance
         return BudgetExceeded(
             told,

@@ -31,14 +31,17 @@ from gorgon_common.errors import (
     ExpressionError,
     Final,
     GorgonError,
+    Internal,
     NotAvailable,
     OutputTooLarge,
     RateLimited,
     Retryable,
     StepError,
     Throttled,
+    Unavailable,
     UserError,
 )
+from gorgon_common.logs import get_logger
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.expressions import Env, conform, render_value
 from gorgon_common.workflow.plan import COMPOSITE, Kind, Node
@@ -52,6 +55,10 @@ LONG_WAIT = 60.0
 
 
 POISON_CRASHES = 3
+AWAY_PAUSE = 1.0
+"""Seconds until a step is taken up again that could not go on because the database was away."""
+
+log = get_logger(__name__)
 
 
 class Poison(StepError):
@@ -114,6 +121,17 @@ class Executor:
             return attempt.short(short)
         except (StepError, ExpressionError, UserError) as error:
             return attempt.failed(error)
+        except Unavailable as error:
+            if not attempt.calls:
+                raise
+            return attempt.interrupted(error)
+        except GorgonError:
+            raise
+        except Exception as error:
+            if attempt.node.kind is Kind.END:
+                raise  # the run could not end any more
+            log.exception("a step failed in a way that nobody expected", step=attempt.step.id)
+            return attempt.failed(Internal.of(error))
 
 
 def _out_of_service(busy: Throttled | RateLimited) -> float | None:
@@ -285,6 +303,10 @@ class Attempt:
         left = self._left()
         seconds = throttled.seconds if left is None else max(0.0, min(throttled.seconds, left))
         return Parked(seconds, throttled.reason, throttled.message, self.paid(), attempt=False)
+
+    def interrupted(self, error: Unavailable) -> Outcome:
+        """The database was away between two calls: the step comes again, and what it has paid for is recorded."""
+        return Parked(AWAY_PAUSE, RETRY, error.message, self.paid(), attempt=False)
 
     def failed(self, error: GorgonError) -> Outcome:
         """The attempt has failed: another one, the step's own way out, or the end of what is around it."""

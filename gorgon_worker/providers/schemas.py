@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gorgon_common import json_text
+
 WRAPPED = "value"
 """The property that holds a reply whose schema is no object."""
 
@@ -111,12 +113,12 @@ def in_words(schema: Mapping[str, Any]) -> str:
 
 
 def read_json(text: str) -> Any:
-    """Parse a reply, within a Markdown fence too; None where it is not JSON."""
+    """Parse a reply, within a Markdown fence too; None where it is not JSON that can be used."""
     stripped = text.strip()
     if stripped.startswith("```") and stripped.endswith("```") and "\n" in stripped:
         stripped = stripped[stripped.index("\n") : -3]
     try:
-        return json.loads(stripped)
+        return json_text.parse(stripped)
     except ValueError:
         return None
 
