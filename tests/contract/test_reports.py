@@ -154,7 +154,7 @@ def test_one_run(filled: Reports) -> None:
 
 def test_the_last_day_is_included_and_a_moment_is_not(filled: Reports) -> None:
     def count(since: str | None, until: str | None) -> int:
-        return int(filled.report([], Filters.read(since, until, None))["total"]["calls"])
+        return int(filled.report([], Filters.read(since, until, {"target": "all"}))["total"]["calls"])
 
     assert count("2026-11-20", "2026-11-20") == 3
     assert count("2026-11-20", "2026-11-21") == 5
