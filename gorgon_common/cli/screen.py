@@ -311,7 +311,8 @@ def ending(run: Mapping[str, Any], *, full: bool, now: datetime, server: str | N
         indented = message.replace("\n", "\n  ")
         drawn.append(Text(f"  {indented}", style="bad"))
     if hint:
-        drawn.append(Text(f"  {hint}", style="hint"))
+        indented = hint.replace("\n", "\n  ")
+        drawn.append(Text(f"  {indented}", style="hint"))
     if status in ("failed", "cancelled"):
         drawn.append(Text.assemble(("  Continue where it ended:  ", "quiet"), f"gorgon runs resume {named}"))
     outputs = run.get("outputs") or {}

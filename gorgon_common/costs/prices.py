@@ -190,8 +190,7 @@ def how_to_price(provider: str, model: str) -> str:
     entry = f"provider: {provider}, model: {json.dumps(model)}, from: 2026-01-01, reason: our price"
     return (
         "Put its price in a file, in dollars per million tokens (0 if the model is free), and name the file in "
-        f"GORGON_PRICES:\n- {{{entry}, prices: {{input: 0, output: 0}}}}\n"
-        "docs/costs.md, Prices of your own, says more."
+        f"GORGON_PRICES (more in docs/costs.md, Prices of your own):\n- {{{entry}, prices: {{input: 0, output: 0}}}}"
     )
 
 

@@ -143,7 +143,9 @@ class Reports:
             rows.sort(key=lambda row: (-row["known_cost_usd"], *(str(row[name] or "") for name in by)))
         total = _row([], (), _added(found.values()))
         if not by or not {"team", "workflow", "run", "target"}.issuperset(by):  # else each run is in one row
-            total["runs"] = self._runs(filters)
+            for name, count in self._runs(replace(filters, targets=TARGETS)).items():
+                by_target.get(name, {})["runs"] = count
+            total["runs"] = sum(by_target[name]["runs"] for name in filters.targets if name in by_target)
         return {
             "by": list(by),
             "from": None if filters.since is None else format_time(filters.since),
@@ -278,14 +280,14 @@ class Reports:
             found[key] = _added([found[key], sums_here]) if key in found else sums_here
         return found
 
-    def _runs(self, filters: Filters) -> int:
-        """Return how many runs the calls belong to; who filters by a step's name gets those of the other filters."""
+    def _runs(self, filters: Filters) -> dict[str, int]:
+        """Return target → how many runs the calls belong to; a step's name does not count among the filters."""
         with self.database.read() as connection:
             rows = [
-                connection.execute(_of_runs([], filters, by_step=False)).one(),
-                connection.execute(_of_recorded([], filters)).one(),
+                *connection.execute(_of_runs(["target"], filters, by_step=False)).all(),
+                *connection.execute(_of_recorded(["target"], filters)).all(),
             ]
-        return sum(int(row.runs or 0) for row in rows)
+        return {row.target: int(row.runs or 0) for row in rows}
 
     def _step(self, plan_hash: str | None, node: int | None, step: str | None) -> str | None:
         return step if plan_hash is None or node is None else step_name(self.plan_of(plan_hash), node)
