@@ -149,9 +149,13 @@ class _Conversation:
             asked = self.call.model
             return self.pricer.price(self.provider_name, model, used, service_tier=service_tier, asked=asked)
 
-        if usage is not None:
-            return price(usage)
-        return 0 if price(_PROBE) == 0 else None  # what is free is free, however much was used
+        try:
+            if usage is not None:
+                return price(usage)
+            return 0 if price(_PROBE) == 0 else None  # what is free is free, however much was used
+        except Exception:
+            log.exception("a call could not be priced", step=self.call.label, model=model)
+            return None
 
 
 def converse(

@@ -230,6 +230,13 @@ class Book:
         return self.reports.report(by, Filters.read(since, until, only, by), limit=limit)
 
 
+def test_a_reply_may_call_itself_what_it_likes(store: Store, reports: Reports) -> None:
+    run = make_run(store, PLAN)
+    spend(store.database, run, 0, record(model="m" * 1000 + "\ud800", request_id="\0r" * 500, outcome="o" * 90))
+    (call,) = reports.calls()["items"]
+    assert (call["model"], len(call["request_id"]), len(call["outcome"])) == ("m" * 200, 200, 40)
+
+
 def test_real_money_is_never_added_to_play_money(filled: Reports) -> None:
     tracker = CostTracker(Book(filled), prices=GenaiPricer())
     tracker.record(provider="openai", model="own", input_tokens=5, output_tokens=5, cost_usd=0.25, run="mine")
