@@ -95,6 +95,10 @@ class Vault(Protocol):
         """The call is over; tells whether something came to be held for it."""
         ...
 
+    def unknown(self, key: tuple[int, int, int], bound: tuple[int, int, int]) -> None:
+        """A call is over that no budget counted, and its cost is unknown: keep its bound for budgets to come."""
+        ...
+
     def keep(self, step: Claimed, calls: Sequence[CallRecord], body: str) -> None:
         """Post what the calls of a claim have cost so far, and store what their conversation has come to."""
         ...
@@ -115,6 +119,8 @@ class Purse:
         self._own: list[Account] | None = None
         self.held: list[int] = []
         """Ordinals of the calls that something is held for."""
+        self._bounds: dict[int, Callable[[], tuple[int, int, int]]] = {}
+        """Ordinal of a call that nothing is held for → what it may cost at most."""
         self._said: dict[str, Any] | None = None
         """The conversation under way, as it is stored."""
 
@@ -142,7 +148,8 @@ class Purse:
         if not limits:
             self._priced(provider, call.model, price)
             if vault is not None:
-                vault.note(key, info, lambda: _bound(price, bytes_sent(), call.max_tokens))
+                self._bounds[ordinal] = lambda: _bound(price, bytes_sent(), call.max_tokens)
+                vault.note(key, info, self._bounds[ordinal])
             return call, False
         assert vault is not None
         size = bytes_sent()
@@ -172,6 +179,19 @@ class Purse:
             return False
         self.held.append(ordinal)
         return True
+
+    def recorded(self, call: CallRecord) -> None:
+        """A call has its record.
+
+        Where its cost is unknown and nothing is held for it, its bound is kept: a budget set later counts it in full.
+        """
+        bound = self._bounds.pop(call.ordinal, None)
+        if self._vault is None or bound is None or call.reserved or call.cost_micro is not None:
+            return
+        try:
+            self._vault.unknown((self._step.id, self._step.token, call.ordinal), bound())
+        except Unavailable as error:
+            log.warning("the bound of a call of unknown cost was not kept", step=self._step.id, error=error.message)
 
     # Conversations that are paid for in part
 

@@ -438,7 +438,7 @@ class Attempt:
             pricer=self.executor.pricer,
             provider_name=provider,
             cancelled=self.cancelled,
-            on_call=lambda record: self.calls.append(replace(record, ordinal=earlier + record.ordinal)),
+            on_call=lambda record: self._recorded(replace(record, ordinal=earlier + record.ordinal)),
             clock=self.executor.clock,
             reserve=lambda asked, ordinal: self.purse.reserve(provider, asked, earlier + ordinal),
             over=lambda ordinal: self.purse.over(earlier + ordinal),
@@ -449,6 +449,10 @@ class Attempt:
         output = conform(result.data, call.schema) if call.schema is not None else result.text
         more = {"provider": provider, "model": result.model, "role": call.role, "fingerprint": fingerprint}
         return self.ended(Result(StepStatus.SUCCEEDED, output, detail={**more, **(detail or {})}))
+
+    def _recorded(self, call: CallRecord) -> None:
+        self.calls.append(call)
+        self.purse.recorded(call)
 
     def _adopted(self, fingerprint: str) -> Outcome | None:
         """Return what an earlier run of this root has paid for already."""

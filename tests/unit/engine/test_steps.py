@@ -311,6 +311,9 @@ class AwayLater:
     def over(self, key: Any) -> bool:
         return False
 
+    def unknown(self, key: Any, bound: Any) -> None:
+        raise Unavailable("The database is away.")
+
     def keep(self, step: Any, calls: Any, body: str) -> None:
         raise Unavailable("The database is away.")
 
