@@ -198,10 +198,10 @@ class Services:
     ) -> dict[str, Any]:
         """Return what calls have cost, a row for each combination of `by`; see `Reports.report`.
 
-        `since`, `until`: days in UTC (the last one included) or RFC 3339 times.  `only`: dimension → value.
-        Raises InputInvalid.
+        `since`, `until`: days in UTC (the last one included) or RFC 3339 times.  `only`: dimension → value; its target
+        may be `all`.  Without a target calls that cost real money are meant; see `Filters.read`.  Raises InputInvalid.
         """
-        return self.reports.report(by, Filters.read(since, until, only), limit=limit)
+        return self.reports.report(by, Filters.read(since, until, only, by), limit=limit)
 
     def calls(
         self,

@@ -22,7 +22,8 @@
     │   ├── OverLimit             a call needs more than the whole rate limit: it can never be made
     │   ├── CommandFailed         a command may not run, cannot run or broke a limit
     │   │   └── CommandExited     it ended with a non-zero status: another attempt may help
-    │   └── OutputTooLarge        a result is over the cap
+    │   ├── OutputTooLarge        a result is over the cap
+    │   └── Internal              Gorgon itself failed at the step: a bug
     ├── Throttled                 no room for a call now: come back later; no call was made, no attempt is used
     ├── Cancelled                 the run was cancelled while a call was in flight
     └── Unavailable               the database or the broker cannot be reached: exit code 2, HTTP 503
@@ -266,6 +267,19 @@ class OutputTooLarge(StepError):
     kind = "output_too_large"
 
 
+class Internal(StepError):
+    """Gorgon itself failed at this step."""
+
+    kind = "internal"
+    hint = "This is a fault of Gorgon; the log of the worker has the traceback. Please report it."
+
+    @classmethod
+    def of(cls, error: Exception) -> Internal:
+        """Return the failure of a step for an exception that nobody expected, under the exception's own name."""
+        said = " ".join(str(error).split())[:300]
+        return cls(f"Gorgon failed at this step: {type(error).__name__}{': ' if said else ''}{said}")
+
+
 class OverLimit(StepError):
     """The call needs more than the whole rate limit."""
 
@@ -286,7 +300,14 @@ class Throttled(GorgonError):
 
 
 class Cancelled(GorgonError):
-    """The run was cancelled."""
+    """The run was cancelled.
+
+    `made`: a call was under way, and may be charged.
+    """
+
+    def __init__(self, message: str | None = None, *, made: bool = True) -> None:
+        super().__init__(message or "The run was cancelled.")
+        self.made = made
 
 
 class Unavailable(GorgonError):

@@ -26,14 +26,16 @@ class TooDeep(ValueError):
 def loads(text: str, *, unique_keys: bool = False) -> Any:
     """Return the value of a JSON text.
 
-    Raises ValueError: NotFinite for NaN, infinity and what rounds to it, TooDeep, and with `unique_keys` also for a key
-    that stands twice in one object.
+    Raises ValueError: NotFinite for NaN, infinity and what rounds to it; TooDeep; for half a surrogate pair; and with
+    `unique_keys` also for a key that stands twice in one object.
     """
     pairs = _unique if unique_keys else None
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_decimal, object_pairs_hook=pairs)
     except RecursionError:
         raise TooDeep(_TOO_DEEP) from None
+    if "\\u" in text and not _encodable(value):
+        raise ValueError("a text in it holds half of a surrogate pair")
     if text.count("[") + text.count("{") > MAX_DEPTH and _deeper(value, MAX_DEPTH):
         raise TooDeep(_TOO_DEEP)
     return value
@@ -117,6 +119,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {twice!r} is written twice")
     return made
+
+
+def _encodable(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _deeper(value: Any, levels: int) -> bool:

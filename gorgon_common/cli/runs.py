@@ -52,7 +52,7 @@ def _row(run: Mapping[str, Any]) -> list[Any]:
         started,
         terminal.seconds(took) if took is not None else "",
         terminal.number(tokens) if tokens else "",
-        terminal.money(run["cost_usd"]) if run.get("cost_usd") else "",
+        terminal.cost(run, short=True) if terminal.has_cost(run) else "",
     ]
 
 

@@ -229,6 +229,26 @@ def money(usd: float | None) -> str:
     return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}"
 
 
+def cost(document: Mapping[str, Any], *, short: bool = False) -> str:
+    """Return what a run, a step or a row of a report cost: `$0.12 + 3 calls of unknown cost`.
+
+    `short` is for a cell of a table: `$0.12 + ?`, `unknown`.
+    """
+    unknown = int(document.get("unpriced_calls") or 0)
+    if not unknown:
+        return money(document.get("cost_usd"))
+    known = document.get("known_cost_usd")
+    if short:
+        return f"{money(known)} + ?" if known else "unknown"
+    calls = f"{number(unknown)} {'call' if unknown == 1 else 'calls'} of unknown cost"
+    return f"{money(known)} + {calls}" if known else calls
+
+
+def has_cost(document: Mapping[str, Any]) -> bool:
+    """Tell whether something was spent, be it known how much or not."""
+    return bool(document.get("cost_usd") or document.get("unpriced_calls"))
+
+
 def seconds(value: float) -> str:
     """Return a duration for people: `85 ms`, `3.2 s`, `4m 05s`, `1h 02m`."""
     if value < 0.995:

@@ -7,6 +7,7 @@ the model has no price for (the standard price would be too low for `priority`).
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,12 +76,20 @@ class Override:
 
 
 class GenaiPricer:
-    """`ports.Pricer`: thread-safe; loads genai-prices (a third of a second) at the first price that needs it."""
+    """`ports.Pricer`: thread-safe; loads genai-prices (a third of a second) at the first price that needs it.
 
-    def __init__(self, *, clock: Clock = SYSTEM_CLOCK, overrides: Sequence[Override] | None = None) -> None:
+    `own`: the operator's prices, which go before `overrides` (without them our table), which go before the snapshot.
+    """
+
+    def __init__(
+        self, *, clock: Clock = SYSTEM_CLOCK, overrides: Sequence[Override] | None = None, own: Sequence[Override] = ()
+    ) -> None:
         text = resources.files(__package__).joinpath("prices.yaml").read_text(encoding="utf-8")
-        self._overrides = tuple(read_overrides(text) if overrides is None else overrides)
-        shown = text if overrides is None else repr(self._overrides)
+        ours = tuple(read_overrides(text) if overrides is None else overrides)
+        self._tables = (tuple(own), ours)
+        shown = text if overrides is None else repr(ours)
+        if own:
+            shown += repr(tuple(own))
         self._clock = clock
         self._snapshot: Any = None
         self._lock = threading.Lock()
@@ -88,8 +97,14 @@ class GenaiPricer:
         self.version = f"genai-prices {metadata.version('genai-prices')}+{digest}"
         """Identifies the snapshot and the overrides."""
 
-    def price(self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None) -> int | None:
+    def price(
+        self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None, asked: str | None = None
+    ) -> int | None:
         """Return micro-dollars, rounded half up; None where there is no price.
+
+        `asked`: what the call asked for, where the reply names another: most often a dated snapshot of the same.  In
+        each table the reply's name goes first; a table with either name goes before the next one, since budgets
+        reserve at the price of `asked`.
 
         At least 1 where something was used, unless an override says that the model is free.
         """
@@ -97,11 +112,18 @@ class GenaiPricer:
             return 0
         now = self._clock.now()
         tier = None if service_tier in _STANDARD else service_tier
-        for entry in self._overrides:
-            if entry.provider == provider and entry.model == model and entry.active(now.date()):
-                amount = entry.price(usage, tier)
-                return None if amount is None else _micros(amount, free=True)
-        return self._from_snapshot(provider, model, usage, tier, now)
+        names = list(dict.fromkeys((model, asked or model)))
+        for table in self._tables:
+            for name in names:
+                for entry in table:
+                    if entry.provider == provider and entry.model == name and entry.active(now.date()):
+                        amount = entry.price(usage, tier)
+                        return None if amount is None else _micros(amount, free=True)
+        for name in names:
+            found = self._from_snapshot(provider, name, usage, tier, now)
+            if found is not None:
+                return found
+        return None
 
     def window(self, provider: str, model: str) -> int | None:
         """Return the most tokens that a call of this model can have, None where the snapshot does not say."""
@@ -160,8 +182,16 @@ def make_pricer(path: Path | None) -> GenaiPricer:
         raise ConfigurationError(
             f"The price table cannot be read: {error.message}", hint="Correct GORGON_PRICES, or unset it."
         ) from None
-    ours = read_overrides(resources.files(__package__).joinpath("prices.yaml").read_text(encoding="utf-8"))
-    return GenaiPricer(overrides=[*own, *ours])
+    return GenaiPricer(own=own)
+
+
+def how_to_price(provider: str, model: str) -> str:
+    """Return how an operator gives a model a price, for the hint of an error."""
+    entry = f"provider: {provider}, model: {json.dumps(model)}, from: 2026-01-01, reason: our price"
+    return (
+        "Put its price in a file, in dollars per million tokens (0 if the model is free), and name the file in "
+        f"GORGON_PRICES (more in docs/costs.md, Prices of your own):\n- {{{entry}, prices: {{input: 0, output: 0}}}}"
+    )
 
 
 def read_overrides(text: str, *, file: str = "prices.yaml") -> list[Override]:

@@ -207,9 +207,9 @@ class Calibration:
     _since: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def observe(self, provider: str, model: str, estimated: float, usage: Usage) -> None:
-        """Record a call: the uncorrected estimate, and the count of the provider."""
-        if estimated <= 0 or usage.input_tokens <= 0:
+    def observe(self, provider: str, model: str, estimated: float, usage: Usage | None) -> None:
+        """Note a call: what was estimated without correction, and what the provider counted (None: it did not)."""
+        if usage is None or estimated <= 0 or usage.input_tokens <= 0:
             return
         ratio = usage.input_tokens / estimated
         if not _LOW <= ratio <= _HIGH:

@@ -70,7 +70,9 @@ class Book(Protocol):
 class _Prices(Protocol):
     version: str
 
-    def price(self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None) -> int | None:
+    def price(
+        self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None, asked: str | None = None
+    ) -> int | None:
         """Return micro-dollars, None where there is no price."""
         ...
 
@@ -158,14 +160,24 @@ class CostTracker:
         provider: str | None = None,
         model: str | None = None,
         role: str | None = None,
+        target: str | None = None,
         start_date: date | str | None = None,
         end_date: date | str | None = None,
     ) -> dict[str, Any]:
         """Return what calls have cost, those of runs included: `{by, rows, total, …}` as `gorgon costs report --json`.
 
-        `start_date`, `end_date`: days in UTC, both included, or times.  Raises InputInvalid, Unavailable.
+        `target`: live (runs with real money), library (calls recorded here), sandbox (play money) or all; without it
+        live and library.  `start_date`, `end_date`: days in UTC, both included, or times.  Raises InputInvalid,
+        Unavailable.
         """
-        named = {"team": team, "workflow": workflow, "provider": provider, "model": model, "role": role}
+        named = {
+            "team": team,
+            "workflow": workflow,
+            "provider": provider,
+            "model": model,
+            "role": role,
+            "target": target,
+        }
         return self._where().costs(
             [by] if isinstance(by, str) else list(by),
             since=_written(start_date),

@@ -12,6 +12,7 @@ from gorgon_common.costs.budgets import micro_dollars
 from gorgon_common.costs.forecast import Allowance, Estimate, Forecast, Line, Quantiles, Quota, Task, Work
 from gorgon_common.costs.history import History
 from gorgon_common.costs.tokens import TokenEstimator, family_of
+from gorgon_common.costs.usage import Usage
 from gorgon_common.engine.limits import Quota as Limits
 from gorgon_common.engine.outlook import Outlook, outlook
 from gorgon_common.engine.ports import Pricer
@@ -96,7 +97,7 @@ def estimate(
             for index, seconds in found.path
             if plan.nodes[index].kind not in _ENGINE
         ],
-        "models": _models(found, estimator),
+        "models": _models(found, estimator, priced),
         "binding_quota": found.binding,
         "budgets": list(found.budgets),
         "history": {"runs": history.runs},
@@ -185,14 +186,16 @@ def _needs(plan: Plan, node: Node) -> list[str]:
     return [plan.nodes[dep.node].id for dep in node.deps if plan.nodes[dep.node].kind not in _ENGINE]
 
 
-def _models(found: Forecast, estimator: TokenEstimator) -> list[dict[str, Any]]:
+def _models(found: Forecast, estimator: TokenEstimator, price: Callable[..., int | None]) -> list[dict[str, Any]]:
     rows = []
+    probe = Usage(input_tokens=1000, output_tokens=1000)
     for (provider, model), used in found.models.items():
         ratio = estimator.ratio(provider, model)
         rows.append(
             {
                 "provider": provider,
                 "model": model,
+                "priced": price(provider, model, probe) is not None,
                 "calls": round(used["calls"], 1),
                 "tokens": {"input": round(used["input"]), "output": round(used["output"])},
                 "estimator": {

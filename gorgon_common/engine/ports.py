@@ -51,13 +51,18 @@ class AgentCall:
 
 @dataclass(frozen=True, slots=True)
 class AgentReply:
-    """What a model answered.  `data` is the parsed reply where the call had a schema (not yet validated)."""
+    """What a model answered.  `data` is the parsed reply where the call had a schema (not yet validated).
+
+    `usage` is None where the provider did not say what was used, or said what cannot be: the cost is unknown then.
+    `stop_reason` is end, max_tokens, refusal, pause, context, or the provider's own word for something else.  Only
+    `end` is a whole reply.
+    """
 
     text: str
-    usage: Usage
+    usage: Usage | None
     model: str
     data: Any = None
-    stop_reason: str = "end"  # end | max_tokens | refusal | pause | context
+    stop_reason: str = "end"
     service_tier: str | None = None
     request_id: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -67,7 +72,8 @@ class AgentReply:
 class AgentProvider(Protocol):
     """A provider of models: openai or anthropic.  Thread-safe; one instance a process.
 
-    Raises the errors of `errors.ProviderError`, and `Cancelled` soon (half a second) after `cancelled()` turns true.  A
+    Raises the errors of `errors.ProviderError`, and `Cancelled` soon (half a second) after `cancelled()` turns true.
+    Any other error of Gorgon's own says that no call was made, and any other exception that nobody knows.  A
     reply that was refused or cut off is returned and says so in `stop_reason` (`agent.converse` makes an error of it);
     `data` is None where the text is not JSON.  Where a call fails, the error's `usage` says what is charged for it.
     """
@@ -125,8 +131,13 @@ class Pricer(Protocol):
 
     version: str
 
-    def price(self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None) -> int | None:
-        """Return micro-dollars (rounded half up, never 0 where something was used), None where there is no price."""
+    def price(
+        self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None, asked: str | None = None
+    ) -> int | None:
+        """Return micro-dollars (rounded half up, never 0 where something was used), None where there is no price.
+
+        `asked`: the name that the call asked for, where the reply names another.
+        """
         ...
 
 

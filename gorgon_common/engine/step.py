@@ -32,6 +32,7 @@ from gorgon_common.errors import (
     ExpressionError,
     Final,
     GorgonError,
+    Internal,
     Malformed,
     NotAvailable,
     OutputTooLarge,
@@ -39,8 +40,10 @@ from gorgon_common.errors import (
     Retryable,
     StepError,
     Throttled,
+    Unavailable,
     UserError,
 )
+from gorgon_common.logs import get_logger
 from gorgon_common.masking import SECRETS
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.expressions import Env, conform, render_value
@@ -55,6 +58,10 @@ LONG_WAIT = 60.0
 
 
 POISON_CRASHES = 3
+AWAY_PAUSE = 1.0
+"""Seconds until a step is taken up again that could not go on because the database was away."""
+
+log = get_logger(__name__)
 
 
 class Poison(StepError):
@@ -117,6 +124,17 @@ class Executor:
             return attempt.short(short)
         except (StepError, ExpressionError, UserError) as error:
             return attempt.failed(error)
+        except Unavailable as error:
+            if not attempt.calls:
+                raise
+            return attempt.interrupted(error)
+        except GorgonError:
+            raise
+        except Exception as error:
+            if attempt.node.kind is Kind.END:
+                raise  # the run could not end any more
+            log.exception("a step failed in a way that nobody expected", step=attempt.step.id)
+            return attempt.failed(Internal.of(error))
 
 
 def _out_of_service(busy: Throttled | RateLimited) -> float | None:
@@ -300,6 +318,10 @@ class Attempt:
         seconds = throttled.seconds if left is None else max(0.0, min(throttled.seconds, left))
         return Parked(seconds, throttled.reason, throttled.message, self.paid(), attempt=False)
 
+    def interrupted(self, error: Unavailable) -> Outcome:
+        """The database was away between two calls: the step comes again, and what it has paid for is recorded."""
+        return Parked(AWAY_PAUSE, RETRY, error.message, self.paid(), attempt=False)
+
     def failed(self, error: GorgonError) -> Outcome:
         """The attempt has failed: another one, the step's own way out, or the end of what is around it."""
         if isinstance(error, RateLimited):
@@ -430,7 +452,7 @@ class Attempt:
             pricer=self.executor.pricer,
             provider_name=provider,
             cancelled=self.cancelled,
-            on_call=lambda record: self.calls.append(replace(record, ordinal=earlier + record.ordinal)),
+            on_call=lambda record: self._recorded(replace(record, ordinal=earlier + record.ordinal)),
             clock=self.executor.clock,
             reserve=lambda asked, ordinal: self.purse.reserve(provider, asked, earlier + ordinal),
             over=lambda ordinal: self.purse.over(earlier + ordinal),
@@ -441,6 +463,10 @@ class Attempt:
         output = conform(result.data, call.schema) if call.schema is not None else result.text
         more = {"provider": provider, "model": result.model, "role": call.role, "fingerprint": fingerprint}
         return self.ended(Result(StepStatus.SUCCEEDED, output, detail={**more, **(detail or {})}))
+
+    def _recorded(self, call: CallRecord) -> None:
+        self.calls.append(call)
+        self.purse.recorded(call)
 
     def _adopted(self, fingerprint: str) -> Outcome | None:
         """Return what an earlier run of this root has paid for already."""

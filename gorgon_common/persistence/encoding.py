@@ -73,9 +73,9 @@ def calls(step: Claimed, finish_calls: Any, attempt: int, at: datetime) -> list[
             "token": step.token,
             "ordinal": call.ordinal,
             "at": at,
-            "provider": call.provider,
-            "model": clean(call.model),
-            "role": clean(call.role),
+            "provider": clean(call.provider, 40),
+            "model": clean(call.model, 200),
+            "role": clean(call.role, 100),
             "attempt": attempt,
             "input_tokens": call.usage.input_tokens,
             "cache_read_tokens": call.usage.cache_read_tokens,
@@ -85,8 +85,8 @@ def calls(step: Claimed, finish_calls: Any, attempt: int, at: datetime) -> list[
             "cost_micro": call.cost_micro,
             "price_version": call.price_version,
             "latency_ms": call.latency_ms,
-            "outcome": clean(call.outcome),
-            "request_id": clean(call.request_id),
+            "outcome": clean(call.outcome, 40),
+            "request_id": clean(call.request_id, 200),
         }
         for call in finish_calls
         if call.outcome != UNSENT
@@ -101,7 +101,7 @@ def settlements(step: Claimed, finish_calls: Any) -> list[dict[str, Any]]:
             "t": step.token,
             "n": call.ordinal,
             "s": budgets_sqlite.RELEASED if call.outcome == UNSENT else budgets_sqlite.SETTLED,
-            "c": call.cost_micro if call.measured else None,
+            "c": call.cost_micro,
             "k": call.usage.input_tokens + call.usage.output_tokens if call.measured else None,
         }
         for call in finish_calls
@@ -109,6 +109,9 @@ def settlements(step: Claimed, finish_calls: Any) -> list[dict[str, Any]]:
     ]
 
 
-def clean(text: str | None) -> str | None:
-    """Return text with secrets masked, without NUL, which PostgreSQL cannot store, and without lone surrogates."""
-    return _encodable(SECRETS.mask(text).replace("\0", "")) if text else text
+def clean(text: str | None, most: int | None = None) -> str | None:
+    """Return text with secrets masked, without NUL, which PostgreSQL cannot store, and without lone surrogates.
+
+    `most`: the characters that its column takes.  A reply may call its model by a name of any length.
+    """
+    return _encodable(SECRETS.mask(text).replace("\0", ""))[:most] if text else text

@@ -168,7 +168,7 @@ def _run(row: Row[Any], spent: Row[Any] | None) -> dict[str, Any]:
         "status": RunStatus(row.status).name.lower(),
         "outputs": strict_json.loads_stored(row.outputs) if row.outputs else None,
         "error": strict_json.loads_stored(row.error) if row.error else None,
-        "cost_usd": _dollars(spent),
+        **_costs(spent),
         "tokens": {"input": int(spent.used_in) if spent else 0, "output": int(spent.used_out) if spent else 0},
         "team": row.team,
         "target": row.target,
@@ -182,11 +182,13 @@ def _time(moment: datetime | None) -> str | None:
     return None if moment is None else format_time(moment)
 
 
-def _dollars(spent: Row[Any] | None) -> float | None:
-    """Return US dollars; None where a call has no price: unknown is never 0."""
-    if spent is None:
-        return 0.0
-    return None if spent.unpriced else int(spent.cost or 0) / MICRO
+def _costs(spent: Row[Any] | None) -> dict[str, Any]:
+    """Return the sum in US dollars: None where the cost of a call is unknown, which is never 0, with what is known of
+    it and the number of such calls beside it.
+    """
+    known = 0.0 if spent is None else int(spent.cost or 0) / MICRO
+    unpriced = 0 if spent is None else int(spent.unpriced)
+    return {"cost_usd": None if unpriced else known, "known_cost_usd": known, "unpriced_calls": unpriced}
 
 
 _SUMS = (
@@ -398,7 +400,7 @@ class _Steps(Places):
             "error": detail.get("error"),
             "attempts": row.attempts if row.attempts is not None else (row.attempt if row.status in _BEGUN else 0),
             "tokens": {"input": int(spent.used_in) if spent else 0, "output": int(spent.used_out) if spent else 0},
-            "cost_usd": _dollars(spent),
+            **_costs(spent),
             "started_at": _time(started),
             "finished_at": _time(row.finished_at),
             "parent": None if above is None else self._name(self._node(above[0])),

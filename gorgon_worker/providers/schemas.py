@@ -113,7 +113,7 @@ def in_words(schema: Mapping[str, Any]) -> str:
 
 
 def read_json(text: str) -> Any:
-    """Parse a reply, within a Markdown fence too; None where it is not JSON."""
+    """Parse a reply, within a Markdown fence too; None where it is not JSON that can be used."""
     stripped = text.strip()
     if stripped.startswith("```") and stripped.endswith("```") and "\n" in stripped:
         stripped = stripped[stripped.index("\n") : -3]

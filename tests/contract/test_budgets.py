@@ -342,6 +342,26 @@ def test_a_budget_counts_what_was_spent_before_it_was_set(budgets: Budgets, desk
     short(reserve(budgets, [], 1, run=info(run, team="red")))
 
 
+def test_a_budget_counts_in_full_what_is_unknown_from_before_it_was_set(budgets: Budgets, desk: Desk) -> None:
+    run = desk.create([row(0), row(1), row(2)], target="live", team="blue")
+    desk.worker = desk.register(target="live")
+    now = budgets.now()
+    free, other, tiered = (desk.one(run, number) for number in range(3))
+    unknown = paid(cost_micro=None, usage=Usage(), measured=False)
+    budgets.unknown((free.id, free.token, 1), (30, 20, 10))  # no budget counted it
+    budgets.unknown((free.id, free.token, 1), (30, 20, 10))
+    desk.end(free, calls=(unknown,), finished_at=now)
+    reserve(budgets, [limit(1000)], 400, 50, call=(other.id, other.token, 1))  # the limit of its file did
+    desk.end(other, calls=(replace(unknown, reserved=True),), finished_at=now)
+    reserve(budgets, [limit(1000)], 500, 90, call=(tiered.id, tiered.token, 1))  # only its price is unknown
+    counted = paid(cost_micro=None, usage=Usage(input_tokens=5, output_tokens=2), reserved=True)
+    desk.end(tiered, calls=(counted,), finished_at=now)
+    for _ in range(2):
+        budgets.set("org", period="month", usd=10_000, tokens=10_000)
+        account = budgets.listing()[0]["accounts"][0]
+        assert (account["usd_spent"], account["token_spent"]) == (30 + 400 + 500, 20 + 50 + 7)
+
+
 # Changing limits
 
 
