@@ -21,6 +21,7 @@ from gorgon_common.engine.aggregate import aggregate
 from gorgon_common.engine.budget import Purse, Short, Vault, unsent
 from gorgon_common.engine.context import Knowledge, Run
 from gorgon_common.engine.outcomes import BUDGET, RETRY, Done, Ended, Expanded, Failed, Outcome, Parked, Passed
+from gorgon_common.engine.poison import POISON_DEATHS
 from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
 from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, Result, Weight, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
@@ -49,9 +50,6 @@ RATE_LIMIT_PAUSE = 1.0
 """Seconds to wait after a 429 that does not say how long."""
 LONG_WAIT = 60.0
 """Seconds: a provider that is closed for longer is passed over for the next model of `models:`."""
-
-
-POISON_CRASHES = 3
 
 
 class Poison(StepError):
@@ -83,6 +81,7 @@ class Executor:
         cancelled: Callable[[int], bool],
         chance: Callable[[], float] = random.random,
         budgets: Vault | None = None,
+        poison_deaths: int = POISON_DEATHS,
     ) -> None:
         self.knowledge = knowledge
         self.providers = providers
@@ -92,6 +91,7 @@ class Executor:
         self.cancelled = cancelled
         self.chance = chance
         self.budgets = budgets
+        self.poison_deaths = poison_deaths
 
     def execute(self, step: Claimed) -> Outcome:
         """Do what the step is there for.  Never raises for what goes wrong in the step itself: failure is data."""
@@ -151,8 +151,11 @@ class Attempt:
 
     def outcome(self) -> Outcome:
         """May it start?  If so, do it."""
-        if self.step.crashes >= POISON_CRASHES:
-            raise Poison(f"Its worker died {self.step.crashes} times while it ran; it will not be tried again.")
+        if self.step.crashes >= self.executor.poison_deaths:
+            raise Poison(
+                f"Its worker died {self.step.crashes} times while it ran; it will not be tried again.",
+                hint="See what it does to the worker (memory, signals); `gorgon runs resume` tries it again.",
+            )
         stopped = admission.stopped(self.run, self.step)
         if stopped is not None:
             return self.skipped(stopped)

@@ -42,6 +42,7 @@ from gorgon_common.persistence import budgets_sqlite, encoding
 from gorgon_common.persistence.budgets_sqlite import OPEN, Key
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.inflight import LOOK_SECONDS, Call, InFlight
+from gorgon_common.persistence.lost_calls import store_calls
 from gorgon_common.persistence.settling import balance_of, driver, set_limits, settle, tell
 from gorgon_common.persistence.tables import (
     budget_periods,
@@ -222,9 +223,7 @@ class Budgets:
         values = {"body": body, "at": db_now()}
         with self.database.write() as connection:
             settle(connection, encoding.settlements(step, calls))
-            rows = encoding.calls(step, calls, step.attempt, datetime.now(UTC))
-            if rows:
-                connection.execute(dialect.insert(ledger).on_conflict_do_nothing(), rows)
+            store_calls(connection, encoding.calls(step, calls, step.attempt, datetime.now(UTC)))
             connection.execute(
                 dialect.insert(conversations)
                 .values(step_id=step.id, **values)
