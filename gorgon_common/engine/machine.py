@@ -224,7 +224,7 @@ class Machine:
         It counts like the death of a worker, or a step that breaks its workers would be tried for ever.
         """
         crashed = None if isinstance(why, Unavailable) else repr(why)[:500]
-        lost = [step for step in steps if step.id in self.held]
+        lost = [step for step in steps if self._holds(step)]
         for step in lost:
             try:
                 self._given_back(self.store.release(step, crashed=crashed))
@@ -461,11 +461,17 @@ class Machine:
 
     def _left(self, job: Job, steps: Sequence[Claimed]) -> None:
         for step in steps:
-            self.held.pop(step.id, None)
+            if self._holds(step):
+                del self.held[step.id]
         with self._free:
             job.open -= len(steps)
             if job.open == 0:
                 job.over.set()
+
+    def _holds(self, step: Claimed) -> bool:
+        """Tell whether this claim is held: a lost one may be followed by another of the same step in here."""
+        held = self.held.get(step.id)
+        return held is not None and held.token == step.token
 
     # Group commit
 

@@ -409,6 +409,7 @@ class Attempt:
                 f"There is no provider {provider!r}; there are {', '.join(sorted(self.executor.providers))}.",
                 hint="Set `provider:` of the step.",
             )
+        self.purse.record(self.calls)
         # Another model may have been asked for and not called: what is held for it keeps its number.
         earlier = max([0, *self.purse.held, *(call.ordinal for call in self.calls)])
         if not self.calls:

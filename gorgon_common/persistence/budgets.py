@@ -222,13 +222,22 @@ class Budgets:
         dialect = sqlite if self.database.sqlite else postgresql
         values = {"body": body, "at": db_now()}
         with self.database.write() as connection:
-            settle(connection, encoding.settlements(step, calls))
-            store_calls(connection, encoding.calls(step, calls, step.attempt, datetime.now(UTC)))
+            self._record(connection, step, calls)
             connection.execute(
                 dialect.insert(conversations)
                 .values(step_id=step.id, **values)
                 .on_conflict_do_update(index_elements=["step_id"], set_=values)
             )
+
+    def record(self, step: Claimed, calls: Sequence[CallRecord]) -> None:
+        """Store what the calls of a claim have cost so far; a finish may name them again.  Raises Unavailable."""
+        with self.database.write() as connection:
+            self._record(connection, step, calls)
+
+    @staticmethod
+    def _record(connection: Connection, step: Claimed, calls: Sequence[CallRecord]) -> None:
+        settle(connection, encoding.settlements(step, calls))
+        store_calls(connection, encoding.calls(step, calls, step.attempt, datetime.now(UTC)))
 
     def kept(self, step: Claimed) -> str | None:
         """Return what `keep` has stored of a step.  Raises Unavailable."""

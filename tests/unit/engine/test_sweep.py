@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from gorgon_common.engine import control
-from gorgon_common.engine.records import step_id
+from gorgon_common.engine.records import Renewal, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import Conflict, Final, Unavailable
 from gorgon_common.workflow.plan import Plan
-from tests.support.engine import Desk, agent, plan_of
+from tests.support.engine import NOTHING, Desk, agent, plan_of
 from tests.support.fleet import Fleet, Post, Process, fleet
 
 S = StepStatus
@@ -194,6 +194,25 @@ def test_what_the_dead_held_goes_out_one_to_a_message(made: Fleet, here: Process
     clock.move(6)
     here.sweep.once()
     assert sorted(post.ids for post in made.mailbox.waiting) == [[step_id(run, number)] for number in range(4)]
+
+
+def test_a_process_that_was_suspended_lives(sqlite_url: str) -> None:
+    """It sweeps first when it wakes up, with its lease run out: it must not take its own steps back."""
+    with fleet(sqlite_url, home="laptop", lease=5) as made:
+        (here,) = made.processes
+        here.sweep.worker = here.member.owner
+        here.sweep.renew = lambda: renewed.append(here.store.heartbeat(here.member, 5, {}))
+        renewed: list[Any] = []
+        run = here.submit(plan_of(step("a")))
+        held = here.store.tick(here.member, NOTHING, claims=[step_id(run, 0)]).mine
+        made.elapse(60)
+        here.sweep.once()
+        assert renewed == [Renewal.RENEWED], "before anything was taken for dead"
+        here.sweep.renew = lambda: None
+        made.elapse(60)
+        here.sweep.once()
+        assert here.store.owned(here.member) == held
+        assert not here.sweep._alien(run), "nor does it end its own runs"
 
 
 def test_sleepers_are_woken(made: Fleet, here: Process, clock: Hands) -> None:
