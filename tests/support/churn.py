@@ -6,10 +6,12 @@ Every run has the same shape (agents, a map, a group, a loop, a retry, a command
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -27,10 +29,10 @@ from tests.support.running import FINISHED
 from tests.support.sandbox import Sandbox
 
 ITEMS = 6
-TEAM = "churn"
+NAME, UNLIMITED = "churn", "unlimited"
+"""Runs of the one are counted on a budget, those of the other on none."""
 _WORKFLOW = """
-name: churn
-team: TEAM
+name: NAME
 LIMITS
 inputs: {tag: {type: string, required: true}, n: {type: array, items: {type: integer}, required: true}}
 steps:
@@ -80,10 +82,10 @@ outputs:
 """
 
 
-def workflow(*, limits: str = "", team: str = TEAM) -> str:
+def workflow(*, limits: str = "", name: str = NAME) -> str:
     """Return the workflow; `limits`: the inside of its `limits:`."""
     text = _WORKFLOW.replace("LIMITS", f"limits: {{{limits}}}" if limits else "")
-    return text.replace("TEAM", team).replace("ITEMS", str(ITEMS))
+    return text.replace("NAME", name).replace("ITEMS", str(ITEMS))
 
 
 def inputs_of(tag: str) -> dict[str, Any]:
@@ -149,7 +151,11 @@ class Churn:
         return Process("api", "--port", "0", ready="Gorgon API at", environment=environment)
 
     def client(self) -> Client:
-        return Client(self.api.line.split()[-1], api_key="churn")
+        """Return a client of the API.  Raises Unavailable where it has not begun to listen."""
+        found = re.search(r"http://\S+", self.api.line)
+        if found is None:
+            raise Unavailable("The API is starting.")
+        return Client(found[0], api_key="churn")
 
     def start(self) -> None:
         self._thread.start()
@@ -195,7 +201,7 @@ def submit(churn: Churn, tag: str, text: str, until: float) -> str:
         try:
             with churn.client() as client:
                 return _run_id(client, tag, text, key)
-        except (Unavailable, IndexError):
+        except Unavailable:
             if time.time() > until:
                 raise
             time.sleep(0.1)
@@ -219,18 +225,20 @@ def run_churn(
         workflow(),
         workflow(limits="max_parallel: 4"),
         workflow(limits="budget_usd: 1.0"),
-        workflow(team="unbudgeted", limits="max_parallel: 3"),
+        workflow(name=UNLIMITED, limits="max_parallel: 3"),
     ]
-    made.services.set_budget(f"team:{TEAM}", period="month", usd="50")
-    tags: dict[str, str] = {}
+    made.services.set_budget(f"workflow:{NAME}", period="month", usd="50")
     begun = time.time()
+    submitted: dict[str, Future[str]] = {}
     churn.start()
     try:
-        for number in range(runs_):
-            tag = f"t{seed}x{number}"
-            tags[submit(churn, tag, kinds[number % len(kinds)], begun + seconds + grace)] = tag
-            time.sleep(max(0.0, begun + seconds * (number + 1) / runs_ - time.time()))
-        churn.stop()
+        with ThreadPoolExecutor(16) as threads:
+            for number in range(runs_):
+                tag, text = f"t{seed}x{number}", kinds[number % len(kinds)]
+                submitted[tag] = threads.submit(submit, churn, tag, text, begun + seconds + grace)
+                time.sleep(max(0.0, begun + seconds * (number + 1) / runs_ - time.time()))
+            churn.stop()
+        tags = {future.result(): tag for tag, future in submitted.items()}
         until = time.time() + grace
         while time.time() < until and any(made.services.run(run)["status"] not in FINISHED for run in tags):
             time.sleep(0.2)
