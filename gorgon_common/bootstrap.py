@@ -63,7 +63,7 @@ class Services:
     def __init__(self, settings: Settings, database: Database, *, events: bool = False) -> None:
         self.settings = settings
         self.database = database
-        self.store = Store(database)
+        self.store = Store(database, poison_deaths=settings.poison_deaths)
         self.budgets = Budgets(database)
         self.knowledge = Knowledge(self.store)
         broker = _broker(settings)

@@ -124,6 +124,12 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(
         30.0, gt=0, description="How long a worker that says nothing keeps its steps before others take them over."
     )
+    poison_deaths: int = Field(
+        3,
+        ge=3,
+        le=1000,
+        description="Deaths of its workers after which a step fails, where chance does not explain them.",
+    )
     slots: int = Field(50, ge=1, le=1000, description="Steps that one worker process runs at the same time.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "warning", description="What is logged: debug, info, warning or error."

@@ -104,6 +104,10 @@ class Vault(Protocol):
         """Post what the calls of a claim have cost so far, and store what their conversation has come to."""
         ...
 
+    def record(self, step: Claimed, calls: Sequence[CallRecord]) -> None:
+        """Post and store what the calls of a claim have cost so far."""
+        ...
+
     def kept(self, step: Claimed) -> str | None:
         """Return what was stored of a step's conversation."""
         ...
@@ -198,14 +202,12 @@ class Purse:
 
     def earlier(self, fingerprint: str) -> Earlier | None:
         """Return where the conversation of this step with that fingerprint is to be taken up: it was broken off by a
-        wait, or by its worker's death.  What another attempt or another model has said is not.
+        wait, or by its worker's death.  What another attempt or another model has said is not.  Raises Unavailable:
+        to begin anew would pay twice.
         """
         if self._vault is None or self._step.token <= 1:
             return None
-        try:
-            body = self._vault.kept(self._step)
-        except Unavailable:
-            return None
+        body = self._vault.kept(self._step)
         said = json.loads(body) if body else {}
         if said.get("fingerprint") != fingerprint or said.get("attempt") != self._step.attempt:
             return None
@@ -232,6 +234,15 @@ class Purse:
         said["usd"] = said["before_usd"] + sum(call.cost_micro or 0 for call in calls)
         said["unknown"] = said["before_unknown"] + sum(call.cost_micro is None for call in calls)
         return self._store(said, calls)
+
+    def record(self, calls: Sequence[CallRecord]) -> None:
+        """Store the calls that were made before another model is asked: whatever dies then, they are on the ledger."""
+        if self._vault is None or not calls:
+            return
+        try:
+            self._vault.record(self._step, calls)
+        except Unavailable as error:
+            log.warning("calls are stored when the step ends", step=self._step.id, error=error.message)
 
     def try_again(self) -> None:
         """The call that is under way has failed, and the next attempt is to take up the conversation where it was."""

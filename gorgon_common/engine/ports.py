@@ -8,7 +8,25 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gorgon_common.costs.usage import CallRecord, Usage
-from gorgon_common.engine.records import Admitted, Advance, Claimed, Finish, Head, Keep, Room, Row, Turn, Weight
+from gorgon_common.engine.records import (
+    Admitted,
+    Advance,
+    Buried,
+    Children,
+    Claimed,
+    Finish,
+    Head,
+    Keep,
+    Recovered,
+    Refusal,
+    Released,
+    Room,
+    Row,
+    RunClosed,
+    Turn,
+    Waiting,
+    Weight,
+)
 from gorgon_common.engine.states import RunStatus
 
 if TYPE_CHECKING:
@@ -178,8 +196,10 @@ class Steps(Protocol):
         """Claim slow steps of a run with `max_parallel` as it has room: `ids`, and those that wait."""
         ...
 
-    def release(self, step: Claimed, *, weight: Weight | None = None, crashed: bool = False) -> Head | None:
-        """Give a claimed step back.  `crashed`: it counts as if its worker had died."""
+    def release(
+        self, step: Claimed, *, weight: Weight | None = None, crashed: str | None = None
+    ) -> Released | Buried | Refusal:
+        """Give a claimed step back.  `crashed`: what broke; it counts as if its worker had died."""
         ...
 
     def owned(self, worker: Any) -> list[Claimed]:
@@ -196,8 +216,8 @@ class Steps(Protocol):
         calls: Sequence[CallRecord],
         attempt: bool,
         room: Room | None = None,
-    ) -> str:
-        """Let a claimed step wait, for one of `outcomes.REASONS`: parked | halted | refused."""
+    ) -> Waiting | Refusal:
+        """Let a claimed step wait, for one of `outcomes.REASONS`."""
         ...
 
     def wake(self, ids: Sequence[int]) -> list[Head]:
@@ -215,7 +235,7 @@ class Steps(Protocol):
         window: int | None = None,
         reduce: int | None = None,
         calls: Sequence[CallRecord] = (),
-    ) -> tuple[list[Head], int] | None:
+    ) -> Children | Refusal:
         """Turn a claimed composite into its children."""
         ...
 
@@ -227,8 +247,8 @@ class Steps(Protocol):
 
     def finish_run(
         self, worker: Any, finish: Finish, *, status: RunStatus, outputs: Any, error: Mapping[str, Any] | None
-    ) -> list[Head]:
-        """Finish the run's last step and the run with it; returns what starts now that its concurrency key is free."""
+    ) -> RunClosed | Refusal:
+        """Finish the run's last step and the run with it."""
         ...
 
 
@@ -271,8 +291,10 @@ class Shelf(Protocol):
         """Become or stay the one that does a job."""
         ...
 
-    def reap(self, *, home: str, target: str | None = None) -> list[tuple[Head, int]]:
-        """Take the steps of dead workers back."""
+    def reap(
+        self, *, home: str, target: str | None = None, sparing: int | None = None, thorough: bool = True
+    ) -> Recovered:
+        """Take the steps of dead workers back, never those of worker `sparing`."""
         ...
 
     def overdue(
@@ -314,8 +336,8 @@ class Shelf(Protocol):
         """Let runs have a concurrency key whose turn it is."""
         ...
 
-    def close_orphan(self, run: int, *, cancelled: bool = False) -> None:
-        """End a run whose process died."""
+    def close_orphan(self, run: int, *, cancelled: bool = False) -> bool:
+        """End a run whose process died; tells whether it was one."""
         ...
 
     def watermarks(self, *, home: str, target: str | None = None) -> dict[int, float]:

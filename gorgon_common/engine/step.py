@@ -22,6 +22,7 @@ from gorgon_common.engine.aggregate import aggregate
 from gorgon_common.engine.budget import Purse, Short, Vault, unsent
 from gorgon_common.engine.context import Knowledge, Run
 from gorgon_common.engine.outcomes import BUDGET, RETRY, Done, Ended, Expanded, Failed, Outcome, Parked, Passed
+from gorgon_common.engine.poison import POISON_DEATHS
 from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
 from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, Result, Weight, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
@@ -57,7 +58,6 @@ LONG_WAIT = 60.0
 """Seconds: a provider that is closed for longer is passed over for the next model of `models:`."""
 
 
-POISON_CRASHES = 3
 AWAY_PAUSE = 1.0
 """Seconds until a step is taken up again that could not go on because the database was away."""
 
@@ -93,6 +93,7 @@ class Executor:
         cancelled: Callable[[int], bool],
         chance: Callable[[], float] = random.random,
         budgets: Vault | None = None,
+        poison_deaths: int = POISON_DEATHS,
     ) -> None:
         self.knowledge = knowledge
         self.providers = providers
@@ -102,6 +103,7 @@ class Executor:
         self.cancelled = cancelled
         self.chance = chance
         self.budgets = budgets
+        self.poison_deaths = poison_deaths
 
     def execute(self, step: Claimed) -> Outcome:
         """Do what the step is there for.  Never raises for what goes wrong in the step itself: failure is data."""
@@ -172,8 +174,11 @@ class Attempt:
 
     def outcome(self) -> Outcome:
         """May it start?  If so, do it."""
-        if self.step.crashes >= POISON_CRASHES:
-            raise Poison(f"Its worker died {self.step.crashes} times while it ran; it will not be tried again.")
+        if self.step.crashes >= self.executor.poison_deaths:
+            raise Poison(
+                f"Its worker died {self.step.crashes} times while it ran; it will not be tried again.",
+                hint="See what it does to the worker (memory, signals); `gorgon runs resume` tries it again.",
+            )
         stopped = admission.stopped(self.run, self.step)
         if stopped is not None:
             return self.skipped(stopped)
@@ -442,6 +447,7 @@ class Attempt:
                 f"There is no provider {provider!r}; there are {', '.join(sorted(self.executor.providers))}.",
                 hint="Set `provider:` of the step.",
             )
+        self.purse.record(self.calls)
         # Another model may have been asked for and not called: what is held for it keeps its number.
         earlier = max([0, *self.purse.held, *(call.ordinal for call in self.calls)])
         if not self.calls:

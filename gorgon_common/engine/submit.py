@@ -39,7 +39,7 @@ class Creates(Stops, Protocol):
         """Tell whether an embedded run has no living worker any more."""
         ...
 
-    def close_orphan(self, run: int, *, cancelled: bool = False) -> None:
+    def close_orphan(self, run: int, *, cancelled: bool = False) -> bool:
         """End a run whose process died."""
         ...
 

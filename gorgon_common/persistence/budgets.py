@@ -42,6 +42,7 @@ from gorgon_common.persistence import budgets_sqlite, encoding
 from gorgon_common.persistence.budgets_sqlite import OPEN, UNKNOWN, Key
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.inflight import LOOK_SECONDS, Call, InFlight
+from gorgon_common.persistence.lost_calls import store_calls
 from gorgon_common.persistence.settling import balance_of, driver, set_limits, settle, tell
 from gorgon_common.persistence.tables import (
     budget_periods,
@@ -247,15 +248,22 @@ class Budgets:
         dialect = sqlite if self.database.sqlite else postgresql
         values = {"body": body, "at": db_now()}
         with self.database.write() as connection:
-            settle(connection, encoding.settlements(step, calls))
-            rows = encoding.calls(step, calls, step.attempt, datetime.now(UTC))
-            if rows:
-                connection.execute(dialect.insert(ledger).on_conflict_do_nothing(), rows)
+            self._record(connection, step, calls)
             connection.execute(
                 dialect.insert(conversations)
                 .values(step_id=step.id, **values)
                 .on_conflict_do_update(index_elements=["step_id"], set_=values)
             )
+
+    def record(self, step: Claimed, calls: Sequence[CallRecord]) -> None:
+        """Store what the calls of a claim have cost so far; a finish may name them again.  Raises Unavailable."""
+        with self.database.write() as connection:
+            self._record(connection, step, calls)
+
+    @staticmethod
+    def _record(connection: Connection, step: Claimed, calls: Sequence[CallRecord]) -> None:
+        settle(connection, encoding.settlements(step, calls))
+        store_calls(connection, encoding.calls(step, calls, step.attempt, datetime.now(UTC)))
 
     def kept(self, step: Claimed) -> str | None:
         """Return what `keep` has stored of a step.  Raises Unavailable."""

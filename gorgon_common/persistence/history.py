@@ -23,7 +23,7 @@ ROWS = 2_000
 SIMILAR_CALLS = 1_000
 """Newest calls of any workflow that are looked at."""
 
-_UNCOUNTED = frozenset({"rate_limited", "cancelled"})
+_UNCOUNTED = frozenset({"rate_limited", "cancelled", "unknown"})
 """Outcomes of calls that are no work."""
 
 
