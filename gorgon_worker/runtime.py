@@ -130,9 +130,14 @@ class Runtime:
             except GorgonError:
                 continue
 
-    def close(self, seconds: float = 5.0) -> bool:
-        """Take nothing more, wait for what runs, give up the lease.  Returns whether all had ended."""
+    def close(self, seconds: float) -> bool:
+        """Take nothing more, wait so long for what is held, and give up the lease.  Returns whether all had ended.
+
+        What has not ended by then is given back, so that another worker has it at once.
+        """
         ended = self.machine.close(seconds)
+        if not ended:
+            log.warning("steps had not ended within the grace period: others run them again")
         self._stop.set()
         self.sweep.stop()
         for thread in self._threads:

@@ -47,6 +47,7 @@ from gorgon_common.persistence import (
     concurrency,
     encoding,
     parallel,
+    postgres,
     recovery,
     settling,
     stopping,
@@ -125,7 +126,7 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self._hot: psycopg.Connection[Any] | None = None
+        self._hot: postgres.Connection | None = None
         self._hot_lock = threading.Lock()
 
     def close(self) -> None:
@@ -456,6 +457,7 @@ class Store:
                 try:
                     if self._hot is None or self._hot.closed:
                         self._hot = self._connect()
+                    self._hot.ping()
                     rows = self._hot.execute(statement, arguments, prepare=True, binary=True).fetchall()
                     advance = _advance(rows)
                     advance.doubtful = doubtful
@@ -463,15 +465,16 @@ class Store:
                 except _RETRIED:
                     continue
                 except psycopg.OperationalError as error:
-                    self._hot = None
+                    hot, self._hot = self._hot, None
+                    if hot is not None:
+                        hot.close()
                     doubtful = True
                     if attempt:
                         raise Unavailable(f"The database cannot be used: {error}") from error
         raise Unavailable("The database refused a transaction five times in a row (deadlock).")
 
-    def _connect(self) -> psycopg.Connection[Any]:
-        url = self.database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-        return psycopg.connect(url, autocommit=True, options=_HOT_OPTIONS)
+    def _connect(self) -> postgres.Connection:
+        return self.database.connect(options=_HOT_OPTIONS)
 
     def _arguments(
         self,
