@@ -111,7 +111,8 @@ class Runtime:
         while not self._stop.wait(interval):
             try:
                 alive = self.store.heartbeat(self.member, self.lease, self._marks)
-                self.machine.backlog_seen = bool(self.store.shelved())
+                if self.machine.held or self.machine.backlog_seen:  # else a message comes first
+                    self.machine.backlog_seen = bool(self.store.shelved())
                 self.machine.reconcile()
             except GorgonError as error:
                 log.warning("the heartbeat failed", error=error.message)
@@ -125,6 +126,7 @@ class Runtime:
     def _watch(self) -> None:
         while not self._stop.wait(CANCEL_SECONDS):
             held = {key >> ROW_BITS for key in list(self.machine.held)}
+            self._cancelled.intersection_update(held)
             try:
                 self._cancelled.update(self.store.cancelled(held - self._cancelled))
             except GorgonError:

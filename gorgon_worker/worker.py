@@ -26,7 +26,7 @@ from gorgon_common import lazy
 from gorgon_common.bootstrap import build
 from gorgon_common.canvas.celery import THREADS_PER_SLOT, queue_name
 from gorgon_common.logs import get_logger
-from gorgon_common.settings import get_settings
+from gorgon_common.settings import Settings, get_settings
 from gorgon_worker.assembly import make_runtime
 from gorgon_worker.pool import STOP_SECONDS, ThreadPool
 from gorgon_worker.runtime import Runtime
@@ -121,7 +121,7 @@ def main(*, queues: Sequence[str], slots: int, target: str) -> None:
     sandbox = settings.sandbox_url or f"http://127.0.0.1:{settings.sandbox_port}"
     runtime = make_runtime(services, queues=queues, slots=slots, target=target, home="", sandbox_url=sandbox)
     register(services.app, runtime)
-    lazy.preload(name for name in ("openai", "anthropic") if name in queues)
+    lazy.preload(name for name in ("openai", "anthropic") if name in queues and _is_configured(name, target, settings))
     stop = Stop(runtime, settings.grace_seconds)
     worker = _worker(services.app, runtime, stop, queues, slots, target, settings.log_level)
     try:
@@ -133,6 +133,13 @@ def main(*, queues: Sequence[str], slots: int, target: str) -> None:
     if stop.code or worker.exitcode:
         logging.shutdown()
         os._exit(stop.code or worker.exitcode)  # the interpreter would wait for the threads of steps given back
+
+
+def _is_configured(provider: str, target: str, settings: Settings) -> bool:
+    """Tell whether calls to a provider can be expected: an SDK takes up to 40 MB."""
+    return target != "live" or bool(
+        getattr(settings, f"{provider}_api_key") or getattr(settings, f"{provider}_base_url")
+    )
 
 
 def _worker(

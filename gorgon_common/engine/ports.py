@@ -8,7 +8,19 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gorgon_common.costs.usage import CallRecord, Usage
-from gorgon_common.engine.records import Admitted, Advance, Claimed, Finish, Head, Keep, Room, Row, Turn, Weight
+from gorgon_common.engine.records import (
+    Activity,
+    Admitted,
+    Advance,
+    Claimed,
+    Finish,
+    Head,
+    Keep,
+    Room,
+    Row,
+    Turn,
+    Weight,
+)
 from gorgon_common.engine.states import RunStatus
 
 if TYPE_CHECKING:
@@ -258,6 +270,14 @@ class Shelf(Protocol):
 
     def lead(self, name: str, owner: str, seconds: float) -> bool:
         """Become or stay the one that does a job."""
+        ...
+
+    def leads_for(self, name: str) -> float:
+        """Return how many seconds whoever does a job has it for; 0 where nobody does."""
+        ...
+
+    def activity(self, *, home: str, target: str) -> Activity:
+        """Return what is going on in the live runs of a home."""
         ...
 
     def reap(self, *, home: str, target: str | None = None) -> list[tuple[Head, int]]:

@@ -48,6 +48,7 @@ class Database:
         else:
             self.engine = _postgres(parsed, pool_size, migrates=migrates)
             self._reader = self.engine
+            self._plain = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
@@ -63,6 +64,19 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """One transaction that reads.  Keep it short: an open reader lets SQLite's WAL grow."""
         with translated(self.path), self._reader.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def statements(self) -> Iterator[Connection]:
+        """Statements of which each is a transaction of its own: without BEGIN and COMMIT, which cost as much again.
+
+        Raises Unavailable where the database cannot be reached.
+        """
+        if self.sqlite:
+            with self.write() as connection:
+                yield connection
+            return
+        with translated(), self._plain.connect() as connection:
             yield connection
 
     @contextlib.contextmanager

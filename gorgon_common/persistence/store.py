@@ -22,6 +22,7 @@ from gorgon_common import strict_json
 from gorgon_common.costs.usage import CallRecord
 from gorgon_common.engine.records import (
     ROW_MASK,
+    Activity,
     Admission,
     Admitted,
     Advance,
@@ -53,6 +54,7 @@ from gorgon_common.persistence import (
     stopping,
     tick_sqlite,
 )
+from gorgon_common.persistence.activity import activity, leads_for
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.journal import tell
 from gorgon_common.persistence.live import LOST_SECONDS, chunks, is_live, live_steps, orphaned
@@ -376,11 +378,15 @@ class Store:
         ) as copy:
             copy.write("".join(lines))
 
+    def _epoch(self, connection: Connection) -> float:
+        return self._now(connection).timestamp()
+
     @staticmethod
-    def _epoch(connection: Connection) -> float:
+    def _now(connection: Connection) -> datetime:
         now: Any = connection.execute(select(db_now())).scalar_one()  # text on SQLite
         moment = datetime.strptime(now, SQLITE_TIME).replace(tzinfo=UTC) if isinstance(now, str) else now
-        return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+        found: datetime = moment.replace(tzinfo=moment.tzinfo or UTC)
+        return found
 
     def info(self, run: int) -> RunInfo:
         """Return what workers need to know of a run.  Raises NotFound."""
@@ -924,15 +930,25 @@ class Store:
 
     def shelved(self) -> dict[int, int]:
         """Return queue → steps on the backlog."""
-        with self.database.read() as connection:
+        with self.database.statements() as connection:
             return backlog.sizes(connection)
 
     # The sweep
 
     def lead(self, name: str, owner: str, seconds: float) -> bool:
         """Become or stay the one that does a job, for so many seconds."""
-        with self.database.write() as connection:
+        with self.database.statements() as connection:
             return recovery.lead(connection, name, owner, seconds)
+
+    def leads_for(self, name: str) -> float:
+        """Return how many seconds whoever does a job has it for; 0 where nobody does."""
+        with self.database.statements() as connection:
+            return leads_for(connection, self._now(connection), name)
+
+    def activity(self, *, home: str, target: str) -> Activity:
+        """Return what is going on in the live runs of a home: one query, to tell whether a sweep has anything to do."""
+        with self.database.statements() as connection:
+            return activity(connection, self._now(connection), home=home, target=target)
 
     @_tried_again
     def reap(self, *, home: str, target: str | None = None) -> list[tuple[Head, int]]:
