@@ -130,6 +130,12 @@ class Settings(BaseSettings):
         le=1000,
         description="Deaths of its workers after which a step fails, where chance does not explain them.",
     )
+    grace_seconds: float = Field(
+        25.0,
+        ge=0,
+        description="How long a worker that is told to stop waits for the steps that it holds; at the end of it the "
+        "process is gone.",
+    )
     slots: int = Field(50, ge=1, le=1000, description="Steps that one worker process runs at the same time.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "warning", description="What is logged: debug, info, warning or error."
@@ -203,7 +209,7 @@ class Settings(BaseSettings):
     def _names(cls, value: Any) -> Any:
         return tuple(name for name in re.split(r"[,\s]+", value) if name) if isinstance(value, str) else value
 
-    @field_validator("sandbox_latency", "lease_seconds", mode="before")
+    @field_validator("sandbox_latency", "lease_seconds", "grace_seconds", mode="before")
     @classmethod
     def _seconds(cls, value: Any) -> Any:
         return parse_duration(value) if isinstance(value, str) else value

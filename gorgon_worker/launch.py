@@ -183,7 +183,7 @@ def run_embedded(
             terminal.note(f"{submitted.reused} reused, {submitted.to_run} to run")
         view = choose_view(as_json=as_json, target=target)
         try:
-            return follow(services, submitted.run_id, view, cancels=True)
+            return follow(services, submitted.run_id, view, cancels=True, grace=services.settings.grace_seconds)
         except BaseException:
             _abandon(services, submitted.run_id)
             raise

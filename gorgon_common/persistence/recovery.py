@@ -22,18 +22,21 @@ _CLAIM = (steps.c.id, steps.c.token, steps.c.node, steps.c.attempt)
 
 def lead(connection: Connection, name: str, owner: str, seconds: float) -> bool:
     """Become or stay the one that does a job, for so many seconds."""
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    connection.execute(
-        dialect.insert(leaders)
-        .values(name=name, owner=owner, until=db_now(-1))
-        .on_conflict_do_nothing(index_elements=["name"])
-    )
     taken = connection.execute(
         update(leaders)
         .where(leaders.c.name == name, or_(leaders.c.owner == owner, leaders.c.until < db_now()))
         .values(owner=owner, until=db_now(seconds))
     )
-    return taken.rowcount == 1
+    if taken.rowcount:
+        return True
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    first = connection.execute(
+        dialect.insert(leaders)
+        .values(name=name, owner=owner, until=db_now(seconds))
+        .on_conflict_do_nothing(index_elements=["name"])
+        .returning(leaders.c.name)
+    ).first()
+    return first is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,7 @@ class Reports:
         query = query.with_only_columns(*columns).order_by(*order).limit(limit + 1)
         if cursor is not None:
             query = query.where(tuple_(*order) > tuple_(*(literal(part, BigInteger) for part in _position(cursor))))
-        with self.database.read() as connection:
+        with self.database.report() as connection:
             rows = connection.execute(query).all()
             items = _items(connection, self.plan_of, rows[:limit])
         wanted = filters.only.get("step")
@@ -204,7 +204,7 @@ class Reports:
 
     def ratios(self, target: str) -> dict[tuple[str, str], Ratio]:
         """Return (provider, model) → how estimates of input tokens compare with what was counted on a target."""
-        with self.database.read() as connection:
+        with self.database.report() as connection:
             rows = connection.execute(select(token_ratios).where(token_ratios.c.target == target)).all()
         return {(row.provider, row.model): Ratio(int(row.calls), row.log_ratio, row.log_square) for row in rows}
 
@@ -261,7 +261,7 @@ class Reports:
         """Return dimensions → sums.  Steps are grouped by node first: their names are in the plans."""
         by_step = "step" in by or "step" in filters.only
         found: dict[tuple[Any, ...], dict[str, int]] = {}
-        with self.database.read() as connection:
+        with self.database.report() as connection:
             rows = [
                 *connection.execute(_of_runs(by, filters, by_step=by_step)).all(),
                 *connection.execute(_of_recorded(by, filters)).all(),
@@ -282,7 +282,7 @@ class Reports:
 
     def _runs(self, filters: Filters) -> dict[str, int]:
         """Return target → how many runs the calls belong to; a step's name does not count among the filters."""
-        with self.database.read() as connection:
+        with self.database.report() as connection:
             rows = [
                 *connection.execute(_of_runs(["target"], filters, by_step=False)).all(),
                 *connection.execute(_of_recorded(["target"], filters)).all(),

@@ -24,6 +24,7 @@ from gorgon_common.costs.usage import CallRecord
 from gorgon_common.engine.poison import POISON_DEATHS
 from gorgon_common.engine.records import (
     ROW_MASK,
+    Activity,
     Admission,
     Admitted,
     Advance,
@@ -59,11 +60,13 @@ from gorgon_common.persistence import (
     encoding,
     lost_calls,
     parallel,
+    postgres,
     recovery,
     settling,
     stopping,
     tick_sqlite,
 )
+from gorgon_common.persistence.activity import activity, leads_for
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.journal import tell
 from gorgon_common.persistence.live import LOST_SECONDS, chunks, is_live, live_steps, now, orphaned
@@ -140,7 +143,7 @@ class Store:
     def __init__(self, database: Database, *, poison_deaths: int = POISON_DEATHS) -> None:
         self.database = database
         self.poison_deaths = poison_deaths
-        self._hot: psycopg.Connection[Any] | None = None
+        self._hot: postgres.Connection | None = None
         self._hot_lock = threading.Lock()
 
     def close(self) -> None:
@@ -467,6 +470,7 @@ class Store:
                 try:
                     if self._hot is None or self._hot.closed:
                         self._hot = self._connect()
+                    self._hot.ping()
                     rows = self._hot.execute(statement, arguments, prepare=True, binary=True).fetchall()
                     advance = _advance(rows)
                     advance.doubtful = doubtful
@@ -474,15 +478,16 @@ class Store:
                 except _RETRIED:
                     continue
                 except psycopg.OperationalError as error:
-                    self._hot = None
+                    hot, self._hot = self._hot, None
+                    if hot is not None:
+                        hot.close()
                     doubtful = True
                     if attempt:
                         raise Unavailable(f"The database cannot be used: {error}") from error
         raise Unavailable("The database refused a transaction five times in a row (deadlock).")
 
-    def _connect(self) -> psycopg.Connection[Any]:
-        url = self.database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-        return psycopg.connect(url, autocommit=True, options=_HOT_OPTIONS)
+    def _connect(self) -> postgres.Connection:
+        return self.database.connect(options=_HOT_OPTIONS)
 
     def _arguments(
         self,
@@ -944,15 +949,25 @@ class Store:
 
     def shelved(self) -> dict[int, int]:
         """Return queue → steps on the backlog."""
-        with self.database.read() as connection:
+        with self.database.statements() as connection:
             return backlog.sizes(connection)
 
     # The sweep
 
     def lead(self, name: str, owner: str, seconds: float) -> bool:
         """Become or stay the one that does a job, for so many seconds."""
-        with self.database.write() as connection:
+        with self.database.statements() as connection:
             return recovery.lead(connection, name, owner, seconds)
+
+    def leads_for(self, name: str) -> float:
+        """Return how many seconds whoever does a job has it for; 0 where nobody does."""
+        with self.database.statements() as connection:
+            return leads_for(connection, now(connection), name)
+
+    def activity(self, *, home: str, target: str) -> Activity:
+        """Return what is going on in the live runs of a home: one query, to tell whether a sweep has anything to do."""
+        with self.database.statements() as connection:
+            return activity(connection, now(connection), home=home, target=target)
 
     @_tried_again
     def reap(
