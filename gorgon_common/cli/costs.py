@@ -9,13 +9,34 @@ from typing import Any
 
 from gorgon_common import errors
 from gorgon_common.bootstrap import Services
-from gorgon_common.cli import terminal
+from gorgon_common.cli import tables, terminal
 from gorgon_common.cli.backends import resolve_run, runs_of
 from gorgon_common.client.http import Client
 
 _PAGE = 1000
-_BAR = 24
+_BAR = 10
 _TOKENS = ("input", "cache_read", "cache_write", "output", "reasoning")
+_FIGURES = (
+    tables.number("calls", drop=1),
+    tables.number("failed", drop=6),
+    tables.number("input", drop=4),
+    tables.number("cached", drop=5),
+    tables.number("output", drop=4),
+    tables.number("cost"),
+    tables.exact("share", drop=3),
+)
+_CALLS = (
+    tables.exact("at", drop=4),
+    tables.text("step", least=10),
+    tables.text("role", drop=5, least=8),
+    tables.text("model", least=12),
+    tables.number("attempt", drop=6),
+    tables.number("input", drop=3),
+    tables.number("output", drop=3),
+    tables.number("cost"),
+    tables.number("took", drop=2),
+    tables.exact("outcome", drop=1),
+)
 _SUMS = ("calls", "failed_calls", "runs", "cost_usd", "known_cost_usd", "unpriced_calls", "latency_ms")
 _CALL = (
     "at",
@@ -52,7 +73,7 @@ def report(
 ) -> None:
     """Print a report, or each call."""
     if as_csv and as_json:
-        raise errors.InputInvalid("--csv and --json exclude each other.")
+        raise errors.InputInvalid("--csv and --json cannot be combined.")
     with runs_of(server) as backend:
         chosen = _chosen(backend, only)
         if each:
@@ -79,24 +100,30 @@ def tell(document: Mapping[str, Any]) -> None:
     """Print a report for people: a table with the share of each row, and the sum."""
     rows, total = document["rows"], document["total"]
     if not rows or not total["calls"]:
-        terminal.note("No calls. `gorgon run` makes some; --from, --to and the other options may leave them out.")
+        terminal.note("No calls match. `gorgon run` makes some; check --from, --to and the other filters.")
         return
     names = document["by"]
     whole = total["known_cost_usd"]
     lines = []
     for row in rows:
         share = row["known_cost_usd"] / whole if whole else 0.0
-        bar = "█" * round(_BAR * share) if terminal.interactive() else f"{share:.1%}"
-        lines.append([*(_cell(row[name]) for name in names), *_figures(row), bar])
-    columns = (*names, "calls", "failed", "input", "cached", "output", "cost", "share")
-    terminal.table(columns, lines, right=("calls", "failed", "input", "cached", "output", "cost"))
+        lines.append([*(_cell(row[name]) for name in names), *_figures(row), _bar(share)])
+    tables.show((*(tables.text(name, least=10) for name in names), *_FIGURES), lines)
     left = int(document.get("groups", len(rows))) - len(rows)
     if left > 0:
         terminal.note(f"… and {left} more")
-    runs = f" in {total['runs']} {'run' if total['runs'] == 1 else 'runs'}" if total["runs"] else ""
-    terminal.note(f"\n{cost_text(total)} for {terminal.number(total['calls'])} calls{runs}")
+    runs = f" in {terminal.counted(total['runs'], 'run')}" if total["runs"] else ""
+    terminal.note(f"\n{cost_text(total)} for {terminal.counted(total['calls'], 'call')}{runs}")
     if total["unpriced_calls"]:
-        terminal.note(f"{total['unpriced_calls']} calls have no known price: what they cost is not in these sums.")
+        calls = terminal.counted(total["unpriced_calls"], "call")
+        terminal.note(f"The cost of {calls} is unknown, and not in these sums.")
+
+
+def _bar(share: float) -> str:
+    """Return a share as a bar; in a pipe as a number."""
+    if not terminal.interactive():
+        return f"{share:.1%}"
+    return "█" * round(_BAR * share) or ("▏" if share else "")
 
 
 def cost_text(row: Mapping[str, Any]) -> str:
@@ -139,8 +166,12 @@ def _calls(
     elif as_csv:
         _csv([*_CALL, *(f"{name}_tokens" for name in _TOKENS)], map(_flat, rows))
     else:
-        columns = ("at", "step", "role", "model", "attempt", "input", "output", "cost", "took", "outcome")
-        terminal.table(columns, [_call(row) for row in rows], right=("attempt", "input", "output", "cost", "took"))
+        tell_calls(list(rows))
+
+
+def tell_calls(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print calls for people."""
+    tables.show(_CALLS, [_call(row) for row in rows])
 
 
 def _pages(

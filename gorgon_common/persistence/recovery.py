@@ -131,7 +131,7 @@ def expired(connection: Connection, *, home: str, target: str | None) -> list[in
 def close_orphan(connection: Connection, run: int, *, cancelled: bool) -> None:
     """End a run whose process died; the run is locked, and has not ended."""
     status = RunStatus.CANCELLED if cancelled else RunStatus.FAILED
-    died = "The process that ran it has died."
+    died = "The process of the run died."
     error = {"message": died, "kind": "orphaned", "hint": None, "step": None, "summary": died}
     low, high = step_id(run, 0), step_id(run + 1, 0)
     connection.execute(
