@@ -306,7 +306,7 @@ class CeleryCanvas:
 
 
 def _label(run: Run, node: Node, count: int = 1) -> str:
-    name = node.id.removesuffix("[]").removesuffix("#")
+    name = node.name
     return messages.label(lowering.task(node), node.spec.get("role"), run.info.workflow, name, count)
 
 

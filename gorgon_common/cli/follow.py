@@ -127,10 +127,9 @@ def follow(
             if counter.count and not cancels:
                 return run, True
             if run.get("orphaned") and not cancels:
-                view.say(f"The process that ran it has died.  To continue it: gorgon runs resume {run_id}")
                 return run, True
             if counter.count:
-                say("Cancelling: waiting for calls in flight. Ctrl-C again leaves at once.")
+                say("Cancelling: waiting for calls in flight. Press Ctrl-C again to leave immediately.")
                 if not asked:
                     asked = True
                     _cancel(runs, run_id)
@@ -144,7 +143,7 @@ def follow(
 def _remark(run: Mapping[str, Any], unclaimed: float) -> str:
     """Return what keeps a run from starting; `unclaimed`: seconds that a worker could have taken it."""
     if run.get("waits_for"):
-        return f"It {run['waits_for']['what']}."
+        return f"The run {run['waits_for']['what']}."
     if unclaimed > _UNCLAIMED and _untouched(run):
         return "No worker has taken it yet. Is one running? `gorgon worker` starts one."
     return ""

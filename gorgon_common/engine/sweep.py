@@ -161,7 +161,7 @@ class Sweep:
                 "step": None,
                 "kind": "timeout",
                 "message": f"The run took longer than its limit of {limit:g} s.",
-                "hint": "Raise `timeout:` under `limits:`, or see what it waited for: gorgon runs logs.",
+                "hint": "Raise `timeout:` under `limits:`, or look at what it waited for: gorgon runs logs.",
                 "summary": f"{run.info.workflow}: the run took longer than {limit:g} s",
             }
             try:

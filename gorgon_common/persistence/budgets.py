@@ -145,7 +145,7 @@ class Budgets:
                 continue  # there was none when it was asked for, and is now
             return Shortage(account, balance, int(row[5]))
         raise Unavailable(
-            "The database's clock says another day each time it is asked.", hint="Check the clock of its machine."
+            "The database's clock gives a different day each time it is read.", hint="Check the clock of its machine."
         )
 
     def look(self, info: RunInfo, own: Sequence[Account]) -> list[Shortage]:

@@ -167,7 +167,7 @@ def close_orphan(connection: Connection, run: int, *, cancelled: bool) -> bool:
     if connection.scalar(select(runs.c.id).where(runs.c.id == run, orphaned())) is None:
         return False
     status = RunStatus.CANCELLED if cancelled else RunStatus.FAILED
-    died = "The process that ran it has died."
+    died = "The process of the run died."
     error = {"message": died, "kind": "orphaned", "hint": None, "step": None, "summary": died}
     low, high = step_id(run, 0), step_id(run + 1, 0)
     running = connection.execute(

@@ -455,7 +455,7 @@ def run_of(step: ColumnElement[int]) -> ColumnElement[int]:
 
 def step_name(plan: Plan, node: int) -> str:
     """Return what people call a node: that of a map's items and a loop's rounds without the mark."""
-    return plan.nodes[node].id.removesuffix("[]").removesuffix("#")
+    return plan.nodes[node].name
 
 
 def _moment(text: str, *, end: bool) -> datetime:
@@ -466,14 +466,16 @@ def _moment(text: str, *, end: bool) -> datetime:
         return parse_time(text)
     except (ValueError, OverflowError):
         raise InputInvalid(
-            f"{text[:60]!r} is no day and no time.", hint="Write 2026-11-22, or 2026-11-22T09:30:00Z."
+            f"{text[:60]!r} is not a valid date or time.", hint="Write 2026-11-22, or 2026-11-22T09:30:00Z."
         ) from None
 
 
 def _check(names: Iterable[str]) -> None:
     for name in names:
         if name not in DIMENSIONS:
-            raise InputInvalid(f"Costs cannot be told by {name!r}.", hint=f"Dimensions: {', '.join(DIMENSIONS)}.")
+            raise InputInvalid(
+                f"Costs cannot be grouped or filtered by {name!r}.", hint=f"Dimensions: {', '.join(DIMENSIONS)}."
+            )
 
 
 def _added(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -502,7 +504,7 @@ def _row(by: Sequence[str], key: Sequence[Any], sums: Mapping[str, int]) -> dict
 def _position(cursor: str) -> list[int]:
     parts = cursor.split(".")
     if len(parts) != 4 or not all(part.isdecimal() and len(part) < 20 for part in parts):
-        raise InputInvalid("That cursor is not one of ours.", hint="Use `next` of the page before.")
+        raise InputInvalid("The cursor is not valid.", hint="Use the `next` of the previous page.")
     return [int(part) for part in parts]
 
 

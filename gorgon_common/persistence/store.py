@@ -83,6 +83,11 @@ from gorgon_common.persistence.tables import (
     workers,
 )
 
+_ENDED_AS = {
+    RunStatus.SUCCEEDED: "succeeded",
+    RunStatus.FAILED: "failed",
+    RunStatus.CANCELLED: "been cancelled",
+}
 _TICK = (
     "SELECT * FROM gorgon_tick(%b, %b, %b, %b::smallint[], %b::interval, %b::int, %b::int, %b::int, %b,"
     " %b::bigint[], %b::jsonb, %b::jsonb, %b::jsonb)"
@@ -314,7 +319,7 @@ class Store:
                 parallel.open_slots(connection, run)
             if key is not None and new.hold is not None:
                 concurrency.settle_in(connection, run, key, place, new.hold, new.timeout)
-            waits = None if holds else "it waits for its concurrency key"
+            waits = None if holds else "the run waits for its concurrency key"
             tell(connection, run, None, "run.resumed" if new.resumed_from else "run.queued", waits)
         return run, True
 
@@ -738,7 +743,7 @@ class Store:
                 )
             )
             self._insert_rows(connection, step.run, rows, offset=base)
-            tell(connection, step.run, step.row, "step.expanded", f"{len(rows)} steps")
+            tell(connection, step.run, step.row, "step.expanded", "1 step" if len(rows) == 1 else f"{len(rows)} steps")
         heads = [
             Head(step_id(step.run, base + row.row), row.node, int(row.weight), row.queue)
             for row in rows
@@ -771,7 +776,8 @@ class Store:
             )
             if mine.first() is None:
                 return self._tick(connection, worker, keep, finishes=[finish])
-            heads = stopping.halt(connection, finish.step.run, container, keeps, "the run stopped: a step had failed")
+            reason = "the run stopped because a step failed" if run_fails else "another step of the same part failed"
+            heads = stopping.halt(connection, finish.step.run, container, keeps, reason)
             if run_fails:
                 stopping.finishing(connection, finish.step.run, error=finish.result.error)
             advance = self._tick(connection, worker, keep, finishes=[finish])
@@ -790,7 +796,7 @@ class Store:
         with self.database.write() as connection:
             status = self._lock(connection, run)
             if status in FINISHED_RUN:
-                raise Conflict(f"The run is {RunStatus(status).name.lower()} already.")
+                raise Conflict(f"The run has already {_ENDED_AS[RunStatus(status)]}.")
             if status == RunStatus.QUEUED and concurrency.waits(connection, run):
                 concurrency.end_waiting(connection, run, reason)
                 return []
@@ -994,7 +1000,7 @@ class Store:
     def _buried(self, connection: Connection, row: Any) -> list[Head]:
         """End a step of a stopped run that nobody has any more; return what its end makes ready."""
         step = Claimed(row.id, row.token, row.node, row.weight, row.queue, 1, None, None, row.crashes)
-        ended = Finish(step, Result(StepStatus.CANCELLED, reason="the run had stopped before it ended"))
+        ended = Finish(step, Result(StepStatus.CANCELLED, reason="the run stopped before the step ended"))
         nobody = Worker(0, target="", home="", queues=())
         return self._tick(connection, nobody, Keep(0, 0, 0), finishes=[ended]).ready
 

@@ -270,7 +270,7 @@ def test_a_cancel_runs_only_the_final_steps(made: Fleet, here: Process) -> None:
     made.drain()
     assert made.status(run) is RunStatus.CANCELLED
     assert made.provider.calls == ["last"]
-    with pytest.raises(Conflict, match="cancelled already"):
+    with pytest.raises(Conflict, match="already been cancelled"):
         cancelled(made, here, run)
 
 
