@@ -73,6 +73,8 @@ class _Builder:
         self.operations = operations
         self.layout = Layout(self.workflow)
         self.names = Names(self.layout, roles)
+        self.known = frozenset({*self.layout.ids, *self.layout.item_names, "inputs", "secrets"})
+        """Names that an expression could use somewhere in the file."""
         self.problems: list[Problem] = []
         self.unavailable: list[str] = []
         self.reads: list[missing.Read] = []
@@ -239,13 +241,12 @@ class _Builder:
 
     def other_notations(self, template: Template, place: Place, step: StepBody | None) -> None:
         """References in other notations, `${x}` and `{inputs.x}`, would silently stay text."""
-        known = {*self.layout.ids, *self.layout.item_names, "inputs", "secrets", "results"}
-        inputs = self.workflow.inputs
+        known, inputs = self.known, self.workflow.inputs
         if step is not None and (place[-1] == "stdin" or "run" in place[-2:]):
             found = checks.command_literal_findings(template, known, inputs, step.env)
         else:
             found = checks.literal_findings(template, known, inputs)
-        for finding in (*found, *checks.single_findings(template, known - {"results"}, inputs)):
+        for finding in (*found, *checks.single_findings(template, known, inputs)):
             self.tell(finding.message, place, hint=finding.hint, offset=finding.offset)
 
     def read(

@@ -165,7 +165,7 @@ def _not_filled(match: re.Match[str], offset: int, known: Collection[str], input
     return Finding(
         (),
         f"`{match[0]}` is not filled in",
-        f'Write {{{{{path}}}}}. Where it is meant as text: {{{{ "{match[0]}" }}}}.',
+        f"Write {{{{{path}}}}}. Where it is meant as text: {{{{ '{match[0]}' }}}}.",
         offset=offset,
     )
 

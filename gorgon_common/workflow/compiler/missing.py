@@ -88,6 +88,9 @@ class Gaps:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self._skips: dict[int, str] = {}
+        self._entered: set[int] = set()
+        self._origin: dict[int, int] = {}
+        """A step that takes over a skip → the step that is skipped by itself."""
 
     def find(self, reads: list[Read]) -> Iterator[Gap]:
         """Yield what may be missing."""
@@ -199,10 +202,24 @@ class Gaps:
 
     def skip_reason(self, index: int) -> str:
         """Return why a step may be skipped while the run goes on, as the rest of a sentence; "" where it may not."""
-        if index not in self._skips:
-            self._skips[index] = ""  # a circle is told elsewhere
-            self._skips[index] = self._reason(self.layout.drafts[index])
+        waiting = [index]
+        while waiting:  # a chain of steps may be longer than Python's stack
+            current = waiting[-1]
+            if current in self._skips:
+                waiting.pop()
+                continue
+            unknown = [before for before in self._passing(current) if before not in self._skips]
+            if unknown and current not in self._entered:
+                self._entered.add(current)
+                waiting += unknown
+                continue
+            self._skips[current] = self._reason(self.layout.drafts[current])  # a circle is told elsewhere
+            waiting.pop()
         return self._skips[index]
+
+    def _passing(self, index: int) -> list[int]:
+        """The steps whose skip a step could take over."""
+        return [before for before, order in self.layout.drafts[index].deps.items() if not order]
 
     def _reason(self, draft: Draft) -> str:
         step = draft.step
@@ -214,11 +231,12 @@ class Gaps:
             return "is skipped where it fails"
         if draft.phase == "on_error" and draft.container is None:
             return "runs only where a step has failed"
-        before = [index for index, order in draft.deps.items() if not order]
-        skipped = [index for index in before if self.skip_reason(index)]
+        before = self._passing(draft.index)
+        skipped = [index for index in before if self._skips.get(index)]
         join = Join(step.join)
         if skipped and (join is Join.ALL_SUCCESS or (join is Join.ANY_SUCCESS and len(skipped) == len(before))):
-            return f"is skipped where `{self.layout.drafts[skipped[0]].id}` is"
+            self._origin[draft.index] = origin = self._origin.get(skipped[0], skipped[0])
+            return f"is skipped where `{self.layout.drafts[origin].id}` is"
         return ""
 
 

@@ -41,6 +41,33 @@ def test_formatting_twice_changes_nothing_more(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_windows_line_ends_and_a_directive_make_no_difference(text: str) -> None:
+    once = format_text(text)
+    assert format_text(text.replace("\n", "\r\n")) == once.replace("\n", "\r\n")
+    body = text if text.startswith("---\n") else f"---\n{text}"
+    assert format_text(f"%YAML 1.1\n{body}") == f"%YAML 1.1\n---\n{format_text(body.removeprefix('---' + chr(10)))}"
+
+
+ODD = [
+    *("yes", "on", "NO", "~", "12:30", "01234", "1_000", "0o14", "0x1F"),
+    *("1e3", ".5", "+7", "2026-11-30", "2026-11-30T10:00:00Z", "=", "<<", "y", "null", "True"),
+]
+
+
+@pytest.mark.parametrize("head", ["", "%YAML 1.1\n---\n", "%YAML 1.2\n---\n"])
+@pytest.mark.parametrize("name", ["name", "nme"])
+@pytest.mark.parametrize("value", ODD)
+def test_no_odd_value_is_changed(head: str, name: str, value: str) -> None:
+    text = f"{head}{name}: w\nmetadata: {{k: {value}, l: [{value}]}}\nsteps:\n- {{id: a, prompt: {value}}}\n"
+    try:
+        made = format_text(text)
+    except WorkflowInvalid:
+        return  # refused with its place, and left as it is
+    assert read_document(made).data == read_document(text).data
+    assert format_text(made) == made
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_every_comment_is_kept(text: str) -> None:
     assert comments(format_text(text)) == comments(text)
 

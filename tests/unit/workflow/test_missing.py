@@ -144,3 +144,10 @@ def test_older_files_render_nothing_and_load() -> None:
         "outputs: {o: '${a.output}'}\n"
     )
     assert [entry for entry in told(text) if "no value" in entry.message] == []
+
+
+def test_a_long_chain_passes_a_skip_on() -> None:
+    chain = [f"{{id: s{number}, run: [echo, '{{{{s{number - 1}.output}}}}']}}" for number in range(1, 3_000)]
+    text = steps("{id: s0, run: [echo, '{{maybe.output}}']}", *chain, outputs='"{{s2999.output}}"')
+    (found,) = told(text)
+    assert found.message == "`s2999.output` may have no value: step `s2999` is skipped where `maybe` is"
