@@ -140,7 +140,6 @@ def test_an_empty_reply_is_none(bench: Bench) -> None:
 
 def test_json_that_cannot_be_kept_is_sent_back(bench: Bench) -> None:
     wrong = ["[" * 3000, '{"n": NaN}', '{"n": Infinity}', '{"n": 1e999}', '{"n": "\\ud800"}']
-    wrong.append('{"n": ' + "[" * 150 + "]" * 150 + "}")
     for text in wrong:
         said = [Say(reply={"text": text, "usage": USED})] * 3
         error = bench.fails(errors.Malformed, *said, schema=SCHEMA)
