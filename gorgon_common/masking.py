@@ -290,6 +290,8 @@ def _base64(data: bytes) -> Iterable[str]:
 
     At either end the characters that depend on what stands beside it are left out.
     """
+    yield base64.b64encode(data).decode()
+    yield base64.urlsafe_b64encode(data).decode()
     for before in range(3):
         padded = b"\0" * before + data
         rest = -len(padded) % 3

@@ -17,8 +17,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import httpx2
+import psycopg
 import pytest
 from fastapi.testclient import TestClient
+from psycopg import sql
 from typer.testing import CliRunner
 
 from gorgon_api.app import create_app
@@ -28,7 +30,10 @@ from gorgon_common.cli import build
 from gorgon_common.masking import MASK
 from gorgon_common.settings import get_settings, load
 from tests.support.model_server import ModelServer, Say, model_server
-from tests.support.processes import Process
+from tests.support.processes import Process, cluster
+from tests.support.sandbox import Sandbox, sandbox, sandbox_process
+
+__all__ = ["sandbox", "sandbox_process"]
 
 GORGON = [sys.executable, "-m", "gorgon_common.cli"]
 PEM_LINES = [f"MIIEvQ{letter * 58}" for letter in "ABC"]
@@ -395,3 +400,26 @@ def test_a_server_logs_no_secret_and_ends_when_told(folder: Path) -> None:
         process.terminate()
     assert process._process.returncode == 0
     assert shown("".join(process.said)) == []
+
+
+def test_a_worker_process_on_postgresql_stores_and_logs_no_secret(
+    folder: Path, postgres_url: str, redis_url: str, sandbox: Sandbox
+) -> None:
+    text = (folder / "prints.yaml").read_text()
+    with cluster(postgres_url, redis_url, sandbox, folder / "home") as lab:
+        worker = lab.worker()
+        ran = lab.wait(lab.services.submit(lab.services.read(text)[0], {}).run_id, within=60)
+        assert ran.output("prints").startswith(f"PLAIN is {MASK}\n")
+        assert MASK in ran.error["message"]
+        document = json.dumps([ran.document, ran.events], ensure_ascii=False)
+    with psycopg.connect(postgres_url) as connection:
+        names = connection.execute("select tablename from pg_tables where schemaname = 'public'").fetchall()
+        rows = [
+            str(row)
+            for (name,) in names
+            for row in connection.execute(sql.SQL("select t::text from {} t").format(sql.Identifier(name))).fetchall()
+        ]
+    assert len(rows) > 10
+    assert shown("\n".join(rows)) == []
+    assert shown(document) == []
+    assert shown("".join(worker.said)) == []
