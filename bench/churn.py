@@ -81,7 +81,12 @@ def under_churn(asked: argparse.Namespace) -> list[Finding]:
         Finding("wrong", f"{len(found.wrong)}", "0", not found.wrong),
         Finding("failed", f"{len(found.failed)}", "0", not found.failed),
         Finding("steps that saw their worker die", f"{found.deaths}", "> 0", found.deaths > 0),
-        Finding("  asked again after, p95", f"{p95:.1f} s", f"< {RECOVERY_P95:g} s", p95 < RECOVERY_P95),
+        Finding(
+            f"  {len(found.recovered)} of them asked a model again after, p95",
+            f"{p95:.1f} s",
+            f"< {RECOVERY_P95:g} s",
+            bool(found.recovered) and p95 < RECOVERY_P95,
+        ),
         Finding("calls; of them of unknown outcome", f"{found.calls:,}; {found.unknown}"),
         Finding("  not on the ledger", f"{len(found.unaccounted)}", "0", not found.unaccounted),
         Finding("over a budget", f"{over} micro-dollars", "0", over == 0),

@@ -19,10 +19,10 @@ from typing import Any
 from sqlalchemy import select
 
 from gorgon_common.client.http import Client
-from gorgon_common.engine.records import ROW_BITS
 from gorgon_common.errors import Unavailable
 from gorgon_common.ids import new_id
 from gorgon_common.persistence.lost_calls import UNKNOWN
+from gorgon_common.persistence.reports import run_of
 from gorgon_common.persistence.tables import ledger, runs, step_deaths, steps, workers
 from tests.support.processes import Cluster, Process
 from tests.support.running import FINISHED
@@ -268,7 +268,7 @@ def _account(made: Cluster, sandbox: Sandbox, found: Findings) -> None:
     query = (
         select(ledger.c.request_id, ledger.c.outcome, steps.c.node, runs.c.plan_hash, runs.c.inputs)
         .select_from(
-            ledger.join(steps, steps.c.id == ledger.c.step_id).join(runs, _run_of(ledger.c.step_id) == runs.c.id)
+            ledger.join(steps, steps.c.id == ledger.c.step_id).join(runs, run_of(ledger.c.step_id) == runs.c.id)
         )
         .where(ledger.c.provider != "none")
     )
@@ -291,10 +291,6 @@ def _account(made: Cluster, sandbox: Sandbox, found: Findings) -> None:
         spare[name, tag] -= 1
         if spare[name, tag] < 0:
             found.unaccounted.append(f"{name} of {tag}: {entry['request_id']}, status {entry['status']}")
-
-
-def _run_of(step: Any) -> Any:
-    return step.op(">>")(ROW_BITS)
 
 
 def _recoveries(made: Cluster, churn: Churn, found: Findings) -> None:
