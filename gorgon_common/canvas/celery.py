@@ -97,7 +97,7 @@ def make_app(broker_url: str, *, name: str = "gorgon", events: bool = False) -> 
         },
         redis_socket_connect_timeout=REDIS_SECONDS,
         redis_socket_timeout=REDIS_SECONDS,
-        redis_socket_keepalive=True,
+        redis_socket_keepalive=not broker_url.startswith("redis+socket"),  # a unix socket has none
     )
     if embedded:
         _ = app.backend  # created here, before two threads can create one each
