@@ -245,7 +245,8 @@ def test_plan_says_how_far_off_token_counts_are(sandbox: Sandbox, tmp_path: Path
     with laboratory(tmp_path, sandbox) as lab:
         lab.run(file.read_text())
     (estimate,) = json.loads(say("ls", "--json"))["estimates"]
-    told = f"tokens of {MODEL}: estimate corrected ×{estimate['ratio']:.2f}, typical error ±{100 * estimate['error']:.0f} % (from 1 past call)"
+    corrected = f"estimate corrected ×{estimate['ratio']:.2f}, typical error ±{100 * estimate['error']:.0f} %"
+    told = f"tokens of {MODEL}: {corrected} (from 1 past call)"
     assert told in say.gorgon("plan", str(file))
 
 
