@@ -187,17 +187,32 @@ def tell_problems(problems: Sequence[errors.Problem], *, stream: TextIO, source:
         if where:
             line.append(where, style="name").append(": ")
         line.append(problem.severity, style="bad" if bad else "wait").append(f": {problem.message}")
-        screen.print(line, soft_wrap=True)
+        screen.print(line, soft_wrap=not stream.isatty())
         shown = _line_of(problem, source)
         if shown is not None and problem.line is not None:
             number = f"{problem.line:>5} "
+            shown, column = _window(shown, problem.column, screen.width - len(number) - 2)
             screen.print(text.assemble((f"{number}│ ", "quiet"), shown), soft_wrap=True)
-            if problem.column is not None and problem.column <= len(shown) + 1:
-                word = re.match(r"\W?\w*", shown[problem.column - 1 :])
-                mark = " " * (problem.column - 1) + "^" * max(1, len(word[0]) if word else 1)
-                screen.print(text.assemble((" " * len(number) + "│ ", "quiet"), (mark, "bad" if bad else "wait")))
+            if column is not None and column <= len(shown) + 1:
+                word = re.match(r"\W?\w*", shown[column - 1 :])
+                mark = " " * (column - 1) + "^" * max(1, len(word[0]) if word else 1)
+                under = text.assemble((" " * len(number) + "│ ", "quiet"), (mark, "bad" if bad else "wait"))
+                screen.print(under, soft_wrap=True)
         if problem.hint:
-            screen.print(text(f"      {problem.hint}", style="hint"), soft_wrap=True)
+            paragraph(problem.hint, indent=6, style="hint", stream=stream)
+
+
+def _window(line: str, column: int | None, width: int) -> tuple[str, int | None]:
+    """Return the part of a line around a column that fits into a width, and where the column is in it."""
+    if len(line) <= width or width < 20:
+        return line, column
+    begin = max(0, min((column or 1) - 1 - width // 2, len(line) - width))
+    part = line[begin : begin + width]
+    if begin:
+        part = "…" + part[1:]
+    if begin + width < len(line):
+        part = part[:-1] + "…"
+    return part, None if column is None else column - begin
 
 
 def _line_of(problem: errors.Problem, source: str | None) -> str | None:

@@ -921,7 +921,7 @@ def test_a_finished_run_cannot_be_stopped(desk: Desk) -> None:
     desk.store.finish_run(
         desk.worker, Finish(last, Result(S.SUCCEEDED)), status=RunStatus.SUCCEEDED, outputs={}, error=None
     )
-    with pytest.raises(Conflict, match="The run is succeeded already"):
+    with pytest.raises(Conflict, match="The run has already succeeded"):
         stop(desk, run)
     assert desk.store.cancelled([run]) == set()
 

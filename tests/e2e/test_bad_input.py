@@ -51,7 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox) ->
 
 def checked(told: Told) -> Told:
     assert "Traceback" not in told.all, told.all
-    assert "fault of Gorgon" not in told.all, told.all
+    assert "bug in Gorgon" not in told.all, told.all
     return told
 
 

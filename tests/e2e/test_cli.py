@@ -386,7 +386,7 @@ def test_doctor_finds_everything_well_and_says_what_is_not(folder: Path) -> None
         "doctor", GORGON_REDIS_URL="redis://127.0.0.1:9/0", GORGON_SLOT="3", ANTHROPIC_API_KEY="sk-ant-" + "x" * 40
     )
     assert ill.returncode == 1
-    assert "GORGON_SLOT means nothing" in ill.stdout
+    assert "GORGON_SLOT is not a setting of Gorgon" in ill.stdout
     assert "Is it running?" in ill.stdout
     assert "x" * 10 not in ill.stdout
 

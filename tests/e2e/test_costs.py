@@ -224,7 +224,7 @@ def test_the_commands_from_plan_to_report(tmp_path: Path, sandbox: Sandbox) -> N
     planned = gorgon(tmp_path, sandbox, "plan", "work.yaml", "-i", "topic=tea")
     assert "never run before" in planned
     assert "build ×3 (≤ 8)" in planned
-    assert "longest way: plan" in planned
+    assert "critical path: plan" in planned
     ran = json.loads(gorgon(tmp_path, sandbox, "run", "work.yaml", "--json"))
     report = json.loads(gorgon(tmp_path, sandbox, "costs", "report", "--by", "step", "--run", "last", "--json"))
     assert micros(report["total"]["cost_usd"]) == micros(ran["cost_usd"])

@@ -309,7 +309,7 @@ def test_a_cancel_of_a_finished_run_is_a_conflict(url: str, distributed: Cluster
     ran = distributed.run('name: done\nsteps: [{id: it, prompt: "x"}]\n')
     done = gorgon("runs", "cancel", ran.id, "--server", url)
     assert done.returncode == 2
-    assert "succeeded already" in done.stderr
+    assert "already succeeded" in done.stderr
 
 
 def test_a_large_output_crosses_queues_by_reference(distributed: Cluster, sandbox: Sandbox) -> None:

@@ -54,7 +54,7 @@ def refused(done: Result | subprocess.CompletedProcess[bytes], *words: str) -> N
     told = done.stderr if isinstance(done.stderr, str) else done.stderr.decode()
     assert code == 2, told
     assert "Traceback" not in told
-    assert "fault of Gorgon" not in told
+    assert "bug in Gorgon" not in told
     error = json.loads(done.stdout)["error"]
     assert error["hint"]
     for word in words:

@@ -50,7 +50,7 @@ def test_steps_wait_for_the_limit_and_none_of_it_is_an_attempt_or_a_call(lab: La
     assert (lab.calls(status=200), lab.calls(status=429)) == (6, 0)
     waits = [event for event in ran.events if event["kind"] == "step.waiting"]
     assert waits
-    assert waits[0]["message"] == f"openai {MODEL}: rate limit on requests"
+    assert waits[0]["message"] == f"openai {MODEL}: no room under the rate limit for requests"
     assert {event["data"]["why"] for event in waits} == {"requests"}
     assert all(parse_time(event["data"]["until"]) > parse_time(event["at"]) for event in waits)
     times = [entry["time"] for entry in lab.sandbox.log()]
@@ -241,11 +241,12 @@ def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_plan_says_how_far_off_token_counts_are(sandbox: Sandbox, tmp_path: Path, say: Shell) -> None:
     file = tmp_path / "one.yaml"
     file.write_text(f'name: one\nsteps: [{{id: it, provider: openai, model: {MODEL}, prompt: "Hello"}}]\n')
-    assert "off by about 30% (never compared with a real count)" in say.gorgon("plan", str(file))
+    assert "typical error ±30 % (not yet compared with a real count)" in say.gorgon("plan", str(file))
     with laboratory(tmp_path, sandbox) as lab:
         lab.run(file.read_text())
     (estimate,) = json.loads(say("ls", "--json"))["estimates"]
-    told = f"tokens of {MODEL}: estimate × {estimate['ratio']:.2f}, off by about {estimate['error']:.0%} (1 past call)"
+    corrected = f"estimate corrected ×{estimate['ratio']:.2f}, typical error ±{100 * estimate['error']:.0f} %"
+    told = f"tokens of {MODEL}: {corrected} (from 1 past call)"
     assert told in say.gorgon("plan", str(file))
 
 

@@ -65,7 +65,7 @@ def gorgon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         get_settings.cache_clear()
         said = capsys.readouterr()
         assert "Traceback" not in said.err
-        assert "fault of Gorgon" not in said.err
+        assert "bug in Gorgon" not in said.err
         return Told(int(ended.value.code or 0), said.out, said.err)
 
     return call

@@ -80,7 +80,7 @@ def test_commands_that_are_not_there(gorgon: Gorgon, monkeypatch: pytest.MonkeyP
 
 def test_a_misspelt_variable(gorgon: Gorgon, monkeypatch: pytest.MonkeyPatch) -> None:
     _, checks = report(gorgon, monkeypatch, GORGON_SLOTTS="3")
-    assert checks["Settings"]["detail"] == "GORGON_SLOTTS means nothing"
+    assert checks["Settings"]["detail"] == "GORGON_SLOTTS is not a setting of Gorgon"
 
 
 def test_a_clock_that_is_wrong() -> None:
