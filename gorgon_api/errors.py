@@ -26,6 +26,7 @@ _STATUS: dict[type[errors.GorgonError], int] = {
     errors.NotFound: 404,
     errors.Conflict: 409,
     errors.NotAvailable: 422,
+    errors.Forbidden: 403,
     errors.ConfigurationError: 422,
     errors.Unavailable: 503,
 }
@@ -102,7 +103,11 @@ async def _of_ours(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _facts(error: Exception) -> dict[str, Any]:
-    return {"key": error.key, "held_by": error.held_by} if isinstance(error, errors.KeyTaken) else {}
+    if isinstance(error, errors.KeyTaken):
+        return {"key": error.key, "held_by": error.held_by}
+    if isinstance(error, errors.Forbidden) and error.team:
+        return {"team": error.team}
+    return {}
 
 
 async def _of_the_request(_request: Request, error: Exception) -> JSONResponse:

@@ -10,7 +10,7 @@ import sys
 import uvicorn
 
 from gorgon_api.app import create_app
-from gorgon_api.auth import SingleKey, generate_key
+from gorgon_api.auth import Principal, SingleKey, generate_key
 from gorgon_common import bootstrap, logs
 from gorgon_common.cli import terminal
 from gorgon_common.errors import ConfigurationError
@@ -39,7 +39,7 @@ def api(*, host: str | None, port: int | None) -> None:
         if settings.embedded:
             terminal.note("No broker is set: runs wait until GORGON_REDIS_URL names one and a worker listens there.")
         config = uvicorn.Config(
-            create_app(services, SingleKey(key)),
+            create_app(services, SingleKey(key, principal_of(settings))),
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=_GRACE,
@@ -50,6 +50,11 @@ def api(*, host: str | None, port: int | None) -> None:
         for sweep in sweeps:
             sweep.stop()
         services.close()
+
+
+def principal_of(settings: Settings) -> Principal:
+    """Return whom GORGON_API_KEY stands for."""
+    return Principal("api-key", None if "*" in settings.api_teams else frozenset(settings.api_teams))
 
 
 def key_for(settings: Settings, address: str) -> tuple[str, bool]:

@@ -20,7 +20,7 @@ from gorgon_common.engine.limits import Gate, Limiter
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.submit import submit
 from gorgon_common.engine.sweep import Sweep
-from gorgon_common.errors import GorgonError, Problem, Unavailable
+from gorgon_common.errors import GorgonError, InputInvalid, Problem, Unavailable
 from gorgon_common.ids import new_id
 from gorgon_common.persistence import migrate
 from gorgon_common.persistence.budgets import UNCHANGED, Budgets
@@ -37,6 +37,7 @@ from gorgon_common.workflow.plan import Plan
 TARGETS = ("live", "sandbox")
 """Where the calls of a run go."""
 
+_TEAM_LENGTH = 100
 _OFFICIAL = "openai.com"
 _OFFICIALS = (_OFFICIAL, "anthropic.com")
 """Servers that the tiers' limits hold for; a compatible one has limits of its own."""
@@ -122,10 +123,13 @@ class Services:
         """Check the inputs, create the run, commit, publish its first steps.
 
         `target`: live | sandbox.  `home`: "" for a run that any worker may take, else the embedded home that owns it.
+        `team`: who owns it; None: whom the file names.
         Raises InputInvalid, NotAvailable, Conflict (same key, different request), KeyTaken (another run holds the
         concurrency key), Unavailable.
         """
         values = lazy.load("gorgon_common.workflow.compiler:check_inputs")(plan, inputs)
+        if team is not None and (not 0 < len(team) <= _TEAM_LENGTH or "\x00" in team):
+            raise InputInvalid(f"{team[:60]!r} cannot be the name of a team.", hint="It has 1 to 100 characters.")
         number, created = submit(
             plan,
             values,

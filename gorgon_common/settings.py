@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     )
     api_url: str = Field("http://127.0.0.1:8000", description="The server that `gorgon run --server` and others ask.")
     api_key: SecretStr | None = Field(None, description="The key that the API demands and that its clients send.")
+    api_teams: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("*",), description="Teams that GORGON_API_KEY may act for, separated by commas; * for all."
+    )
     host: str = Field("127.0.0.1", description="Address that the servers listen on.")
     api_port: Port = Field(8000, description="Port of the API.")
     dashboard_port: Port = Field(8501, description="Port of the dashboard.")
@@ -144,7 +147,7 @@ class Settings(BaseSettings):
     def _known_http(cls, value: str | None) -> str | None:
         return value and _with_scheme(value, ("http", "https")).rstrip("/")
 
-    @field_validator("commands_allow", mode="before")
+    @field_validator("commands_allow", "api_teams", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
         return tuple(name for name in re.split(r"[,\s]+", value) if name) if isinstance(value, str) else value

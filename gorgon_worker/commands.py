@@ -8,7 +8,7 @@ import typer
 
 from gorgon_common import lazy
 from gorgon_common.cli.commands import BEGIN, RUN, RUNS, SERVE, FileOrName, RunId
-from gorgon_common.cli.options import AsJson, Inputs, InputsFile, Server
+from gorgon_common.cli.options import AsJson, Inputs, InputsFile, Server, Team
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -26,6 +26,7 @@ def run(
         bool | None,
         typer.Option("--live/--sandbox", help="Call the real providers, or the offline sandbox (the default)."),
     ] = None,
+    team: Team = None,
     server: Server = None,
     max_cost: Annotated[
         float | None,
@@ -41,6 +42,7 @@ def run(
         inputs=inputs or [],
         inputs_file=inputs_file,
         live=bool(live),
+        team=team,
         server=server,
         detach=detach,
         full=full,

@@ -45,10 +45,11 @@ def run(
     full: bool,
     as_json: bool,
     max_cost: float | None = None,
+    team: str | None = None,
 ) -> None:
     """Run a workflow and show it; ends the command with the exit code that says how it went.
 
-    `max_cost`: US dollars that the run may spend, all its resumes included.
+    `max_cost`: US dollars that the run may spend, all its resumes included.  `team` owns it, else the file's `team:`.
     """
     target = "live" if live else "sandbox"
     checked_limit(max_cost)
@@ -64,6 +65,7 @@ def run(
                 full=full,
                 as_json=as_json,
                 max_cost=max_cost,
+                team=team,
             )
         return
     settings = get_settings()
@@ -77,15 +79,15 @@ def run(
         if max_cost is not None:
             plan = lazy.load("gorgon_common.engine.estimate:capped")(plan, max_cost)
             if not as_json:
-                warn_of_limit(services.estimate(plan, values, target=target), max_cost)
+                warn_of_limit(services.estimate(plan, values, target=target, team=team), max_cost)
         if not live and not as_json:
             terminal.whisper("On the sandbox, offline: replies are invented. --live calls the real providers.")
         if detach:
-            _detach(services, plan, values, target=target, as_json=as_json)
+            _detach(services, plan, values, target=target, team=team, as_json=as_json)
         document, interrupted = run_embedded(
             services,
             plan,
-            lambda home: services.submit(plan, values, target=target, home=home),
+            lambda home: services.submit(plan, values, target=target, team=team, home=home),
             target=target,
             sandbox=sandbox,
             as_json=as_json,
@@ -215,13 +217,15 @@ def _abandon(services: Services, run_id: str) -> None:
             time.sleep(0.02)
 
 
-def _detach(services: Services, plan: Plan, values: Mapping[str, Any], *, target: str, as_json: bool) -> None:
+def _detach(
+    services: Services, plan: Plan, values: Mapping[str, Any], *, target: str, team: str | None, as_json: bool
+) -> None:
     if services.settings.embedded:
         raise errors.ConfigurationError(
             "--detach leaves the run to a worker, and none can be reached: messages stay in this process.",
             hint="Set GORGON_REDIS_URL and start `gorgon worker`, or use --server.",
         )
-    submitted = services.submit(plan, values, target=target)
+    submitted = services.submit(plan, values, target=target, team=team)
     waits = services.run(submitted.run_id).get("waits_for")
     if waits and not as_json:
         terminal.note(f"It {waits['what']}.")
@@ -249,6 +253,7 @@ def _run_on_server(
     full: bool,
     as_json: bool,
     max_cost: float | None,
+    team: str | None,
 ) -> None:
     asked = asked_of_server(file)
     plan = client.plan(**asked)
@@ -257,7 +262,7 @@ def _run_on_server(
     values = read_inputs(inputs, inputs_file, plan["inputs"])
     # The key makes a repeated request after a lost reply give the same run.
     submitted = client.submit(
-        **asked, inputs=values, target=target, max_cost_usd=max_cost, idempotency_key=new_id("cli")
+        **asked, inputs=values, target=target, team=team, max_cost_usd=max_cost, idempotency_key=new_id("cli")
     )
     run_id = str(submitted["run_id"])
     if detach:

@@ -45,7 +45,7 @@ _IdempotencyKey = Header(
     status_code=202,
     response_model=Accepted,
     summary="Start a run",
-    responses=documented(404, 409, 413),
+    responses=documented(403, 404, 409, 413),
 )
 def start(
     submission: Submission,
@@ -54,7 +54,10 @@ def start(
     response: Response,
     idempotency_key: Annotated[str | None, _IdempotencyKey] = None,
 ) -> dict[str, Any]:
-    """Start a run of a bundled workflow or of a YAML text; it goes on by itself."""
+    """Start a run of a bundled workflow or of a YAML text; it goes on by itself.
+
+    It belongs to `team`, else to the `team:` of the file; 403 where the key may not act for that team.
+    """
     submitted = dispatch(services, submission, caller, idempotency_key)
     response.headers["Location"] = f"/v1/runs/{submitted.run_id}"
     return {
@@ -167,9 +170,10 @@ async def _journal(services: Services, run: str, after: int, *, follow: bool) ->
         await anyio.sleep(pause)
 
 
-@router.post("/{run}/cancel", response_model=Run, summary="Cancel a run", responses=documented(404, 409))
-def cancel(run: RunId, services: TheServices, _caller: Caller) -> JSONResponse:
+@router.post("/{run}/cancel", response_model=Run, summary="Cancel a run", responses=documented(403, 404, 409))
+def cancel(run: RunId, services: TheServices, caller: Caller) -> JSONResponse:
     """End the run: calls in flight are aborted, no new step starts.  409 where it is finished already."""
+    caller.require(str(services.run(run)["team"]))
     return JSONResponse(services.cancel(run))
 
 
@@ -178,10 +182,11 @@ def cancel(run: RunId, services: TheServices, _caller: Caller) -> JSONResponse:
     status_code=202,
     response_model=Accepted,
     summary="Continue a run",
-    responses=documented(404, 409),
+    responses=documented(403, 404, 409),
 )
-def resume(run: RunId, services: TheServices, _caller: Caller, response: Response) -> dict[str, Any]:
+def resume(run: RunId, services: TheServices, caller: Caller, response: Response) -> dict[str, Any]:
     """Continue a failed, cancelled or orphaned run as a new one that adopts what is finished."""
+    caller.require(str(services.run(run)["team"]))
     submitted = services.resume(run)
     response.headers["Location"] = f"/v1/runs/{submitted.run_id}"
     return {

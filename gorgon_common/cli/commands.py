@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gorgon_common import lazy
-from gorgon_common.cli.options import AsJson, Inputs, InputsFile, Server, remember_debug
+from gorgon_common.cli.options import AsJson, Inputs, InputsFile, Server, Team, remember_debug
 
 BEGIN, WRITE, RUN, LOOK, SERVE = "Begin", "Write workflows", "Run them", "Look things up", "Servers and upkeep"
 
@@ -105,12 +105,13 @@ def plan(
     live: Annotated[
         bool, typer.Option("--live/--sandbox", help="For the real providers, or for the offline sandbox (the default).")
     ] = False,
+    team: Team = None,
     server: Server = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell what a run would cost and how long it would take, before anything is spent."""
     lazy.load("gorgon_common.cli.plans:plan")(
-        file, inputs=inputs or [], inputs_file=inputs_file, live=live, server=server, as_json=as_json
+        file, inputs=inputs or [], inputs_file=inputs_file, live=live, team=team, server=server, as_json=as_json
     )
 
 

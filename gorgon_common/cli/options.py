@@ -27,6 +27,9 @@ Server = Annotated[
         "--server", metavar="URL", help="Ask this server, or `default` (GORGON_API_URL), instead of the local database."
     ),
 ]
+Team = Annotated[
+    str | None, typer.Option("--team", metavar="NAME", help="The team that owns the run; else the file's `team:`.")
+]
 Inputs = Annotated[
     list[str] | None,
     typer.Option("--input", "-i", metavar="NAME=VALUE", help="An input; NAME=@PATH reads it from a file. Repeatable."),

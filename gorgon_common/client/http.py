@@ -2,6 +2,7 @@
 
 - Unavailable: the server cannot be reached, or cannot reach its database
 - ConfigurationError: the key is missing or wrong
+- Forbidden: the key may not act for the team
 - WorkflowInvalid, InputInvalid, NotFound, Conflict, NotAvailable: as the server says
 """
 
@@ -26,6 +27,7 @@ ERROR_TYPES: dict[str, type[errors.GorgonError]] = {
     "not-found": errors.NotFound,
     "conflict": errors.Conflict,
     "not-available": errors.NotAvailable,
+    "forbidden": errors.Forbidden,
     "configuration": errors.ConfigurationError,
     "unavailable": errors.Unavailable,
 }
@@ -75,15 +77,20 @@ class Client:
         workflow: str | None = None,
         source: str | None = None,
         target: str = "sandbox",
+        team: str | None = None,
         max_cost_usd: float | None = None,
         idempotency_key: str | None = None,
     ) -> dict[str, Any]:
-        """Start a run of a bundled workflow by name, or of a YAML text; returns `{run_id, created, reused, to_run}`."""
+        """Start a run of a bundled workflow by name, or of a YAML text; returns `{run_id, created, reused, to_run}`.
+
+        `team` owns the run; without it the file's `team:` does.
+        """
         body = {
             "workflow": workflow,
             "source": source,
             "inputs": dict(inputs),
             "target": target,
+            "team": team,
             "max_cost_usd": max_cost_usd,
         }
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
@@ -128,9 +135,10 @@ class Client:
         source: str | None = None,
         inputs: Mapping[str, Any] | None = None,
         target: str = "sandbox",
+        team: str | None = None,
     ) -> dict[str, Any]:
-        """Return what a run would use, before anything is spent."""
-        body = {"workflow": workflow, "source": source, "inputs": dict(inputs or {}), "target": target}
+        """Return what a run would use, before anything is spent.  `team`: as for `submit`."""
+        body = {"workflow": workflow, "source": source, "inputs": dict(inputs or {}), "target": target, "team": team}
         estimate: dict[str, Any] = self._ask("POST", "/v1/workflows/plan", json=_given(body))["estimate"]
         return estimate
 
@@ -241,12 +249,12 @@ class Client:
             body = {}
         detail = str(body.get("detail") or f"The server answered {response.status_code} {response.reason_phrase}.")
         hint = body.get("hint")
-        if response.status_code in (401, 403):
+        kind = ERROR_TYPES.get(str(body.get("type", "")).removeprefix(PROBLEM_TYPE))
+        if response.status_code == 401 or (response.status_code == 403 and kind is None):
             what = "refused the API key" if self._api_key else "asks for an API key"
             return errors.ConfigurationError(
                 f"The server {self.base_url} {what}.", hint="Set GORGON_API_KEY to a key of this server."
             )
-        kind = ERROR_TYPES.get(str(body.get("type", "")).removeprefix(PROBLEM_TYPE))
         if kind is errors.WorkflowInvalid:
             return errors.WorkflowInvalid([_problem(entry) for entry in body.get("problems") or [{"message": detail}]])
         if body.get("errors"):

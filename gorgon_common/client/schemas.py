@@ -56,6 +56,15 @@ _RUN_EXAMPLE: dict[str, Any] = {
 }
 
 
+_TEAM = Field(
+    None,
+    min_length=1,
+    max_length=100,
+    pattern=r"^[^\x00]+$",
+    description="Who owns the run, its cost and its budgets; without it the file's `team:` does.",
+)
+
+
 class _Sent(BaseModel):
     """A body that the server gives: fields of a newer server are kept, not refused."""
 
@@ -184,6 +193,7 @@ class Submission(_Received):
     source: str | None = Field(None, min_length=1, max_length=262_144)
     inputs: dict[str, Any] = Field(default_factory=dict)
     target: Target = "sandbox"
+    team: str | None = _TEAM
     max_cost_usd: float | None = Field(
         None, ge=0, le=1e9, description="What the run may spend, all its resumes included; budgets hold besides."
     )
@@ -231,6 +241,7 @@ class Planning(Source):
 
     inputs: dict[str, Any] | None = Field(None, description="The run's inputs; without them their defaults.")
     target: Target = "sandbox"
+    team: str | None = _TEAM
     estimate: bool = Field(True, description="false: only compile it.")
 
 
@@ -502,3 +513,4 @@ class ErrorBody(_Sent):
     problems: list[ProblemItem] | None = None
     key: str | None = Field(None, description="The concurrency key that another run holds.")
     held_by: list[str] | None = Field(None, description="The runs that hold it, and those that wait for it.")
+    team: str | None = Field(None, description="The team that the API key may not act for.")
