@@ -6,9 +6,10 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
-from fastapi import Request
+from fastapi import Request, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from gorgon_api.errors import Unauthorized
 from gorgon_common.errors import Forbidden
@@ -63,8 +64,16 @@ def generate_key() -> str:
     return _PREFIX + secrets.token_urlsafe(32)
 
 
-def authenticate(request: Request) -> Principal:
-    """Return who makes the request.  Raises Unauthorized."""
+_BEARER = HTTPBearer(auto_error=False, scheme_name="bearer", description="The key: `Authorization: Bearer KEY`.")
+_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="api-key", description="The same key.")
+
+
+def authenticate(
+    request: Request,
+    _bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)] = None,
+    _header: Annotated[str | None, Security(_HEADER)] = None,
+) -> Principal:
+    """Return who makes the request; the two schemes are there for the document.  Raises Unauthorized."""
     key = _presented(request)
     if key is None:
         raise Unauthorized

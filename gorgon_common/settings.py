@@ -98,6 +98,13 @@ class Settings(BaseSettings):
     dashboard_port: Port = Field(8501, description="Port of the dashboard.")
     flower_port: Port = Field(5555, description="Port of Flower.")
     sandbox_port: Port = Field(8900, description="Port of `gorgon sandbox`.")
+    flower_events: bool = Field(
+        False, description="Workers send the events that Flower shows, and obey Celery's remote control."
+    )
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        None, description="Port on which each worker serves Prometheus metrics; 0 for any free one."
+    )
+    access_log: bool = Field(True, description="The API logs each request.")
     lease_seconds: float = Field(
         30.0, gt=0, description="How long a worker that says nothing keeps its steps before others take them over."
     )

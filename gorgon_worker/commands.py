@@ -16,6 +16,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command(rich_help_panel=BEGIN)(demo)
     app.command(rich_help_panel=RUN)(run)
     app.command(rich_help_panel=SERVE)(worker)
+    app.command(rich_help_panel=SERVE)(flower)
 
 
 def run(
@@ -69,9 +70,31 @@ def worker(
     live: Annotated[
         bool, typer.Option("--live/--sandbox", help="Run steps on the real providers, or on the sandbox.")
     ] = False,
+    events: Annotated[
+        bool | None,
+        typer.Option(
+            "--events/--no-events", help="Send what Flower shows, obey remote control (GORGON_FLOWER_EVENTS)."
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port", min=0, max=65535, metavar="PORT", help="Serve Prometheus metrics there; 0: any free port."
+        ),
+    ] = None,
 ) -> None:
     """Run steps from the broker, until stopped."""
-    lazy.load("gorgon_worker.launch:worker")(queues=queues, slots=slots, live=live)
+    lazy.load("gorgon_worker.launch:worker")(
+        queues=queues, slots=slots, live=live, events=events, metrics_port=metrics_port
+    )
+
+
+def flower(
+    host: Annotated[str | None, typer.Option("--host", help="The address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="The port.")] = None,
+) -> None:
+    """Serve Flower, which shows workers and messages."""
+    lazy.load("gorgon_worker.flower:flower")(host=host, port=port)
 
 
 @RUNS.command("resume")

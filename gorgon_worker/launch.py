@@ -10,10 +10,10 @@ from typing import Any
 
 import typer
 
-from gorgon_common import errors, lazy, queues
+from gorgon_common import errors, lazy, logs, queues, telemetry
 from gorgon_common.bootstrap import Services, Submitted
 from gorgon_common.cli import terminal
-from gorgon_common.cli.backends import connect, local_services, resolve_run
+from gorgon_common.cli.backends import chosen_server, connect, local_services, resolve_run
 from gorgon_common.cli.follow import EventWait, follow
 from gorgon_common.cli.inputs import read_inputs
 from gorgon_common.cli.plans import checked_limit, warn_of_limit
@@ -53,6 +53,7 @@ def run(
     """
     target = "live" if live else "sandbox"
     checked_limit(max_cost)
+    server = chosen_server(server)
     if server is not None:
         with connect(server) as client:
             _run_on_server(
@@ -69,6 +70,7 @@ def run(
             )
         return
     settings = get_settings()
+    _observe(settings)
     with ExitStack() as stack:
         sandbox = own_sandbox(stack, settings, needed=not live and not detach)
         services = stack.enter_context(local_services(settings if detach else here(settings)))
@@ -93,6 +95,13 @@ def run(
             as_json=as_json,
         )
     conclude(document, left=interrupted, full=full, as_json=as_json)
+
+
+def _observe(settings: Settings) -> None:
+    """Log what happens, as a worker does, where the settings ask for logs; people see it in the drawing of the run."""
+    if settings.model_fields_set & {"log_level", "log_format"}:
+        logs.configure(settings.log_level, settings.log_format, secrets=settings.secret_values())
+        telemetry.subscribe(logs.record)
 
 
 def here(settings: Settings) -> Settings:
@@ -278,11 +287,13 @@ def _run_on_server(
 
 def resume(run: str, *, file: str | None, detach: bool, server: str | None, as_json: bool) -> None:
     """Continue a run as a new one, here or on the server that has it."""
+    server = chosen_server(server)
     if server is not None:
         with connect(server) as client:
             _resume_on_server(client, run, file=file, detach=detach, as_json=as_json)
         return
     settings = get_settings()
+    _observe(settings)
     with ExitStack() as stack:
         services = stack.enter_context(local_services(settings if detach else here(settings)))
         run_id = resolve_run(services, run)
@@ -326,7 +337,14 @@ def _resume_on_server(client: Client, run: str, *, file: str | None, detach: boo
     conclude(document, left=interrupted, full=False, as_json=as_json, server=client.base_url)
 
 
-def worker(*, queues: Sequence[str] | None, slots: int | None, live: bool) -> None:
+def worker(
+    *,
+    queues: Sequence[str] | None,
+    slots: int | None,
+    live: bool,
+    events: bool | None = None,
+    metrics_port: int | None = None,
+) -> None:
     """Run steps from the broker until stopped."""
     settings = get_settings()
     known = lazy.load("gorgon_common.queues:ALL")
@@ -339,5 +357,9 @@ def worker(*, queues: Sequence[str] | None, slots: int | None, live: bool) -> No
             hint="Set GORGON_REDIS_URL, for example to redis://127.0.0.1:6379/0. `gorgon run` needs none.",
         )
     lazy.load("gorgon_worker.worker:main")(
-        queues=list(queues or known), slots=slots or settings.slots, target="live" if live else "sandbox"
+        queues=list(queues or known),
+        slots=slots or settings.slots,
+        target="live" if live else "sandbox",
+        events=settings.flower_events if events is None else events,
+        metrics_port=settings.metrics_port if metrics_port is None else metrics_port,
     )

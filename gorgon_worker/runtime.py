@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from gorgon_common import metrics
+from gorgon_common import queues as queue_names
 from gorgon_common.bootstrap import Services
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.engine import rows
 from gorgon_common.engine.machine import Machine
 from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
-from gorgon_common.engine.records import ROW_BITS
+from gorgon_common.engine.records import ROW_BITS, Weight
 from gorgon_common.engine.states import FINISHED_STEP, StepStatus
 from gorgon_common.engine.step import Executor
 from gorgon_common.engine.sweep import Sweep
@@ -81,6 +84,7 @@ class Runtime:
 
     def start(self) -> None:
         """Start the heartbeat, the watch for cancelled runs and the sweep."""
+        metrics.watch(self.measure)
         for thread in self._threads:
             thread.start()
         self.sweep.start()
@@ -103,6 +107,12 @@ class Runtime:
         """Abort the calls of a run at once, without waiting for the watch."""
         self._cancelled.add(run)
 
+    def measure(self) -> None:
+        """Set the gauge of steps that this worker runs; for `metrics.watch`."""
+        held = Counter(step.queue for step in list(self.machine.held.values()) if step.weight == Weight.SLOW)
+        for number in self.member.queues:
+            metrics.SLOTS_BUSY.set(held.get(number, 0), queue=queue_names.ALL[number])
+
     def _backlog(self) -> None:
         self.machine.backlog_seen = True
 
@@ -113,6 +123,8 @@ class Runtime:
                 alive = self.store.heartbeat(self.member, self.lease, self._marks)
                 self.machine.backlog_seen = bool(self.store.shelved())
                 self.machine.reconcile()
+                if metrics.multiprocess():
+                    self.measure()  # another process answers, which cannot ask this one
             except GorgonError as error:
                 log.warning("the heartbeat failed", error=error.message)
                 continue
@@ -132,6 +144,7 @@ class Runtime:
 
     def close(self, seconds: float = 5.0) -> bool:
         """Take nothing more, wait for what runs, give up the lease.  Returns whether all had ended."""
+        metrics.unwatch(self.measure)
         ended = self.machine.close(seconds)
         self._stop.set()
         self.sweep.stop()

@@ -26,6 +26,7 @@ from gorgon_common.client.schemas import (
     StepPage,
     Submission,
 )
+from gorgon_common.telemetry import trace_of
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], responses=documented(401, 422, 503))
 
@@ -38,6 +39,11 @@ _IdempotencyKey = Header(
     pattern=r"^[\x21-\x7e]+$",
     description="The same key gives the same run, however often it is sent.",
 )
+
+
+_Trace = Annotated[
+    str | None, Header(max_length=512, description="W3C Trace Context: the run becomes part of this trace.")
+]
 
 
 @router.post(
@@ -53,12 +59,13 @@ def start(
     caller: Caller,
     response: Response,
     idempotency_key: Annotated[str | None, _IdempotencyKey] = None,
+    traceparent: _Trace = None,
 ) -> dict[str, Any]:
     """Start a run of a bundled workflow or of a YAML text; it goes on by itself.
 
     It belongs to `team`, else to the `team:` of the file; 403 where the key may not act for that team.
     """
-    submitted = dispatch(services, submission, caller, idempotency_key)
+    submitted = dispatch(services, submission, caller, idempotency_key, trace_of(traceparent))
     response.headers["Location"] = f"/v1/runs/{submitted.run_id}"
     return {
         "run_id": submitted.run_id,
@@ -184,10 +191,12 @@ def cancel(run: RunId, services: TheServices, caller: Caller) -> JSONResponse:
     summary="Continue a run",
     responses=documented(403, 404, 409),
 )
-def resume(run: RunId, services: TheServices, caller: Caller, response: Response) -> dict[str, Any]:
+def resume(
+    run: RunId, services: TheServices, caller: Caller, response: Response, traceparent: _Trace = None
+) -> dict[str, Any]:
     """Continue a failed, cancelled or orphaned run as a new one that adopts what is finished."""
     caller.require(str(services.run(run)["team"]))
-    submitted = services.resume(run)
+    submitted = services.resume(run, trace_id=trace_of(traceparent))
     response.headers["Location"] = f"/v1/runs/{submitted.run_id}"
     return {
         "run_id": submitted.run_id,

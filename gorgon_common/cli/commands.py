@@ -304,18 +304,19 @@ def budgets_set(
     timezone: Annotated[
         str | None, typer.Option("--timezone", metavar="NAME", help="Where its days begin, such as Europe/Berlin.")
     ] = None,
+    server: Server = None,
     as_json: AsJson = False,
 ) -> None:
     """Set a budget, or change it; what is not named stays as it is."""
     lazy.load("gorgon_common.cli.budgets:set_budget")(
-        scope, usd=usd, tokens=tokens, per=per, timezone=timezone, as_json=as_json
+        scope, usd=usd, tokens=tokens, per=per, timezone=timezone, server=server, as_json=as_json
     )
 
 
 @BUDGETS.command("ls")
-def budgets_ls(as_json: AsJson = False) -> None:
+def budgets_ls(server: Server = None, as_json: AsJson = False) -> None:
     """List the budgets, with what is spent and reserved."""
-    lazy.load("gorgon_common.cli.budgets:list_budgets")(as_json=as_json)
+    lazy.load("gorgon_common.cli.budgets:list_budgets")(server=server, as_json=as_json)
 
 
 @DATABASE.command("upgrade")
@@ -325,9 +326,9 @@ def database_upgrade(as_json: AsJson = False) -> None:
 
 
 @LIMITS.command("ls")
-def limits_ls(as_json: AsJson = False) -> None:
+def limits_ls(server: Server = None, as_json: AsJson = False) -> None:
     """List rate limits, what is left of them, and what waits."""
-    lazy.load("gorgon_common.cli.limits:list_limits")(as_json=as_json)
+    lazy.load("gorgon_common.cli.limits:list_limits")(server=server, as_json=as_json)
 
 
 @LIMITS.command("set")
@@ -341,6 +342,7 @@ def limits_set(
     output_tokens: Annotated[float | None, typer.Option("--output-tokens", help="Output tokens a minute.")] = None,
     concurrency: Annotated[float | None, typer.Option("--concurrency", help="Calls in flight.")] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Forget what was set for it.")] = False,
+    server: Server = None,
     as_json: AsJson = False,
 ) -> None:
     """Set limits that are kept to whatever the provider says."""
@@ -356,5 +358,6 @@ def limits_set(
             "concurrency": concurrency,
         },
         clear=clear,
+        server=server,
         as_json=as_json,
     )

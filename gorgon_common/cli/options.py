@@ -24,7 +24,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.",
 Server = Annotated[
     str | None,
     typer.Option(
-        "--server", metavar="URL", help="Ask this server, or `default` (GORGON_API_URL), instead of the local database."
+        "--server",
+        metavar="URL",
+        help="Ask this server (`default`: GORGON_API_URL, used without this option too if it is set); `none`: do not.",
     ),
 ]
 Team = Annotated[

@@ -7,7 +7,7 @@ from typing import Any
 
 from gorgon_common import errors
 from gorgon_common.cli import terminal
-from gorgon_common.cli.backends import connect, local_services
+from gorgon_common.cli.backends import chosen_server, connect, local_services
 from gorgon_common.cli.inputs import read_inputs
 from gorgon_common.cli.sources import asked_of_server, find_workflow
 
@@ -26,6 +26,7 @@ def plan(
 ) -> None:
     """Print what a run would use; `team` owns it, else the file's."""
     target = "live" if live else "sandbox"
+    server = chosen_server(server)
     if server is not None:
         with connect(server) as client:
             asked = asked_of_server(file)

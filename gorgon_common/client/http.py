@@ -17,6 +17,7 @@ from urllib.parse import quote
 import httpx2
 
 from gorgon_common import errors
+from gorgon_common.client.views import read_budget
 
 PROBLEM_TYPE = "urn:gorgon:error:"
 """What the `type` of an error begins with; the rest is a key of ERROR_TYPES."""
@@ -167,6 +168,28 @@ class Client:
         """Return `{items, next}`: a row for each call."""
         asked = {"from": since, "to": until, "limit": limit, "cursor": cursor, **(only or {})}
         return self._ask("GET", "/v1/costs/calls", params=_given(asked))
+
+    def list_budgets(self) -> list[dict[str, Any]]:
+        """Return every budget with its accounts, amounts in micro-dollars."""
+        return [read_budget(entry) for entry in self._ask("GET", "/v1/budgets")["items"]]
+
+    def set_budget(
+        self, scope: str, *, period: str = "month", timezone: str | None = None, **limits: str | None
+    ) -> dict[str, Any]:
+        """Set or change a budget; returns it.  `limits`: `usd` and `tokens`, None for none; what is missing stays."""
+        body = {"scope": scope, "period": period, **_given({"timezone": timezone}), **limits}
+        return read_budget(self._ask("PUT", "/v1/budgets", json=body))
+
+    def limits(self) -> dict[str, Any]:
+        """Return `{gates, rules, estimates}`."""
+        return self._ask("GET", "/v1/limits")
+
+    def set_limits(
+        self, provider: str, model: str, limits: Mapping[str, float], *, clear: bool = False
+    ) -> dict[str, Any]:
+        """Set limits for a provider's models; returns `{provider, model, limits, cleared}`."""
+        body = {"provider": provider, "model": model, "limits": dict(limits), "clear": clear}
+        return self._ask("PUT", "/v1/limits", json=body)
 
     def workflows(self) -> list[dict[str, Any]]:
         """Return the server's bundled workflows."""

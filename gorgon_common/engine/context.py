@@ -15,6 +15,7 @@ from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, RunInfo
 from gorgon_common.engine.rows import queue, weight
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.errors import ConfigurationError, Unavailable
+from gorgon_common.telemetry import RunRef
 from gorgon_common.workflow.expressions import MISSING, Env, StepValue
 from gorgon_common.workflow.plan import Dep, Join, Kind, Node, Plan, Ref
 
@@ -150,6 +151,7 @@ class Run:
         self.knowledge = knowledge
         self.info = info
         self.plan = plan
+        self.ref = RunRef(info.public_id, info.workflow, info.team, info.target, info.trace_id)
         nodes = plan.nodes[: plan.top]
         self.gate = next(index for index, node in enumerate(nodes) if node.kind is Kind.GATE)
         self.keeps = frozenset(

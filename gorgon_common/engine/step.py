@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from gorgon_common.clock import Clock
 from gorgon_common.costs.usage import CallRecord, Usage
-from gorgon_common.engine import admission, composites, limits, rendering, retry
+from gorgon_common.engine import admission, composites, limits, rendering, reporting, retry
 from gorgon_common.engine.agent import converse
 from gorgon_common.engine.aggregate import aggregate
 from gorgon_common.engine.budget import Purse, Short, Vault, unsent
@@ -25,6 +25,7 @@ from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
 from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, Result, Weight, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import (
+    BudgetExceeded,
     Cancelled,
     CommandFailed,
     ConfigurationError,
@@ -39,6 +40,7 @@ from gorgon_common.errors import (
     Throttled,
     UserError,
 )
+from gorgon_common.logs import context
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.expressions import Env, conform, render_value
 from gorgon_common.workflow.plan import COMPOSITE, Kind, Node
@@ -97,13 +99,15 @@ class Executor:
         """Do what the step is there for.  Never raises for what goes wrong in the step itself: failure is data."""
         run = self.knowledge.run(step.run)
         node = run.node(step)
+        reporting.started(run, step)
         if node.kind is Kind.NOOP and step.weight == Weight.FAST:
             return _noop(step, self.clock)
         attempt = Attempt(self, run, node, step)
-        try:
-            return self._executed(attempt)
-        except Throttled as throttled:
-            return attempt.throttled(throttled)
+        with context(**reporting.names(run, step)):
+            try:
+                return self._executed(attempt)
+            except Throttled as throttled:
+                return attempt.throttled(throttled)
 
     def _executed(self, attempt: Attempt) -> Outcome:
         try:
@@ -251,6 +255,7 @@ class Attempt:
 
     def short(self, short: Short) -> Outcome:
         """A budget has no room now: the step waits, which is no attempt."""
+        reporting.over_budget(self.run, self.step, short.message, waits=True)
         left = self._left()
         seconds = short.seconds if left is None else max(0.0, min(short.seconds, left))
         room = short.room if short.room.period else None
@@ -297,6 +302,8 @@ class Attempt:
                 self.paid(),
                 attempt=False,
             )
+        if isinstance(error, BudgetExceeded):
+            reporting.over_budget(self.run, self.step, error.message, waits=False)
         policy = self.node.retry
         if isinstance(error, StepError) and retry.again(policy, error, self.step.attempt):
             if isinstance(error, Retryable):
@@ -305,7 +312,8 @@ class Attempt:
             left = self._left()
             if left is not None and seconds >= left:
                 return self._gave_up(self._told(error))
-            return Parked(seconds, RETRY, error.message, self.paid())
+            took = (self.executor.clock.now() - self.started_at).total_seconds()
+            return Parked(seconds, RETRY, error.message, self.paid(), kind=error.kind, took=max(0.0, took))
         return self._gave_up(self._told(error))
 
     def _told(self, error: GorgonError) -> dict[str, Any]:
@@ -416,7 +424,7 @@ class Attempt:
             pricer=self.executor.pricer,
             provider_name=provider,
             cancelled=self.cancelled,
-            on_call=lambda record: self.calls.append(replace(record, ordinal=earlier + record.ordinal)),
+            on_call=lambda record: self._called(replace(record, ordinal=earlier + record.ordinal)),
             clock=self.executor.clock,
             reserve=lambda asked, ordinal: self.purse.reserve(provider, asked, earlier + ordinal),
             over=lambda ordinal: self.purse.over(earlier + ordinal),
@@ -427,6 +435,10 @@ class Attempt:
         output = conform(result.data, call.schema) if call.schema is not None else result.text
         more = {"provider": provider, "model": result.model, "role": call.role, "fingerprint": fingerprint}
         return self.ended(Result(StepStatus.SUCCEEDED, output, detail={**more, **(detail or {})}))
+
+    def _called(self, record: CallRecord) -> None:
+        self.calls.append(record)
+        reporting.settled(self.run, self.step, record)
 
     def _adopted(self, fingerprint: str) -> Outcome | None:
         """Return what an earlier run of this root has paid for already."""

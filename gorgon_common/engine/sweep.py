@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 
+from gorgon_common.engine import reporting
 from gorgon_common.engine.concurrency import evict
 from gorgon_common.engine.context import Knowledge
 from gorgon_common.engine.ports import Canvas, Shelf
@@ -124,7 +125,10 @@ class Sweep:
         for turn in self.shelf.turns(home=self.home, target=self.target):
             if self._clock() >= self._blind_until:
                 for number in turn.dead:  # as its resume would: it can be resumed still
-                    log.warning("a run is ended: its process died, and others wait for its concurrency key", run=number)
+                    log.warning(
+                        "a run is ended: its process died, and others wait for its concurrency key",
+                        run_id=self.knowledge.run(number).info.public_id,
+                    )
                     self.shelf.close_orphan(number)
             evict(self.shelf, self.knowledge, self.publisher, turn.evict)
             if turn.ready or turn.dead:
@@ -135,6 +139,7 @@ class Sweep:
         if self._clock() < self._blind_until:
             return 0  # leases ran out because nobody could renew them
         heads = [head for head, _ in self.shelf.reap(home=self.home, target=self.target)]
+        reporting.recovered(self.knowledge, heads, "worker_died")
         for head in heads:  # one message each: a suspect must not take others with it
             self.publisher.publish([head], recovered=True)
         return len(heads)
@@ -151,6 +156,7 @@ class Sweep:
         still = set(self.shelf.redispatch([head.id for head in lost])) if lost else set()
         again = [head for head in lost if head.id in still]
         if again:
+            reporting.recovered(self.knowledge, again, "message_lost")
             self.publisher.publish(again, recovered=True)
         if sleepers:
             self.publisher.publish(self.shelf.wake(sleepers))
