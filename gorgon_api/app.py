@@ -12,10 +12,11 @@ from gorgon_api.auth import KeyRing
 from gorgon_api.body_limit import BodyLimit
 from gorgon_api.errors import add_handlers
 from gorgon_api.json_bodies import JsonBodies
+from gorgon_api.masked import MaskedAnswers
 from gorgon_api.routes import budgets, costs, health, limits, runs, workflows
 from gorgon_common.bootstrap import Services
 
-MAX_BODY = 1_000_000
+MAX_BODY = 8_000_000
 """Bytes that a request may have."""
 
 _DESCRIPTION = """Start, follow and look at runs of Gorgon workflows.
@@ -40,6 +41,7 @@ def create_app(services: Services, keys: KeyRing, *, access_log: bool = False) -
     app.state.services, app.state.keys = services, keys
     app.add_middleware(JsonBodies)
     app.add_middleware(BodyLimit, maximum=MAX_BODY)
+    app.add_middleware(MaskedAnswers)
     app.add_middleware(AccessLog, logs=access_log)
     add_handlers(app)
     for part in (runs, workflows, costs, budgets, limits, health, docs_page):

@@ -25,7 +25,7 @@ def api(*, host: str | None, port: int | None) -> None:
     settings = get_settings()
     address = host or settings.host
     key, generated = key_for(settings, address)
-    logs.configure(settings.log_level, settings.log_format, secrets=(*settings.secret_values(), key))
+    logs.configure(settings.log_level, settings.log_format, secrets=[key])
     telemetry.subscribe(logs.record)
     telemetry.subscribe(metrics.record)
     listener = listen(address, settings.api_port if port is None else port)
@@ -38,7 +38,7 @@ def api(*, host: str | None, port: int | None) -> None:
         shown = f"[{address}]" if ":" in address else address
         terminal.note(f"Gorgon API at http://{shown}:{listener.getsockname()[1]}   (docs: /docs)")
         if generated:
-            terminal.note(f"No GORGON_API_KEY is set; the key of this start is {key}")
+            terminal.reveal(f"No GORGON_API_KEY is set; the key of this start is {key}")
         if settings.embedded:
             terminal.note("No broker is set: runs wait until GORGON_REDIS_URL names one and a worker listens there.")
         config = uvicorn.Config(
@@ -49,6 +49,8 @@ def api(*, host: str | None, port: int | None) -> None:
             server_header=False,
         )
         uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        return  # uvicorn has closed everything, and raises the signal again: to end is what it was told
     finally:
         for sweep in sweeps:
             sweep.stop()

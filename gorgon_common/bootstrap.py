@@ -21,6 +21,7 @@ from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.submit import submit
 from gorgon_common.engine.sweep import Sweep
 from gorgon_common.errors import GorgonError, InputInvalid, Problem, Unavailable
+from gorgon_common.home import protect
 from gorgon_common.ids import new_id
 from gorgon_common.persistence import migrate
 from gorgon_common.persistence.budgets import UNCHANGED, Budgets
@@ -63,7 +64,7 @@ class Services:
     def __init__(self, settings: Settings, database: Database, *, events: bool = False, app: Any = None) -> None:
         self.settings = settings
         self.database = database
-        self.store = Store(database)
+        self.store = Store(database, poison_deaths=settings.poison_deaths)
         self.budgets = Budgets(database)
         self.knowledge = Knowledge(self.store)
         broker = _broker(settings)
@@ -206,10 +207,10 @@ class Services:
     ) -> dict[str, Any]:
         """Return what calls have cost, a row for each combination of `by`; see `Reports.report`.
 
-        `since`, `until`: days in UTC (the last one included) or RFC 3339 times.  `only`: dimension → value.
-        Raises InputInvalid.
+        `since`, `until`: days in UTC (the last one included) or RFC 3339 times.  `only`: dimension → value; its target
+        may be `all`.  Without a target calls that cost real money are meant; see `Filters.read`.  Raises InputInvalid.
         """
-        return self.reports.report(by, Filters.read(since, until, only), limit=limit)
+        return self.reports.report(by, Filters.read(since, until, only, by), limit=limit)
 
     def calls(
         self,
@@ -404,6 +405,8 @@ def build(settings: Settings, *, events: bool = False, app: Any = None) -> Servi
     `events`: send the task events that Flower shows.  `app`: the Celery application, where there is one already.
     Raises ConfigurationError, Unavailable.
     """
+    settings.register_secrets()
+    protect(settings.home, make="database_url" not in settings.model_fields_set)
     if settings.database_url.startswith("sqlite"):
         migrate.upgrade(settings.database_url)
     database = Database(settings.database_url)

@@ -19,11 +19,16 @@ from contextvars import ContextVar
 from typing import Any, TextIO
 
 from gorgon_common import lazy, telemetry
+from gorgon_common.masking import SECRETS, redact
+from gorgon_common.printable import json_safe, single_line, visible
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _context: ContextVar[dict[str, Any]] = ContextVar("gorgon_log_context", default={})  # noqa: B039  never changed, only replaced
-_MASK = "********"
-_SHORTEST_SECRET = 6  # hiding every "a" would say more than it hides
+_TRACEBACKS = frozenset({"exception", "exc_info", "stack"})
+"""Fields of several lines."""
+
+
+_TRACEBACK = logging.Formatter()
 
 
 _SPOKEN_FOR = ("celery.worker.strategy", "celery.app.trace")
@@ -97,23 +102,24 @@ def configure(
 ) -> None:
     """Set up logging for this process, other libraries' included.
 
-    `form` is `console` or `json`; `stream` is stderr by default; `secrets` are values to hide wherever they appear.
+    `form` is `console` or `json`; `stream` is stderr by default; `secrets` are values to mask, beside those that
+    `masking.SECRETS` knows.  Control characters are shown, and a line feed in a field cannot begin a line of its own.
     """
     structlog = lazy.load("structlog")
     target = stream or sys.stderr
-    hidden = tuple(secret for secret in secrets if len(secret) >= _SHORTEST_SECRET)
+    for secret in secrets:
+        SECRETS.add("a secret", secret)
     processors: list[Any] = [
         _add_context,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%S.%fZ", utc=True),
         structlog.processors.format_exc_info,
+        _masked,
     ]
     if form == "json":
-        processors.append(structlog.processors.JSONRenderer(default=str))
+        processors += [structlog.processors.JSONRenderer(default=str), _json_masked]
     else:
-        processors.append(structlog.dev.ConsoleRenderer(colors=target.isatty()))
-    if hidden:
-        processors.append(_masker(hidden))
+        processors += [_shown, structlog.dev.ConsoleRenderer(colors=target.isatty())]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(0),  # `Logger` and the root logger have decided already
@@ -129,6 +135,24 @@ def configure(
         logging.getLogger(name).setLevel(max(_LEVELS[level], logging.WARNING))
     logging.captureWarnings(form == "json")
     _State.threshold, _State.configured = _LEVELS[level], True
+
+
+def guard() -> None:
+    """Mask what other libraries log in this process, whatever handlers they have."""
+    if logging.getLogRecordFactory() is not _masked_record:
+        logging.setLogRecordFactory(_masked_record)
+
+
+def _masked_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    record = logging.LogRecord(*args, **kwargs)
+    try:
+        record.msg, record.args = visible(redact(record.getMessage())), ()
+    except (TypeError, ValueError, KeyError):  # the arguments do not fit: the handler says so
+        return record
+    if record.exc_info:
+        # Formatters take this text where it is there already.
+        record.exc_text = visible(redact(_TRACEBACK.formatException(record.exc_info)))
+    return record
 
 
 def record(event: telemetry.Event) -> None:
@@ -282,10 +306,21 @@ def _add_context(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
     return event
 
 
-def _masker(secrets: tuple[str, ...]) -> Any:
-    def mask(_logger: Any, _method: str, line: str) -> str:
-        for secret in secrets:
-            line = line.replace(secret, _MASK)
-        return line
+def _masked(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name, value in event.items():
+        # What is no JSON becomes text here, so that nothing gets past in the form that the renderer gives it.
+        plain = value is None or isinstance(value, (bool, int, float, dict, list, tuple))
+        event[name] = SECRETS.mask_value(value) if plain else redact(value if isinstance(value, str) else str(value))
+    return event
 
-    return mask
+
+def _json_masked(_logger: Any, _method: str, line: str) -> str:
+    return json_safe(SECRETS.mask_json(line))
+
+
+def _shown(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name, value in event.items():
+        if isinstance(value, (str, dict, list, tuple)):
+            text = value if isinstance(value, str) else redact(str(value))
+            event[name] = visible(text) if name in _TRACEBACKS else single_line(text)
+    return event

@@ -185,8 +185,8 @@ def _cost() -> None:
         _say(f"Raise the limit to {terminal.money(_WIDE_USD)} and continue:\n")
         finished = _run(settings, sandbox, _reports(_WIDE_USD), resumed=stopped["run_id"])
     _say(f"\n[green]✓[/] finished as {finished['run_id']}")
-    _say(f"  the stopped run cost  {terminal.money(stopped.get('cost_usd'))}, of {terminal.money(_TIGHT_USD)}")
-    _say(f"  the rest cost         {terminal.money(finished.get('cost_usd'))}")
+    _say(f"  the stopped run cost  {terminal.cost(stopped)}, of {terminal.money(_TIGHT_USD)}")
+    _say(f"  the rest cost         {terminal.cost(finished)}")
     _say("\n[bright_black]gorgon plan FILE says before a run what it will cost; gorgon costs report what was spent.[/]")
 
 
@@ -264,8 +264,8 @@ def _resume() -> None:
         document = _run(settings, sandbox, find_workflow("feature-build"), resumed=run_id)
     terminal.say()
     _say(f"[green]✓[/] finished as {document['run_id']}")
-    _say(f"  the killed run cost   {terminal.money(before.get('cost_usd'))}")
-    _say(f"  the rest cost         {terminal.money(document.get('cost_usd'))}")
+    _say(f"  the killed run cost   {terminal.cost(before)}")
+    _say(f"  the rest cost         {terminal.cost(document)}")
     _say("  what was done before was taken over from its checkpoints, and not paid again")
 
 

@@ -100,7 +100,7 @@ def run(
 def _observe(settings: Settings) -> None:
     """Log what happens, as a worker does, where the settings ask for logs; people see it in the drawing of the run."""
     if settings.model_fields_set & {"log_level", "log_format"}:
-        logs.configure(settings.log_level, settings.log_format, secrets=settings.secret_values())
+        logs.configure(settings.log_level, settings.log_format)
         telemetry.subscribe(logs.record)
 
 

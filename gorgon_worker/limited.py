@@ -111,9 +111,9 @@ class Estimates:
         factor = self._factor(provider, call.model)
         return plain, round(plain * (self._unseen if factor is None else factor))
 
-    def learn(self, provider: str, model: str, plain: float, usage: Usage) -> None:
-        """Note what a call really had."""
-        if plain <= 0 or usage.input_tokens <= 0:
+    def learn(self, provider: str, model: str, plain: float, usage: Usage | None) -> None:
+        """Note what a call really had; None, where that is unknown, teaches nothing."""
+        if usage is None or plain <= 0 or usage.input_tokens <= 0:
             return
         ratio = min(8.0, max(1 / 8, usage.input_tokens / plain))
         known = self._factor(provider, model)
@@ -237,7 +237,7 @@ class LimitedProvider:
         """Return a grant; sleeps at most until the monotonic time `until`."""
         while True:
             if cancelled():
-                raise Cancelled
+                raise Cancelled(made=False)
             answer = self._limiter.acquire(ask)
             self._report(ask, answer)
             match answer:
@@ -283,14 +283,14 @@ class LimitedProvider:
         ends = self._clock.monotonic() + seconds
         while (left := ends - self._clock.monotonic()) > 0:
             if cancelled():
-                raise Cancelled
+                raise Cancelled(made=False)
             self._sleep(min(left, SLICE))
 
     def _made(self, grant: Grant, call: AgentCall, plain: float, cancelled: Callable[[], bool]) -> AgentReply:
         settlement = Settlement(limits.NEUTRAL)
         try:
             reply = self._inner.call(call, cancelled)
-            settlement = Settlement(limits.OK, used(self.name, reply.usage), signals(reply.headers))
+            settlement = Settlement(limits.OK, _used(self.name, reply.usage), signals(reply.headers))
             self._estimates.learn(self.name, call.model, plain, reply.usage)
             return reply
         except ProviderError as error:
@@ -373,8 +373,12 @@ def after_error(provider: str, error: ProviderError) -> Settlement:
         overloaded = error.kind == "overloaded"
         outcome = limits.OVERLOADED if overloaded else limits.FAILED
         wait = retry_after(error.headers) if overloaded else None
-    tokens = {} if error.usage is None else used(provider, error.usage)
-    return Settlement(outcome, tokens, signals(error.headers), wait)
+    return Settlement(outcome, _used(provider, error.usage), signals(error.headers), wait)
+
+
+def _used(provider: str, usage: Usage | None) -> dict[str, float]:
+    """Return what a call has used of each dimension; where it is unknown, what was reserved stays taken."""
+    return {} if usage is None else used(provider, usage)
 
 
 def told(gate: Gate, wait: Wait) -> str:

@@ -37,7 +37,8 @@ class SandboxProcess:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             start_new_session=True,
         )
         self._lines: queue.Queue[str | None] = queue.Queue()

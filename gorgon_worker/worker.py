@@ -66,7 +66,7 @@ def main(*, queues: Sequence[str], slots: int, target: str, events: bool, metric
 
 def observe(settings: Settings) -> None:
     """Set up the logs of this process, Celery's included, and let what happens be counted and logged."""
-    logs.configure(settings.log_level, settings.log_format, secrets=settings.secret_values())
+    logs.configure(settings.log_level, settings.log_format)
     telemetry.subscribe(logs.record)
     telemetry.subscribe(metrics.record)
     # Celery leaves alone what is set up where somebody listens to this signal.

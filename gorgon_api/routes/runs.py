@@ -12,8 +12,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from gorgon_api.dependencies import Caller, RunId, TheServices
-from gorgon_api.dispatcher import dispatch
 from gorgon_api.errors import documented
+from gorgon_api.submission import dispatch
+from gorgon_common import strict_json
 from gorgon_common.bootstrap import Services
 from gorgon_common.client.schemas import (
     MAX_PAGE,
@@ -161,7 +162,7 @@ async def _journal(services: Services, run: str, after: int, *, follow: bool) ->
         found = await run_in_threadpool(services.events, run, after=after, limit=_EVENTS)
         for event in found:
             after = int(event["seq"])
-            data = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+            data = strict_json.dumps(event, compact=True)
             yield f"id: {after}\nevent: {event['kind']}\ndata: {data}\n\n"
         ended = state in RUN_FINISHED or not follow
         if ended and not found:  # a page may be short without being the last: the engine's own steps are left out

@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter
 
 from gorgon_api.dependencies import Caller, TheServices
-from gorgon_api.dispatcher import read
 from gorgon_api.errors import documented
+from gorgon_api.submission import read
 from gorgon_common.client.schemas import Planning, PlanView, RoleList, Source, Validation, WorkflowList
 from gorgon_common.client.views import plan_view
 from gorgon_common.errors import InputInvalid, WorkflowInvalid

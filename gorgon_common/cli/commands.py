@@ -216,7 +216,10 @@ ByWorkflow = Annotated[str | None, typer.Option("--workflow", help="Only this wo
 ByRun = Annotated[str | None, typer.Option("--run", metavar="RUN", help="Only this run; `last` is the newest.")]
 ByProvider = Annotated[str | None, typer.Option("--provider", help="Only this provider.")]
 ByModel = Annotated[str | None, typer.Option("--model", help="Only this model.")]
-ByTarget = Annotated[str | None, typer.Option("--target", help="Only live, sandbox or library calls.")]
+ByTarget = Annotated[
+    str | None,
+    typer.Option("--target", help="live, sandbox, library or all; without it live and library, which cost real money."),
+]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 
 

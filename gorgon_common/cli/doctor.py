@@ -17,6 +17,8 @@ import typer
 
 from gorgon_common import bootstrap, errors, lazy, persistence
 from gorgon_common.cli import terminal
+from gorgon_common.home import protect
+from gorgon_common.masking import MASK, SHORTEST, redact
 from gorgon_common.settings import Settings, describe, get_settings, unknown_variables, variable_of
 
 _OLDEST, _NEWEST = (3, 11), (3, 13)
@@ -37,7 +39,7 @@ class Finding:
 
 
 def doctor(*, as_json: bool) -> None:
-    """Report; exits 1 where something required is broken."""
+    """Report; exits 1 where something required is broken, 2 where Gorgon's folder cannot be used."""
     settings = get_settings()
     findings = [
         *_system(),
@@ -61,12 +63,14 @@ def doctor(*, as_json: bool) -> None:
     else:
         _print(findings, settings)
     if broken:
-        raise typer.Exit(terminal.EXIT_RUN_FAILED)
+        home = any(finding.name == "Home" and finding.state == "problem" for finding in findings)
+        raise typer.Exit(terminal.EXIT_BAD_INPUT if home else terminal.EXIT_RUN_FAILED)
 
 
 def upgrade_database(*, as_json: bool) -> None:
     """Create the tables or bring them up to date."""
     settings = get_settings()
+    protect(settings.home, make="database_url" not in settings.model_fields_set)
     persistence.upgrade(settings.database_url)
     shown = next(setting.value for setting in describe(settings) if setting.variable == "GORGON_DATABASE_URL")
     if as_json:
@@ -112,11 +116,15 @@ def _versions() -> dict[str, str | None]:
 
 def _storage(settings: Settings) -> Iterator[Finding]:
     home = settings.home
-    existing = next(path for path in (home, *home.parents) if path.exists())
-    if not os.access(existing, os.W_OK):
+    try:
+        protect(home, make=True)
+    except errors.ConfigurationError as error:
+        yield Finding("Home", "problem", error.message, error.hint)
+        return
+    if not os.access(home, os.W_OK):
         yield Finding("Home", "problem", f"{home} cannot be written", "Set GORGON_HOME to a directory of yours.")
         return
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(home).free
     small = free < 200_000_000
     yield Finding(
         "Home",
@@ -130,9 +138,7 @@ def _services(settings: Settings) -> Iterator[Finding]:
     try:
         services = bootstrap.build(settings)
     except errors.GorgonError as error:
-        yield Finding(
-            "Database", "problem", _masked(error.message, settings), error.hint or "Check GORGON_DATABASE_URL."
-        )
+        yield Finding("Database", "problem", _masked(error.message), error.hint or "Check GORGON_DATABASE_URL.")
         return
     try:
         for name, check in services.health().items():
@@ -141,7 +147,7 @@ def _services(settings: Settings) -> Iterator[Finding]:
             yield Finding(
                 name.capitalize(),
                 "ok" if good else "problem",
-                _masked(str(check.get("detail") or ""), settings),
+                _masked(str(check.get("detail") or "")),
                 "" if good else f"Is it running? Check {variable}.",
             )
         yield clock(services.views.now(), datetime.now(UTC))
@@ -171,7 +177,7 @@ def _redis(settings: Settings) -> Iterator[Finding]:
         policy = _ask(lambda: client.config_get("maxmemory-policy")["maxmemory-policy"])
         client.close()
     except lazy.load("redis:RedisError") as error:
-        yield Finding("Redis", "problem", _masked(str(error), settings), "Is it running? Check GORGON_REDIS_URL.")
+        yield Finding("Redis", "problem", _masked(str(error)), "Is it running? Check GORGON_REDIS_URL.")
         return
     yield Finding("Redis", "ok", f"{info.get('redis_version')} at {_address(settings.redis_url)}")
     if policy is None:
@@ -208,6 +214,13 @@ def _keys(settings: Settings) -> Iterator[Finding]:
             yield Finding(who, "info", "no key: only the sandbox", f"{variable_of(name)} is needed for --live.")
         else:
             yield Finding(who, "ok", f"key {_mask(key.get_secret_value())}")
+    for variable in settings.register_secrets():
+        yield Finding(
+            "Secrets",
+            "warning",
+            f"the secret in {variable} has fewer than {SHORTEST} characters: it cannot be masked in outputs and logs",
+            "Use a longer one; a placeholder does no harm.",
+        )
     key = settings.api_key
     yield Finding(
         "API key", "info" if key is None else "ok", "not set" if key is None else _mask(key.get_secret_value())
@@ -215,7 +228,7 @@ def _keys(settings: Settings) -> Iterator[Finding]:
 
 
 def _mask(secret: str) -> str:
-    return f"{secret[:4]}…{secret[-4:]}" if len(secret) >= 20 else "********"
+    return f"…{secret[-4:]}" if len(secret) >= 20 else MASK
 
 
 def _commands(settings: Settings) -> Iterator[Finding]:
@@ -237,17 +250,8 @@ def _strangers() -> Iterator[Finding]:
         yield Finding("Settings", "warning", f"{name} means nothing", "Is it misspelt? The settings are listed below.")
 
 
-def _masked(text: str, settings: Settings) -> str:
-    for secret in (*settings.secret_values(), *_passwords(settings)):
-        text = text.replace(secret, "********")
-    return " ".join(text.split())
-
-
-def _passwords(settings: Settings) -> Iterator[str]:
-    for url in (settings.database_url, settings.redis_url, settings.broker_url):
-        password = urlsplit(url).password if url else None
-        if password:
-            yield password
+def _masked(text: str) -> str:
+    return " ".join(redact(text).split())
 
 
 def _print(findings: list[Finding], settings: Settings) -> None:

@@ -36,7 +36,7 @@ def tell(document: Mapping[str, Any]) -> None:
     terminal.draw(terminal.styled(f"{what}{document['run_id']}  {document['workflow']}  {document['status']}", "name"))
     _key(document)
     _waiting(document)
-    _money(document["money"])
+    _money(document["money"], " on the sandbox" if document["target"] == "sandbox" else "")
     _time(document["time"])
 
 
@@ -83,13 +83,13 @@ def _gap(text: str, now: datetime) -> float:
     return (now - parse_time(text)).total_seconds()
 
 
-def _money(money: Mapping[str, Any]) -> None:
+def _money(money: Mapping[str, Any], where: str) -> None:
     if not money["calls"] and not money["adopted"]["count"]:
         return
     _heading("money")
-    terminal.say(f"{_cost(money)} for {terminal.number(money['calls'])} calls")
+    terminal.say(f"{terminal.cost(money)} for {terminal.number(money['calls'])} calls{where}")
     for kind, entry in money["for"].items():
-        terminal.say(f"  {_cost(entry)} for {_FOR.get(kind, kind)} ({terminal.number(entry['calls'])})")
+        terminal.say(f"  {terminal.cost(entry)} for {_FOR.get(kind, kind)} ({terminal.number(entry['calls'])})")
     if money["cached_input_tokens"]:
         count = terminal.number(money["cached_input_tokens"])
         terminal.say(f"  {count} input tokens came from the provider's cache")
@@ -108,17 +108,11 @@ def _step(entry: Mapping[str, Any]) -> list[str]:
     name = str(entry["step"]) if entry["item"] is None else f"{entry['step']}[{entry['item']}]"
     calls: Sequence[Mapping[str, Any]] = entry["calls"]
     told = [f"{call['for']}: {call['model']} {call['outcome']} {_cost_of(call)}" for call in calls[:4]]
-    return [name, str(len(calls)), _cost(entry), "; ".join(told) + (" …" if len(calls) > 4 else "")]
+    return [name, str(len(calls)), terminal.cost(entry, short=True), "; ".join(told) + (" …" if len(calls) > 4 else "")]
 
 
 def _cost_of(call: Mapping[str, Any]) -> str:
     return "cost unknown" if call["cost_usd"] is None else terminal.money(call["cost_usd"])
-
-
-def _cost(entry: Mapping[str, Any]) -> str:
-    if entry["cost_usd"] is not None:
-        return terminal.money(entry["cost_usd"])
-    return f"{terminal.money(entry['known_cost_usd'])} + {entry['unpriced_calls']} of unknown cost"
 
 
 def _time(time: Mapping[str, Any]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import errno
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from gorgon_common import errors
 from gorgon_common.cli import terminal
+from gorgon_common.masking import redact
 
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter
@@ -20,8 +23,41 @@ SECTIONS = ("Begin", "Write workflows", "Run them", "Look things up", "Servers a
 """Headings of `gorgon --help`, in order; a command names one as its `rich_help_panel`."""
 
 
+_REASONS: dict[int, str] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Free some space there, or use another disk."),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Let this user have access, or name another place."),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "Allow more open files (ulimit -n), or lower GORGON_SLOTS."),
+    **dict.fromkeys((errno.ENOMEM, errno.EAGAIN), "Free memory or end other processes, or lower GORGON_SLOTS."),
+    **dict.fromkeys((errno.EIO, errno.ENODEV, errno.ENXIO), "Check the disk."),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE),
+        "Correct the path, or make what is missing; TMPDIR and GORGON_HOME name folders that Gorgon uses.",
+    ),
+}
+"""What the operating system refuses → what to do about it."""
+
+
+class Fault(errors.GorgonError):
+    """Something in Gorgon is broken."""
+
+
+def environment_fault(error: Exception) -> errors.ConfigurationError | None:
+    """Return what to tell people where the operating system refused something, None where Gorgon is to blame."""
+    if isinstance(error, MemoryError):
+        return errors.ConfigurationError("There is not enough memory.", hint=_REASONS[errno.ENOMEM])
+    if not isinstance(error, OSError) or error.errno not in _REASONS:
+        return None
+    where = f": {error.filename}" if error.filename not in (None, "") else ""
+    return errors.ConfigurationError(f"{error.strerror}{where}.", hint=_REASONS[error.errno])
+
+
 class Group(TyperGroup):
     """Ends with a message and a code where a command raises; never with a traceback, unless --debug asks for it."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Note whether --json is wanted before anything can go wrong."""
+        ctx.meta[JSON] = "--json" in args
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Context) -> Any:
         """Run the command that the arguments ask for."""
@@ -30,18 +66,32 @@ class Group(TyperGroup):
         except errors.GorgonError as error:
             if ctx.meta.get(DEBUG):
                 raise
-            if ctx.meta.get(JSON):
-                terminal.emit(terminal.error_document(error))
-            terminal.tell_error(error)
-            raise typer.Exit(terminal.EXIT_BAD_INPUT) from None
-        except (typer.TyperException, typer.Exit, typer.Abort, KeyboardInterrupt, BrokenPipeError):
+            self._end(ctx, error, terminal.EXIT_BAD_INPUT)
+        except typer.TyperException as error:
+            _emit(ctx, errors.InputInvalid(_sentence(error)))
+            raise
+        except KeyboardInterrupt:
+            _emit(ctx, errors.Cancelled("It was interrupted."))
+            raise
+        except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except Exception as error:
             if ctx.meta.get(DEBUG):
                 raise
-            terminal.note(f"This is a fault of Gorgon: {type(error).__name__}: {error}")
-            terminal.note("`gorgon --debug …` shows where; please report it.")
-            raise typer.Exit(terminal.EXIT_BUG) from None
+            outside = environment_fault(error)
+            if outside is not None:
+                self._end(ctx, outside, terminal.EXIT_BAD_INPUT)
+            fault = Fault(
+                f"This is a fault of Gorgon: {type(error).__name__}: {redact(str(error))}",
+                hint="`gorgon --debug …` shows where; please report it.",
+            )
+            self._end(ctx, fault, terminal.EXIT_BUG)
+
+    @staticmethod
+    def _end(ctx: Context, error: errors.GorgonError, code: int) -> NoReturn:
+        _emit(ctx, error)
+        terminal.tell_error(error)
+        raise typer.Exit(code) from None
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Write the commands by sections."""
@@ -56,3 +106,15 @@ class Group(TyperGroup):
             if rows:
                 with formatter.section(section):
                     formatter.write_dl(rows)
+
+
+def _emit(ctx: Context, error: errors.GorgonError) -> None:
+    """Print the document of an error, where one is wanted and stdout takes it."""
+    if ctx.meta.get(JSON):
+        with suppress(errors.ConfigurationError, BrokenPipeError):
+            terminal.emit(terminal.error_document(error))
+
+
+def _sentence(error: typer.TyperException) -> str:
+    told = getattr(error, "format_message", None)
+    return str(told()) if told is not None else str(error)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from gorgon_common.cli.terminal import tokens_of
+from gorgon_common.cli.terminal import safe, tokens_of
 from gorgon_common.clock import parse_time
 
 FINISHED = frozenset({"succeeded", "failed", "skipped", "cancelled"})
@@ -21,7 +21,8 @@ _PARTS = (".reduce", ".fallback")
 class Line:
     """One step, or a map with its items as a progress.  Durations in seconds, money in dollars.
 
-    `done` of `total` items or iterations are finished; `total` is 0 where there are none.
+    `done` of `total` items or iterations are finished; `total` is 0 where there are none.  `cost` is what is known of
+    the cost, `unpriced` the number of calls whose cost is not.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Line:
     hint: str = ""
     tokens: int = 0
     cost: float | None = None
+    unpriced: int = 0
     elapsed: float | None = None
     attempts: int = 0
     done: int = 0
@@ -101,7 +103,8 @@ def _line(branch: _Branch, depth: int, now: datetime) -> Line:
     step = branch.step
     inner = [entry.step for entry in _below(branch)]
     own = [step, *inner] if not tokens_of(step) else [step]
-    costs = [float(entry["cost_usd"]) for entry in own if entry.get("cost_usd") is not None]
+    sums = (entry.get("known_cost_usd", entry.get("cost_usd")) for entry in own)
+    costs = [float(cost) for cost in sums if cost is not None]
     message, hint = error_text(step.get("error"))
     items = [entry.step for entry in branch.items]
     return Line(
@@ -115,6 +118,7 @@ def _line(branch: _Branch, depth: int, now: datetime) -> Line:
         hint=hint,
         tokens=sum(tokens_of(entry) for entry in own),
         cost=sum(costs) if costs else None,
+        unpriced=sum(int(entry.get("unpriced_calls") or 0) for entry in own),
         elapsed=elapsed(step, now),
         attempts=int(step.get("attempts") or 0),
         done=sum(entry["status"] in FINISHED for entry in items),
@@ -152,8 +156,9 @@ def error_text(error: Any) -> tuple[str, str]:
     if not error:
         return "", ""
     if isinstance(error, Mapping):
-        return str(error.get("message") or error.get("kind") or "failed"), str(error.get("hint") or "")
-    return str(error), ""
+        message = str(error.get("message") or error.get("kind") or "failed")
+        return safe(message), safe(str(error.get("hint") or ""))
+    return safe(str(error)), ""
 
 
 def elapsed(document: Mapping[str, Any], now: datetime) -> float | None:

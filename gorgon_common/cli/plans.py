@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gorgon_common import errors
+from gorgon_common import errors, lazy
 from gorgon_common.cli import terminal
 from gorgon_common.cli.backends import chosen_server, connect, local_services
 from gorgon_common.cli.inputs import read_inputs
@@ -109,11 +109,15 @@ def _tokens(count: float | None) -> str:
 
 def _line(what: str, band: Mapping[str, Any], known: Mapping[str, Any], unknown: Sequence[str], show: Any) -> None:
     """Print one quantity; where something of it is not known, what is, and what is missing."""
+    steps = ", ".join(dict.fromkeys(unknown))
+    if unknown and not any(known[name] for name in _NAMES):
+        terminal.say(f"{what:<8}unknown: {steps}")
+        return
     shown = band if not unknown else known
     parts = [f"{name} {'unknown' if shown[name] is None else show(shown[name])}" for name in _NAMES]
     text = "   ".join(parts)
     if unknown:
-        text += f"   without {', '.join(dict.fromkeys(unknown))}, of which nothing is known"
+        text += f"   + unknown: {steps}"
     terminal.say(f"{what:<8}{text}")
 
 
@@ -169,6 +173,9 @@ def _basis(document: Mapping[str, Any]) -> None:
         terminal.note(
             f"tokens of {model['model']}: estimate × {seen['ratio']:.2f}, off by about {seen['error']:.0%} ({calls})"
         )
+        if not model.get("priced", True):
+            price = lazy.load("gorgon_common.costs.prices:how_to_price")(model["provider"], model["model"])
+            terminal.note(f"{model['provider']}:{model['model']} has no price. {price}")
     for sentence in document["assumptions"]:
         terminal.note(f"assumed: {sentence}")
     if document["unavailable"]:

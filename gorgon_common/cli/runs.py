@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -53,7 +52,7 @@ def _row(run: Mapping[str, Any]) -> list[Any]:
         started,
         terminal.seconds(took) if took is not None else "",
         terminal.number(tokens) if tokens else "",
-        terminal.money(run["cost_usd"]) if run.get("cost_usd") else "",
+        terminal.cost(run, short=True) if terminal.has_cost(run) else "",
     ]
 
 
@@ -161,7 +160,10 @@ def logs(run: str, *, follow: bool, server: str | None, as_json: bool) -> None:
             return
         try:
             for event in events:
-                terminal.say(json.dumps(event, ensure_ascii=False) if as_json else _event(event))
+                if as_json:
+                    terminal.emit_line(event)
+                else:
+                    terminal.say(_event(event))
         except KeyboardInterrupt:
             raise typer.Exit(terminal.EXIT_WAITING) from None
 

@@ -96,7 +96,8 @@ class Plain:
             yield terminal.seconds(took)
         if terminal.tokens_of(step):
             yield f"{terminal.number(terminal.tokens_of(step))} tokens"
-            yield terminal.money(step.get("cost_usd"))
+        if terminal.tokens_of(step) or terminal.has_cost(step):
+            yield terminal.cost(step)
         if step.get("adopted_from"):
             yield "reused"
         if step.get("reason"):
@@ -235,10 +236,15 @@ def _table(lines: Sequence[Line], *, narrow: bool) -> Table:
             _name(line),
             _about(line, narrow=narrow),
             Text(f"{terminal.number(line.tokens)} tok" if line.tokens else "", style="quiet"),
-            Text(terminal.money(line.cost) if line.cost else "", style="quiet"),
+            Text(_cost(line), style="quiet"),
             Text(_took(line), style="quiet"),
         )
     return table
+
+
+def _cost(line: Line) -> str:
+    spent = {"cost_usd": line.cost, "known_cost_usd": line.cost, "unpriced_calls": line.unpriced}
+    return terminal.cost(spent, short=True) if terminal.has_cost(spent) else ""
 
 
 def _took(line: Line) -> str:
@@ -280,12 +286,12 @@ def _about(line: Line, *, narrow: bool) -> Text:
 
 
 def usage_of(run: Mapping[str, Any]) -> list[str]:
-    """Return `12,345 tokens` and `$0.0421`, what there is of it."""
+    """Return `12,345 tokens` and `$0.0421 + 2 calls of unknown cost`, what there is of it."""
     parts = []
     if terminal.tokens_of(run):
         parts.append(f"{terminal.number(terminal.tokens_of(run))} tokens")
-    if run.get("cost_usd"):
-        parts.append(terminal.money(run["cost_usd"]))
+    if terminal.has_cost(run):
+        parts.append(terminal.cost(run))
     return parts
 
 
@@ -305,7 +311,8 @@ def ending(run: Mapping[str, Any], *, full: bool, now: datetime, server: str | N
         indented = message.replace("\n", "\n  ")
         drawn.append(Text(f"  {indented}", style="bad"))
     if hint:
-        drawn.append(Text(f"  {hint}", style="hint"))
+        indented = hint.replace("\n", "\n  ")
+        drawn.append(Text(f"  {indented}", style="hint"))
     if status in ("failed", "cancelled"):
         drawn.append(Text.assemble(("  Continue where it ended:  ", "quiet"), f"gorgon runs resume {named}"))
     outputs = run.get("outputs") or {}
@@ -394,4 +401,4 @@ def _scalar(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return str(value)
+    return terminal.safe(str(value))

@@ -1,6 +1,7 @@
 """What commands print, and how they end.
 
-stdout carries the answer, stderr everything said beside it.  With `--json` stdout is exactly one document, also where
+Everything that is printed passes `safe` (or `emit`, for JSON): secrets are masked, control characters shown.  stdout
+carries the answer, stderr everything said beside it.  With `--json` stdout is exactly one document, also where
 the command fails.  rich is imported by the first thing that is drawn.
 """
 
@@ -10,10 +11,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from gorgon_common import errors, lazy
+from gorgon_common import errors, lazy, strict_json
+from gorgon_common.masking import SECRETS
+from gorgon_common.printable import json_safe, visible
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -41,10 +45,24 @@ _THEME = {
 def console(stream: TextIO | None = None, *, force_terminal: bool | None = None) -> Console:
     """Return a rich console on stdout (or on `stream`); colours follow the terminal, NO_COLOR and FORCE_COLOR."""
     theme = lazy.load("rich.theme:Theme")(_THEME)
-    made: Console = lazy.load("rich.console:Console")(
-        file=stream or sys.stdout, theme=theme, highlight=False, emoji=False, force_terminal=force_terminal
+    made: Console = lazy.load("gorgon_common.cli.safe_console:SafeConsole")(
+        safe,
+        file=stream or sys.stdout,
+        theme=theme,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        force_terminal=force_terminal,
     )
     return made
+
+
+def safe(text: str) -> str:
+    """Return text as it may be printed: secrets masked, control characters and escapes of others shown.
+
+    Every text that goes to a terminal or a pipe passes here, once and before it is laid out.
+    """
+    return visible(SECRETS.mask(text))
 
 
 def interactive() -> bool:
@@ -54,12 +72,36 @@ def interactive() -> bool:
 
 def say(text: str = "") -> None:
     """Print a line of the answer."""
-    print(text)
+    _write(safe(text))
+
+
+def _write(text: str) -> None:
+    with writing():
+        print(text)
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Say of stdout what is said of other files that cannot be written.  Raises ConfigurationError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise errors.ConfigurationError(
+            f"The output cannot be written: {error.strerror}.",
+            hint="See where stdout leads, and whether there is room.",
+        ) from None
 
 
 def note(text: str) -> None:
     """Print a line beside the answer, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(safe(text), file=sys.stderr, flush=True)
+
+
+def reveal(text: str) -> None:
+    """Print a secret on stderr, once, for the person who needs it."""
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 def whisper(text: str) -> None:
@@ -68,18 +110,35 @@ def whisper(text: str) -> None:
 
 
 def emit(document: Any) -> None:
-    """Print the one JSON document of `--json`."""
-    say(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    """Print the one JSON document of `--json`: exact, secrets masked, control characters in JSON's own escapes."""
+    _write(_json(document, indent=2))
+
+
+def emit_line(document: Any) -> None:
+    """Print one document of several, on a line of its own."""
+    _write(_json(document, indent=None))
+
+
+def _json(document: Any, *, indent: int | None) -> str:
+    text = strict_json.dumps(document, indent=indent, default=str)
+    if SECRETS.found(text) is not None:
+        text = json.dumps(SECRETS.mask_value(json.loads(text)), indent=indent, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(json.loads(text), indent=indent)
+    return json_safe(text)
 
 
 def styled(text: str, style: str) -> Any:
     """Return a text in a style, for a cell of a table."""
-    return lazy.load("rich.text:Text")(text, style=style)
+    return lazy.load("rich.text:Text")(safe(text), style=style)
 
 
 def draw(drawing: RenderableType) -> None:
     """Print something of rich on stdout; in a pipe nothing is wrapped."""
-    console().print(drawing, soft_wrap=not interactive())
+    with writing():
+        console().print(drawing, soft_wrap=not interactive())
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[str] = ()) -> None:
@@ -92,7 +151,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Seque
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(cell if hasattr(cell, "markup") else lazy.load("rich.text:Text")(str(cell)) for cell in row))
+        made.add_row(
+            *(cell if hasattr(cell, "markup") else lazy.load("rich.text:Text")(safe(str(cell))) for cell in row)
+        )
     draw(made)
 
 
@@ -103,7 +164,7 @@ def _flat(cell: Any) -> str:
 def tell_error(error: errors.GorgonError) -> None:
     """Print what is wrong and what to do, on stderr."""
     if isinstance(error, errors.WorkflowInvalid):
-        tell_problems(error.problems, stream=sys.stderr)
+        tell_problems(error.problems, stream=sys.stderr, source=error.source)
         count = sum(problem.severity == "error" for problem in error.problems)
         note(f"\n{count} {'problem' if count == 1 else 'problems'}. Nothing was started.")
         return
@@ -117,7 +178,7 @@ def tell_error(error: errors.GorgonError) -> None:
 def tell_problems(problems: Sequence[errors.Problem], *, stream: TextIO, source: str | None = None) -> None:
     """Print problems with the line they are about, as a compiler does.
 
-    `source` is the text they were found in; without it the file that each names is read.
+    `source` is the text they were found in.  A file is never read again: it may have changed, or be a pipe.
     """
     text = lazy.load("rich.text:Text")
     screen = console(stream)
@@ -144,14 +205,8 @@ def tell_problems(problems: Sequence[errors.Problem], *, stream: TextIO, source:
 def _line_of(problem: errors.Problem, source: str | None) -> str | None:
     if problem.line is None:
         return None
-    if source is None and problem.file:
-        try:
-            with open(problem.file, encoding="utf-8") as file:
-                source = file.read(1_000_000)
-        except (OSError, UnicodeDecodeError):
-            return None
-    lines = (source or "").splitlines()
-    return lines[problem.line - 1].replace("\t", " ") if 0 < problem.line <= len(lines) else None
+    lines = (source or "").split("\n")
+    return lines[problem.line - 1].rstrip("\r").replace("\t", " ") if 0 < problem.line <= len(lines) else None
 
 
 def error_document(error: errors.GorgonError) -> dict[str, Any]:
@@ -172,6 +227,26 @@ def money(usd: float | None) -> str:
     if usd < 0.0001:
         return "<$0.0001"
     return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}"
+
+
+def cost(document: Mapping[str, Any], *, short: bool = False) -> str:
+    """Return what a run, a step or a row of a report cost: `$0.12 + 3 calls of unknown cost`.
+
+    `short` is for a cell of a table: `$0.12 + ?`, `unknown`.
+    """
+    unknown = int(document.get("unpriced_calls") or 0)
+    if not unknown:
+        return money(document.get("cost_usd"))
+    known = document.get("known_cost_usd")
+    if short:
+        return f"{money(known)} + ?" if known else "unknown"
+    calls = f"{number(unknown)} {'call' if unknown == 1 else 'calls'} of unknown cost"
+    return f"{money(known)} + {calls}" if known else calls
+
+
+def has_cost(document: Mapping[str, Any]) -> bool:
+    """Tell whether something was spent, be it known how much or not."""
+    return bool(document.get("cost_usd") or document.get("unpriced_calls"))
 
 
 def seconds(value: float) -> str:

@@ -23,6 +23,9 @@ RUN_FINISHED = frozenset({"succeeded", "failed", "cancelled"})
 MAX_PAGE = 200
 """Most items on one page."""
 
+_COST = "US dollars; null where the cost of a call is unknown, which is never 0."
+_KNOWN = "US dollars: the sum of the calls whose cost is known."
+_UNPRICED = "Calls whose cost is unknown: the model has no price, or it is not known what was used."
 _RUN_ID = "run_01KAR6V7Q3M8Z5T2N4H9C1X0WB"
 _STEP_EXAMPLE: dict[str, Any] = {
     "id": "plan",
@@ -40,6 +43,8 @@ _STEP_EXAMPLE: dict[str, Any] = {
     "attempts": 1,
     "tokens": {"input": 412, "output": 655},
     "cost_usd": 0.011885,
+    "known_cost_usd": 0.011885,
+    "unpriced_calls": 0,
     "started_at": "2026-11-22T09:30:00.112233Z",
     "finished_at": "2026-11-22T09:30:02.445566Z",
 }
@@ -50,6 +55,8 @@ _RUN_EXAMPLE: dict[str, Any] = {
     "outputs": {"review": "Looks good."},
     "error": None,
     "cost_usd": 0.042,
+    "known_cost_usd": 0.042,
+    "unpriced_calls": 0,
     "tokens": {"input": 2310, "output": 4105},
     "started_at": "2026-11-22T09:30:00.101010Z",
     "finished_at": "2026-11-22T09:30:09.202020Z",
@@ -103,7 +110,9 @@ class Step(_Sent):
     error: Any = None
     attempts: int = 0
     tokens: Tokens = Tokens()
-    cost_usd: float | None = None
+    cost_usd: float | None = Field(None, description=_COST)
+    known_cost_usd: float = Field(0.0, description=_KNOWN)
+    unpriced_calls: int = Field(0, description=_UNPRICED)
     started_at: str | None = None
     finished_at: str | None = None
 
@@ -118,7 +127,9 @@ class Run(_Sent):
     status: RunStatus
     outputs: dict[str, Any] | None = None
     error: Any = None
-    cost_usd: float | None = Field(None, description="Null where a model has no known price.")
+    cost_usd: float | None = Field(None, description=_COST)
+    known_cost_usd: float = Field(0.0, description=_KNOWN)
+    unpriced_calls: int = Field(0, description=_UNPRICED)
     tokens: Tokens = Tokens()
     team: str | None = None
     target: Target | None = None
@@ -191,7 +202,7 @@ class Submission(_Received):
     )
 
     workflow: str | None = Field(None, min_length=1, max_length=200)
-    source: str | None = Field(None, min_length=1, max_length=262_144)
+    source: str | None = Field(None, min_length=1, max_length=4_194_304)
     inputs: dict[str, Any] = Field(default_factory=dict)
     target: Target = "sandbox"
     team: str | None = _TEAM
@@ -234,7 +245,7 @@ class Source(_Received):
     )
 
     workflow: str | None = Field(None, min_length=1, max_length=200)
-    source: str | None = Field(None, min_length=1, max_length=262_144)
+    source: str | None = Field(None, min_length=1, max_length=4_194_304)
 
 
 class Planning(Source):
@@ -503,9 +514,9 @@ class CostRow(_Sent):
     failed_calls: int = 0
     runs: int = 0
     tokens: CallTokens = CallTokens()
-    cost_usd: float | None = Field(None, description="Null where the price of a call is not known.")
-    known_cost_usd: float = Field(0.0, description="The sum of the calls whose price is known.")
-    unpriced_calls: int = 0
+    cost_usd: float | None = Field(None, description=_COST)
+    known_cost_usd: float = Field(0.0, description=_KNOWN)
+    unpriced_calls: int = Field(0, description=_UNPRICED)
     latency_ms: float | None = Field(None, description="Mean of the calls.")
 
 
@@ -516,6 +527,10 @@ class CostReport(_Sent):
     rows: list[CostRow]
     groups: int = Field(0, description="Rows that there are; `rows` may hold fewer.")
     total: CostRow
+    targets: list[str] = Field([], description="The targets whose calls `rows` and `total` count.")
+    by_target: dict[str, CostRow] = Field(
+        {}, description="Sums by target, those that are not counted too: the sandbox's are play money."
+    )
 
 
 class CallRow(_Sent):
@@ -533,7 +548,7 @@ class CallRow(_Sent):
     attempt: int
     call: int = Field(1, description="1, 2 … within the attempt: repairs and further models.")
     tokens: CallTokens
-    cost_usd: float | None = None
+    cost_usd: float | None = Field(None, description="US dollars; null where it is unknown, which is never 0.")
     price_version: str | None = None
     latency_ms: int | None = None
     outcome: str

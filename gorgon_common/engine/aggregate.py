@@ -13,7 +13,7 @@ from gorgon_common.workflow.plan import Node
 
 def aggregate(node: Node, env: Env) -> Any:
     """Return what an `aggregate:` step gives.  Raises ExpressionError."""
-    source = node.spec["from"]
+    source = node.spec.get("from", [])
     value = render_value(source, env, legacy=env.lenient)
     parts = list(value) if isinstance(value, (list, tuple)) else [value]
     match node.spec.get("how", "concat"):
@@ -34,7 +34,7 @@ def _vote(parts: list[Any]) -> Any:
     """Return the value that most of the parts agree on; of several the one that came first."""
     counts: dict[str, int] = {}
     for part in parts:
-        key = json.dumps(part, sort_keys=True)
+        key = json.dumps(part, sort_keys=True, default=str)
         counts[key] = counts.get(key, 0) + 1
     return json.loads(max(counts, key=lambda key: counts[key])) if counts else None
 

@@ -15,6 +15,7 @@ from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, RunInfo
 from gorgon_common.engine.rows import queue, weight
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.errors import ConfigurationError, Unavailable
+from gorgon_common.masking import SECRETS, SHORTEST
 from gorgon_common.telemetry import RunRef
 from gorgon_common.workflow.expressions import MISSING, Env, StepValue
 from gorgon_common.workflow.plan import Dep, Join, Kind, Node, Plan, Ref
@@ -152,6 +153,8 @@ class Run:
         self.info = info
         self.plan = plan
         self.ref = RunRef(info.public_id, info.workflow, info.team, info.target, info.trace_id)
+        for name in plan.secrets:  # a step may print what another one was given
+            SECRETS.add(name, os.environ.get(name), declared=True)
         nodes = plan.nodes[: plan.top]
         self.gate = next(index for index, node in enumerate(nodes) if node.kind is Kind.GATE)
         self.keeps = frozenset(
@@ -416,7 +419,7 @@ class Names(Mapping[str, Any]):
 
 
 class Secrets(Mapping[str, str]):
-    """The secrets that a workflow names, from the worker's environment."""
+    """The secrets that a workflow names, from the worker's environment; whoever gets one has it masked from then on."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
@@ -434,6 +437,11 @@ class Secrets(Mapping[str, str]):
         if value is None:
             raise ConfigurationError(
                 f"The secret {name} is not set where this step runs.", hint=f"Set the environment variable {name}."
+            )
+        if not SECRETS.add(name, value, declared=True):
+            raise ConfigurationError(
+                f"The secret {name} is too short: below {SHORTEST} characters it cannot be masked in what steps print.",
+                hint=f"Use a longer value in {name}. If it is not secret, make it an input instead.",
             )
         return value
 

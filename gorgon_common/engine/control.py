@@ -29,8 +29,7 @@ def cancel(store: Continues, publisher: Publisher, run: Run) -> None:
     A run whose process has died ends at once: nobody is left to run anything of it.  So does one that waits for its
     concurrency key: nothing of it has begun.
     """
-    if store.orphaned(run.info.id) and not store.finished(run.info.id)[0]:
-        store.close_orphan(run.info.id, cancelled=True)
+    if store.close_orphan(run.info.id, cancelled=True):
         return
     heads = store.stop(run.info.id, gate=run.gate, keeps=run.keeps, error=None, reason="the run was cancelled")
     publisher.publish(heads)
@@ -55,10 +54,8 @@ def resume(
     run is still going on.
     """
     ended, paid = store.finished(before.info.id)
-    if not ended:
-        if not store.orphaned(before.info.id):
-            raise Conflict("The run has not ended yet.", hint="Cancel it first, or wait: gorgon runs watch.")
-        store.close_orphan(before.info.id)
+    if not ended and not store.close_orphan(before.info.id):
+        raise Conflict("The run has not ended yet.", hint="Cancel it first, or wait: gorgon runs watch.")
     same = _unchanged(before.plan, plan)
     reused = sum(1 for _, node in paid if before.plan.nodes[node].id in same)
     left = sum(1 for node in plan.nodes if node.queue is not None) - len(

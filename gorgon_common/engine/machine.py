@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
-from typing import ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar, assert_never
 
 from gorgon_common.costs.usage import CallRecord
 from gorgon_common.engine import reporting
@@ -29,7 +29,23 @@ from gorgon_common.engine.context import Knowledge
 from gorgon_common.engine.outcomes import RETRY, Done, Ended, Expanded, Failed, Outcome, Parked, Passed
 from gorgon_common.engine.ports import Member, Steps
 from gorgon_common.engine.publish import Publisher
-from gorgon_common.engine.records import ROW_BITS, Advance, Claimed, Finish, Head, Keep, Result, Weight, step_id
+from gorgon_common.engine.records import (
+    ROW_BITS,
+    Advance,
+    Buried,
+    Children,
+    Claimed,
+    Finish,
+    Head,
+    Keep,
+    Refusal,
+    Released,
+    Result,
+    RunClosed,
+    Waiting,
+    Weight,
+    step_id,
+)
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.errors import GorgonError, Unavailable
 from gorgon_common.logs import get_logger
@@ -85,6 +101,8 @@ class _Request:
     """Runs with `max_parallel` of which a step has stopped running without having ended."""
     counted: Sequence[int] = ()
     """Its claims that belong to such runs."""
+    suspected: Sequence[int] = ()
+    """Its claims that are suspects: they have to be claimed one at a time."""
     mine: list[Claimed] = field(default_factory=list)
     ready: list[Head] = field(default_factory=list)
     error: Exception | None = None
@@ -117,6 +135,8 @@ class Machine:
         self.held: dict[int, Claimed] = {}
         """What this process holds, by step id."""
         self.backlog_seen = False
+        self.renew: Callable[[], None] = lambda: None
+        """Renews this worker's lease; called where a claim finds that it has run out."""
         self._crowded = 0.0
         """When a step was last told to wait for a quota, on the monotonic clock."""
         self.doubts = 0
@@ -150,10 +170,9 @@ class Machine:
         request = self._tick(_Request(ids, (), job, slots=not fast))
         if request.later:
             self.publisher.give_back(request.later)
-        known = {*(step.id for step in request.mine), *request.counted}
         self._publish(request.ready)
         self._go_on(job, request.mine)
-        self._suspects(job, [key for key in request.claims if key not in known], fast=fast)
+        self._suspects(job, request.suspected, fast=fast)
         return job
 
     def _room(self) -> bool:
@@ -205,18 +224,28 @@ class Machine:
 
         It counts like the death of a worker, or a step that breaks its workers would be tried for ever.
         """
-        crashed = not isinstance(why, Unavailable)
-        lost = [step for step in steps if step.id in self.held]
+        crashed = None if isinstance(why, Unavailable) else repr(why)[:500]
+        lost = [step for step in steps if self._holds(step)]
         for step in lost:
             try:
-                head = self.store.release(step, crashed=crashed)
-                self._publish([] if head is None else [head])
+                self._given_back(self.store.release(step, crashed=crashed))
             except GorgonError as error:
                 self.doubts = DOUBTS
                 log.error(
                     "a step could not be given back", error=error.message, **reporting.named(self.knowledge, step)
                 )
         self._left(job, lost)
+
+    def _given_back(self, answer: Released | Buried | Refusal) -> None:
+        match answer:
+            case Released(head):
+                self._publish([head])
+            case Buried(ready):
+                self._publish(ready)
+            case Refusal():
+                pass  # whoever has the step by now goes on with it
+            case _:
+                assert_never(answer)
 
     def _slow(self, job: Job, step: Claimed) -> None:
         try:
@@ -298,11 +327,12 @@ class Machine:
                 return self._absorb(job, step, advance)
             case Ended(result, status, outputs, error):
                 finish = Finish(step, result)
-                heads = self._stored(
+                answer = self._stored(
                     self.store.finish_run, self.worker, finish, status=status, outputs=outputs, error=error
                 )
                 self._left(job, [step])
-                self._publish(heads)
+                if isinstance(answer, RunClosed):
+                    self._publish(answer.ready)
                 return []
 
     def _commit_finishes(self, job: Job, finishes: Sequence[Finish]) -> list[Claimed]:
@@ -329,9 +359,9 @@ class Machine:
                 self._free_slot(replace(step, weight=int(Weight.SLOW)))
                 raise
             return [self._now(step)]
-        head = self._stored(self.store.release, step, weight=Weight.SLOW)
+        answer = self._stored(self.store.release, step, weight=Weight.SLOW)
         self._left(job, [step])
-        self._publish([head] if head else [])
+        self._given_back(answer)
         return []
 
     def _slot(self) -> bool:
@@ -348,7 +378,7 @@ class Machine:
         return slow
 
     def _park(self, job: Job, step: Claimed, outcome: Parked) -> list[Claimed]:
-        said = self._stored(
+        answer = self._stored(
             self.store.park,
             step,
             seconds=outcome.seconds,
@@ -358,22 +388,25 @@ class Machine:
             attempt=outcome.attempt,
             room=outcome.room,
         )
-        if said == "halted":
-            stopped = Result(StepStatus.CANCELLED, reason=f"the run stopped while it waited: {outcome.message}")
-            return self._commit_finishes(job, [Finish(step, stopped)])
+        if answer is Refusal.STOPPED:
+            return self._stopped(job, step, f"the run stopped while it waited: {outcome.message}")
         self._left(job, [step])
-        if said == "parked":
+        if isinstance(answer, Waiting):
             reporting.parked(self.knowledge, step, outcome)
         else:
             reporting.fenced(self.knowledge, step)
         if outcome.reason != RETRY and outcome.seconds > LONG_WAIT:
             self._crowded = time.monotonic()
-        if said == "parked" and not self.closing:
+        if isinstance(answer, Waiting) and not self.closing:
             self.publisher.departed(step)
             if outcome.room is not None or outcome.seconds > TIMER_SECONDS:
                 return []  # whoever makes room tells it, and the sweep sends it
             self._alarm.set(outcome.seconds, step.id)
         return []
+
+    def _stopped(self, job: Job, step: Claimed, reason: str) -> list[Claimed]:
+        """The claim holds and the run has stopped: the step ends as cancelled."""
+        return self._commit_finishes(job, [Finish(step, Result(StepStatus.CANCELLED, reason=reason))])
 
     def _wake(self, keys: Sequence[int]) -> None:
         try:
@@ -382,7 +415,7 @@ class Machine:
             log.warning("waiting steps are left to the sweep", steps=len(keys), error=error.message)
 
     def _expand(self, job: Job, step: Claimed, outcome: Expanded) -> list[Claimed]:
-        made = self._stored(
+        answer = self._stored(
             self.store.expand,
             step,
             outcome.rows,
@@ -393,11 +426,20 @@ class Machine:
             reduce=outcome.reduce,
             calls=outcome.result.calls if outcome.result else (),
         )
-        if made is None:
-            stopped = Result(StepStatus.CANCELLED, reason="the run stopped before it began")
-            return self._commit_finishes(job, [Finish(step, stopped)])
-        reporting.expanded(self.knowledge, step, outcome)
-        heads, base = made
+        match answer:
+            case Refusal.STOPPED:
+                return self._stopped(job, step, "the run stopped before it began")
+            case Refusal.LOST:  # it is ready again or somebody else's: whatever is said of it here would be wrong
+                reporting.fenced(self.knowledge, step)
+                self._left(job, [step])
+                return []
+            case Children(heads, base):
+                reporting.expanded(self.knowledge, step, outcome)
+                return self._expanded(job, step, heads, None if outcome.reduce is None else base + outcome.reduce)
+            case _:
+                assert_never(answer)
+
+    def _expanded(self, job: Job, step: Claimed, heads: Sequence[Head], reduce: int | None) -> list[Claimed]:
         inline = [head.id for head in heads if head.weight == Weight.INLINE]
         sent = [head for head in heads if head.weight != Weight.INLINE]
         mine: list[Claimed] = []
@@ -406,9 +448,8 @@ class Machine:
             mine = begun.mine
             self._publish(begun.ready)
         self._left(job, [step])
-        join = None if outcome.reduce is None else step_id(step.run, base + outcome.reduce)
         if sent:
-            self.publisher.publish(sent, join=join)
+            self.publisher.publish(sent, join=None if reduce is None else step_id(step.run, reduce))
         return mine
 
     def _publish(self, heads: Sequence[Head]) -> None:
@@ -443,11 +484,17 @@ class Machine:
 
     def _left(self, job: Job, steps: Sequence[Claimed]) -> None:
         for step in steps:
-            self.held.pop(step.id, None)
+            if self._holds(step):
+                del self.held[step.id]
         with self._free:
             job.open -= len(steps)
             if job.open == 0:
                 job.over.set()
+
+    def _holds(self, step: Claimed) -> bool:
+        """Tell whether this claim is held: a lost one may be followed by another of the same step in here."""
+        held = self.held.get(step.id)
+        return held is not None and held.token == step.token
 
     # Group commit
 
@@ -509,9 +556,14 @@ class Machine:
         keep = Keep(0 if self.closing else KEEP_FAST, free, self._pull(free) if pulls else 0)
         suspects = any(request.suspects for request in batch)
         advance = self._stored(self.store.tick, self.worker, keep, claims=claims, finishes=finishes, suspects=suspects)
+        if advance.lapsed and not self.closing:
+            self._stored(self.renew)
+            self._retake(advance, claims, suspects=suspects)
         if advance.doubtful:
             self.doubts = DOUBTS
         reporting.ended(self.knowledge, finishes, advance.refused)
+        for request in batch:
+            request.suspected = [key for key in request.claims if key in advance.suspects]
         ended = {finish.step.run for finish in finishes if finish.step.weight == Weight.SLOW}
         vacated |= {run for run in ended if self._limited(run)}
         if vacated or advance.counted:
@@ -520,6 +572,15 @@ class Machine:
             taken = sum(step.weight == Weight.SLOW for step in advance.mine)
             self._admit(advance, vacated, slots - taken, suspects=suspects)
         return advance
+
+    def _retake(self, advance: Advance, claims: Sequence[int], *, suspects: bool) -> None:
+        """Claim again after the lease was renewed; adds to what the first transaction brought."""
+        again = self._stored(self.store.tick, self.worker, Keep(0), claims=claims, suspects=suspects)
+        advance.mine += again.mine
+        advance.counted += again.counted
+        advance.suspects += again.suspects
+        advance.lapsed = again.lapsed
+        advance.doubtful |= again.doubtful
 
     def _admit(self, advance: Advance, vacated: set[int], free: int, *, suspects: bool) -> None:
         """Claim steps of runs with `max_parallel` as they have room; adds to what the transaction brought."""
@@ -588,8 +649,7 @@ class Machine:
         for step in lost:
             log.warning("a step was ours and nobody ran it", **reporting.named(self.knowledge, step))
             reporting.recovered(self.knowledge, [step], "stray")
-            head = self.store.release(step)
-            self._publish([] if head is None else [head])
+            self._given_back(self.store.release(step))
 
     def _share(self, batch: Sequence[_Request], advance: Advance, *, alone: bool) -> None:
         """Give what came of a batch to those who brought it about; `alone`: all of it to its one request."""

@@ -13,34 +13,40 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+from gorgon_common import strict_json
 from gorgon_common.clock import Clock
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine import admission, composites, limits, rendering, reporting, retry
-from gorgon_common.engine.agent import converse
+from gorgon_common.engine.agent import converse, misfits
 from gorgon_common.engine.aggregate import aggregate
 from gorgon_common.engine.budget import Purse, Short, Vault, unsent
 from gorgon_common.engine.context import Knowledge, Run
 from gorgon_common.engine.outcomes import BUDGET, RETRY, Done, Ended, Expanded, Failed, Outcome, Parked, Passed
+from gorgon_common.engine.poison import POISON_DEATHS
 from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
 from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, Result, Weight, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import (
     BudgetExceeded,
     Cancelled,
-    CommandFailed,
+    CommandExited,
     ConfigurationError,
     ExpressionError,
     Final,
     GorgonError,
+    Internal,
+    Malformed,
     NotAvailable,
     OutputTooLarge,
     RateLimited,
     Retryable,
     StepError,
     Throttled,
+    Unavailable,
     UserError,
 )
-from gorgon_common.logs import context
+from gorgon_common.logs import context, get_logger
+from gorgon_common.masking import SECRETS
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.expressions import Env, conform, render_value
 from gorgon_common.workflow.plan import COMPOSITE, Kind, Node
@@ -53,7 +59,10 @@ LONG_WAIT = 60.0
 """Seconds: a provider that is closed for longer is passed over for the next model of `models:`."""
 
 
-POISON_CRASHES = 3
+AWAY_PAUSE = 1.0
+"""Seconds until a step is taken up again that could not go on because the database was away."""
+
+log = get_logger(__name__)
 
 
 class Poison(StepError):
@@ -85,6 +94,7 @@ class Executor:
         cancelled: Callable[[int], bool],
         chance: Callable[[], float] = random.random,
         budgets: Vault | None = None,
+        poison_deaths: int = POISON_DEATHS,
     ) -> None:
         self.knowledge = knowledge
         self.providers = providers
@@ -94,6 +104,7 @@ class Executor:
         self.cancelled = cancelled
         self.chance = chance
         self.budgets = budgets
+        self.poison_deaths = poison_deaths
 
     def execute(self, step: Claimed) -> Outcome:
         """Do what the step is there for.  Never raises for what goes wrong in the step itself: failure is data."""
@@ -118,6 +129,17 @@ class Executor:
             return attempt.short(short)
         except (StepError, ExpressionError, UserError) as error:
             return attempt.failed(error)
+        except Unavailable as error:
+            if not attempt.calls:
+                raise
+            return attempt.interrupted(error)
+        except GorgonError:
+            raise
+        except Exception as error:
+            if attempt.node.kind is Kind.END:
+                raise  # the run could not end any more
+            log.exception("a step failed in a way that nobody expected", step=attempt.step.id)
+            return attempt.failed(Internal.of(error))
 
 
 def _out_of_service(busy: Throttled | RateLimited) -> float | None:
@@ -155,8 +177,11 @@ class Attempt:
 
     def outcome(self) -> Outcome:
         """May it start?  If so, do it."""
-        if self.step.crashes >= POISON_CRASHES:
-            raise Poison(f"Its worker died {self.step.crashes} times while it ran; it will not be tried again.")
+        if self.step.crashes >= self.executor.poison_deaths:
+            raise Poison(
+                f"Its worker died {self.step.crashes} times while it ran; it will not be tried again.",
+                hint="See what it does to the worker (memory, signals); `gorgon runs resume` tries it again.",
+            )
         stopped = admission.stopped(self.run, self.step)
         if stopped is not None:
             return self.skipped(stopped)
@@ -180,7 +205,11 @@ class Attempt:
             case Kind.COMMAND:
                 return self._command()
             case Kind.AGGREGATE:
-                return self.ended(Result(StepStatus.SUCCEEDED, aggregate(self.node, self.env())))
+                joined = aggregate(self.node, self.env())
+                schema = self.node.spec.get("schema")
+                return self.ended(
+                    Result(StepStatus.SUCCEEDED, joined if schema is None else self._fitting(schema, joined))
+                )
             case Kind.CHECKPOINT:
                 text = rendering.text(self.node.spec.get("message") or "", self.env())
                 return self.ended(Result(StepStatus.SUCCEEDED, text, detail={"message": text}))
@@ -263,10 +292,17 @@ class Attempt:
 
     def ended(self, result: Result) -> Done:
         """The step has ended; complete its result."""
-        if (
-            result.output is not None
-            and len(body := json.dumps(result.output, default=str)) > rendering.MAX_OUTPUT_BYTES
-        ):
+        if result.output is None:
+            body = ""
+        elif (path := strict_json.not_finite(result.output)) is not None:
+            where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+            raise Malformed(
+                f"`{self.node.id}.output{where}` is NaN or infinite, which is not a number of JSON.",
+                hint="Let the step give null, or a text, where there is no number.",
+            )
+        else:
+            body = json.dumps(result.output, default=str)
+        if len(body) > rendering.MAX_OUTPUT_BYTES:
             raise OutputTooLarge(
                 f"The output of `{self.node.id}` has {len(body) / 1024**2:.1f} MB, and may have 10 MB.",
                 hint="Write large results to a file, or let the step return a part of it.",
@@ -290,6 +326,10 @@ class Attempt:
         left = self._left()
         seconds = throttled.seconds if left is None else max(0.0, min(throttled.seconds, left))
         return Parked(seconds, throttled.reason, throttled.message, self.paid(), attempt=False)
+
+    def interrupted(self, error: Unavailable) -> Outcome:
+        """The database was away between two calls: the step comes again, and what it has paid for is recorded."""
+        return Parked(AWAY_PAUSE, RETRY, error.message, self.paid(), attempt=False)
 
     def failed(self, error: GorgonError) -> Outcome:
         """The attempt has failed: another one, the step's own way out, or the end of what is around it."""
@@ -414,6 +454,7 @@ class Attempt:
                 f"There is no provider {provider!r}; there are {', '.join(sorted(self.executor.providers))}.",
                 hint="Set `provider:` of the step.",
             )
+        self.purse.record(self.calls)
         # Another model may have been asked for and not called: what is held for it keeps its number.
         earlier = max([0, *self.purse.held, *(call.ordinal for call in self.calls)])
         if not self.calls:
@@ -424,7 +465,7 @@ class Attempt:
             pricer=self.executor.pricer,
             provider_name=provider,
             cancelled=self.cancelled,
-            on_call=lambda record: self._called(replace(record, ordinal=earlier + record.ordinal)),
+            on_call=lambda record: self._recorded(replace(record, ordinal=earlier + record.ordinal)),
             clock=self.executor.clock,
             reserve=lambda asked, ordinal: self.purse.reserve(provider, asked, earlier + ordinal),
             over=lambda ordinal: self.purse.over(earlier + ordinal),
@@ -436,9 +477,10 @@ class Attempt:
         more = {"provider": provider, "model": result.model, "role": call.role, "fingerprint": fingerprint}
         return self.ended(Result(StepStatus.SUCCEEDED, output, detail={**more, **(detail or {})}))
 
-    def _called(self, record: CallRecord) -> None:
-        self.calls.append(record)
-        reporting.settled(self.run, self.step, record)
+    def _recorded(self, call: CallRecord) -> None:
+        self.calls.append(call)
+        self.purse.recorded(call)
+        reporting.settled(self.run, self.step, call)
 
     def _adopted(self, fingerprint: str) -> Outcome | None:
         """Return what an earlier run of this root has paid for already."""
@@ -453,19 +495,41 @@ class Attempt:
     def _command(self) -> Outcome:
         call = rendering.command_call(self.node.spec, self.env(), timeout=self._timeout())
         request = json.dumps([call.argv, call.shell, dict(call.env), call.stdin, call.cwd], sort_keys=True)
-        fingerprint = self.run.fingerprint(self.step, request)
+        fingerprint = self.run.fingerprint(self.step, SECRETS.mask_json(request))  # a rotated secret is the same work
         adopted = self._adopted(fingerprint)
         if adopted is not None:
             return adopted
         done = self.executor.commands.run(call, self.cancelled)
         if done.exit_code and not self.node.spec.get("allow_failure"):
             last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-            raise CommandFailed(
+            raise CommandExited(
                 f"The command ended with status {done.exit_code}{': ' if last else ''}{''.join(last)[:500]}",
                 hint="Write `allow_failure: true` where a non-zero exit is a result.",
             )
         detail = {"exit_code": done.exit_code, "stderr": done.stderr, "fingerprint": fingerprint}
-        return self.ended(Result(StepStatus.SUCCEEDED, done.stdout, detail=detail))
+        output: Any = done.stdout
+        schema = self.node.spec.get("schema")
+        if schema is not None and done.exit_code == 0:
+            output = self._fitting(schema, output)
+            detail["stdout"] = done.stdout
+        return self.ended(Result(StepStatus.SUCCEEDED, output, detail=detail))
+
+    def _fitting(self, schema: Mapping[str, Any], value: Any) -> Any:
+        """Return what a step without a model gives, text read as JSON.  Raises Malformed where it misses its schema."""
+        wrong: list[str] = []
+        if isinstance(value, str):
+            try:
+                value = strict_json.loads(value)
+            except ValueError as error:
+                wrong = [f"it is not JSON: {error}"]
+        wrong = wrong or misfits(schema, value)
+        if wrong:
+            listed = "\n".join(f"- {sentence}" for sentence in wrong)
+            raise Malformed(
+                f"The output of `{self.node.id}` does not fit its `output:` schema:\n{listed}",
+                hint="Print one JSON value that fits, or remove `output:`.",
+            )
+        return conform(value, schema)
 
     def _end(self) -> Outcome:
         """The run's last step: its outputs and how it ended."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
@@ -19,7 +20,8 @@ from gorgon_common.engine.concurrency import Stops, evict, hold_of
 from gorgon_common.engine.context import Knowledge
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.records import Admission, Head, NewRun, Row, step_id
-from gorgon_common.errors import KeyTaken, NotAvailable
+from gorgon_common.errors import InputInvalid, KeyTaken, NotAvailable
+from gorgon_common.masking import SECRETS
 from gorgon_common.workflow.plan import Plan
 
 
@@ -38,7 +40,7 @@ class Creates(Stops, Protocol):
         """Tell whether an embedded run has no living worker any more."""
         ...
 
-    def close_orphan(self, run: int, *, cancelled: bool = False) -> None:
+    def close_orphan(self, run: int, *, cancelled: bool = False) -> bool:
         """End a run whose process died."""
         ...
 
@@ -72,6 +74,7 @@ def submit(
             hint="It validates and plans; take these steps out to run the rest.",
         )
     body = plan.to_json()
+    _refuse_secrets(plan, body, inputs)
     plan_hash = hashlib.sha256(body.encode()).hexdigest()
     new = NewRun(
         public_id=public_id,
@@ -103,6 +106,20 @@ def submit(
         if admission.holds:
             publisher.publish(_heads(number, first))
     return number, created
+
+
+def _refuse_secrets(plan: Plan, body: str, inputs: Mapping[str, Any]) -> None:
+    """Raise InputInvalid where an input or the workflow holds the value of a secret: both are stored and shown."""
+    for name in plan.secrets:
+        SECRETS.add(name, os.environ.get(name), declared=True)
+    hint = "Name it under `secrets:` and use it as {{secrets.NAME}} under `env:`; values stay out of what is stored."
+    for name, value in inputs.items():
+        secret = SECRETS.found(json.dumps(value, ensure_ascii=False, default=str))
+        if secret is not None:
+            raise InputInvalid(f"The input `{name}` contains the value of the secret {secret}.", hint=hint)
+    secret = SECRETS.found(body)
+    if secret is not None:
+        raise InputInvalid(f"The workflow contains the value of the secret {secret}.", hint=hint)
 
 
 def _create(store: Creates, new: NewRun, first: Sequence[Row]) -> tuple[int, bool]:

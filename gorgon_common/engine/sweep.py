@@ -26,6 +26,8 @@ LEASE = 5.0
 PROOF_SECONDS = 5.0
 """A message is lost if one that was sent after it was claimed this long ago."""
 SURELY_LOST = 60.0
+THOROUGH = 5
+"""Every so many passes all running steps are looked at, not only those of workers that have died since."""
 SENT_BEFORE_DUE = 5.0
 """A step becomes due this long after its message was sent (`persistence.live.LOST_SECONDS`)."""
 
@@ -36,7 +38,10 @@ log = get_logger(__name__)
 
 
 class Sweep:
-    """Sweeps for one home and target: those of its publisher."""
+    """Sweeps for one home and target: those of its publisher.
+
+    `worker`: the number of this process's own worker, whose steps it never takes: it lives, since it sweeps.
+    """
 
     def __init__(
         self,
@@ -48,6 +53,7 @@ class Sweep:
         name: str,
         home: str,
         clock: Callable[[], float] = time.time,
+        worker: int | None = None,
     ) -> None:
         self.shelf = shelf
         self.knowledge = knowledge
@@ -56,7 +62,11 @@ class Sweep:
         self.name = name
         self.home = home
         self.target = publisher.target
+        self.worker = worker
+        self.renew: Callable[[], None] = lambda: None
+        """Renews the lease of this process's worker where that is late; raises Unavailable."""
         self._clock = clock
+        self._passes = 0
         self._epoch: str | None = None
         self._blind_until = float("-inf")
         self._seen: deque[tuple[float, dict[int, float]]] = deque(maxlen=60)
@@ -94,6 +104,7 @@ class Sweep:
     def _pass(self) -> int:
         if not self.shelf.lead(f"sweep:{self.target}:{self.home}", self.name, LEASE):
             return 0
+        self.renew()  # a process that was suspended would else find itself dead
         self._time_is_up()
         self._take_turns()
         for number in self.shelf.held_runs(home=self.home, target=self.target):
@@ -125,24 +136,31 @@ class Sweep:
         for turn in self.shelf.turns(home=self.home, target=self.target):
             if self._clock() >= self._blind_until:
                 for number in turn.dead:  # as its resume would: it can be resumed still
-                    log.warning(
-                        "a run is ended: its process died, and others wait for its concurrency key",
-                        run_id=self.knowledge.run(number).info.public_id,
-                    )
-                    self.shelf.close_orphan(number)
+                    if self._alien(number) and self.shelf.close_orphan(number):
+                        log.warning(
+                            "a run is ended: its process died, and others wait for its concurrency key",
+                            run_id=self.knowledge.run(number).info.public_id,
+                        )
             evict(self.shelf, self.knowledge, self.publisher, turn.evict)
             if turn.ready or turn.dead:
                 self.publisher.publish(self.shelf.take_turn(turn.key, home=self.home))
+
+    def _alien(self, number: int) -> bool:
+        """Tell whether a run belongs to another home: this process lives, whatever its lease says."""
+        return self.worker is None or self.knowledge.run(number).info.home != self.home
 
     def _recover(self) -> int:
         """Take back what dead workers held; it goes first."""
         if self._clock() < self._blind_until:
             return 0  # leases ran out because nobody could renew them
-        heads = [head for head, _ in self.shelf.reap(home=self.home, target=self.target)]
-        reporting.recovered(self.knowledge, heads, "worker_died")
-        for head in heads:  # one message each: a suspect must not take others with it
+        thorough = self._passes % THOROUGH == 0
+        self._passes += 1
+        recovered = self.shelf.reap(home=self.home, target=self.target, sparing=self.worker, thorough=thorough)
+        reporting.recovered(self.knowledge, recovered.again, "worker_died")
+        for head in recovered.again:  # one message each: a suspect must not take others with it
             self.publisher.publish([head], recovered=True)
-        return len(heads)
+        self.publisher.publish(recovered.freed)
+        return len(recovered.again)
 
     def _resend(self) -> int:
         """Send again what was published and got lost; wake what has waited long enough."""

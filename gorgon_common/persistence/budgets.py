@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Row, case, exists, func, insert, literal_column, or_, select, update
+from sqlalchemy import Connection, Row, and_, case, exists, func, insert, literal_column, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gorgon_common import metrics
@@ -39,9 +39,10 @@ from gorgon_common.engine.records import ROW_BITS, Claimed, RunInfo
 from gorgon_common.errors import InputInvalid, Unavailable
 from gorgon_common.logs import get_logger
 from gorgon_common.persistence import budgets_sqlite, encoding
-from gorgon_common.persistence.budgets_sqlite import OPEN, Key
+from gorgon_common.persistence.budgets_sqlite import OPEN, UNKNOWN, Key
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.inflight import LOOK_SECONDS, Call, InFlight
+from gorgon_common.persistence.lost_calls import store_calls
 from gorgon_common.persistence.settling import balance_of, driver, set_limits, settle, tell
 from gorgon_common.persistence.tables import (
     budget_periods,
@@ -182,6 +183,32 @@ class Budgets:
         """A call that was noted is over; tells whether something came to be held for it."""
         return self._in_flight.over(key)
 
+    def unknown(self, key: Key, bound: tuple[int, int, int]) -> None:
+        """A call is over that no budget counted, and nobody knows what it cost: keep its bound for budgets to come.
+
+        `bound`: (micro-dollars, tokens, longest reply).  Said again it changes nothing.  Raises Unavailable.
+        """
+        dialect = sqlite if self.database.sqlite else postgresql
+        (step, token, ordinal), (usd, tokens, longest) = key, bound
+        with self.database.write() as connection:
+            connection.execute(
+                dialect.insert(reservations)
+                .values(
+                    step_id=step,
+                    token=token,
+                    ordinal=ordinal,
+                    at=db_now(0 if self.database.sqlite else self.offset),
+                    state=UNKNOWN,
+                    usd=usd,
+                    tokens=tokens,
+                    max_tokens=longest,
+                    usd_posted=usd,
+                    tokens_posted=tokens,
+                    accounts=[],
+                )
+                .on_conflict_do_nothing()
+            )
+
     def _hold(self, call: Call) -> bool:
         """Reserve for a call under way on the budgets that count it by now, whether there is room or not."""
         if time.monotonic() - self._read_at >= LOOK_SECONDS:
@@ -221,15 +248,22 @@ class Budgets:
         dialect = sqlite if self.database.sqlite else postgresql
         values = {"body": body, "at": db_now()}
         with self.database.write() as connection:
-            settle(connection, encoding.settlements(step, calls))
-            rows = encoding.calls(step, calls, step.attempt, datetime.now(UTC))
-            if rows:
-                connection.execute(dialect.insert(ledger).on_conflict_do_nothing(), rows)
+            self._record(connection, step, calls)
             connection.execute(
                 dialect.insert(conversations)
                 .values(step_id=step.id, **values)
                 .on_conflict_do_update(index_elements=["step_id"], set_=values)
             )
+
+    def record(self, step: Claimed, calls: Sequence[CallRecord]) -> None:
+        """Store what the calls of a claim have cost so far; a finish may name them again.  Raises Unavailable."""
+        with self.database.write() as connection:
+            self._record(connection, step, calls)
+
+    @staticmethod
+    def _record(connection: Connection, step: Claimed, calls: Sequence[CallRecord]) -> None:
+        settle(connection, encoding.settlements(step, calls))
+        store_calls(connection, encoding.calls(step, calls, step.attempt, datetime.now(UTC)))
 
     def kept(self, step: Claimed) -> str | None:
         """Return what `keep` has stored of a step.  Raises Unavailable."""
@@ -442,20 +476,26 @@ class Budgets:
             )
             period = connection.scalar(select(budget_periods.c.id).where(budget_periods.c.key == account.key))
             assert period is not None
-            within = [
-                ledger.c.at >= account.starts,
-                ledger.c.at < account.ends,
-                runs.c.target == target,
-                *_counted(budget),
-            ]
-            self._adopt(connection, period, within[2:], account.starts)
-            self._open(connection, period, within)
+            counted = [runs.c.target == target, *_counted(budget)]
+            self._adopt(connection, period, counted, account.starts)
+            self._open(
+                connection,
+                period,
+                [ledger.c.at >= account.starts, ledger.c.at < account.ends, *counted],
+                [reservations.c.at >= account.starts, reservations.c.at < account.ends, *counted],
+            )
 
     def _cover(self, connection: Connection, period: int, root: int) -> None:
         """Count on the account of a run what the run has spent and reserved before there was one."""
-        within = [ledger.c.step_id >= root << ROW_BITS, runs.c.id >= root, runs.c.root_id == root]
-        self._adopt(connection, period, within[1:], datetime.fromtimestamp(0, UTC))
-        self._open(connection, period, within)
+        counted = [runs.c.id >= root, runs.c.root_id == root]
+        first = root << ROW_BITS
+        self._adopt(connection, period, counted, datetime.fromtimestamp(0, UTC))
+        self._open(
+            connection,
+            period,
+            [ledger.c.step_id >= first, *counted],
+            [reservations.c.step_id >= first, *counted],
+        )
 
     def _adopt(self, connection: Connection, period: int, within: Sequence[Any], starts: datetime | None) -> None:
         """Reserve on an account what calls in flight have reserved on others."""
@@ -479,8 +519,10 @@ class Budgets:
                 )
                 self._post(connection, period, Kind.RESERVE, row.usd, row.tokens, (row.step_id, row.token, row.ordinal))
 
-    def _open(self, connection: Connection, period: int, within: Sequence[Any]) -> None:
-        """Post what calls have cost that have reserved nothing on this account."""
+    def _open(self, connection: Connection, period: int, within: Sequence[Any], unknown: Sequence[Any]) -> None:
+        """Post what calls have cost that have reserved nothing on this account: those of the ledger `within`, and in
+        full the reservations of calls of which nobody knows what they came to (`unknown`).
+        """
         reserved = select(reservations.c.step_id).where(
             reservations.c.step_id == ledger.c.step_id,
             reservations.c.token == ledger.c.token,
@@ -495,12 +537,29 @@ class Budgets:
             .select_from(ledger.join(runs, runs.c.id == _run_of(ledger.c.step_id)))
             .where(*within, ~reserved.exists())
         ).one()
+        same_call = and_(
+            ledger.c.step_id == reservations.c.step_id,
+            ledger.c.token == reservations.c.token,
+            ledger.c.ordinal == reservations.c.ordinal,
+        )
+        counted = func.coalesce(ledger.c.input_tokens + ledger.c.output_tokens, 0)
+        in_full = connection.execute(
+            select(
+                func.coalesce(func.sum(case((ledger.c.cost_micro.is_(None), reservations.c.usd_posted), else_=0)), 0),
+                func.coalesce(func.sum(case((counted == 0, reservations.c.tokens_posted), else_=0)), 0),
+            )
+            .select_from(
+                reservations.join(runs, runs.c.id == _run_of(reservations.c.step_id)).outerjoin(ledger, same_call)
+            )
+            .where(reservations.c.state == UNKNOWN, ~self._has(reservations.c.accounts, period), *unknown)
+        ).one()
         known = connection.execute(
             select(
                 func.coalesce(func.sum(postings.c.usd_spent), 0), func.coalesce(func.sum(postings.c.token_spent), 0)
             ).where(postings.c.period_id == period, postings.c.kind == int(Kind.OPENING))
         ).one()
-        usd, tokens = int(spent[0]) - int(known[0]), int(spent[1]) - int(known[1])
+        usd = int(spent[0]) + int(in_full[0]) - int(known[0])
+        tokens = int(spent[1]) + int(in_full[1]) - int(known[1])
         if usd or tokens:
             self._post(connection, period, Kind.OPENING, usd, tokens)
 

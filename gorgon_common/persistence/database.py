@@ -7,15 +7,16 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
-from gorgon_common.errors import Unavailable
+from gorgon_common.errors import ConfigurationError, Unavailable
+from gorgon_common.masking import redact
+from gorgon_common.persistence import sqlite_file
 from gorgon_common.persistence.tables import SQLITE_TIME
 
 BUSY_SECONDS = 10
@@ -28,14 +29,16 @@ class Database:
     """
 
     def __init__(self, url: str, *, pool_size: int = 8) -> None:
-        parsed = make_url(url)
+        parsed = _parsed(url)
         self.sqlite = parsed.get_backend_name() == "sqlite"
         self.clock_offset = 0.0
+        self.path: str | None = None
+        """The file of a SQLite database."""
         self._one = threading.Lock()
         if self.sqlite:
-            if parsed.database and parsed.database != ":memory:":
-                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            self.engine = _sqlite(url, self, pool_size)
+            self.path = parsed.database or ""
+            sqlite_file.prepare(self.path)
+            self.engine = _sqlite(parsed, self, pool_size)
             self._reader: Engine = self.engine.execution_options(sqlite_begin="DEFERRED")
         else:
             self.engine = create_engine(
@@ -52,13 +55,14 @@ class Database:
 
         Raises Unavailable where the database cannot be reached.
         """
-        with translated(), self._one if self.sqlite else contextlib.nullcontext(), self.engine.begin() as connection:
+        alone = self._one if self.sqlite else contextlib.nullcontext()
+        with translated(self.path), alone, self.engine.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """One transaction that reads.  Keep it short: an open reader lets SQLite's WAL grow."""
-        with translated(), self._reader.begin() as connection:
+        with translated(self.path), self._reader.begin() as connection:
             yield connection
 
     def now(self) -> datetime:
@@ -71,24 +75,40 @@ class Database:
 
 
 @contextlib.contextmanager
-def translated() -> Iterator[None]:
-    """Turn a database that cannot be reached into Unavailable."""
+def translated(path: str | None = None) -> Iterator[None]:
+    """Turn a database that cannot be reached into Unavailable, one that is damaged into ConfigurationError.
+
+    `path`: the file of a SQLite database.
+    """
     try:
         yield
-    except (OperationalError, psycopg.OperationalError, sqlite3.OperationalError) as error:
+    except (DBAPIError, sqlite3.DatabaseError, psycopg.OperationalError) as error:
         # The drivers' own come from the statements that go past SQLAlchemy (`tick`, COPY).
-        cause = str(getattr(error, "orig", error)).strip() or type(error).__name__
-        raise Unavailable(
-            f"The database cannot be used: {cause.splitlines()[0]}",
-            hint="Check GORGON_DATABASE_URL, and that the database is running and migrated (gorgon db upgrade).",
-        ) from error
-    except DBAPIError as error:
-        if error.connection_invalidated:
+        known = sqlite_file.fault(error, path)
+        if known is not None:
+            raise known from error
+        if isinstance(error, (OperationalError, psycopg.OperationalError, sqlite3.OperationalError)):
+            cause = str(getattr(error, "orig", error)).strip() or type(error).__name__
+            raise Unavailable(
+                f"The database cannot be used: {redact(cause.splitlines()[0])}",
+                hint="Check GORGON_DATABASE_URL, and that the database is running and migrated (gorgon db upgrade).",
+            ) from error
+        if isinstance(error, DBAPIError) and error.connection_invalidated:
             raise Unavailable("The connection to the database broke.") from error
         raise
 
 
-def _sqlite(url: str, database: Database, pool_size: int) -> Engine:
+def _parsed(url: str) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise ConfigurationError(
+            f"GORGON_DATABASE_URL cannot be read: {redact(str(error))}",
+            hint="Write it like postgresql://user:password@host:5432/name; percent-encode what is special.",
+        ) from None
+
+
+def _sqlite(url: URL, database: Database, pool_size: int) -> Engine:
     # isolation_level=None: sqlite3 never begins by itself.  autocommit=True would make commit() a no-op, and Python's
     # default lost updates: "deferred" transactions that read first fail to upgrade.
     arguments: dict[str, Any] = {"isolation_level": None, "timeout": BUSY_SECONDS, "check_same_thread": False}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -11,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, func, or_, select
 
-from gorgon_common import queues
+from gorgon_common import queues, strict_json
 from gorgon_common.clock import format_time
 from gorgon_common.costs.history import History
 from gorgon_common.engine import limits, outcomes
@@ -87,7 +86,9 @@ class _Explanation:
         self.rows = {entry.id & ROW_MASK: entry for entry in self._rows()}
         self.names = self.places.of({key: entry.node for key, entry in self.rows.items()})
         self.held = parallel.held(connection, run.id) if run.max_parallel is not None else set()
-        self.details = {key: json.loads(entry.detail) if entry.detail else {} for key, entry in self.rows.items()}
+        self.details = {
+            key: strict_json.loads_stored(entry.detail) if entry.detail else {} for key, entry in self.rows.items()
+        }
 
     def _rows(self) -> Sequence[Any]:
         query = (
@@ -328,7 +329,7 @@ class _Explanation:
             "since": None if event is None else format_time(event.at),
             "until": _time(row.due),
         }
-        reason = str(json.loads(event.data)["why"]) if event is not None and event.data else ""
+        reason = str(strict_json.loads_stored(event.data)["why"]) if event is not None and event.data else ""
         told["reason"] = reason or None
         if reason == outcomes.RETRY:
             return {**told, "why": "retry", "what": f"attempt {row.attempt} follows: {message}"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ def tell(
     data: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a line; `data` is for machines."""
-    body = None if data is None else json.dumps(data)
+    body = None if data is None else encoding.dump(data)
     connection.execute(
         insert(events).values(run_id=run, row=row, kind=kind, message=encoding.clean(message), data=body, at=db_now())
     )

@@ -10,7 +10,8 @@ import functools
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from importlib import resources
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -18,25 +19,34 @@ import psycopg
 from sqlalchemy import Connection, and_, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from gorgon_common import telemetry
+from gorgon_common import strict_json, telemetry
 from gorgon_common.costs.usage import CallRecord
+from gorgon_common.engine.poison import POISON_DEATHS
 from gorgon_common.engine.records import (
     ROW_MASK,
     Admission,
     Admitted,
     Advance,
+    Buried,
     Checkpoint,
+    Children,
     Claimed,
     Expansion,
     Finish,
     Head,
     Keep,
     NewRun,
+    Recovered,
+    Refusal,
+    Released,
+    Renewal,
     Result,
     Room,
     Row,
+    RunClosed,
     RunInfo,
     Turn,
+    Waiting,
     Weight,
     step_id,
 )
@@ -45,7 +55,9 @@ from gorgon_common.errors import Conflict, NotFound, Unavailable
 from gorgon_common.persistence import (
     backlog,
     concurrency,
+    deaths,
     encoding,
+    lost_calls,
     parallel,
     recovery,
     settling,
@@ -54,7 +66,7 @@ from gorgon_common.persistence import (
 )
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.journal import tell
-from gorgon_common.persistence.live import LOST_SECONDS, chunks, is_live, live_steps, orphaned
+from gorgon_common.persistence.live import LOST_SECONDS, chunks, is_live, live_steps, now, orphaned
 from gorgon_common.persistence.tables import (
     SQLITE_TIME,
     blobs,
@@ -62,7 +74,6 @@ from gorgon_common.persistence.tables import (
     db_now,
     expansions,
     fingerprints,
-    ledger,
     plans,
     runs,
     steps,
@@ -121,10 +132,14 @@ class Worker:
 
 
 class Store:
-    """Rows of runs and steps; thread-safe."""
+    """Rows of runs and steps; thread-safe.
 
-    def __init__(self, database: Database) -> None:
+    `poison_deaths`: how many deaths of its workers condemn a step, where chance does not explain them.
+    """
+
+    def __init__(self, database: Database, *, poison_deaths: int = POISON_DEATHS) -> None:
         self.database = database
+        self.poison_deaths = poison_deaths
         self._hot: psycopg.Connection[Any] | None = None
         self._hot_lock = threading.Lock()
 
@@ -148,14 +163,15 @@ class Store:
             slots=slots,
             started_at=db_now(),
             lease_until=db_now(lease),
+            beat_at=db_now(),
             reaped=False,
         )
         with self.database.write() as connection:
             owner = connection.execute(row.returning(workers.c.id)).scalar_one()
         return Worker(owner, target=target, home=home, queues=queues)
 
-    def heartbeat(self, worker: Worker, lease: float, watermarks: Mapping[int, float]) -> bool:
-        """Prolong the lease.  False: it had run out and the worker's steps were taken from it; it lives again now.
+    def heartbeat(self, worker: Worker, lease: float, watermarks: Mapping[int, float]) -> Renewal:
+        """Renew the lease, so that the worker may claim.
 
         It keeps its number: what it has claimed since belongs to it, what was taken from it has another token.
         `watermarks`: queue → when the newest message that this worker has claimed was sent.
@@ -163,13 +179,13 @@ class Store:
         beat = (
             update(workers)
             .where(workers.c.id == worker.owner)
-            .values(lease_until=db_now(lease), watermarks=encoding.dump(dict(watermarks)))
+            .values(lease_until=db_now(lease), beat_at=db_now(), watermarks=encoding.dump(dict(watermarks)))
         )
         with self.database.write() as connection:
-            alive = connection.execute(beat.where(workers.c.reaped.is_(False))).rowcount == 1
-            if not alive:
-                connection.execute(beat.values(reaped=False))
-        return alive
+            if connection.execute(beat.where(workers.c.reaped.is_(False))).rowcount == 1:
+                return Renewal.RENEWED
+            revived = connection.execute(beat.values(reaped=False)).rowcount == 1
+        return Renewal.REVIVED if revived else Renewal.UNKNOWN
 
     def watermarks(self, *, home: str, target: str | None = None) -> dict[int, float]:
         """Return queue → when the newest message that a worker has claimed was sent (seconds since 1970)."""
@@ -187,8 +203,9 @@ class Store:
 
     def retire(self, worker: Worker) -> None:
         """End a worker's lease now, so that what it still holds is taken over at once."""
+        over = update(workers).where(workers.c.id == worker.owner).values(lease_until=db_now(-1), retired=True)
         with self.database.write() as connection:
-            connection.execute(update(workers).where(workers.c.id == worker.owner).values(lease_until=db_now(-1)))
+            connection.execute(over)
 
     def vacate(self, home: str) -> None:
         """End the leases of a home whose process is known to be dead: its runs can be resumed at once."""
@@ -337,7 +354,7 @@ class Store:
         """Insert rows in bulk; `row` and `successors` count from `offset`."""
         if not rows:
             return
-        due = datetime.fromtimestamp(self._epoch(connection) + LOST_SECONDS, UTC)
+        due = now(connection) + timedelta(seconds=LOST_SECONDS)
         driver = cast(Any, connection.connection.driver_connection)
         if self.database.sqlite:
             text = due.strftime(SQLITE_TIME)
@@ -376,12 +393,6 @@ class Store:
         ) as copy:
             copy.write("".join(lines))
 
-    @staticmethod
-    def _epoch(connection: Connection) -> float:
-        now: Any = connection.execute(select(db_now())).scalar_one()  # text on SQLite
-        moment = datetime.strptime(now, SQLITE_TIME).replace(tzinfo=UTC) if isinstance(now, str) else now
-        return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
-
     def info(self, run: int) -> RunInfo:
         """Return what workers need to know of a run.  Raises NotFound."""
         with self.database.read() as connection:
@@ -395,7 +406,7 @@ class Store:
             team=row.team,
             workflow=row.workflow,
             plan_hash=row.plan_hash,
-            inputs=json.loads(row.inputs),
+            inputs=strict_json.loads_stored(row.inputs),
             target=row.target,
             home=row.home,
             root=row.root_id,
@@ -427,7 +438,7 @@ class Store:
         """Return the error of the step that failed the run, and whether the run was cancelled."""
         with self.database.read() as connection:
             row = connection.execute(select(runs.c.error, runs.c.cancelled).where(runs.c.id == run)).one()
-        return (json.loads(row.error) if row.error else None), bool(row.cancelled)
+        return (strict_json.loads_stored(row.error) if row.error else None), bool(row.cancelled)
 
     # The hot path
 
@@ -560,12 +571,13 @@ class Store:
         with self.database.read() as connection:
             return [Claimed(*row) for row in connection.execute(query)]
 
-    def release(self, step: Claimed, *, weight: Weight | None = None, crashed: bool = False) -> Head | None:
-        """Give a claimed step back: it is ready again.  None where it was lost meanwhile.
+    def release(
+        self, step: Claimed, *, weight: Weight | None = None, crashed: str | None = None
+    ) -> Released | Buried | Refusal:
+        """Give a claimed step back: it is ready again.  One that ran on when its run had stopped is cancelled instead.
 
         `weight`: what it is from now on; a step whose condition holds is then one of its own queue.
-        `crashed`: it counts as if its worker had died.  A step that ran on when its run had stopped is cancelled
-        instead; the head is then what its end makes ready.
+        `crashed`: what broke while it ran; it counts as if its worker had died.
         """
         back = (
             update(steps)
@@ -575,7 +587,6 @@ class Store:
                 owner=None,
                 due=db_now(LOST_SECONDS),
                 weight=step.weight if weight is None else int(weight),
-                crashes=steps.c.crashes + int(crashed),
             )
             .returning(
                 steps.c.id,
@@ -589,11 +600,20 @@ class Store:
         )
         with self.database.write() as connection:
             if step.weight == Weight.SLOW:  # nobody else has anything reserved
+                if crashed is not None:
+                    lost_calls.enter(connection, [step])
                 settling.abandon(connection, [step.id], token=step.token)
             found = connection.execute(back).first()
-            if found is not None and found.halted:
-                return next(iter(self._buried(connection, found)), None)
-        return None if found is None else Head(*found[:5])
+            if found is None:
+                return Refusal.LOST
+            if found.halted:
+                return Buried(self._buried(connection, found))
+            head = Head(*found[:5])
+            if crashed is not None:
+                seen = deaths.enter_broken(connection, step.id, step.token, crashed, limit=self.poison_deaths)
+                connection.execute(update(steps).where(steps.c.id == step.id).values(crashes=seen))
+                head = replace(head, crashes=seen)
+        return Released(head)
 
     def park(
         self,
@@ -605,8 +625,8 @@ class Store:
         calls: Sequence[CallRecord],
         attempt: bool,
         room: Room | None = None,
-    ) -> str:
-        """Let a claimed step wait.  `attempt`: it was one.  Returns parked | halted (its run has stopped) | refused.
+    ) -> Waiting | Refusal:
+        """Let a claimed step wait.  `attempt`: it was one.
 
         `reason`: one of `outcomes.REASONS`, for machines; `message` is for people.  `room`: it is woken as soon as
         there is so much of it on a budget.
@@ -630,16 +650,18 @@ class Store:
                 tell(connection, step.run, step.row, kind, message, data)
                 if room is not None:
                     settling.wait(connection, step.id, room)
-                return "parked"
-            held = connection.execute(select(steps.c.id).where(_held(step))).first()
-        return "refused" if held is None else "halted"
+                return Waiting()
+            return self._refusal(connection, step)
+
+    @staticmethod
+    def _refusal(connection: Connection, step: Claimed) -> Refusal:
+        """Return why a claimed step could not be changed."""
+        held = connection.execute(select(steps.c.id).where(_held(step))).first()
+        return Refusal.LOST if held is None else Refusal.STOPPED
 
     def _facts(self, connection: Connection, step: Claimed, calls: Sequence[CallRecord]) -> None:
         settling.settle(connection, encoding.settlements(step, calls))
-        rows = encoding.calls(step, calls, step.attempt, datetime.now(UTC))
-        if rows:
-            dialect = sqlite if self.database.sqlite else postgresql
-            connection.execute(dialect.insert(ledger).on_conflict_do_nothing(), rows)
+        lost_calls.store_calls(connection, encoding.calls(step, calls, step.attempt, datetime.now(UTC)))
 
     def wake(self, ids: Sequence[int]) -> list[Head]:
         """Make waiting steps whose time has come ready."""
@@ -666,12 +688,11 @@ class Store:
         window: int | None = None,
         reduce: int | None = None,
         calls: Sequence[CallRecord] = (),
-    ) -> tuple[list[Head], int] | None:
+    ) -> Children | Refusal:
         """Turn a claimed composite into its children; it waits for them.
 
         `rows` count from 0.  `window`: how many items may be under way; items beyond it have a dependency that the
-        composite releases.  Returns the heads and the first child's row; None where the step was lost or its run has
-        stopped.
+        composite releases.
         """
         with self.database.write() as connection:
             self._lock(connection, step.run)  # or what stops the run would miss the children
@@ -680,7 +701,7 @@ class Store:
             ).first()
             self._facts(connection, step, calls)
             if parent is None:
-                return None
+                return self._refusal(connection, step)
             base = connection.execute(
                 update(runs)
                 .where(runs.c.id == step.run)
@@ -720,7 +741,7 @@ class Store:
             for row in rows
             if not row.deps_left
         ]
-        return heads, base
+        return Children(heads, base)
 
     # Stopping
 
@@ -791,16 +812,17 @@ class Store:
         status: RunStatus,
         outputs: Any,
         error: Mapping[str, Any] | None,
-    ) -> list[Head]:
+    ) -> RunClosed | Refusal:
         """Finish the run's last step and the run with it.
 
-        Returns the first steps of runs of the same home that waited for its concurrency key: they are owed a message.
+        The answer has the first steps of runs of the same home that waited for its concurrency key: they are owed a
+        message.
         """
         with self.database.write() as connection:
             ended = self._lock(connection, finish.step.run) in FINISHED_RUN
             advance = self._tick(connection, worker, Keep(fast=0), finishes=[finish])
             if advance.refused or ended:
-                return []
+                return Refusal.LOST
             ran = connection.execute(
                 update(runs)
                 .where(runs.c.id == finish.step.run)
@@ -826,7 +848,7 @@ class Store:
             heads = concurrency.release(connection, finish.step.run, ran.key_id, home=worker.home, lost=LOST_SECONDS)
             end = _end(connection, finish.step.run)
         telemetry.emit(end)
-        return heads
+        return RunClosed(heads)
 
     def tell(
         self, run: int, row: int | None, kind: str, message: str | None, data: Mapping[str, Any] | None = None
@@ -876,7 +898,7 @@ class Store:
                     base=row.base,
                     count=row._mapping["count"],
                     round=row.round,
-                    items=json.loads(row.items) if row.items else (),
+                    items=strict_json.loads_stored(row.items) if row.items else (),
                     reduce=row.reduce,
                 )
                 for row in connection.execute(query)
@@ -943,18 +965,26 @@ class Store:
             return recovery.lead(connection, name, owner, seconds)
 
     @_tried_again
-    def reap(self, *, home: str, target: str | None = None) -> list[tuple[Head, int]]:
-        """Take the steps of dead workers back: ready again, with their tokens.
+    def reap(
+        self, *, home: str, target: str | None = None, sparing: int | None = None, thorough: bool = True
+    ) -> Recovered:
+        """Take the steps of dead workers back: they are ready again.
 
-        If the dead worker held a suspect (a step whose owners died twice), only the suspects are blamed, else all.
-        A step that ran on when its run had stopped is not started again but cancelled; what that makes ready is
-        among the result, with token 0.
+        If the dead worker held suspects (steps whose owners died twice), only they are blamed, else all; see
+        `engine.poison`.  A step that ran on when its run had stopped is not started again but cancelled.
+
+        `sparing`: the worker that asks, which lives whatever its lease says.  `thorough` reads every step of the live
+        runs; without it that happens only where a worker has died since.
         """
+        freed: list[Head] = []
         with self.database.write() as connection:
-            taken, stopped = recovery.reap(connection, home=home, target=target)
-            for row in stopped:
-                taken += [(head, 0) for head in self._buried(connection, row)]
-        return taken
+            taken = recovery.reap(
+                connection, home=home, target=target, sparing=sparing, thorough=thorough, limit=self.poison_deaths
+            )
+            for row in taken.stopped:
+                freed += self._buried(connection, row)
+            settling.abandon_orphans(connection)
+        return Recovered(taken.ready, freed)
 
     def _buried(self, connection: Connection, row: Any) -> list[Head]:
         """End a step of a stopped run that nobody has any more; return what its end makes ready."""
@@ -1000,17 +1030,19 @@ class Store:
         return status in FINISHED_RUN, [(row.id & ROW_MASK, row.node) for row in rows]
 
     @_tried_again
-    def close_orphan(self, run: int, *, cancelled: bool = False) -> None:
-        """End a run whose process died: what it left undone is cancelled.  One that has ended stays.
+    def close_orphan(self, run: int, *, cancelled: bool = False) -> bool:
+        """End a run whose process died: what it left undone is cancelled.  False: it lives, or has ended.
 
         It is failed, or cancelled where that was asked for.  Whoever waited for its concurrency key has it then.
         """
         with self.database.write() as connection:
             if self._lock(connection, run) in FINISHED_RUN:
-                return
-            recovery.close_orphan(connection, run, cancelled=cancelled)
-            end = _end(connection, run)
-        telemetry.emit(end)
+                return False
+            closed = recovery.close_orphan(connection, run, cancelled=cancelled)
+            end = _end(connection, run) if closed else None
+        if end is not None:
+            telemetry.emit(end)
+        return closed
 
     def orphaned(self, run: int) -> bool:
         """Tell whether an embedded run has no living worker any more."""
@@ -1084,18 +1116,22 @@ def _advance(rows: Sequence[tuple[Any, ...]]) -> Advance:
             advance.ready.append(Head(key, node, weight, queue, crashes))
         elif what == 4:
             advance.counted.append(key)
+        elif what == 5:
+            advance.lapsed = True
+        elif what == 6:
+            advance.suspects.append(key)
         else:
             advance.refused.append(key)
     return advance
 
 
 def _checkpoint(row: Any) -> Checkpoint:
-    detail = json.loads(row.detail) if row.detail else {}
+    detail = strict_json.loads_stored(row.detail) if row.detail else {}
     body = row.body if row.body is not None else row.output
     return Checkpoint(
         id=row.step_id,
         status=StepStatus(row.status),
-        output=None if body is None else json.loads(body),
+        output=None if body is None else strict_json.loads_stored(body),
         error=detail.pop("error", None),
         reason=detail.pop("reason", None),
         detail=detail,

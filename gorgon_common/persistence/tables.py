@@ -212,7 +212,7 @@ steps = Table(
     Column("successors", ARRAY(Integer).with_variant(JSON, "sqlite"), nullable=False),
     postgresql_with={"fillfactor": 70},
 )
-"""`due`: a ready step's message counts as lost after it; a waiting step wakes at it.
+"""`due`: a ready step's message counts as lost after it; a waiting step wakes at it; a running one was claimed at it.
 `carried`: a canvas in flight sends this step's message when it becomes ready.
 `halted`: the step ran on when its run (or group) was stopped; it may finish, but neither expand nor wait.
 `parent`, `successors`, `window_*`: rows of the same run.  A windowed composite releases row `window_next` for each
@@ -318,9 +318,31 @@ workers = Table(
     Column("slots", Integer, nullable=False),
     Column("started_at", UtcTime, nullable=False),
     Column("lease_until", UtcTime, nullable=False),
+    Column("beat_at", UtcTime),
     Column("reaped", Boolean, nullable=False),
+    Column("retired", Boolean, nullable=False, server_default="0"),
     Column("watermarks", Text),
 )
+"""`beat_at`: when it last said that it lives.  `reaped`: its lease had run out and its steps were taken from it; it
+claims nothing until it says again that it lives.  `retired`: it has ended by itself.
+
+A worker may claim while its lease holds.  Its steps are taken back when its lease has run out, whatever is marked
+here."""
+
+step_deaths = Table(
+    "step_deaths",
+    metadata,
+    Column("step_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("token", Integer, primary_key=True, autoincrement=False),
+    _org(),
+    Column("at", UtcTime, nullable=False),
+    Column("owner", Integer),
+    Column("chance", Float(53), nullable=False),
+    Column("alone", Boolean, nullable=False),
+    Column("why", Text),
+)
+"""The deaths of workers for which a step was blamed; see `engine.poison.Death`.  `why`: what broke, where the worker
+lived on."""
 
 backlog = Table(
     "backlog",

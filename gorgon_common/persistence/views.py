@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, select
 
+from gorgon_common import strict_json
 from gorgon_common.clock import format_time
 from gorgon_common.engine.records import ROW_BITS, ROW_MASK, step_id
 from gorgon_common.engine.states import FINISHED_RUN, RunStatus, StepStatus
@@ -139,7 +139,7 @@ def _said(event: Any) -> dict[str, Any] | None:
     """Return what an event says to machines; for a step that was parked: what it waits for, and until when."""
     if event.data is None:
         return None
-    data: dict[str, Any] = json.loads(event.data)
+    data: dict[str, Any] = strict_json.loads_stored(event.data)
     if event.kind not in _WAITING_EVENTS:
         return data
     return {"why": data["why"], "until": format_time(event.at + timedelta(seconds=data["seconds"]))}
@@ -166,9 +166,9 @@ def _run(row: Row[Any], spent: Row[Any] | None) -> dict[str, Any]:
         "run_id": row.public_id,
         "workflow": row.workflow,
         "status": RunStatus(row.status).name.lower(),
-        "outputs": json.loads(row.outputs) if row.outputs else None,
-        "error": json.loads(row.error) if row.error else None,
-        "cost_usd": _dollars(spent),
+        "outputs": strict_json.loads_stored(row.outputs) if row.outputs else None,
+        "error": strict_json.loads_stored(row.error) if row.error else None,
+        **_costs(spent),
         "tokens": {"input": int(spent.used_in) if spent else 0, "output": int(spent.used_out) if spent else 0},
         "team": row.team,
         "target": row.target,
@@ -183,11 +183,13 @@ def _time(moment: datetime | None) -> str | None:
     return None if moment is None else format_time(moment)
 
 
-def _dollars(spent: Row[Any] | None) -> float | None:
-    """Return US dollars; None where a call has no price: unknown is never 0."""
-    if spent is None:
-        return 0.0
-    return None if spent.unpriced else int(spent.cost or 0) / MICRO
+def _costs(spent: Row[Any] | None) -> dict[str, Any]:
+    """Return the sum in US dollars: None where the cost of a call is unknown, which is never 0, with what is known of
+    it and the number of such calls beside it.
+    """
+    known = 0.0 if spent is None else int(spent.cost or 0) / MICRO
+    unpriced = 0 if spent is None else int(spent.unpriced)
+    return {"cost_usd": None if unpriced else known, "known_cost_usd": known, "unpriced_calls": unpriced}
 
 
 _SUMS = (
@@ -220,7 +222,7 @@ def _details(connection: Connection, number: int, rows: list[int]) -> dict[int, 
         checkpoints.c.step_id.in_([step_id(number, row) for row in rows]), checkpoints.c.detail.is_not(None)
     )
     for row in connection.execute(query):
-        detail = json.loads(row.detail)
+        detail = strict_json.loads_stored(row.detail)
         message = (detail.get("error") or {}).get("message") or detail.get("reason") or detail.get("message")
         data = {key: detail[key] for key in ("provider", "model", "role", "exit_code") if key in detail}
         found[row.step_id & ROW_MASK] = {"message": message, "data": data or None}
@@ -376,7 +378,7 @@ class _Steps(Places):
 
     def _view(self, key: int, row: Row[Any], spent: Row[Any] | None, waits: Any | None) -> dict[str, Any]:
         node = self.plan.nodes[row.node]
-        detail: Mapping[str, Any] = json.loads(row.detail) if row.detail else {}
+        detail: Mapping[str, Any] = strict_json.loads_stored(row.detail) if row.detail else {}
         body = row.body if row.body is not None else row.output
         status = StepStatus(row.status)
         if status is StepStatus.WAITING and row.deps_left:
@@ -395,11 +397,11 @@ class _Steps(Places):
             "status": status.name.lower(),
             "reason": detail.get("reason") or (waits.message if waits else None),
             "waits": _said(waits) if waits else None,
-            "output": None if body is None else json.loads(body),
+            "output": None if body is None else strict_json.loads_stored(body),
             "error": detail.get("error"),
             "attempts": row.attempts if row.attempts is not None else (row.attempt if row.status in _BEGUN else 0),
             "tokens": {"input": int(spent.used_in) if spent else 0, "output": int(spent.used_out) if spent else 0},
-            "cost_usd": _dollars(spent),
+            **_costs(spent),
             "started_at": _time(started),
             "finished_at": _time(row.finished_at),
             "parent": None if above is None else self._name(self._node(above[0])),

@@ -1,4 +1,4 @@
-"""What both limiters answer alike."""
+"""Answers that both limiters share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def never(dimension: str, cost: float, limit: float) -> Never:
 
 
 def shown(gate: Gate, state: dict[str, Any]) -> dict[str, Any]:
-    """Return a gate for people and machines: times in seconds."""
+    """Return the state of a gate for display: times in seconds."""
     levels = dict(state["levels"]) or {}
     return {
         "target": gate.target,

@@ -106,7 +106,7 @@ class Retry:
     initial: float = 2.0
     cap: float = 60.0
     jitter: str = "full"  # full | none
-    on: tuple[str, ...] = ("timeout", "server", "connection", "invalid_output")
+    on: tuple[str, ...] = ("timeout", "server", "connection", "invalid_output", "exit_code")
 
 
 @dataclass(frozen=True, slots=True)

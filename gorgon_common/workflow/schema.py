@@ -175,7 +175,7 @@ Until = Annotated[
 
 # ── Parts of a step ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-RetryOn = Literal["timeout", "server", "connection", "invalid_output"]
+RetryOn = Literal["timeout", "server", "connection", "invalid_output", "exit_code"]
 
 
 class Retry(Closed):
@@ -189,7 +189,7 @@ class Retry(Closed):
     cap: Duration = Field(60.0, description="The longest wait.")
     jitter: Literal["full", "none"] = Field("full", description="Spread the waits so that steps do not retry together.")
     on: list[RetryOn] = Field(
-        ["timeout", "server", "connection", "invalid_output"],
+        ["timeout", "server", "connection", "invalid_output", "exit_code"],
         min_length=1,
         description="The kinds of failure that are worth another attempt.",
     )
@@ -244,7 +244,7 @@ class Aggregate(Closed):
 
     noun = "`aggregate`"
 
-    from_: Any = Field(alias="from", description='The list to join, such as "{{build.output}}".')
+    from_: Any = Field(alias="from", description='The list to join, such as "{{build.output}}" or [plan, build].')
     how: Literal["concat", "json", "vote", "first", "merge"] = Field(
         "concat", description="concat: text after text; json: one list; vote: the most frequent; merge: one object."
     )
@@ -335,7 +335,6 @@ class LegacyStep(Closed):
     max_parallel: int | None = None
     fail_fast: bool = False
     estimated_tokens: int | None = None
-    breaker: str | None = None
 
 
 Run = Annotated[

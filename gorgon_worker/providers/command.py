@@ -1,7 +1,7 @@
-"""Runs commands: without a shell, as the operator allows, in a clean environment, within limits, leaving nothing over.
+"""Runs commands that the operator allows: without a shell, in a clean environment, within limits, without leftovers.
 
-The process itself is run by `supervise.py`; this module decides whether it may run, feeds it, and watches the clock,
-the amount of output and the cancel flag.
+`supervise.py` runs the process.  This module decides whether it may run, writes its input, and watches the time, the
+amount of output and the cancel flag.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from typing import IO
 
 from gorgon_common.engine.ports import CommandCall, CommandResult
 from gorgon_common.errors import Cancelled, CommandFailed, OutputTooLarge, Retryable
+from gorgon_common.masking import redact
 from gorgon_common.workflow.environment import refused_value, refused_variable
 
 _SUPERVISOR = Path(__file__).parents[1] / "supervise.py"
-_TICK = 0.05  # seconds between two looks at the cancel flag
+_TICK = 0.05  # seconds between two checks of the cancel flag
 _GRACE = 5.0  # seconds for the supervisor to kill everything; it needs milliseconds
 _CHUNK = 65536
 _FILE_BYTES = 4 * 1024**3
@@ -50,7 +51,7 @@ class LocalCommands:
     ) -> None:
         self._allow = tuple(allow)
         entries = (os.environ.get("PATH", os.defpath) if path is None else path).split(os.pathsep)
-        # a relative entry would look into the step's own folder, where the step itself writes
+        # a relative entry would refer to the step's own folder, which the step itself can write
         self._path = os.pathsep.join(entry for entry in entries if os.path.isabs(entry))
         self._file_bytes = file_bytes
         self._processes = processes
@@ -105,7 +106,7 @@ class LocalCommands:
         if not argv:
             raise CommandFailed("The command is empty.")
         _check_values(argv, call)
-        with tempfile.TemporaryDirectory(prefix="gorgon-", ignore_cleanup_errors=True) as scratch:
+        with _scratch() as scratch:
             cwd = os.path.abspath(call.cwd) if call.cwd is not None else scratch
             if not os.path.isdir(cwd):
                 raise CommandFailed(f"The working directory {call.cwd!r} does not exist on this worker.")
@@ -182,7 +183,7 @@ class LocalCommands:
             while any(stream in selector.get_map() for stream in collected):
                 ended = process.poll() is not None
                 ready = selector.select(0 if ended else _TICK)
-                if ended and not ready:  # held open by one who escaped a supervisor that was killed
+                if ended and not ready:  # held open by a process that escaped a killed supervisor
                     break
                 for key, _ in ready:
                     if key.fileobj is process.stdin:
@@ -221,6 +222,20 @@ class LocalCommands:
             )
 
 
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """Give a folder that is removed afterwards.  Raises CommandFailed where none can be made."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="gorgon-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise CommandFailed(
+            f"The command's temporary folder cannot be made: {error.strerror}.",
+            hint=f"Set TMPDIR to a folder that the worker can write ({tempfile.tempdir or 'now there is none'}).",
+        ) from None
+    with folder as path:
+        yield path
+
+
 def _check_values(argv: tuple[str, ...], call: CommandCall) -> None:
     reasons = [refused_value(f"argument {index}", part) for index, part in enumerate(argv)]
     for name, value in call.env.items():
@@ -232,7 +247,7 @@ def _check_values(argv: tuple[str, ...], call: CommandCall) -> None:
 def _feed(selector: selectors.BaseSelector, stdin: IO[bytes], pending: memoryview) -> memoryview:
     try:
         pending = pending[os.write(stdin.fileno(), pending[:_CHUNK]) :]
-    except BrokenPipeError:  # it does not want more: its own business
+    except BrokenPipeError:  # it reads no more input, which is its own decision
         pending = pending[:0]
     if not pending:
         selector.unregister(stdin)
@@ -249,7 +264,7 @@ def _take(selector: selectors.BaseSelector, stream: IO[bytes], into: bytearray) 
 
 @contextlib.contextmanager
 def _reaped(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Kill everything that is left, whatever happened inside, and close the pipes."""
+    """Kill all remaining processes in any case, and close the pipes."""
     try:
         yield
     finally:
@@ -281,8 +296,8 @@ def _result(name: str, status: str, call: CommandCall, stdout: bytes, stderr: by
 
 
 def _decode(data: bytes | bytearray) -> str:
-    """Read UTF-8; what is not, and zero bytes (no database stores them in text), become U+FFFD."""
-    return data.decode(errors="replace").replace("\0", "\ufffd")
+    """Read UTF-8, secrets masked; what is not UTF-8, and zero bytes (no database stores them), become U+FFFD."""
+    return redact(data.decode(errors="replace").replace("\0", "\ufffd"))
 
 
 def _tail(stderr: bytes | bytearray) -> str:

@@ -16,7 +16,7 @@ from gorgon_common import metrics
 from gorgon_common.bootstrap import build
 from gorgon_common.costs.budgets import Balance
 from gorgon_common.costs.ledger import replay
-from gorgon_common.costs.prices import GenaiPricer
+from gorgon_common.costs.prices import GenaiPricer, read_overrides
 from gorgon_common.costs.usage import Usage
 from gorgon_common.engine.budget import Purse, Short
 from gorgon_common.engine.context import Run
@@ -356,7 +356,11 @@ def test_a_model_without_a_price_is_never_called_for_real_money(sandbox: Sandbox
     if own:
         assert ran.document["cost_usd"] > 0
     else:
-        assert "nobody could say what it costs" in ran.error["message"]
+        assert "its cost would be unknown" in ran.error["message"]
+        assert "GORGON_PRICES" in ran.error["hint"]
+        entry = next(line for line in ran.error["hint"].splitlines() if line.startswith("- {"))
+        (made,) = read_overrides(entry)
+        assert (made.provider, made.model) == ("openai", "house-model"), "the hint can be copied into the file"
         assert sandbox.log() == []
 
 

@@ -223,10 +223,13 @@ def test_the_commands_from_plan_to_report(tmp_path: Path, sandbox: Sandbox) -> N
     ran = json.loads(gorgon(tmp_path, sandbox, "run", "work.yaml", "--json"))
     report = json.loads(gorgon(tmp_path, sandbox, "costs", "report", "--by", "step", "--run", "last", "--json"))
     assert micros(report["total"]["cost_usd"]) == micros(ran["cost_usd"])
-    rows = list(csv.DictReader(io.StringIO(gorgon(tmp_path, sandbox, "costs", "report", "--calls", "--csv"))))
+    rows = list(
+        csv.DictReader(io.StringIO(gorgon(tmp_path, sandbox, "costs", "report", "--calls", "--run", "last", "--csv")))
+    )
     assert sum(micros(float(row["cost_usd"])) for row in rows) == micros(ran["cost_usd"])
     assert {"step", "item", "attempt", "cache_read_tokens", "price_version", "latency_ms"} <= rows[0].keys()
-    top = gorgon(tmp_path, sandbox, "costs", "top", "-n", "2")
+    assert json.loads(gorgon(tmp_path, sandbox, "costs", "report", "--json"))["total"]["calls"] == 0, "play money"
+    top = gorgon(tmp_path, sandbox, "costs", "top", "-n", "2", "--target", "sandbox")
     assert top.splitlines()[0].startswith("work\t")
     explained = gorgon(tmp_path, sandbox, "runs", "explain", "last")
     assert "the work itself" in explained

@@ -77,7 +77,7 @@ steps:
     join: none_failed
     when: bad.exit_code == 3
 finally: [{id: tidy, run: [echo, "{{end.status}}"]}]
-outputs: {review: "{{end.summary}}", code: "{{bad.exit_code}}", list: "{{list.output}}"}
+outputs: {review: "{{default(end.summary, 'none')}}", code: "{{bad.exit_code}}", list: "{{list.output}}"}
 """
 OLDER = """
 name: An older file

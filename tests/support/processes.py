@@ -60,6 +60,11 @@ class Process:
         assert self.line, "".join(self.said)
 
     @property
+    def ready(self) -> bool:
+        """Whether it has said that it is ready."""
+        return bool(self.line)
+
+    @property
     def alive(self) -> bool:
         return self._process.poll() is None
 

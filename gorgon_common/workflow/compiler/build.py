@@ -8,7 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from gorgon_common.errors import Problem, WorkflowInvalid
-from gorgon_common.workflow.compiler import specs
+from gorgon_common.workflow.compiler import checks, missing, specs
 from gorgon_common.workflow.compiler.layout import PHASES, Draft, Layout, Place
 from gorgon_common.workflow.compiler.names import RUN, Meaning, Names, Unknown
 from gorgon_common.workflow.compiler.sources import Bare, Operations, Roles, Source
@@ -75,6 +75,7 @@ class _Builder:
         self.names = Names(self.layout, roles)
         self.problems: list[Problem] = []
         self.unavailable: list[str] = []
+        self.reads: list[missing.Read] = []
         self._told: set[tuple[Place, int | None, str]] = set()
 
     # ── problems ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -117,6 +118,7 @@ class _Builder:
         self.cycles()
         outputs, output_refs = self.outputs()
         self.concurrency()
+        self.gaps()
         self.promises()
         workflow = self.workflow
         return Plan(
@@ -189,13 +191,15 @@ class _Builder:
             self.read_condition(draft, draft.spec["until"], (*draft.place, "loop", "until"), until=True)
         for at, value in specs.texts(draft):
             place = (*draft.place, *at)
-            for inner, template in self.templates(value, place):
+            for inner, template in self.templates(value, place, step):
                 types = self.read(draft, template, inner, secrets=at[0] in ("with", "env"))
                 self.tell_all(check(template, types), inner)
                 if at == inner[len(draft.place) :] == ("map", "over"):
                     self.over(draft, template, types, inner)
             if at in (("map", "over"), ("aggregate", "from")):
                 self.forgotten_braces(value, place)
+            if at == ("aggregate", "from") and isinstance(value, list):
+                self.joined_texts(value, place)
         if draft.kind is Kind.COMMAND:
             self.command(draft, step)
 
@@ -205,22 +209,42 @@ class _Builder:
             hint = f'Write it as an expression: "{{{{{value.strip()}}}}}".'
             self.tell(f"`{place[-1]}` needs a list, and this is a text", place, hint=hint)
 
-    def templates(self, value: Any, place: Place) -> Iterator[tuple[Place, Template]]:
-        """Yield every text with an expression in it, inside a nested value."""
+    def joined_texts(self, values: list[Any], place: Place) -> None:
+        """A plain text in the list of an `aggregate` is neither a step nor visibly meant as text."""
+        for number, value in enumerate(values):
+            if isinstance(value, str) and not self.lenient and "{{" not in value:
+                hint = f'Name a step, or write {{{{ "{value}" }}}} where the text itself is meant.'
+                self.tell(f"`{value}` is not the name of a step", (*place, number), hint=hint)
+
+    def templates(self, value: Any, place: Place, step: StepBody | None = None) -> Iterator[tuple[Place, Template]]:
+        """Yield every text with an expression in it, inside a nested value (of a step)."""
         if isinstance(value, str):
             try:
                 template = parse_template(value, self.lenient)
             except ExpressionSyntaxError as error:
                 self.tell(error.message, place, hint=error.hint, offset=error.offset)
                 return
+            if not self.lenient:
+                self.other_notations(template, place, step)
             if not template.is_literal:
                 yield place, template
         elif isinstance(value, Mapping):
             for key, entry in value.items():
-                yield from self.templates(entry, (*place, str(key)))
+                yield from self.templates(entry, (*place, str(key)), step)
         elif isinstance(value, (list, tuple)):
             for index, entry in enumerate(value):
-                yield from self.templates(entry, (*place, index))
+                yield from self.templates(entry, (*place, index), step)
+
+    def other_notations(self, template: Template, place: Place, step: StepBody | None) -> None:
+        """References in other notations, `${x}` and `{inputs.x}`, would silently stay text."""
+        known = {*self.layout.ids, *self.layout.item_names, "inputs", "secrets", "results"}
+        inputs = self.workflow.inputs
+        if step is not None and (place[-1] == "stdin" or "run" in place[-2:]):
+            found = checks.command_literal_findings(template, known, inputs, step.env)
+        else:
+            found = checks.literal_findings(template, known, inputs)
+        for finding in (*found, *checks.single_findings(template, known - {"results"}, inputs)):
+            self.tell(finding.message, place, hint=finding.hint, offset=finding.offset)
 
     def read(
         self,
@@ -230,9 +254,14 @@ class _Builder:
         *,
         secrets: bool = False,
         until: bool = False,
+        needed: set[int] | None = None,
     ) -> dict[str, Type]:
-        """Resolve the names of an expression; return their types."""
+        """Resolve the names of an expression; return their types.
+
+        `needed`: of a condition, the offsets of the names that it reads in any case.
+        """
         types: dict[str, Type] = {}
+        certain = missing.certain_paths(expression) if needed is None else needed
         for path in expression.paths:
             if path.root == "secrets" and "secrets" not in self.layout.ids:
                 self.secret(path, place, allowed=secrets)
@@ -243,6 +272,9 @@ class _Builder:
                 self.tell(unknown.message, place, hint=unknown.hint, offset=path.offset)
                 continue
             self.bind(draft.refs, types, path.root, meaning)
+            if path.offset in certain:
+                condition = needed is not None
+                self.reads.append(missing.Read(draft.index, path, meaning.ref, place, condition, until))
         return types
 
     @staticmethod
@@ -285,8 +317,9 @@ class _Builder:
         """Resolve and check a condition."""
         types: dict[str, Type] = {}
         try:
+            needed = dict(missing.certain_fields(condition, legacy=self.lenient))
             for at, expression in condition_expressions(condition, self.lenient):
-                types.update(self.read(draft, expression, (*place, *at), until=until))
+                types.update(self.read(draft, expression, (*place, *at), until=until, needed=needed.get(at, set())))
                 self.exit_codes(expression, (*place, *at))
             complaints = check_condition(condition, types, legacy=self.lenient)
         except ExpressionSyntaxError as error:
@@ -414,6 +447,8 @@ class _Builder:
         """What does not fit together in a step, and what cannot run yet."""
         if draft.kind is Kind.MAP and step.map is not None and not self.lenient:
             self.item_name(draft, step.map.as_)
+        if draft.outer:
+            self.keys(draft, step)
         if not draft.inner:
             return
         if draft.kind is Kind.APPROVAL and not any(outer.deps for outer in self.layout.ancestors(draft.index)):
@@ -433,13 +468,17 @@ class _Builder:
                 hint=f"It is reached as `{draft.id}.output.{name}`.",
                 severity="warning",
             )
-        for key in _UNENFORCED:
-            if getattr(step, key) is not None:
-                self.unenforced(key, (*draft.place, key))
         reason = _unavailable(draft, step)
         if reason:
             self.unavailable.append(reason)
             self.tell(reason, draft.place, hint="`gorgon run` refuses the workflow until then.", severity="warning")
+
+    def keys(self, draft: Draft, step: StepBody) -> None:
+        """Whatever a step asks for is done, or told; older files were never checked, so there it is a warning."""
+        retry = specs.retry_of(self.layout.innermost(draft.index), self.workflow.defaults, self.operations)
+        for finding in (*checks.key_findings(draft, step, retry), *(() if self.lenient else checks.unfilled(step))):
+            severity = "warning" if self.lenient else finding.severity
+            self.tell(finding.message, (*draft.place, *finding.place), hint=finding.hint, severity=severity)
 
     def unenforced(self, what: str, place: Place) -> None:
         """Warn of a key that is understood and does nothing yet: a limit that holds nothing back must not be silent."""
@@ -450,6 +489,12 @@ class _Builder:
         """Warn of what the workflow as a whole asks for and does not get yet."""
         if self.workflow.triggers:
             self.unenforced("triggers", ("triggers",))
+        if self.workflow.limits.on_budget == "approve":
+            finding = checks.APPROVES_NOT
+            self.tell(finding.message, ("limits", "on_budget"), severity=finding.severity)
+        if not self.lenient:
+            for finding in (*checks.default_findings(self.workflow.defaults), *checks.unfilled_inputs(self.workflow)):
+                self.tell(finding.message, finding.place, hint=finding.hint, severity=finding.severity)
 
     def item_name(self, draft: Draft, name: str) -> None:
         """The `as:` name is a name like any id, and hides none."""
@@ -535,6 +580,14 @@ class _Builder:
         refs, end.refs = end.refs, {}
         return made, dict(sorted(refs.items()))
 
+    def gaps(self) -> None:
+        """Tell of values that may not exist when they are read; in older files such a value renders as nothing."""
+        if self.lenient:
+            return
+        for gap in missing.Gaps(self.layout).find(self.reads):
+            read = gap.read
+            self.tell(gap.message, read.place, hint=gap.hint, offset=read.path.offset, severity=gap.severity)
+
     def unpublished(self, value: Any) -> bool:
         """Whether an older file's output names something that does not exist."""
         if not isinstance(value, str):
@@ -568,10 +621,6 @@ class _Builder:
             hint = "Leave it out: runs that are to wait for each other need the same key."
             told = f"`{path}` differs from run to run: no run would ever wait"
             self.tell(told, place, hint=hint, offset=path.offset)
-
-
-_UNENFORCED = ("cache",)
-"""Keys of a step that are understood and do nothing yet."""
 
 
 def _fields(draft: Draft) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ COMMAND = "command"
 
 _OPENAI = re.compile(r"gpt|chatgpt|o\d|codex|text-")
 _RETRIED = {Kind.AGENT: 2}
+_NAME = re.compile(r"[a-z][a-z0-9_]*(?:\.[A-Za-z_]\w*)*")
 _SHELL_NAME = re.compile(r"\$(?:\{([A-Za-z_]\w*)|([A-Za-z_]\w*))")
 
 
@@ -113,6 +114,13 @@ def command_spec(step: StepBody) -> dict[str, Any]:
     return spec
 
 
+def joined(source: Any) -> Any:
+    """Return what an `aggregate` joins: in a list a bare name stands for a step, `[plan, build.output]`."""
+    if not isinstance(source, list):
+        return source
+    return [f"{{{{{entry}}}}}" if isinstance(entry, str) and _NAME.fullmatch(entry) else entry for entry in source]
+
+
 def map_spec(step: StepBody) -> dict[str, Any]:
     """Return the canonical fields of a map."""
     made = step.map
@@ -154,7 +162,8 @@ def spec_of(draft: Draft, defaults: Defaults, roles: Roles, *, lenient: bool) ->
                 spec = {"max_parallel": step.legacy.max_parallel, "fail_fast": step.legacy.fail_fast}
         case Kind.AGGREGATE:
             assert step.aggregate is not None
-            spec = {"from": step.aggregate.from_, "how": step.aggregate.how, "schema": step.output}
+            source = step.aggregate.from_ if lenient else joined(step.aggregate.from_)
+            spec = {"from": source, "how": step.aggregate.how, "schema": step.output}
         case Kind.CHECKPOINT:
             spec = {"name": step.id or draft.id, "message": step.checkpoint}
         case _:
@@ -286,8 +295,7 @@ def texts(draft: Draft) -> Iterator[tuple[Place, Any]]:
             yield ("wait", "until"), step.wait.until
             yield ("wait", "event"), step.wait.event
         case Kind.AGGREGATE:
-            assert step.aggregate is not None
-            yield ("aggregate", "from"), step.aggregate.from_
+            yield ("aggregate", "from"), draft.spec.get("from", [])
         case Kind.CHECKPOINT:
             yield ("checkpoint",), step.checkpoint
 

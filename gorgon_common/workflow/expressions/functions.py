@@ -6,6 +6,7 @@ into a message with the expression in it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -203,9 +204,12 @@ def _double(meter: Meter, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise TypeError
     try:
-        return float(value)
-    except ValueError:
-        raise ExpressionError(f"`{_short(value)}` is no number") from None
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise ExpressionError(f"`{_short(value)}` is not a number") from None
+    if not math.isfinite(number):
+        raise ExpressionError(f"`{_short(value)}` is not a finite number")
+    return number
 
 
 def _string(meter: Meter, value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gorgon_common.costs.forecast import ASSUMED, HISTORY, KIN, Call, Task
+from gorgon_common.costs.forecast import ASSUMED, HISTORY, SIMILAR, Call, Task
 from gorgon_common.costs.history import History, StepHistory
 from gorgon_common.costs.prices import GenaiPricer
 from gorgon_common.costs.tokens import TokenEstimator
@@ -102,7 +102,7 @@ def test_calls_of_the_same_role_and_model_elsewhere_are_better_than_nothing() ->
     like = StepHistory(output=[800.0] * 4, seconds=[2.0] * 4, calls=4, executions=4)
     models = call(seen(PLANNED), "plan").models
     found = seen(PLANNED, history=History(0, (), {}, {("planner", *models[0]): like}))
-    assert call(found, "plan").output.source == KIN
+    assert call(found, "plan").output.source == SIMILAR
     assert call(found, "plan").output.median == pytest.approx(800.0)
 
 

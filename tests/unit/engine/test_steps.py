@@ -13,7 +13,8 @@ from gorgon_common.engine.outcomes import Parked
 from gorgon_common.engine.ports import AgentCall
 from gorgon_common.engine.records import Claimed, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
-from gorgon_common.errors import Final, RateLimited, Retryable, Throttled
+from gorgon_common.errors import Final, RateLimited, Retryable, Throttled, Unavailable
+from gorgon_common.persistence.tables import ledger
 from gorgon_common.workflow.plan import Dep, Join, Kind, Node, OnFailure, Plan, Ref, Retry
 from tests.support.engine import Desk, agent, node, plan_of
 from tests.support.fleet import Fleet, fleet
@@ -256,6 +257,74 @@ def test_a_step_that_has_killed_three_workers_is_not_begun(lab: Lab) -> None:
     outcome = executed(lab, plan_of(step("a")), crashes=3)
     assert outcome.result.error["kind"] == "poison"
     assert lab.made.provider.calls == []
+
+
+def rows_of(lab: Lab) -> list[tuple[str, int | None, int]]:
+    with lab.made.store.database.read() as connection:
+        found = connection.execute(ledger.select().order_by(ledger.c.step_id, ledger.c.token, ledger.c.ordinal))
+        return [(row.outcome, row.cost_micro, row.input_tokens) for row in found if row.provider != "none"]
+
+
+def test_an_exception_in_a_call_is_recorded_and_named(lab: Lab) -> None:
+    lab.made.provider.behaves["bad"] = failing(ZeroDivisionError("by nothing"))
+    assert lab.run(plan_of(step("a", prompt="bad", retry=Retry(max=3)))) is R.FAILED
+    assert lab.error()["kind"] == "internal"
+    assert "ZeroDivisionError: by nothing" in lab.error()["message"]
+    assert rows_of(lab) == [("internal", None, 0)], "what was used nobody knows"
+    assert len(lab.made.provider.calls) == 1
+
+
+def test_an_exception_behind_a_call_is_recorded_and_named(lab: Lab) -> None:
+    broken = {"provider": "openai", "model": "m", "prompt": "go", "schema": {"type": "string", "pattern": "("}}
+    lab.made.provider.behaves["go"] = '"text"'
+    assert lab.run(plan_of(agent("a", spec=broken))) is R.FAILED
+    assert lab.error()["kind"] == "internal"
+    assert rows_of(lab) == [("internal", 1, 1)], "the call is paid, whatever became of its reply"
+
+
+def test_an_exception_beside_a_call_fails_the_step_under_its_own_name(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendering, "MAX_OUTPUT_BYTES", "not a number")
+    assert lab.run(plan_of(step("a"))) is R.FAILED
+    assert (lab.error()["kind"], lab.error()["message"][:42]) == (
+        "internal",
+        "Gorgon failed at this step: TypeError: '>'",
+    )
+    assert rows_of(lab) == [("ok", 1, 1)]
+
+
+class AwayLater:
+    """A store of budgets without any, which is away from the second call on."""
+
+    def __init__(self) -> None:
+        self.noted = 0
+
+    def applying(self, info: Any) -> list[Any]:
+        return []
+
+    def note(self, key: Any, info: Any, bound: Any) -> None:
+        self.noted += 1
+        if self.noted > 1:
+            raise Unavailable("The database is away.")
+
+    def over(self, key: Any) -> bool:
+        return False
+
+    def unknown(self, key: Any, bound: Any) -> None:
+        raise Unavailable("The database is away.")
+
+    def keep(self, step: Any, calls: Any, body: str) -> None:
+        raise Unavailable("The database is away.")
+
+
+def test_a_database_that_is_away_between_two_calls_takes_none_of_them_with_it(lab: Lab) -> None:
+    lab.made.processes[0].machine.executor.budgets = AwayLater()
+    asks = {"provider": "openai", "model": "m", "prompt": "go", "schema": {"type": "integer"}}
+    outcome = executed(lab, plan_of(agent("a", spec=asks)))
+    assert isinstance(outcome, Parked)
+    assert (outcome.attempt, outcome.message) == (False, "The database is away.")
+    assert [(call.outcome, call.cost_micro) for call in outcome.calls] == [("invalid", 1)]
 
 
 def test_an_output_over_the_cap_fails_the_step(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

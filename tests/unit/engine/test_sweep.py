@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from gorgon_common.engine import control
-from gorgon_common.engine.records import step_id
+from gorgon_common.engine.records import Renewal, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import Conflict, Final, Unavailable
 from gorgon_common.workflow.plan import Plan
-from tests.support.engine import Desk, agent, plan_of
+from tests.support.engine import NOTHING, OPENAI, Desk, agent, plan_of
 from tests.support.fleet import Fleet, Post, Process, fleet
 
 S = StepStatus
@@ -196,6 +196,25 @@ def test_what_the_dead_held_goes_out_one_to_a_message(made: Fleet, here: Process
     assert sorted(post.ids for post in made.mailbox.waiting) == [[step_id(run, number)] for number in range(4)]
 
 
+def test_a_process_that_was_suspended_lives(sqlite_url: str) -> None:
+    """It sweeps first when it wakes up, with its lease run out: it must not take its own steps back."""
+    with fleet(sqlite_url, home="laptop", lease=5) as made:
+        (here,) = made.processes
+        here.sweep.worker = here.member.owner
+        here.sweep.renew = lambda: renewed.append(here.store.heartbeat(here.member, 5, {}))
+        renewed: list[Any] = []
+        run = here.submit(plan_of(step("a")))
+        held = here.store.tick(here.member, NOTHING, claims=[step_id(run, 0)]).mine
+        made.elapse(60)
+        here.sweep.once()
+        assert renewed == [Renewal.RENEWED], "before anything was taken for dead"
+        here.sweep.renew = lambda: None
+        made.elapse(60)
+        here.sweep.once()
+        assert here.store.owned(here.member) == held
+        assert not here.sweep._alien(run), "nor does it end its own runs"
+
+
 def test_sleepers_are_woken(made: Fleet, here: Process, clock: Hands) -> None:
     run = here.submit(plan_of(step("a")))
     made.mailbox.waiting.clear()
@@ -296,6 +315,32 @@ def test_a_resume_pays_for_nothing_twice(made: Fleet, here: Process) -> None:
     assert made.status(again) is RunStatus.SUCCEEDED
     assert made.provider.calls == ["a", "b", "b"]
     assert made.store.info(again).root == run
+
+
+def test_a_run_that_failed_by_poison_can_be_resumed(made: Fleet, here: Process, clock: Hands) -> None:
+    """The machine was at fault, and has been mended: the step begins with a clean record."""
+    plan = plan_of(step("a"), step("b", 0))
+    run = here.submit(plan)
+    here.machine.worker.queues.remove(OPENAI)  # `b` needs a message
+    here.serve(made.mailbox.take())
+    here.machine.worker.queues.append(OPENAI)
+    desk = Desk(made.store)
+    for _ in range(3):
+        made.store.tick(desk.register(lease=5), NOTHING, claims=[step_id(run, 1)], suspects=True)
+        clock.move(6)
+        made.store.reap(home="")
+    made.mailbox.waiting.clear()
+    clock.move(6)
+    here.sweep.once()
+    made.drain()
+    assert made.status(run) is RunStatus.FAILED
+    error, _ = made.store.failure(run)
+    assert error is not None
+    assert (error["kind"], "runs resume" in error["hint"]) == ("poison", True)
+    again, reused, left = resumed(made, here, run, plan)
+    made.drain()
+    assert made.status(again) is RunStatus.SUCCEEDED
+    assert (reused, left, made.provider.calls) == (1, 1, ["a", "b"])
 
 
 def test_a_run_that_is_going_on_cannot_be_resumed(made: Fleet, here: Process) -> None:

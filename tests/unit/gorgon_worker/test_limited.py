@@ -528,7 +528,9 @@ def test_one_provider_is_made_for_each_name(desk: Desk) -> None:
 class _Free:
     version = "test"
 
-    def price(self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None) -> int | None:
+    def price(
+        self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None, asked: str | None = None
+    ) -> int | None:
         return 0
 
 

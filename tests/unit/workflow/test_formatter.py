@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gorgon_common.documents import read_document
 from gorgon_common.errors import GorgonError, WorkflowInvalid
 from gorgon_common.workflow import catalogue, formatter
-from gorgon_common.workflow.document import read_document
 from gorgon_common.workflow.formatter import format_text
 from gorgon_common.workflow.schema import Workflow
 
@@ -124,9 +124,26 @@ def test_block_texts_are_not_touched() -> None:
     assert format_text(text) == text
 
 
-def test_windows_line_ends_become_plain_ones() -> None:
-    made = format_text("name: a\r\nsteps:\r\n- id: x\r\n  prompt: hi\r\n")
-    assert made == "name: a\nsteps:\n  - id: x\n    prompt: hi\n"
+def test_windows_line_ends_stay_and_are_no_difference() -> None:
+    made = format_text("name: a\r\nsteps:\r\n- id: x\r\n  prompt: |\r\n    hi\r\n    you\r\n")
+    assert made == "name: a\r\nsteps:\r\n  - id: x\r\n    prompt: |\r\n      hi\r\n      you\r\n"
+    assert format_text(made) == made
+
+
+def test_mixed_line_ends_become_those_of_the_most_lines() -> None:
+    assert format_text("name: a\r\nsteps:\r\n  - {id: x, prompt: hi}\n").count("\r\n") == 3
+    assert "\r" not in format_text("name: a\nsteps:\n  - {id: x, prompt: hi}\r\n")
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.2"])
+@pytest.mark.parametrize("key", ["name", "nme"])
+def test_a_directive_changes_no_value(version: str, key: str) -> None:
+    text = f"# mine\n%YAML {version}\n---\n{key}: yes\nsteps:\n- {{id: a, prompt: on, timeout: 12:30}}\n"
+    made = format_text(text)
+    assert made.startswith(f"# mine\n%YAML {version}\n---\n")
+    assert f"\n{key}: yes\n" in made
+    assert read_document(made).data == read_document(text).data
+    assert format_text(made) == made
 
 
 def test_older_files_keep_their_words() -> None:
@@ -144,7 +161,8 @@ def test_json_stays_as_it_is() -> None:
 
 def test_a_file_that_is_wrong_but_readable_is_formatted() -> None:
     made = format_text("steps:\n- {promt: hi, timeout: soon, depends_on: x}\nname: 5\n")
-    assert made == "name: 5\n\nsteps:\n  - {promt: hi, timeout: soon, depends_on: [x]}\n"
+    # What a short form stands for is known of a valid file only.
+    assert made == "name: 5\n\nsteps:\n  - {promt: hi, timeout: soon, depends_on: x}\n"
 
 
 def test_a_file_that_cannot_be_read_is_refused_with_its_place() -> None:

@@ -342,8 +342,7 @@ def test_failure_modes() -> None:
     chat, mail = steps["chat"], steps["mail"]
     assert chat.fallback is not None
     assert (chat.on_failure, chat.fallback.value) == ("fallback", {"sent": False})
-    assert chat.legacy is not None
-    assert (chat.legacy.breaker, chat.depends_on, chat.order_after) == ("slack", ["summed"], [])
+    assert (chat.depends_on, chat.order_after) == (["summed"], [])
     assert mail.fallback is not None
     assert mail.fallback.step is not None
     assert (mail.fallback.type, mail.fallback.step.uses) == ("alternate_step", "slack.post_message")

@@ -8,7 +8,7 @@ from alembic import op
 from gorgon_common.persistence.store import tick_function
 
 revision = "0014"
-down_revision = "0008"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from gorgon_api.sandbox.instances import Impossible, instance, wrong_instance
-from gorgon_api.sandbox.patterns import matching_text
+from gorgon_api.sandbox.regex_faker import matching_text
 from gorgon_api.sandbox.replies import Hints, Topic
+from gorgon_api.sandbox.schema_faker import Impossible, instance, wrong_instance
 from gorgon_api.sandbox.schemas import fits
 
 NAMES = ("id", "title", "tasks", "approved", "score", "depends_on", "status", "value", "findings", "note")

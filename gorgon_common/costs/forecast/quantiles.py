@@ -1,4 +1,4 @@
-"""What is told of a task: a low, expected, p95 and worst value of each quantity."""
+"""The summary of a task's trials: a low, expected, p95 and worst value of each quantity."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from gorgon_common.costs.forecast.plays import Rates
+from gorgon_common.costs.forecast.simulation import Rates
 from gorgon_common.costs.forecast.work import Sums, Task, Work
 from gorgon_common.costs.forecast.worst import Worst
 
 
 @dataclass(frozen=True, slots=True)
-class Band:
-    """Low, expected, p95 and worst of a quantity; None where it is not known."""
+class Quantiles:
+    """Low, expected, p95 and worst of a quantity; None where unknown."""
 
     low: float
     expected: float | None
@@ -22,7 +22,7 @@ class Band:
     worst: float | None
 
     def to_dict(self, digits: int) -> dict[str, float | int | None]:
-        """Return the four, rounded: low downwards, p95 and worst upwards."""
+        """Return the four values, rounded: low down, expected to the nearest, p95 and worst up."""
         return {
             "low": _rounded(self.low, digits, math.floor),
             "expected": _rounded(self.expected, digits, round),
@@ -40,20 +40,20 @@ def _rounded(value: float | None, digits: int, how: Callable[[float], float]) ->
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What one task is forecast to use, in all its turns together; `seconds` of one turn of a template."""
+    """The forecast of one task over all its executions; `seconds` is that of one execution."""
 
     task: int
-    calls: Band
-    input: Band
-    output: Band
-    usd: Band
-    seconds: Band
-    runs: Band
+    calls: Quantiles
+    input: Quantiles
+    output: Quantiles
+    usd: Quantiles
+    seconds: Quantiles
+    runs: Quantiles
     sources: tuple[str, ...]
 
 
 def unknown_tasks(work: Work, rates: Mapping[int, Rates | None]) -> tuple[set[int], set[int]]:
-    """Return the tasks of which nobody knows what they cost, and how long they take."""
+    """Return the tasks whose cost is unknown, and those whose duration is unknown."""
     no_cost, no_time = set(), set()
     for index, task in enumerate(work.tasks):
         if task.never or not task.chance:
@@ -69,7 +69,7 @@ def unknown_tasks(work: Work, rates: Mapping[int, Rates | None]) -> tuple[set[in
 def line_of(
     work: Work,
     index: int | None,
-    played: Sequence[Sums],
+    trials: Sequence[Sums],
     most: Sums,
     no_cost: set[int],
     no_time: set[int],
@@ -90,12 +90,12 @@ def line_of(
             ends = work.most_seconds if ends is None else min(ends, work.most_seconds)
     return Line(
         task=-1 if index is None else index,
-        calls=_band([sums.calls for sums in played], most.calls),
-        input=_band([sums.input for sums in played], most.input, unknown=_unsized(work, inside)),
-        output=_band([sums.output for sums in played], most.output),
-        usd=_band([sums.micros / 1e6 for sums in played], top, unknown=cost_unknown),
-        seconds=_band([sums.seconds for sums in played], ends, unknown=time_unknown),
-        runs=_band([sums.runs for sums in played], most.runs),
+        calls=_quantiles([sums.calls for sums in trials], most.calls),
+        input=_quantiles([sums.input for sums in trials], most.input, unknown=_unsized(work, inside)),
+        output=_quantiles([sums.output for sums in trials], most.output),
+        usd=_quantiles([sums.micros / 1e6 for sums in trials], top, unknown=cost_unknown),
+        seconds=_quantiles([sums.seconds for sums in trials], ends, unknown=time_unknown),
+        runs=_quantiles([sums.runs for sums in trials], most.runs),
         sources=tuple(sorted({source for entry in inside for source in _sources(work.tasks[entry])})),
     )
 
@@ -109,7 +109,7 @@ def _unsized(work: Work, inside: Iterable[int]) -> bool:
 
 
 def _sources(task: Task) -> set[str]:
-    """Return where the guesses about a task come from."""
+    """Return where the estimates of a task come from."""
     found: set[str] = set()
     if task.never:
         return found
@@ -129,10 +129,10 @@ def _inside(tasks: Sequence[Task], index: int) -> list[int]:
     return found
 
 
-def _band(values: list[float], worst: float | None, *, unknown: bool = False) -> Band:
-    """Return the quantiles of the plays, none above the worst."""
+def _quantiles(values: list[float], worst: float | None, *, unknown: bool = False) -> Quantiles:
+    """Return the quantiles of the trials, capped at the worst."""
     values = sorted(value if worst is None else min(value, worst) for value in values)
     low = values[int(0.025 * len(values))]
     if unknown:
-        return Band(low, None, None, worst)
-    return Band(low, fmean(values), values[min(len(values) - 1, math.ceil(0.95 * len(values)))], worst)
+        return Quantiles(low, None, None, worst)
+    return Quantiles(low, fmean(values), values[min(len(values) - 1, math.ceil(0.95 * len(values)))], worst)

@@ -1,4 +1,4 @@
-"""Playing the work once, with chance: what each task uses and how long everything takes."""
+"""One simulated execution of the work: what each task uses and how long everything takes."""
 
 from __future__ import annotations
 
@@ -8,27 +8,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from gorgon_common.costs.forecast.work import ASSUMED, HISTORY, KIN, Call, Repeat, Sums, Task, Work, learned, ordered
+from gorgon_common.costs.forecast.work import (
+    ASSUMED,
+    HISTORY,
+    SIMILAR,
+    Call,
+    Repeat,
+    Sums,
+    Task,
+    Work,
+    learned,
+    ordered,
+)
 from gorgon_common.costs.usage import Usage
 
 ITEMS = 12
-_COMMON = {HISTORY: 0.08, KIN: 0.25, ASSUMED: 0.55}
-"""How far all guesses of one kind may be wrong together (one standard deviation of the logarithm)."""
-PACE = {HISTORY: 0.30, KIN: 0.35, ASSUMED: 0.55}
-"""The same for times: a slow hour is slow for all calls."""
+_COMMON = {HISTORY: 0.08, SIMILAR: 0.25, ASSUMED: 0.55}
+"""The error that all estimates from one source share (one standard deviation of the logarithm)."""
+PACE = {HISTORY: 0.30, SIMILAR: 0.35, ASSUMED: 0.55}
+"""The same for times: in a slow hour all calls are slow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Micro-dollars for a token near the expected size of a call."""
+    """Micro-dollars per token, near the expected size of a call."""
 
     input: float
     cached: float
     output: float
 
 
-class Play:
-    """One play of the work."""
+class Trial:
+    """One trial of the work."""
 
     def __init__(self, work: Work, rates: Mapping[int, Rates | None], chance: random.Random) -> None:
         self.work = work
@@ -38,19 +49,19 @@ class Play:
         self.pace = {source: spread * chance.gauss(0.0, 1.0) for source, spread in PACE.items()}
         self.off = {model: chance.gauss(0.0, 1.0) for model in sorted(_first_models(work.tasks))}
         self.own = [Sums() for _ in work.tasks]
-        """What each task has used in all its turns, bodies included; seconds are those of its longest turn."""
+        """What each task has used in all its executions, bodies included; `seconds` is that of the longest one."""
         self.models: dict[tuple[str, str], Sums] = {}
         self.size: dict[int, float] = {}
         self.busy = 0.0
 
-    def play(self) -> Sums:
-        """Do everything once."""
+    def run(self) -> Sums:
+        """Simulate the whole work once; returns what it used."""
         total, seconds = self._body(self.work.top, 1.0)
         total.seconds = seconds + self.work.startup.draw(self.chance, self.pace)
         return total
 
     def _body(self, members: Sequence[int], weight: float) -> tuple[Sums, float]:
-        """Do tasks in their order; returns what they use and the longest way through them."""
+        """Simulate tasks in order; returns what they use and the seconds of the longest path through them."""
         total, ends = Sums(), dict[int, float]()
         for index in ordered(self.work.tasks, members):
             begin = max((ends[need] for need in self.work.tasks[index].needs if need in ends), default=0.0)
@@ -60,7 +71,7 @@ class Play:
         return total, max(ends.values(), default=0.0)
 
     def _task(self, index: int, weight: float) -> Sums:
-        """Do one task; `weight` is how many turns of it this one stands for."""
+        """Simulate one task; `weight` is the number of executions that this one stands for."""
         task = self.work.tasks[index]
         used = Sums()
         if task.never or (task.chance < 1.0 and self.chance.random() >= task.chance):
@@ -89,10 +100,10 @@ class Play:
     def _repeat(self, index: int, task: Task, repeat: Repeat, used: Sums, weight: float) -> None:
         times = repeat.most if repeat.exact else round(repeat.times.draw(self.chance, {}))
         times = min(repeat.most, max(1 if repeat.in_turn else 0, times))
-        played = min(times, ITEMS)
-        share = times / played if played else 0.0
+        simulated = min(times, ITEMS)
+        share = times / simulated if simulated else 0.0
         turns, sizes = [], []
-        for _ in range(played):
+        for _ in range(simulated):
             inside, seconds = self._body(task.body, weight * share)
             used.add(inside, share)
             turns.append(seconds)
@@ -101,7 +112,7 @@ class Play:
         self.size[index] = fmean(sizes or [1.0]) * (1.0 if repeat.in_turn else times / expected)
         if turns:
             lanes = 1 if repeat.in_turn else min(repeat.parallel or times, times, self.work.slots)
-            # Items go to whichever lane is free: no better than the longest, and than an even share of all.
+            # Each item takes the next free lane, so the map takes at least its longest item and an even share of all.
             used.seconds += max(max(turns), fmean(turns) * times / lanes)
         if task.after and times:
             inside, seconds = self._body(task.after, weight)
@@ -140,17 +151,17 @@ def _first_models(tasks: Sequence[Task]) -> set[tuple[str, str]]:
     return {task.call.models[0] for task in tasks if task.call is not None}
 
 
-def correct_times(work: Work, played: Sequence[tuple[Play, Sums]]) -> None:
-    """Scale the plays' times by how past times compare with their mean."""
-    mean = fmean(sums.seconds for _, sums in played)
+def correct_times(work: Work, trials: Sequence[tuple[Trial, Sums]]) -> None:
+    """Scale the times of the trials by the ratio of past times to their mean."""
+    mean = fmean(sums.seconds for _, sums in trials)
     ratio = learned(seconds / mean for seconds in work.past_seconds) if mean else None
     if ratio is not None:
-        for play, sums in played:
-            sums.seconds *= ratio.draw(play.chance, {})
+        for trial, sums in trials:
+            sums.seconds *= ratio.draw(trial.chance, {})
 
 
 def rates_of(work: Work, call: Call) -> Rates | None:
-    """Return the price of a token of the first model near the expected size: long inputs may be dearer."""
+    """Return the first model's price per token near the expected size, as long inputs may cost more per token."""
     provider, model = call.models[0]
     tokens = round(call.input.median if call.input else call.fixed + sum(part.tokens for part in call.parts))
     tokens = max(1_000, tokens)

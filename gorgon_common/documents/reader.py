@@ -8,227 +8,48 @@ before anything is built from it.  JSON is read by the same code.
 from __future__ import annotations
 
 import bisect
-import json
-import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
+from gorgon_common import strict_json
+from gorgon_common.documents.positions import Mark, Path, Positions, format_path
+from gorgon_common.documents.scalars import plain_scalar
+from gorgon_common.documents.syntax import EXPLAINED, quoted
 from gorgon_common.errors import Problem
 
-MAX_BYTES = 256 * 1024
-MAX_DEPTH = 20
-MAX_NODES = 10_000
 MAX_PROBLEMS = 100
 
-Path = tuple[str | int, ...]
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a file may hold: bytes, levels, values; and the hints for one that holds more."""
+
+    max_bytes: int
+    max_depth: int
+    max_nodes: int
+    what: str
+    """What the file holds, for a file with a second document."""
+    too_large: str
+    too_deep: str
+    may_be_empty: bool = False
+
+
+WORKFLOW = Rules(
+    max_bytes=4 * 1024 * 1024,
+    max_depth=20,
+    max_nodes=200_000,
+    what="a file holds one workflow",
+    too_large="Split the workflow, or pass large texts and data as inputs.",
+    too_deep="Flatten it: groups of steps can be workflows of their own.",
+)
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-_NULL = frozenset({"", "~", "null", "Null", "NULL"})
-_TRUE = frozenset({"true", "True", "TRUE"})
-_FALSE = frozenset({"false", "False", "FALSE"})
-_INT = re.compile(r"[-+]?[0-9]{1,400}")
-_OCTAL = re.compile(r"0o[0-7]{1,400}")
-_HEX = re.compile(r"0x[0-9a-fA-F]{1,400}")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _UNQUOTED = re.compile(r"^(?P<lead>\s*(?:-\s+)*(?:[\w.$-]+:\s+)?)(?P<value>\{\{.*)$")
-_TOKEN = re.compile(r"\[(\d+)\]|\[(\"(?:[^\"\\]|\\.)*\")\]|\.?([^.\[\]]+)")
-_SIMPLE = re.compile(r"[^.\[\]\"\s]+")
-
-
-_SHORT_FORMS = {"models": "model", "retry": "max_retries", "shell": "run", "fallback": "default_output"}
-
-
-class Mark(NamedTuple):
-    """Where a node is: `start` and `end` are offsets in the text, `line` and `column` count from 1."""
-
-    start: int
-    end: int
-    line: int
-    column: int
-    style: str = ""  # of a scalar: "" plain, ' and " quoted, | and > block
-    scalar: bool = True
-
-
-def format_path(path: Path) -> str:
-    """Return `steps[2].prompt` for `("steps", 2, "prompt")`."""
-    text = ""
-    for part in path:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        elif _SIMPLE.fullmatch(part):
-            text += f".{part}" if text else part
-        else:
-            text += f"[{json.dumps(part, ensure_ascii=False)}]"
-    return text
-
-
-def parse_path(text: str) -> Path:
-    """Return what `format_path` was given."""
-    parts: list[str | int] = []
-    for match in _TOKEN.finditer(text):
-        if match[1] is not None:
-            parts.append(int(match[1]))
-        else:
-            parts.append(json.loads(match[2]) if match[2] is not None else match[3])
-    return tuple(parts)
-
-
-@dataclass(slots=True)
-class Positions:
-    """Where everything is in the file.
-
-    A path may be given as a tuple or as text (`steps[2].prompt`).  A path that is not in the file resolves to its
-    nearest ancestor that is, so a value that was filled in still points at the step it belongs to.
-    """
-
-    source: str = ""
-    values: dict[Path, Mark] = field(default_factory=dict)
-    keys: dict[Path, Mark] = field(default_factory=dict)
-    moved: dict[Path, Path] = field(default_factory=dict)
-    """Older files: path in the spec → path in the file."""
-
-    def origin(self, path: Path | str) -> Path:
-        """Return the path in the file for a path in the spec: the same, except in older files."""
-        whole = parse_path(path) if isinstance(path, str) else path
-        for length in range(len(whole), -1, -1):
-            source = self.moved.get(whole[:length])
-            if source is not None:
-                return (*source, *whole[length:])
-        return whole
-
-    def mark(self, path: Path | str, *, key: bool = False) -> Mark | None:
-        """Return the mark of a value (or of its key), or of its nearest ancestor; None for an empty file."""
-        whole = self.origin(path)
-        if key and whole in self.keys:
-            return self.keys[whole]
-        for length in range(len(whole), -1, -1):
-            found = self.values.get(whole[:length]) or self._folded(whole[:length])
-            if found is not None:
-                return found
-        return None
-
-    def _folded(self, path: Path) -> Mark | None:
-        """The mark of the short form of a value, such as `model` where the spec has `models`."""
-        if not path or path[-1] not in _SHORT_FORMS:
-            return None
-        return self.values.get((*path[:-1], _SHORT_FORMS[str(path[-1])]))
-
-    def at(self, path: Path | str, *, key: bool = False) -> tuple[int | None, int | None]:
-        """Return line and column, from 1, of a value (or of its key)."""
-        mark = self.mark(path, key=key)
-        return (mark.line, mark.column) if mark else (None, None)
-
-    def inside(self, path: Path | str, offset: int) -> tuple[int | None, int | None]:
-        """Return line and column of the character at `offset` of a text value, such as that of an expression in it."""
-        whole = self.origin(path)
-        # `approval: text` is read as `approval.message`: then the text is one step up.
-        mark = self.values.get(whole) or self.values.get(whole[:-1])
-        if mark is None or not mark.scalar:
-            return self.at(path)
-        place = _offset(self.source, mark, offset)
-        before = self.source.rfind("\n", 0, place)
-        return mark.line + self.source.count("\n", mark.start, place), place - before
-
-    def text(self, path: Path | str, *, limit: int = 120) -> str:
-        """Return the text of a value as it stands in the file, the first line of it at most `limit` long."""
-        mark = self.mark(path)
-        if mark is None:
-            return ""
-        found = self.source[mark.start : mark.end].strip().split("\n", 1)[0].rstrip()
-        return found if len(found) <= limit else found[: limit - 1] + "…"
-
-    def problem(
-        self,
-        message: str,
-        path: Path | str,
-        *,
-        file: str | None = None,
-        hint: str = "",
-        key: bool = False,
-        offset: int | None = None,
-        severity: str = "error",
-    ) -> Problem:
-        """Return a problem at a path; `offset` points into a text value."""
-        line, column = self.at(path, key=key) if offset is None else self.inside(path, offset)
-        mark = self.mark(path, key=key)
-        text = self.source[mark.start : mark.end] if key and mark else self.text(path)
-        shown = path if isinstance(path, str) else format_path(path)
-        return Problem(message, file, line, column, shown, hint, severity, text.split("\n", 1)[0])
-
-
-def _offset(source: str, mark: Mark, offset: int) -> int:
-    """Find the place in the source of the character at `offset` of the text that was read from there.
-
-    The reader is not asked again: the source is walked beside what it must have become, line folds, indentation and
-    escapes included.
-    """
-    place, end = mark.start, mark.end
-    if mark.style in {"|", ">"}:
-        place = source.find("\n", place, end) + 1
-        indent = len(source[place:end]) - len(source[place:end].lstrip(" \n"))
-        indent -= source[place : place + indent].rfind("\n") + 1
-        header = re.match(r"[|>][-+]?([1-9])", source[mark.start : mark.start + 3])
-        if header:  # counted from the parent's indentation
-            begin = source.rfind("\n", 0, mark.start) + 1
-            line = source[begin : mark.start]
-            indent = len(line) - len(line.lstrip(" ")) + int(header[1])
-        return _block_offset(source, place, end, indent, offset, folded=mark.style == ">")
-    if mark.style:
-        place += 1
-    seen = 0
-    while seen < offset and place < end:
-        char = source[place]
-        if mark.style == '"' and char == "\\":
-            following = source[place + 1 : place + 2]
-            place += {"x": 4, "u": 6, "U": 10}.get(following, 2)
-            if following == "\n":
-                seen -= 1
-        elif mark.style == "'" and char == "'":
-            place += 2
-        elif char in "\r\n" or (char in " \t" and _ends_line(source, place, end)):
-            place, breaks = _fold(source, place, end)
-            seen += max(breaks - 1, 1) - 1
-        else:
-            place += 1
-        seen += 1
-    return min(place, end)
-
-
-def _ends_line(source: str, place: int, end: int) -> bool:
-    while place < end and source[place] in " \t":
-        place += 1
-    return place < end and source[place] in "\r\n"
-
-
-def _fold(source: str, place: int, end: int) -> tuple[int, int]:
-    """Skip the white space around line breaks; return where the text goes on and how many breaks there were."""
-    breaks = 0
-    while place < end and source[place] in " \t\r\n":
-        breaks += source[place] == "\n"
-        place += 1
-    return place, breaks
-
-
-def _block_offset(source: str, place: int, end: int, indent: int, offset: int, *, folded: bool) -> int:
-    seen = 0
-    while place < end:
-        stop = source.find("\n", place, end)
-        stop = end if stop < 0 else stop
-        begin = min(place + indent, stop)
-        if seen + (stop - begin) >= offset:
-            return begin + (offset - seen)
-        seen += stop - begin + 1
-        place = stop + 1
-        if folded and source[place:end].split("\n", 1)[0].strip() == "" and begin < stop:
-            # The break before an empty line is dropped; the empty line itself becomes the line feed.
-            seen -= 1
-    return end
 
 
 # ── Reading ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -261,16 +82,17 @@ class _Frame:
     keyed: bool = False
 
 
-def read_document(text: str, *, file: str | None = None) -> Document:
+def read_document(text: str, *, file: str | None = None, rules: Rules = WORKFLOW) -> Document:
     """Read a YAML or JSON text.  Raises nothing: every problem is in the result."""
-    return _Reader(text, file).read()
+    return _Reader(text, file, rules).read()
 
 
 class _Reader:
-    def __init__(self, text: str, file: str | None) -> None:
+    def __init__(self, text: str, file: str | None, rules: Rules) -> None:
         text = text.removeprefix("\ufeff")  # the parser does not count it, and neither does an editor
         self.text = text
         self.file = file
+        self.rules = rules
         self.positions = Positions(text)
         self.problems: list[Problem] = []
         self.nodes = 0
@@ -284,7 +106,9 @@ class _Reader:
         try:
             self._size()
             self._events()
-            if not self.documents or (self.root is None and not self.problems):
+            if self.rules.may_be_empty and not self.documents:
+                return Document(None, self.positions, self.problems)
+            if not self.rules.may_be_empty and self.root is None and not self.problems:
                 self._tell("the file is empty", 1, 1, hint="A workflow needs at least a `name:` and `steps:`.")
                 raise _Stop
             return Document(self.root, self.positions, self.problems)
@@ -300,9 +124,9 @@ class _Reader:
             line, column = _line_column(self.text, error.start)
             self._tell("a character that is not valid Unicode", line, column, hint="Save the file as UTF-8.")
             raise _Stop from None
-        if size > MAX_BYTES:
-            hint = "Move long prompts and data into inputs or files of their own."
-            self._tell(f"the file has {size:,} bytes; at most {MAX_BYTES:,} (256 KB) are read", 1, 1, hint=hint)
+        if size > self.rules.max_bytes:
+            told = f"the file has {size:,} bytes; at most {self.rules.max_bytes:,} are read"
+            self._tell(told, 1, 1, hint=self.rules.too_large)
             raise _Stop
 
     def _tell(self, message: str, line: int, column: int, *, hint: str = "", text: str = "", path: Path = ()) -> None:
@@ -356,8 +180,8 @@ class _Reader:
         elif isinstance(event, yaml.DocumentStartEvent):
             self.documents += 1
             if self.documents > 1:
-                hint = "Remove the `---`, or put the second workflow into a file of its own."
-                self._tell_at("a file holds one workflow; a second document begins here", event.start_mark, hint=hint)
+                hint = "Remove the `---`, or put what follows into a file of its own."
+                self._tell_at(f"{self.rules.what}; a second document begins here", event.start_mark, hint=hint)
                 raise _Stop
 
     def _no_anchors(self, message: str, mark: Any) -> None:
@@ -369,9 +193,9 @@ class _Reader:
 
     def _count(self, event: Any) -> None:
         self.nodes += 1
-        if self.nodes > MAX_NODES:
-            hint = "Split the workflow, or pass large data as inputs."
-            self._tell_at(f"the file has more than {MAX_NODES:,} values", event.start_mark, hint=hint)
+        if self.nodes > self.rules.max_nodes:
+            told = f"the file has more than {self.rules.max_nodes:,} values"
+            self._tell_at(told, event.start_mark, hint=self.rules.too_large)
             raise _Stop
         anchor = getattr(event, "anchor", None)
         if anchor and not isinstance(event, yaml.AliasEvent):
@@ -384,9 +208,9 @@ class _Reader:
 
     def _open(self, made: Any, event: Any) -> None:
         self._count(event)
-        if len(self.frames) >= MAX_DEPTH:
-            hint = "Flatten it: groups of steps can be workflows of their own."
-            self._tell_at(f"nested deeper than {MAX_DEPTH} levels", event.start_mark, hint=hint)
+        if len(self.frames) >= self.rules.max_depth:
+            told = f"nested deeper than {self.rules.max_depth} levels"
+            self._tell_at(told, event.start_mark, hint=self.rules.too_deep)
             raise _Stop
         self.frames.append(_Frame(made, self._path(), event.start_mark, event.flow_style))
 
@@ -460,33 +284,11 @@ class _Reader:
     # Scalars
 
     def _plain(self, event: Any) -> Any:
-        text = event.value
-        if text in _NULL:
-            return None
-        if text in _TRUE:
-            return True
-        if text in _FALSE:
-            return False
-        if text[0] in "-+.0123456789":
-            return self._number(text, event)
-        return text
-
-    def _number(self, text: str, event: Any) -> Any:
-        if _INT.fullmatch(text):
-            return int(text)
-        if _OCTAL.fullmatch(text):
-            return int(text[2:], 8)
-        if _HEX.fullmatch(text):
-            return int(text[2:], 16)
-        number = math.inf if _NOT_FINITE.fullmatch(text) else None
-        if number is None and _FLOAT.fullmatch(text):
-            number = float(text)
-        if number is None:
-            return text
-        if not math.isfinite(number):
-            self._tell_at(f"`{text[:40]}` is not a number that can be used", event.start_mark, path=self._path())
+        try:
+            return plain_scalar(event.value)
+        except strict_json.NotFinite as error:
+            self._tell_at(str(error), event.start_mark, path=self._path())
             return 0
-        return number
 
     # The unquoted template
 
@@ -550,7 +352,7 @@ class _Reader:
         problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
         shown = _line(self.text, line)
         char = shown[column - 1 : column]
-        for words, message, hint, at_context in _EXPLAINED:
+        for words, message, hint, at_context in EXPLAINED:
             if words in problem:
                 return message.format(char=char), hint, at_context
         if "cannot start any token" in problem:
@@ -564,81 +366,20 @@ class _Reader:
     def _as_json(self) -> bool:
         """Read JSON that is not YAML (surrogate pairs in escapes); positions are then those of the file."""
         try:
-            data = json.loads(self.text.lstrip("\ufeff"), object_pairs_hook=self._pairs)
+            data = strict_json.loads(self.text.lstrip("\ufeff"), unique_keys=True)
             self._limits(data, 1)
-        except (ValueError, RecursionError):
+        except ValueError:
             return False
         self.positions = Positions(self.text, {(): Mark(0, len(self.text), 1, 1)})
         self.root, self.documents = data, 1
         return True
 
-    def _pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) != len(pairs):
-            raise ValueError("duplicate key")
-        return made
-
     def _limits(self, data: Any, depth: int) -> None:
-        if depth > MAX_DEPTH + 1:
+        if depth > self.rules.max_depth + 1:
             raise ValueError("too deep")
         entries = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
         for entry in entries:
             self._limits(entry, depth + 1)
-
-
-_EXPLAINED = (
-    (
-        "mapping values are not allowed",
-        "a `: ` that is not allowed here",
-        "Text that contains `: ` must be in quotes; otherwise check the indentation of this line and the one before.",
-        False,
-    ),
-    ("could not find expected ':'", "a `:` is missing after the key", "Write `key: value`.", False),
-    (
-        "did not find expected key",
-        "this does not fit the lines before it",
-        "Check the indentation and the quotes: after a closing quote or bracket nothing may follow.",
-        False,
-    ),
-    (
-        "did not find expected '-' indicator",
-        "this does not fit the list before it",
-        "Items of a list begin with `- ` and line up; check the indentation.",
-        False,
-    ),
-    ("did not find expected ',' or ']'", "a list opened with `[` here is not closed", "Add `]` or `,`.", True),
-    ("did not find expected ',' or '}'", "a mapping opened with `{{` here is not closed", "Add `}` or `,`.", True),
-    (
-        "block sequence entries are not allowed",
-        "a `- ` that is not allowed here",
-        "Begin the list on a new line.",
-        False,
-    ),
-    (
-        "unknown escape character",
-        "an unknown escape in double quotes",
-        "Write \\\\ for a backslash, or use 'quotes'.",
-        False,
-    ),
-    ("control characters are not allowed", "a control character", "Remove it; in double quotes write \\x01.", False),
-    ("special characters are not allowed", "a control character", "Remove it; in double quotes write \\x01.", False),
-    ("undefined alias", "aliases are not allowed", "Write the value out where it is needed.", False),
-    ("found undefined tag handle", "tags (`!…`) are not allowed", "Put text that begins with `!` in quotes.", False),
-    ("did not find expected alphabetic", "text cannot begin with `*` or `&`", "Put the whole value in quotes.", False),
-    (
-        "did not find expected <document start>",
-        "this does not belong to what stands before it",
-        "Check the indentation of this line and the one before.",
-        False,
-    ),
-)
-
-
-def quoted(text: str) -> str:
-    """Return the text in the quotes that YAML needs: double ones, single ones where it holds double ones."""
-    if '"' not in text and "\\" not in text:
-        return f'"{text}"'
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _line(text: str, number: int) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from gorgon_common.errors import InputInvalid, RateLimited
-from gorgon_common.ratelimit.parallel import ParallelResult, ParallelTask, RateLimitedParallelExecutor
+from gorgon_common.library.executor import ParallelResult, ParallelTask, RateLimitedParallelExecutor
 
 
 @dataclass
-class Desk:
-    """Counts who is in flight; a call lasts until as many are there as are expected at once, so nothing is timed."""
+class Provider:
+    """Counts the calls in flight."""
 
     now: int = 0
     most: int = 0
@@ -41,28 +41,28 @@ def run(
 
 
 def test_the_example_of_the_documentation() -> None:
-    desk = Desk()
+    provider = Provider()
     executor = RateLimitedParallelExecutor(max_concurrent={"openai": 3, "anthropic": 2}, adaptive_backoff=True)
-    tasks = [*(desk.task(f"o{number}") for number in range(9)), desk.task("report", "anthropic")]
+    tasks = [*(provider.task(f"o{number}") for number in range(9)), provider.task("report", "anthropic")]
     done = run(executor, tasks, {"report": [f"o{number}" for number in range(9)]})
     assert done.ok
-    assert desk.most == 3
-    assert desk.order[-1] == "report"
+    assert provider.most == 3
+    assert provider.order[-1] == "report"
     assert done["o4"] == "o4"
     assert len(done) == 10
 
 
 def test_each_provider_has_its_own_limit() -> None:
-    first, second = Desk(), Desk()
+    first, second = Provider(), Provider()
     tasks = [*(first.task(f"o{n}") for n in range(6)), *(second.task(f"a{n}", "anthropic") for n in range(6))]
     assert run(RateLimitedParallelExecutor({"openai": 2, "anthropic": 1}), tasks).ok
     assert (first.most, second.most) == (2, 1)
 
 
 def test_without_a_limit_all_go_at_once() -> None:
-    desk = Desk()
-    assert run(RateLimitedParallelExecutor(), [desk.task(str(number)) for number in range(20)]).ok
-    assert desk.most == 20
+    provider = Provider()
+    assert run(RateLimitedParallelExecutor(), [provider.task(str(number)) for number in range(20)]).ok
+    assert provider.most == 20
 
 
 def test_results_are_handed_to_those_that_depend_on_them() -> None:
@@ -149,12 +149,12 @@ def test_an_executor_can_be_used_again() -> None:
     [
         ([{"id": "a", "provider": "openai"}], None, "tasks"),
         ([{"id": "a", "provider": "openai", "call": 3}], None, "cannot be called"),
-        ([ParallelTask("a", "openai", print), ParallelTask("a", "openai", print)], None, "two tasks"),
+        ([ParallelTask("a", "openai", print), ParallelTask("a", "openai", print)], None, "Two tasks are named"),
         ([ParallelTask("a", "openai", print)], {"a": ["b"]}, "'b'"),
         (
             [ParallelTask("a", "openai", print), ParallelTask("b", "openai", print)],
             {"a": ["b"], "b": ["a"]},
-            "wait for each other",
+            "cycle: a → b → a",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Which budget would refuse the work, and how sure that is."""
+"""Whether a budget would refuse the work, and how likely that is."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gorgon_common.costs.estimate import least_output, worst_cost
-from gorgon_common.costs.forecast.bands import Band, Line
+from gorgon_common.costs.forecast.quantiles import Line, Quantiles
 from gorgon_common.costs.forecast.work import Allowance, Task, Work, ordered
 
 _NAMES = ("low", "expected", "p95", "worst")
 
 
-def rooms_needed(work: Work, lines: Sequence[Line]) -> dict[str, tuple[float, float]]:
-    """Return low, expected, p95 → (US dollars, tokens) that a budget must have when the work begins.
+def budget_needed(work: Work, lines: Sequence[Line]) -> dict[str, tuple[float, float]]:
+    """Return low, expected, p95 → (US dollars, tokens) that a budget must have left when the work begins.
 
-    A call is reserved at its upper bound (with the shortest reply that it may be held to), the items of a map all
-    together, so a budget needs more than what is spent in the end: what was spent before, and the bound of what comes.
+    Each call reserves its upper bound (with the shortest reply that it may be limited to), and the items of a map
+    reserve together.  A budget therefore needs more than the final cost: what was spent before a call, plus the bound
+    of that call.
     """
     found = dict.fromkeys(_NAMES[:3], (0.0, 0.0))
     before: dict[int, set[int]] = {}
@@ -33,13 +34,13 @@ def rooms_needed(work: Work, lines: Sequence[Line]) -> dict[str, tuple[float, fl
     return found
 
 
-def _known(band: Band, name: str) -> float:
+def _known(band: Quantiles, name: str) -> float:
     value = getattr(band, name)
     return band.low if value is None else float(value)
 
 
 def _reserved(work: Work, index: int, *, at_once: bool) -> tuple[float, float]:
-    """Return (US dollars, tokens) that are reserved for a task at one time; `at_once`: it is an item of a map."""
+    """Return (US dollars, tokens) that a task reserves at one time; `at_once`: it is part of a map's item."""
     task = work.tasks[index]
     if task.never or not task.chance:
         return 0.0, 0.0
@@ -61,14 +62,16 @@ def _is_map(task: Task) -> bool:
     return task.repeat is not None and not task.repeat.in_turn
 
 
-def verdict(allowance: Allowance, total: Line, known: Line, rooms: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
-    """Return whether a budget would refuse: never, at worst, maybe (p95 is above it), likely, certainly or unknown."""
+def check_budget(
+    allowance: Allowance, total: Line, known: Line, needed: Mapping[str, tuple[float, float]]
+) -> dict[str, Any]:
+    """Return whether a budget would refuse: never, at worst, maybe (p95 exceeds it), likely, certainly or unknown."""
     checks = []
     if allowance.usd is not None:
-        checks.append((allowance.usd, _raised(total.usd, rooms, 0), _raised(known.usd, rooms, 0)))
+        checks.append((allowance.usd, _raised(total.usd, needed, 0), _raised(known.usd, needed, 0)))
     if allowance.tokens is not None:
-        both = [Band(*(_sum(first, second) for first, second in _pairs(line))) for line in (total, known)]
-        checks.append((float(allowance.tokens), _raised(both[0], rooms, 1), _raised(both[1], rooms, 1)))
+        both = [Quantiles(*(_sum(first, second) for first, second in _pairs(line))) for line in (total, known)]
+        checks.append((float(allowance.tokens), _raised(both[0], needed, 1), _raised(both[1], needed, 1)))
     order = ("never", "at worst", "maybe", "unknown", "likely", "certainly")
     words = [_word(left, band, rest) for left, band, rest in checks] or ["never"]
     verdict = max(words, key=order.index)
@@ -82,14 +85,14 @@ def verdict(allowance: Allowance, total: Line, known: Line, rooms: Mapping[str, 
     }
 
 
-def _raised(band: Band, rooms: Mapping[str, tuple[float, float]], place: int) -> Band:
-    """Return what a budget must hold: what is spent, or more where more is reserved on the way."""
+def _raised(band: Quantiles, needed: Mapping[str, tuple[float, float]], place: int) -> Quantiles:
+    """Return what a budget must have left: the cost, or more where more is reserved at some moment."""
     values = (getattr(band, name) for name in _NAMES[:3])
     low, expected, p95 = (
-        None if value is None else max(value, rooms[name][place])
+        None if value is None else max(value, needed[name][place])
         for name, value in zip(_NAMES[:3], values, strict=True)
     )
-    return Band(low or 0.0, expected, p95, band.worst)
+    return Quantiles(low or 0.0, expected, p95, band.worst)
 
 
 def _pairs(line: Line) -> list[tuple[float | None, float | None]]:
@@ -100,7 +103,7 @@ def _sum(first: float | None, second: float | None) -> Any:
     return None if first is None or second is None else first + second
 
 
-def _word(left: float, band: Band, known: Band) -> str:
+def _word(left: float, band: Quantiles, known: Quantiles) -> str:
     if known.low > left:
         return "certainly"
     if band.expected is None:

@@ -1,4 +1,4 @@
-"""How a call to a model is answered, whichever provider's shape it has: faults, limits, reply, cache, log, latency."""
+"""Answers calls to models, independently of the wire format: faults, limits, reply, cache, log, latency."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from gorgon_api.sandbox.faults import Effects, Faults, Subject
 from gorgon_api.sandbox.http import Request, Response
 from gorgon_api.sandbox.limits import Denied, Gate, Level, Limits
 from gorgon_api.sandbox.log import Log
-from gorgon_api.sandbox.replies import free_text, hints_for, structured
+from gorgon_api.sandbox.replies import free_text, hints_for, repeated, structured, swollen
 
 CACHE_SECONDS = {"5m": 300.0, "1h": 3600.0, "auto": 600.0}
 CACHE_FEWEST = 1024
-"""Tokens below which a provider caches nothing."""
+"""The fewest tokens that a provider caches."""
 
 STREAM_STEPS = 32
-"""In so many portions is a streamed reply sent, when it takes time."""
+"""The number of portions of a streamed reply that takes time."""
 
 FIRST_PORTION = 0.3
-"""The share of a streamed reply's time that passes before its first words."""
+"""The share of a streamed reply's time before its first words."""
 
 REFUSAL = "I'm sorry, but I can't help with that request."
 
@@ -44,8 +44,8 @@ class ProviderFailure(Exception):
     retry_after: float | None = None
 
 
-class Dialect(Protocol):
-    """The shapes of one provider."""
+class WireFormat(Protocol):
+    """The wire format of one provider."""
 
     name: str
 
@@ -70,11 +70,11 @@ class Dialect(Protocol):
         ...
 
     def costs(self, call: ModelCall) -> dict[str, float]:
-        """Return what a call is expected to use of each dimension when it is let in."""
+        """Return the expected usage of a call by dimension, for its admission."""
         ...
 
     def used(self, usage: Usage) -> dict[str, float]:
-        """Return what a call has used of each dimension in the end."""
+        """Return the actual usage of a call by dimension."""
         ...
 
     def body(self, call: ModelCall, reply: ModelReply) -> bytes:
@@ -91,8 +91,8 @@ class Dialect(Protocol):
 
 
 @dataclass(slots=True)
-class Desk:
-    """All that the sandbox remembers.  `latency` is the total time of a reply in seconds, None for a lifelike one."""
+class ModelService:
+    """The state of the sandbox.  `latency` is the total time of a reply in seconds, None for a realistic one."""
 
     seed: int
     latency: float | None
@@ -103,20 +103,20 @@ class Desk:
     requests: int = 0
 
     def request_id(self) -> str:
-        """Return the id of one request, unlike any other of this process."""
+        """Return a request id, unique in this process."""
         self.requests += 1
         return f"req_{hashlib.sha256(f'{self.seed}:{self.requests}'.encode()).hexdigest()[:24]}"
 
-    # one call from beginning to end
+    # one call from start to end
 
-    async def answer(self, dialect: Dialect, request: Request, account: str, call: ModelCall) -> Response:
+    async def answer(self, wire: WireFormat, request: Request, account: str, call: ModelCall) -> Response:
         """Answer a call to a model, or fail as its provider would."""
         request_id = self.request_id()
         now = time.time()
         digest = call.digest()
-        gate = self.limits.gate(dialect.name, account, call.model, now)
+        gate = self.limits.gate(wire.name, account, call.model, now)
         entry = {
-            **log_entry(request, dialect.name, account, call.operation),
+            **log_entry(request, wire.name, account, call.operation),
             "request_id": request_id,
             "model": call.model,
             "role": call.role(),
@@ -125,10 +125,10 @@ class Desk:
             "prompt": without_triggers(call.prompt)[:200],
         }
         try:
-            effects = self.faults.effects(Subject(dialect.name, account, call.model, call.role(), call.said))
+            effects = self.faults.effects(Subject(wire.name, account, call.model, call.role(), call.said))
         except ValueError as error:
-            failure = dialect.failure(400, None, f"The sandbox cannot read a trigger: {error}", call.model)
-            return self.fail(dialect, gate, failure, entry, now)
+            failure = wire.failure(400, None, f"The sandbox cannot read a trigger: {error}", call.model)
+            return self.fail(wire, gate, failure, entry, now)
         entry["faults"] = effects.names
         if effects.first("reset") or effects.first("hang"):
             self.log.add({**entry, "status": 0, "delivered": False})
@@ -136,49 +136,49 @@ class Desk:
         status = effects.first("status")
         midway = call.stream and effects.first("midway")
         if status is not None and not midway:
-            failure = self.injected(dialect, status, effects, call.model)
+            failure = self.injected(wire, status, effects, call.model)
             await asyncio.sleep(effects.delay)
-            return self.fail(dialect, gate, failure, entry, now)
-        if not self.limits.quota_left(gate, dialect.name, account):
-            return self.fail(dialect, gate, dialect.failure(429, "insufficient_quota", None, call.model), entry, now)
-        reserved = dialect.costs(call)
+            return self.fail(wire, gate, failure, entry, now)
+        if not self.limits.quota_left(gate, wire.name, account):
+            return self.fail(wire, gate, wire.failure(429, "insufficient_quota", None, call.model), entry, now)
+        reserved = wire.costs(call)
         denied = gate.admit(reserved, now)
         if denied is not None:
-            return self.fail(dialect, gate, dialect.denial(denied, call.model), entry, now)
+            return self.fail(wire, gate, wire.denial(denied, call.model), entry, now)
         streamed = False
         try:
             reply = self.compose(call, account, digest, effects, now)
-            gate.settle(reserved, dialect.used(reply.usage), now)
-            self.limits.spend(dialect.name, account, reply.usage.input + reply.usage.output)
-            self.log.charge(account, dialect.name, call.model, reply.usage.to_dict())
+            gate.settle(reserved, wire.used(reply.usage), now)
+            self.limits.spend(wire.name, account, reply.usage.input + reply.usage.output)
+            self.log.charge(account, wire.name, call.model, reply.usage.to_dict())
             stored = self.log.add({**entry, "status": 200, "usage": reply.usage.to_dict(), "delivered": True})
-            headers = dialect.headers(gate.levels(now), request_id)
+            headers = wire.headers(gate.levels(now), request_id)
             total = self.reply_time(digest, reply.usage.output) + effects.delay
             passed = asyncio.get_running_loop().time() - request.arrived
             remaining = max(0.0, total - passed)
             if call.stream and not effects.first("drop"):
-                events = self.spoil_events(dialect.events(call, reply), effects)
+                events = self.spoil_events(wire.events(call, reply), effects)
                 if midway:
-                    failure = self.injected(dialect, status or 500, effects, call.model)
+                    failure = self.injected(wire, status or 500, effects, call.model)
                     stored["error"] = failure.code or failure.kind
                     events = events[: len(events) // 2]
-                    events.append(dialect.error_event(call, reply, failure, request_id))
+                    events.append(wire.error_event(call, reply, failure, request_id))
                 end = "truncate" if effects.first("truncate") else "whole"
                 head = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", **headers}
                 stored["delivered"] = end == "whole"
                 streamed = True
-                return Response(200, headers=head, stream=told(events, remaining, request, stored, gate), end=end)
+                return Response(200, headers=head, stream=paced(events, remaining, request, stored, gate), end=end)
             await asyncio.sleep(remaining)
         finally:
             if not streamed:
                 gate.leave()
         if request.closed.done():
             stored["delivered"] = False
-        return self.whole(dialect.body(call, reply), headers, effects, stored)
+        return self.whole(wire.body(call, reply), headers, effects, stored)
 
     @staticmethod
     def whole(body: bytes, headers: dict[str, str], effects: Effects, stored: dict[str, Any]) -> Response:
-        """Return a reply that is not streamed, spoilt where a fault says so."""
+        """Return a reply that is not streamed, damaged if a fault demands it."""
         if effects.first("malformed"):
             body = body[: len(body) * 2 // 3] + b'"}}, oops'
         end = "drop" if effects.first("drop") else "truncate" if effects.first("truncate") else "whole"
@@ -187,7 +187,7 @@ class Desk:
 
     @staticmethod
     def spoil_events(events: list[bytes], effects: Effects) -> list[bytes]:
-        """Return the events, spoilt where a fault says so."""
+        """Return the events, damaged if a fault demands it."""
         middle = len(events) // 2
         if effects.first("malformed"):
             middle += b"event: ping" in events[middle]
@@ -195,28 +195,28 @@ class Desk:
         return events[:middle] if effects.first("truncate") else events
 
     @staticmethod
-    def injected(dialect: Dialect, status: int, effects: Effects, model: str) -> ProviderFailure:
-        """Return the error that a fault asks for."""
-        plain = dialect.failure(status, effects.first("code"), effects.first("message"), model)
+    def injected(wire: WireFormat, status: int, effects: Effects, model: str) -> ProviderFailure:
+        """Return the error of a fault."""
+        plain = wire.failure(status, effects.first("code"), effects.first("message"), model)
         after = effects.first("retry_after")
         return ProviderFailure(plain.status, plain.kind, plain.message, plain.code, plain.param, after)
 
     def fail(
-        self, dialect: Dialect, gate: Gate | None, failure: ProviderFailure, entry: dict[str, Any], now: float
+        self, wire: WireFormat, gate: Gate | None, failure: ProviderFailure, entry: dict[str, Any], now: float
     ) -> Response:
         """Return an error and log it."""
         stored = self.log.add(
             {**entry, "status": failure.status, "error": failure.code or failure.kind, "delivered": True}
         )
-        headers = dialect.headers(gate.levels(now) if gate else {}, stored.get("request_id", ""))
-        headers |= dialect.retry_headers(failure)
-        body = dialect.error(failure, stored.get("request_id", ""))
+        headers = wire.headers(gate.levels(now) if gate else {}, stored.get("request_id", ""))
+        headers |= wire.retry_headers(failure)
+        body = wire.error(failure, stored.get("request_id", ""))
         return Response(failure.status, body, {"content-type": "application/json", **headers})
 
     # the reply
 
     def reply_time(self, digest: str, output_tokens: int) -> float:
-        """Return how long a reply takes, in seconds: the latency that was set, else 80 to 250 ms by its length."""
+        """Return the time of a reply in seconds: the configured latency, else 80 to 250 ms depending on its length."""
         if self.latency is not None:
             return self.latency
         jitter = int(digest[:4], 16) / 0xFFFF
@@ -232,7 +232,7 @@ class Desk:
         return reply
 
     def say(self, call: ModelCall, reply: ModelReply, effects: Effects, rng: random.Random) -> None:
-        """Fill in what is answered."""
+        """Fill in the content of the reply."""
         hints = hints_for(call, rng)
         if effects.first("refuse") or effects.first("stop") == "refusal":
             reply.refusal, reply.stop = REFUSAL, "refusal"
@@ -291,7 +291,7 @@ class Desk:
         reply.usage = usage
 
     def use_cache(self, call: ModelCall, account: str, usage: Usage, now: float) -> None:
-        """Count which beginnings of the input were read from the prompt cache and which were written to it."""
+        """Count which prefixes of the input are read from the prompt cache and which are written to it."""
         known = 0
         for digest, tokens, _ in call.prefixes:
             key = (account, call.model, digest)
@@ -334,15 +334,15 @@ def log_entry(request: Request, provider: str, account: str, operation: str) -> 
     }
 
 
-async def told(
+async def paced(
     events: Sequence[bytes], seconds: float, request: Request, stored: dict[str, Any], gate: Gate
 ) -> AsyncGenerator[bytes, None]:
-    """Send events over `seconds`: the first, a pause, the rest in even portions; then the call is over."""
-    told_all = False
+    """Send events over `seconds`: the first, a pause, then the rest in even portions."""
+    finished = False
     try:
         if seconds <= 0:
             yield b"".join(events)
-            told_all = True
+            finished = True
             return
         yield events[0]
         await asyncio.sleep(seconds * FIRST_PORTION)
@@ -355,36 +355,10 @@ async def told(
             due = begin + seconds * (1 - FIRST_PORTION) * (number + 1) / len(portions)
             if number + 1 < len(portions):
                 await asyncio.sleep(max(0.0, due - loop.time()))
-        told_all = True
+        finished = True
     finally:
         gate.leave()
-        stored["delivered"] &= told_all and not request.closed.done()
-
-
-def repeated(sentence: str, size: int) -> str:
-    """Return `size` bytes of text."""
-    return (sentence * (size // len(sentence.encode()) + 1)).encode()[:size].decode(errors="ignore")
-
-
-def swollen(value: Any, size: int, sentence: str) -> Any:
-    """Return the value with its first text made `size` bytes long."""
-    done = False
-
-    def grow(node: Any) -> Any:
-        nonlocal done
-        if done:
-            return node
-        if isinstance(node, str):
-            done = True
-            return repeated(sentence + " ", size)
-        if isinstance(node, dict):
-            return {key: grow(item) for key, item in node.items()}
-        if isinstance(node, list):
-            return [grow(item) for item in node]
-        return node
-
-    grown = grow(value)
-    return grown if done else {"text": repeated(sentence + " ", size)}
+        stored["delivered"] &= finished and not request.closed.done()
 
 
 def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
@@ -400,7 +374,7 @@ def pieces(text: str) -> list[str]:
 
 
 def account_of(key: str) -> str:
-    """Return how an API key is shown: as it is where it is short, else its beginning alone, it may be a real one."""
+    """Return an API key for display: whole if it is short, else abbreviated, because it may be a real one."""
     return key if len(key) <= 32 else f"{key[:6]}…{hashlib.sha256(key.encode()).hexdigest()[:6]}"
 
 

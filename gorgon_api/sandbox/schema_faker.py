@@ -1,7 +1,7 @@
 """Makes a valid instance of a JSON Schema, with plausible values where a hint is known.
 
-The walk builds an instance that fits by construction wherever it can; what needs luck (`not`, `if`, overlapping
-`oneOf`) is tried again with other random choices.  The same schema, hints and random source always give the same
+The walk builds an instance that fits by construction where possible; for `not`, `if` and overlapping `oneOf` it retries
+with other random choices.  The same schema, hints and random source always give the same
 instance.
 """
 
@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gorgon_api.sandbox.patterns import matching_text
+from gorgon_api.sandbox.regex_faker import matching_text
 from gorgon_api.sandbox.schemas import (
     Schema,
     array_parts,
@@ -28,13 +28,13 @@ from gorgon_api.sandbox.schemas import (
 Path = tuple[str | int, ...]
 
 MISSING: Any = object()
-"""What a hint returns when it knows nothing."""
+"""What a hint returns without a preference."""
 
 Hint = Callable[[Path, str, Mapping[str, Any]], Any]
 """`hint(path, kind, siblings)`: a plausible value for the place, `kind` being a JSON Schema type.
 
-For `array` it is the number of items that would look right.  `siblings` holds what is decided already of the object
-around.
+For `array` it is a plausible number of items.  `siblings` holds the properties of the enclosing object that are already
+chosen.
 """
 
 ATTEMPTS = 24
@@ -136,10 +136,10 @@ class _Walk:
         return self.typed(flat, path, depth, siblings)
 
     def deep(self, depth: int) -> bool:
-        """Return whether it is time to come to an end: only what is required, as short as possible."""
+        """Return whether to finish: only required parts, as short as possible."""
         return depth >= DEEP or self.made > MANY
 
-    # schemas into one
+    # merging schemas
 
     def flatten(self, schema: Schema, hops: int) -> dict[str, Any]:
         """Follow `$ref` and fold `allOf` into one schema.  Raises Impossible."""
@@ -163,7 +163,7 @@ class _Walk:
         return self.flatten(flat, hops + 1)
 
     def merge(self, left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
-        """Return one schema for what has to fit both.  Raises Impossible where that is plain to see."""
+        """Return one schema that requires both.  Raises Impossible if they obviously conflict."""
         merged = dict(left)
         for key, value in right.items():
             merged[key] = self.merge_keyword(key, merged[key], value) if key in merged else value
@@ -184,7 +184,7 @@ class _Walk:
                 }
 
     def merge_keyword(self, key: str, left: Any, right: Any) -> Any:
-        """Return the value of one keyword that stands on both sides."""
+        """Return the merged value of a keyword that both sides have."""
         match key:
             case "type":
                 return self.common_types(left, right)
@@ -243,7 +243,7 @@ class _Walk:
 
     @staticmethod
     def is_null(schema: Schema) -> bool:
-        """Return whether only null fits: the branch to take last, a null says little."""
+        """Return whether only null fits; such a branch is the last choice."""
         return isinstance(schema, Mapping) and schema.get("type") == "null"
 
     @staticmethod
@@ -314,7 +314,7 @@ class _Walk:
 
     @staticmethod
     def implied_type(flat: Mapping[str, Any]) -> str:
-        """Return the type that the keywords of a schema without `type` speak of."""
+        """Return the type that the keywords of a schema without `type` imply."""
         for kind, keywords in (
             ("object", ("properties", "required", "additionalProperties", "minProperties", "patternProperties")),
             ("array", ("items", "prefixItems", "minItems", "contains", "uniqueItems")),
@@ -344,7 +344,7 @@ class _Walk:
                 raise Impossible(f"{kind} is no type")
 
     def hinted(self, path: Path, kind: str, siblings: Mapping[str, Any]) -> Any:
-        """Return what the hint says; on later tries only sometimes, it may be what does not fit."""
+        """Return the hint's value; on retries only sometimes, because it may not fit."""
         return MISSING if self.loose > 1 else self.hint(path, kind, siblings)
 
     def number(self, kind: str, flat: Mapping[str, Any], path: Path, siblings: Mapping[str, Any]) -> float:
@@ -373,7 +373,7 @@ class _Walk:
 
     @staticmethod
     def bounds(flat: Mapping[str, Any]) -> tuple[float, float]:
-        """Return the bounds, exclusive ones like the others; what lies on them is tried and refused."""
+        """Return the bounds, treating exclusive ones as inclusive; a value on them is rejected later."""
         lows = [flat.get("minimum"), flat.get("exclusiveMinimum")]
         highs = [flat.get("maximum"), flat.get("exclusiveMaximum")]
         low = max((x for x in lows if x is not None and not isinstance(x, bool)), default=-math.inf)
@@ -522,7 +522,7 @@ class _Walk:
         return self.make(schema, (*path, name), depth + 1, made)
 
     def add_dependent(self, flat: Mapping[str, Any], path: Path, depth: int, made: dict[str, Any]) -> None:
-        """Add what other properties require, or leave those out that require too much."""
+        """Add properties that others require, or omit those that require too much."""
         for name, needed in flat.get("dependentRequired", {}).items():
             for other in needed:
                 if name in made and other not in made:
