@@ -147,7 +147,7 @@ class Services:
             idempotency_key=idempotency_key,
             trace_id=trace_id,
         )
-        return Submitted(self.views.public_id(number), created)
+        return Submitted(self.views.public_id(number), created, to_run=control.work(plan))
 
     def run(self, run_id: str, *, steps: bool = False) -> dict[str, Any]:
         """Return one run.  Raises NotFound."""

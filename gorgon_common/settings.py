@@ -100,22 +100,27 @@ class Settings(BaseSettings):
     broker_url: str = Field(
         default_factory=_broker,
         json_schema_extra=_shown("GORGON_REDIS_URL, else gmem:// (embedded)"),
-        description="Where the messages to workers travel; gmem:// keeps them in this process.",
+        description="The broker for messages to workers; gmem:// keeps them in this process.",
     )
     prices: Path | None = Field(
-        None, description="Your own price table, in the form of gorgon_common/costs/prices.yaml; it goes first."
+        None,
+        description="Your own price table, in the form of gorgon_common/costs/prices.yaml; its prices take precedence.",
     )
     commands_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Executables that command steps may run, separated by commas; * for all, empty for none."
     )
     limits_file: Path | None = Field(None, description="A YAML file with tiers, rate limits and weights of your own.")
-    sandbox_url: str | None = Field(None, description="A sandbox that is running already; without it one is started.")
+    sandbox_url: str | None = Field(
+        None, description="The URL of a sandbox that is already running; if unset, one is started."
+    )
     sandbox_seed: int = Field(0, description="Seed of the sandbox's replies.")
     sandbox_latency: float | None = Field(
-        None, ge=0, description="Total time of one reply of the sandbox, such as 500ms; without it a realistic one."
+        None, ge=0, description="How long the sandbox takes for a reply, such as 500ms; realistic times if unset."
     )
-    api_url: str = Field("http://127.0.0.1:8000", description="The server that `gorgon run --server` and others ask.")
-    api_key: SecretStr | None = Field(None, description="The key that the API demands and that its clients send.")
+    api_url: str = Field(
+        "http://127.0.0.1:8000", description="The server that commands use, without `--server` too if it is set."
+    )
+    api_key: SecretStr | None = Field(None, description="The key that the API requires and that its clients send.")
     api_teams: Annotated[tuple[str, ...], NoDecode] = Field(
         ("*",), description="Teams that GORGON_API_KEY may act for, separated by commas; * for all."
     )
@@ -132,13 +137,19 @@ class Settings(BaseSettings):
     )
     access_log: bool = Field(True, description="The API logs each request.")
     lease_seconds: float = Field(
-        30.0, gt=0, description="How long a worker that says nothing keeps its steps before others take them over."
+        30.0, gt=0, description="How long a silent worker keeps its steps before other workers take them over."
     )
     poison_deaths: int = Field(
         3,
         ge=3,
         le=1000,
         description="Deaths of its workers after which a step fails, where chance does not explain them.",
+    )
+    grace_seconds: float = Field(
+        25.0,
+        ge=0,
+        description="How long a worker that is told to stop waits for the steps that it holds; at the end of it the "
+        "process is gone.",
     )
     slots: int = Field(50, ge=1, le=1000, description="Steps that one worker process runs at the same time.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -213,7 +224,7 @@ class Settings(BaseSettings):
     def _names(cls, value: Any) -> Any:
         return tuple(name for name in re.split(r"[,\s]+", value) if name) if isinstance(value, str) else value
 
-    @field_validator("sandbox_latency", "lease_seconds", mode="before")
+    @field_validator("sandbox_latency", "lease_seconds", "grace_seconds", mode="before")
     @classmethod
     def _seconds(cls, value: Any) -> Any:
         return parse_duration(value) if isinstance(value, str) else value

@@ -63,7 +63,7 @@ def begin(options: dict[str, Any], **_: object) -> None:
 
     @worker_shutdown.connect(weak=False)
     def _end(**_: object) -> None:
-        runtime.close()
+        runtime.close(5.0)
         services.close()
         metrics.close()
 

@@ -74,7 +74,9 @@ def run(
     with ExitStack() as stack:
         sandbox = own_sandbox(stack, settings, needed=not live and not detach)
         services = stack.enter_context(local_services(settings if detach else here(settings)))
-        plan = compile_file(services, find_workflow(file), quiet=as_json)
+        workflow = find_workflow(file)
+        named = file if workflow.name is None and file != "-" else None
+        plan = compile_file(services, workflow, quiet=as_json)
         if live:
             require_keys(plan, settings)
         values = read_inputs(inputs, inputs_file, plan.inputs)
@@ -83,7 +85,7 @@ def run(
             if not as_json:
                 warn_of_limit(services.estimate(plan, values, target=target, team=team), max_cost)
         if not live and not as_json:
-            terminal.whisper("On the sandbox, offline: replies are invented. --live calls the real providers.")
+            terminal.whisper("Offline, on the sandbox: replies are invented. --live calls the real providers.")
         if detach:
             _detach(services, plan, values, target=target, team=team, as_json=as_json)
         document, interrupted = run_embedded(
@@ -94,7 +96,7 @@ def run(
             sandbox=sandbox,
             as_json=as_json,
         )
-    conclude(document, left=interrupted, full=full, as_json=as_json)
+    conclude(document, left=interrupted, full=full, as_json=as_json, file=named)
 
 
 def _observe(settings: Settings) -> None:
@@ -130,7 +132,7 @@ def compile_file(services: Services, workflow: Workflow, *, quiet: bool = False)
     if plan.unavailable:
         raise errors.NotAvailable(
             "This workflow cannot run yet:" + "".join(f"\n  {sentence}" for sentence in plan.unavailable),
-            hint="It is valid, and `gorgon graph` shows it; take these steps out to run the rest.",
+            hint="It is valid, and `gorgon graph` shows it; remove these steps to run the rest.",
         )
     return plan
 
@@ -194,7 +196,7 @@ def run_embedded(
             terminal.note(f"{submitted.reused} reused, {submitted.to_run} to run")
         view = choose_view(as_json=as_json, target=target)
         try:
-            return follow(services, submitted.run_id, view, cancels=True)
+            return follow(services, submitted.run_id, view, cancels=True, grace=services.settings.grace_seconds)
         except BaseException:
             _abandon(services, submitted.run_id)
             raise
@@ -231,13 +233,13 @@ def _detach(
 ) -> None:
     if services.settings.embedded:
         raise errors.ConfigurationError(
-            "--detach leaves the run to a worker, and none can be reached: messages stay in this process.",
+            "--detach leaves the run to a worker, but no worker can be reached: messages stay in this process.",
             hint="Set GORGON_REDIS_URL and start `gorgon worker`, or use --server.",
         )
     submitted = services.submit(plan, values, target=target, team=team)
     waits = services.run(submitted.run_id).get("waits_for")
     if waits and not as_json:
-        terminal.note(f"It {waits['what']}.")
+        terminal.note(f"The run {waits['what']}.")
     _left(submitted.run_id, None, as_json=as_json)
 
 
@@ -247,8 +249,8 @@ def _left(run_id: str, server: str | None, *, as_json: bool) -> None:
     else:
         terminal.say(run_id)
         where = f" --server {server}" if server else ""
-        terminal.note(f"It goes on by itself: gorgon runs watch {run_id}{where}")
-    raise typer.Exit(terminal.EXIT_WAITING)
+        terminal.note(f"The run goes on by itself: gorgon runs watch {run_id}{where}")
+    raise typer.Exit
 
 
 def _run_on_server(
@@ -305,7 +307,10 @@ def resume(run: str, *, file: str | None, detach: bool, server: str | None, as_j
             require_keys(plan, settings)
         if detach:
             if settings.embedded:
-                raise errors.ConfigurationError("--detach needs a broker.", hint="Set GORGON_REDIS_URL.")
+                raise errors.ConfigurationError(
+                    "--detach leaves the run to a worker, but no worker can be reached: messages stay in this process.",
+                    hint="Set GORGON_REDIS_URL and start `gorgon worker`, or use --server.",
+                )
             _left(services.resume(run_id, plan=plan).run_id, None, as_json=as_json)
         sandbox = own_sandbox(stack, settings, needed=target == "sandbox")
         document, interrupted = run_embedded(
@@ -316,12 +321,14 @@ def resume(run: str, *, file: str | None, detach: bool, server: str | None, as_j
             sandbox=sandbox,
             as_json=as_json,
         )
-    conclude(document, left=interrupted, full=False, as_json=as_json)
+    conclude(document, left=interrupted, full=False, as_json=as_json, file=file)
 
 
 def _resume_on_server(client: Client, run: str, *, file: str | None, detach: bool, as_json: bool) -> None:
     if file is not None:
-        raise errors.NotAvailable("--file cannot be used with --server yet.", hint="Resume it as it was.")
+        raise errors.NotAvailable(
+            "--file cannot be used with --server yet.", hint="Resume it without --file, as it was."
+        )
     submitted = client.resume(resolve_run(client, run))
     run_id = str(submitted["run_id"])
     if not as_json:

@@ -386,13 +386,13 @@ def told(gate: Gate, wait: Wait) -> str:
     who = f"{gate.provider} {gate.model}"
     match wait.why:
         case limits.RETRY_AFTER:
-            return f"{who}: the provider has asked for a pause"
+            return f"{who}: the provider asked for a pause"
         case limits.BREAKER:
-            return f"{who}: the circuit breaker is open, most of the last calls failed"
+            return f"{who}: blocked, because most of the last calls failed"
         case limits.CONCURRENCY:
-            return f"{who}: as many calls are in flight as may be"
+            return f"{who}: the maximum number of calls is in flight"
         case limits.TURN:
-            return f"{who}: other calls are first"
+            return f"{who}: other calls come first"
         case limits.UNREACHABLE:
-            return "the limiter cannot be reached"
-    return f"{who}: rate limit on {wait.why.replace('_', ' ')}"
+            return "the rate limiter cannot be reached"
+    return f"{who}: no room under the rate limit for {wait.why.replace('_', ' ')}"

@@ -149,7 +149,8 @@ class Runtime:
         while not self._stop.is_set():
             try:
                 self._renew()
-                self.machine.backlog_seen = bool(self.store.shelved())
+                if self.machine.held or self.machine.backlog_seen:  # else a message comes first
+                    self.machine.backlog_seen = bool(self.store.shelved())
                 self.machine.reconcile()
                 if metrics.multiprocess():
                     self.measure()  # another process answers, which cannot ask this one
@@ -162,15 +163,21 @@ class Runtime:
     def _watch(self) -> None:
         while not self._stop.wait(CANCEL_SECONDS):
             held = {key >> ROW_BITS for key in list(self.machine.held)}
+            self._cancelled.intersection_update(held)
             try:
                 self._cancelled.update(self.store.cancelled(held - self._cancelled))
             except GorgonError:
                 continue
 
-    def close(self, seconds: float = 5.0) -> bool:
-        """Take nothing more, wait for what runs, give up the lease.  Returns whether all had ended."""
+    def close(self, seconds: float) -> bool:
+        """Take nothing more, wait so long for what is held, and give up the lease.  Returns whether all had ended.
+
+        What has not ended by then is given back, so that another worker has it at once.
+        """
         metrics.unwatch(self.measure)
         ended = self.machine.close(seconds)
+        if not ended:
+            log.warning("steps had not ended within the grace period: others run them again")
         with self._renewing:  # a lease that was given up must stay so
             self._stop.set()
         self.sweep.stop()

@@ -17,6 +17,8 @@ from celery import Celery, chain, chord, group
 from celery.backends.redis import RedisBackend
 from celery.canvas import Signature
 from kombu.exceptions import OperationalError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from gorgon_common import lazy, messages, queues
 from gorgon_common.canvas import lowering
@@ -31,6 +33,9 @@ from gorgon_common.workflow.plan import Kind, Node
 
 EPOCH_KEY = "gorgon:epoch"
 DEPTH_SECONDS = 0.05
+REDIS_SECONDS = 5
+"""How long connecting to Redis, and an answer of it, may take."""
+HEALTH_SECONDS = 5
 THREADS_PER_SLOT = 2
 """Task threads of a worker for each slot."""
 
@@ -75,7 +80,12 @@ def make_app(broker_url: str, *, name: str = "gorgon", events: bool = False) -> 
         result_backend_thread_safe=embedded,  # one for all threads: chords are published and counted by different ones
         task_publish_retry=False,  # the sweep retries; a submission must not hang if the broker is unavailable
         broker_transport_options={
-            "socket_connect_timeout": 5,
+            "socket_connect_timeout": REDIS_SECONDS,
+            # A connection may die without a word.  `socket_timeout` bounds what is written and read at once, the health
+            # check drops a wait for messages whose answer is overdue; the defaults are never, and 51 s.
+            "socket_timeout": REDIS_SECONDS,
+            "socket_keepalive": True,
+            "health_check_interval": HEALTH_SECONDS,
             # For publishers, which would wait 6 s for an unavailable broker; workers have their own retries.
             "max_retries": 1,
             "interval_start": 0,
@@ -85,7 +95,9 @@ def make_app(broker_url: str, *, name: str = "gorgon", events: bool = False) -> 
         result_backend_transport_options={
             "retry_policy": {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
         },
-        redis_socket_connect_timeout=5,
+        redis_socket_connect_timeout=REDIS_SECONDS,
+        redis_socket_timeout=REDIS_SECONDS,
+        redis_socket_keepalive=True,
     )
     if embedded:
         _ = app.backend  # created here, before two threads can create one each
@@ -294,15 +306,21 @@ class CeleryCanvas:
 
 
 def _label(run: Run, node: Node, count: int = 1) -> str:
-    name = node.id.removesuffix("[]").removesuffix("#")
+    name = node.name
     return messages.label(lowering.task(node), node.spec.get("role"), run.info.workflow, name, count)
 
 
 def _client(broker_url: str) -> Any:
+    # A second try finds a new connection where the first one was dead.
+    options: dict[str, Any] = {
+        "socket_timeout": REDIS_SECONDS,
+        "socket_connect_timeout": REDIS_SECONDS,
+        "retry": Retry(NoBackoff(), 1),
+    }
     if broker_url.startswith("redis+socket://"):
         path, _, query = broker_url.removeprefix("redis+socket://").partition("?")
         number = query.partition("virtual_host=")[2] or "0"
-        return redis.Redis(unix_socket_path=path, db=int(number))
+        return redis.Redis(unix_socket_path=path, db=int(number), **options)
     if broker_url.startswith(("redis://", "rediss://")):
-        return redis.Redis.from_url(broker_url)
+        return redis.Redis.from_url(broker_url, socket_keepalive=True, **options)
     return None

@@ -278,7 +278,7 @@ def _tree(plan: Plan, segment: Segment) -> list[str]:
 
 def _composite(plan: Plan, index: int) -> list[str]:
     node = plan.nodes[index]
-    head = f"in place: {node.kind} {node.id}"
+    head = f"in place: {node.kind} {node.name}"
     if node.kind not in COMPOSITE:
         return [head]
     lines = [head]
@@ -287,7 +287,7 @@ def _composite(plan: Plan, index: int) -> list[str]:
         inner = plan.nodes[child]
         last = place == len(inside) - 1
         what = _composite(plan, child) if inner.queue is None else [_one(plan, message_of(plan, child))]
-        word = {"item": "group of lanes", "reduce": "then, as a chord's body"}.get(role, role)
+        word = {"item": "group of parallel lanes", "reduce": "then, as a chord's body"}.get(role, role)
         lines.append(f"{'└─' if last else '├─'} {word}: {what[0]}")
         lines += [f"{'   ' if last else '│  '}{line}" for line in what[1:]]
     return lines
@@ -300,7 +300,7 @@ def message_of(plan: Plan, index: int) -> Message:
 
 
 def _one(plan: Plan, sent: Message) -> str:
-    shown = [plan.nodes[index].id for index in (sent.runs or sent.nodes)]
+    shown = [plan.nodes[index].name for index in (sent.runs or sent.nodes)]
     names = " → ".join(shown) if sent.runs else ", ".join(shown[:6]) + (f", … ({len(shown)})" if len(shown) > 6 else "")
     return f"{sent.task} {names}  [{sent.queue}]"
 

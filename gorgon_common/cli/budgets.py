@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gorgon_common import errors
-from gorgon_common.cli import terminal
+from gorgon_common.cli import tables, terminal
 from gorgon_common.cli.backends import runs_of
 from gorgon_common.client.views import budget_document
 from gorgon_common.costs.budgets import dollars
 
 _NONE = "none"
+_COLUMNS = (
+    tables.text("budget", least=12),
+    tables.exact("per"),
+    tables.exact("target"),
+    tables.number("limit"),
+    tables.number("spent"),
+    tables.number("reserved", drop=3),
+    tables.number("used", drop=1),
+    tables.exact("until", drop=4),
+)
 
 
 def set_budget(
@@ -35,7 +45,7 @@ def set_budget(
         return
     shown = [text for text in (_money(made["usd_limit"]), _count(made["token_limit"])) if text]
     told = " and ".join(shown) or "no limit any more"
-    zone = "" if made["period"] == "run" else f", days of {made['timezone']}"
+    zone = "" if made["period"] == "run" else f"; days begin at midnight in {made['timezone']}"
     terminal.say(f"{_name(made)} per {made['period']}: {told}{zone}.")
 
 
@@ -46,15 +56,19 @@ def list_budgets(*, server: str | None, as_json: bool) -> None:
     if as_json:
         terminal.emit([budget_document(entry) for entry in found])
         return
+    tell(found)
+
+
+def tell(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print budgets for people."""
     if not found:
         terminal.say("There are no budgets.  `gorgon budgets set org --usd 100` sets one for each month.")
         return
     rows = []
     for entry in found:
         for account in entry["accounts"] or [{}]:
-            rows += [row for row in (_row(entry, account, "usd", _money), _row(entry, account, "token", _count)) if row]
-    columns = ("budget", "per", "target", "limit", "spent", "reserved", "used", "until")
-    terminal.table(columns, rows, right=("limit", "spent", "reserved", "used"))
+            rows += [row for row in (_row(entry, account, "usd", _money), _row(entry, account, "token", _short)) if row]
+    tables.show(_COLUMNS, rows)
 
 
 def _row(entry: Mapping[str, Any], account: Mapping[str, Any], unit: str, shown: Any) -> tuple[str, ...] | None:
@@ -64,7 +78,7 @@ def _row(entry: Mapping[str, Any], account: Mapping[str, Any], unit: str, shown:
     spent = account.get(f"{unit}_spent", 0)
     used = f"{100 * spent // limit} %" if limit else "–"
     if entry["period"] == "run":
-        return (_name(entry), "run", "", shown(limit), "", "", "", "each run by itself")
+        return (_name(entry), "run", "", shown(limit), "", "", "", "separate for each run")
     until = (account.get("ends_at") or "")[:16].replace("T", " ")
     return (
         _name(entry),
@@ -88,6 +102,10 @@ def _name(entry: Mapping[str, Any]) -> str:
 
 def _money(micro: int | None) -> str:
     return "" if micro is None else dollars(micro)
+
+
+def _short(tokens: int | None) -> str:
+    return "" if tokens is None else f"{tokens:,} tok"
 
 
 def _count(tokens: int | None) -> str:

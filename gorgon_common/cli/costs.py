@@ -9,14 +9,36 @@ from typing import Any
 
 from gorgon_common import errors
 from gorgon_common.bootstrap import Services
-from gorgon_common.cli import terminal
+from gorgon_common.cli import tables, terminal
 from gorgon_common.cli.backends import resolve_run, runs_of
 from gorgon_common.client.http import Client
 
 _PAGE = 1000
 _NAMES = {"": "Total", "live": "Live", "sandbox": "On the sandbox (play money)", "library": "Recorded by your programs"}
-_BAR = 24
+_BAR = 10
 _TOKENS = ("input", "cache_read", "cache_write", "output", "reasoning")
+_FIGURES = (
+    tables.number("calls", drop=1),
+    tables.number("failed", drop=6),
+    tables.number("input", drop=4),
+    tables.number("cached", drop=5),
+    tables.number("output", drop=4),
+    tables.number("cost"),
+    tables.exact("share", drop=3),
+)
+_CALLS = (
+    tables.exact("at", drop=4),
+    tables.text("step", least=10),
+    tables.text("role", drop=5, least=8),
+    tables.text("model", least=12),
+    tables.number("attempt", drop=6),
+    tables.number("input", drop=3),
+    tables.number("output", drop=3),
+    tables.number("cost"),
+    tables.number("took", drop=2),
+    tables.exact("outcome", drop=1),
+    tables.exact("target", drop=7),
+)
 _SUMS = ("calls", "failed_calls", "runs", "cost_usd", "known_cost_usd", "unpriced_calls", "latency_ms")
 _CALL = (
     "at",
@@ -53,7 +75,7 @@ def report(
 ) -> None:
     """Print a report, or each call."""
     if as_csv and as_json:
-        raise errors.InputInvalid("--csv and --json exclude each other.")
+        raise errors.InputInvalid("--csv and --json cannot be combined.")
     with runs_of(server) as backend:
         chosen = _chosen(backend, only)
         if each:
@@ -89,14 +111,19 @@ def tell(document: Mapping[str, Any]) -> None:
     lines = []
     for row in rows:
         share = row["known_cost_usd"] / whole if whole else 0.0
-        bar = "█" * round(_BAR * share) if terminal.interactive() else f"{share:.1%}"
-        lines.append([*(_cell(row[name]) for name in names), *_figures(row), bar])
-    columns = (*names, "calls", "failed", "input", "cached", "output", "cost", "share")
-    terminal.table(columns, lines, right=("calls", "failed", "input", "cached", "output", "cost"))
+        lines.append([*(_cell(row[name]) for name in names), *_figures(row), _bar(share)])
+    tables.show((*(tables.text(name, least=10) for name in names), *_FIGURES), lines)
     left = int(document.get("groups", len(rows))) - len(rows)
     if left > 0:
         terminal.note(f"… and {left} more")
     _sums(document)
+
+
+def _bar(share: float) -> str:
+    """Return a share as a bar; in a pipe as a number."""
+    if not terminal.interactive():
+        return f"{share:.1%}"
+    return "█" * round(_BAR * share) or ("▏" if share else "")
 
 
 def _sums(document: Mapping[str, Any]) -> None:
@@ -104,11 +131,13 @@ def _sums(document: Mapping[str, Any]) -> None:
     terminal.note("")
     shown, left = _by_target(document)
     for name, sums in shown.items():
-        runs = f" in {_counted(sums['runs'], 'run')}" if sums["runs"] else ""
-        terminal.note(f"{_NAMES.get(name, name)}: {terminal.cost(sums)} for {_counted(sums['calls'], 'call')}{runs}")
+        runs = f" in {terminal.counted(sums['runs'], 'run')}" if sums["runs"] else ""
+        terminal.note(
+            f"{_NAMES.get(name, name)}: {terminal.cost(sums)} for {terminal.counted(sums['calls'], 'call')}{runs}"
+        )
     for name, sums in left.items():
         terminal.note(
-            f"Not counted: {_counted(sums['calls'], 'call')}, {_NAMES.get(name, name).lower()}, "
+            f"Not counted: {terminal.counted(sums['calls'], 'call')}, {_NAMES.get(name, name).lower()}, "
             f"{terminal.cost(sums)}. See --target {name}."
         )
 
@@ -126,15 +155,11 @@ def _by_target(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
 def _nothing(document: Mapping[str, Any]) -> None:
     _, left = _by_target(document)
     if not left:
-        terminal.note("No calls. `gorgon run` makes some; --from, --to and the other options may leave them out.")
+        terminal.note("No calls match. `gorgon run` makes some; check --from, --to and the other filters.")
         return
     terminal.note("No calls that cost real money." if "live" in document["targets"] else "No such calls.")
     for name, sums in left.items():
-        terminal.note(f"There are {_counted(sums['calls'], 'call')}, {_NAMES[name].lower()}: --target {name}")
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{terminal.number(count)} {what}{'' if count == 1 else 's'}"
+        terminal.note(f"There are {terminal.counted(sums['calls'], 'call')}, {_NAMES[name].lower()}: --target {name}")
 
 
 def _figures(row: Mapping[str, Any]) -> list[str]:
@@ -168,8 +193,12 @@ def _calls(
     elif as_csv:
         _csv([*_CALL, *(f"{name}_tokens" for name in _TOKENS)], map(_flat, rows))
     else:
-        columns = ("at", "step", "role", "model", "attempt", "input", "output", "cost", "took", "outcome", "target")
-        terminal.table(columns, [_call(row) for row in rows], right=("attempt", "input", "output", "cost", "took"))
+        tell_calls(list(rows))
+
+
+def tell_calls(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print calls for people."""
+    tables.show(_CALLS, [_call(row) for row in rows])
 
 
 def _pages(

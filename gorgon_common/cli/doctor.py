@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +19,7 @@ from gorgon_common import bootstrap, errors, lazy, persistence
 from gorgon_common.cli import terminal
 from gorgon_common.home import protect
 from gorgon_common.masking import MASK, SHORTEST, redact
-from gorgon_common.settings import Settings, describe, get_settings, unknown_variables, variable_of
+from gorgon_common.settings import Setting, Settings, describe, get_settings, unknown_variables, variable_of
 
 _OLDEST, _NEWEST = (3, 11), (3, 13)
 _PACKAGES = ("celery", "kombu", "sqlalchemy", "pydantic", "redis", "psycopg", "openai", "anthropic", "fastapi")
@@ -61,7 +61,7 @@ def doctor(*, as_json: bool) -> None:
             }
         )
     else:
-        _print(findings, settings)
+        tell(findings, describe(settings))
     if broken:
         home = any(finding.name == "Home" and finding.state == "problem" for finding in findings)
         raise typer.Exit(terminal.EXIT_BAD_INPUT if home else terminal.EXIT_RUN_FAILED)
@@ -99,7 +99,7 @@ def _system() -> Iterator[Finding]:
         yield Finding(
             "Start-up",
             "warning",
-            "PYTHONDONTWRITEBYTECODE is set: every start compiles everything again",
+            "PYTHONDONTWRITEBYTECODE is set, so every start compiles all modules again",
             "Unset it.",
         )
 
@@ -122,7 +122,9 @@ def _storage(settings: Settings) -> Iterator[Finding]:
         yield Finding("Home", "problem", error.message, error.hint)
         return
     if not os.access(home, os.W_OK):
-        yield Finding("Home", "problem", f"{home} cannot be written", "Set GORGON_HOME to a directory of yours.")
+        yield Finding(
+            "Home", "problem", f"{home} cannot be written", "Set GORGON_HOME to a directory that you can write to."
+        )
         return
     free = shutil.disk_usage(home).free
     small = free < 200_000_000
@@ -182,7 +184,7 @@ def _redis(settings: Settings) -> Iterator[Finding]:
     yield Finding("Redis", "ok", f"{info.get('redis_version')} at {_address(settings.redis_url)}")
     if policy is None:
         yield Finding(
-            "Redis memory", "warning", "CONFIG is not allowed here", "See that maxmemory-policy is noeviction."
+            "Redis memory", "warning", "CONFIG is not allowed here", "Make sure that maxmemory-policy is noeviction."
         )
     elif policy != "noeviction":
         yield Finding(
@@ -247,18 +249,28 @@ def _commands(settings: Settings) -> Iterator[Finding]:
 
 def _strangers() -> Iterator[Finding]:
     for name in unknown_variables():
-        yield Finding("Settings", "warning", f"{name} means nothing", "Is it misspelt? The settings are listed below.")
+        yield Finding(
+            "Settings",
+            "warning",
+            f"{name} is not a setting of Gorgon",
+            "Is it misspelt? The settings are listed below.",
+        )
 
 
 def _masked(text: str) -> str:
     return " ".join(redact(text).split())
 
 
-def _print(findings: list[Finding], settings: Settings) -> None:
+def tell(findings: Sequence[Finding], settings: Sequence[Setting]) -> None:
+    """Print a report for people."""
     text = lazy.load("rich.text:Text")
+    padding = lazy.load("rich.padding:Padding")
     screen = terminal.console()
+    wrapped = terminal.interactive()
     symbols = {"ok": ("✓", "ok"), "info": ("·", "quiet"), "warning": ("!", "wait"), "problem": ("✗", "bad")}
     grid = lazy.load("rich.table:Table").grid(padding=(0, 2, 0, 0))
+    for overflow in ("ignore", "ignore", "fold"):
+        grid.add_column(overflow=overflow, no_wrap=overflow == "ignore")
     for finding in findings:
         detail = text(finding.detail)
         if finding.hint:
@@ -266,17 +278,21 @@ def _print(findings: list[Finding], settings: Settings) -> None:
         grid.add_row(text(*symbols[finding.state]), text(finding.name), detail)
     screen.print(grid)
     screen.print()
-    for setting in describe(settings):
+    for setting in settings:
         line = text.assemble((f"{setting.variable:<24} ", "name"), setting.value or "–")
         if setting.value == setting.default or not setting.value:
             line.stylize("quiet", 25)
         else:
             line.append(f"   (default {setting.default or '–'})", style="quiet")
         screen.print(line, soft_wrap=True)
-        screen.print(text(f"{'':<25}{setting.description}", style="quiet"), soft_wrap=True)
+        description = text(setting.description, style="quiet")
+        indent = 25 if not wrapped or screen.width >= 80 else 4
+        screen.print(
+            padding.indent(description, indent) if wrapped else text(" " * indent) + description, soft_wrap=not wrapped
+        )
     count = sum(finding.state == "problem" for finding in findings)
     screen.print()
     if count:
-        screen.print(text(f"{count} {'thing needs' if count == 1 else 'things need'} mending.", style="bad"))
+        screen.print(text(f"{terminal.counted(count, 'problem')} to fix.", style="bad"))
     else:
         screen.print(text("Everything that is needed works.", style="ok"))

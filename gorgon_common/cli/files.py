@@ -26,7 +26,7 @@ def init(path: str, *, template: str, force: bool) -> None:
     if target.is_dir():
         target = target / "workflow.yaml"
     if target.exists() and not force:
-        raise errors.Conflict(f"{target} exists already.", hint="Give another name, or --force to overwrite it.")
+        raise errors.Conflict(f"{target} already exists.", hint="Choose another name, or use --force to overwrite it.")
     text = catalogue.template(template)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -60,16 +60,16 @@ def validate(files: Sequence[str], *, as_json: bool) -> None:
         terminal.emit({"valid": valid, "problems": [problem.to_dict() for problem in problems]})
     elif not valid:
         count = sum(problem.severity == "error" for problem in problems)
-        terminal.say(f"\n{count} {'problem' if count == 1 else 'problems'}.")
+        terminal.say(f"\n{terminal.counted(count, 'problem')}.")
     if not valid:
         raise typer.Exit(terminal.EXIT_BAD_INPUT)
 
 
 def _verdict(file: str, steps: int, warnings: int) -> Any:
     text = lazy.load("rich.text:Text")
-    told = f" is valid: {steps} {'step' if steps == 1 else 'steps'}"
+    told = f" is valid: {terminal.counted(steps, 'step')}"
     if warnings:
-        told += f", {warnings} {'warning' if warnings == 1 else 'warnings'}"
+        told += f", {terminal.counted(warnings, 'warning')}"
     return text.assemble(("✓ ", "ok"), (file, "name"), told)
 
 
@@ -93,7 +93,7 @@ def fmt(files: Sequence[str], *, check: bool) -> None:
             _write(Path(name), made)
             terminal.note(f"formatted {name}")
     if check and changed:
-        terminal.note(f"{changed} of {len(files)} would change: gorgon fmt {' '.join(files)}")
+        terminal.note(f"{changed} of {len(files)} would change. To format: gorgon fmt {' '.join(files)}")
         raise typer.Exit(terminal.EXIT_RUN_FAILED)
 
 

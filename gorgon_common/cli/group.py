@@ -1,13 +1,14 @@
-"""The group of all commands: one place where errors become messages and exit codes, and help has sections."""
+"""Commands and their groups: where errors become messages and exit codes, and what help looks like."""
 
 from __future__ import annotations
 
 import errno
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from gorgon_common import errors
 from gorgon_common.cli import terminal
@@ -51,6 +52,65 @@ def environment_fault(error: Exception) -> errors.ConfigurationError | None:
     return errors.ConfigurationError(f"{error.strerror}{where}.", hint=_REASONS[error.errno])
 
 
+_METAVARS = {"str": "TEXT", "int": "N", "float": "NUMBER"}
+"""What stands for a value in help, where the option does not name it itself."""
+
+
+def examples(*lines: str) -> dict[str, Any]:
+    """Return what makes a command show examples at the end of its help; each is a line that can be run as it is."""
+    return {"cls": Command, "epilog": "\n".join(lines)}
+
+
+def _write_examples(epilog: str | None, formatter: HelpFormatter) -> None:
+    lines = (epilog or "").splitlines()
+    if lines:
+        with formatter.section("Example" if len(lines) == 1 else "Examples"):
+            for line in lines:
+                formatter.write(f"{' ' * formatter.current_indent}{line}\n")
+
+
+class Command(TyperCommand):
+    """A command whose epilog is examples, one a line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for param in self.params:
+            if isinstance(param, TyperOption) and param.metavar is None:
+                param.metavar = _METAVARS.get(param.bare_type())
+
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write arguments and options; the types of arguments, which are Python's, are left out."""
+        for title, kind in (("Arguments", "argument"), ("Options", "option")):
+            records = [param.get_help_record(ctx) for param in self.get_params(ctx) if param.param_type_name == kind]
+            rows = [(re.sub(r" <.*>$", "", record[0]), record[1]) for record in records if record is not None]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+    def format_epilog(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the examples."""
+        _write_examples(self.epilog, formatter)
+
+
+class Commands(TyperGroup):
+    """A group of commands, such as `gorgon runs`; what each does is never cut."""
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the commands with the first sentence of their help."""
+        rows = [(name, summary(command)) for name, command in self.commands.items() if not command.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def format_epilog(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the examples."""
+        _write_examples(self.epilog, formatter)
+
+
+def summary(command: Any) -> str:
+    """Return the first paragraph of a command's help on one line."""
+    return " ".join((command.help or "").split("\n\n")[0].split())
+
+
 class Group(TyperGroup):
     """Ends with a message and a code where a command raises; never with a traceback, unless --debug asks for it."""
 
@@ -82,7 +142,7 @@ class Group(TyperGroup):
             if outside is not None:
                 self._end(ctx, outside, terminal.EXIT_BAD_INPUT)
             fault = Fault(
-                f"This is a fault of Gorgon: {type(error).__name__}: {redact(str(error))}",
+                f"This is a bug in Gorgon: {type(error).__name__}: {redact(str(error))}",
                 hint="`gorgon --debug …` shows where; please report it.",
             )
             self._end(ctx, fault, terminal.EXIT_BUG)
@@ -99,7 +159,7 @@ class Group(TyperGroup):
         width = max(len(name) for name, _ in shown)
         for section in SECTIONS:
             rows = [
-                (name.ljust(width), command.get_short_help_str(formatter.width - width - 6))
+                (name.ljust(width), summary(command))
                 for name, command in shown
                 if getattr(command, "rich_help_panel", None) == section
             ]

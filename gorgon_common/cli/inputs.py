@@ -70,7 +70,7 @@ def _value(name: str, text: str, schema: Mapping[str, Any] | None) -> Any:
         return text
     raise InputInvalid(
         f"The input {name!r} must be {_article(types)}, and {_short(text)!r} is not valid JSON: {_reason(wrong)}.",
-        hint=f"Write it as JSON, for example: -i {_example(name, types)}   or put it into a file: -i {name}=@FILE",
+        hint=f"Write it as JSON, for example: -i {_example(name, types)}   or read it from a file: -i {name}=@FILE",
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from gorgon_common.cli.terminal import safe, tokens_of
+from gorgon_common.cli.terminal import safe, seconds, tokens_of
 from gorgon_common.clock import parse_time
 
 FINISHED = frozenset({"succeeded", "failed", "skipped", "cancelled"})
@@ -22,7 +22,9 @@ class Line:
     """One step, or a map with its items as a progress.  Durations in seconds, money in dollars.
 
     `done` of `total` items or iterations are finished; `total` is 0 where there are none.  `cost` is what is known of
-    the cost, `unpriced` the number of calls whose cost is not.
+    the cost, `unpriced` the number of calls whose cost is unknown.  `waited`: how long it has
+    waited for `reason`, `goes_on`: in how many seconds it goes on (below 0: any moment); None where nobody knows.
+    `waiting`: how many items wait.
     """
 
     name: str
@@ -41,6 +43,9 @@ class Line:
     done: int = 0
     failed: int = 0
     total: int = 0
+    waited: float | None = None
+    goes_on: float | None = None
+    waiting: int = 0
 
 
 @dataclass(slots=True)
@@ -107,13 +112,19 @@ def _line(branch: _Branch, depth: int, now: datetime) -> Line:
     costs = [float(cost) for cost in sums if cost is not None]
     message, hint = error_text(step.get("error"))
     items = [entry.step for entry in branch.items]
+    waiting = [entry for entry in items if entry["status"] == "waiting" and entry.get("waits")]
+    waits = (
+        step
+        if step["status"] in ("waiting", "ready")
+        else max(waiting, key=lambda item: _waited(item, now) or 0.0, default=step)
+    )
     return Line(
         name=_name(str(step["id"])),
         status=str(step["status"]),
         depth=depth,
         kind=str(step.get("kind") or ""),
         who=_who(step, inner),
-        reason=str(step.get("reason") or ""),
+        reason=str(waits.get("reason") or ""),
         error=message,
         hint=hint,
         tokens=sum(tokens_of(entry) for entry in own),
@@ -124,7 +135,20 @@ def _line(branch: _Branch, depth: int, now: datetime) -> Line:
         done=sum(entry["status"] in FINISHED for entry in items),
         failed=sum(entry["status"] == "failed" for entry in items),
         total=len(items),
+        waited=_waited(waits, now),
+        goes_on=_goes_on(waits, now),
+        waiting=len(waiting),
     )
+
+
+def _waited(step: Mapping[str, Any], now: datetime) -> float | None:
+    since = (step.get("waits") or {}).get("since")
+    return None if since is None else max(0.0, (now - parse_time(since)).total_seconds())
+
+
+def _goes_on(step: Mapping[str, Any], now: datetime) -> float | None:
+    until = (step.get("waits") or {}).get("until")
+    return None if until is None else (parse_time(until) - now).total_seconds()
 
 
 def _below(branch: _Branch) -> Iterator[_Branch]:
@@ -168,3 +192,15 @@ def elapsed(document: Mapping[str, Any], now: datetime) -> float | None:
         return None
     finished = document.get("finished_at")
     return max(0.0, ((parse_time(finished) if finished else now) - parse_time(started)).total_seconds())
+
+
+def standing(run: Mapping[str, Any], now: datetime) -> str:
+    """Return why a whole run stands still, in a sentence: it waits for its concurrency key, or its process has died."""
+    waits = run.get("waits_for")
+    if waits:
+        since = waits.get("since")
+        waited = f" (for {seconds((now - parse_time(since)).total_seconds())} now)" if since else ""
+        return f"The run {waits['what']}{waited}."
+    if run.get("orphaned"):
+        return f"The process of this run has died. To continue it: gorgon runs resume {run['run_id']}"
+    return ""

@@ -30,6 +30,8 @@ EXIT_WAITING: Final = 3
 EXIT_BUG: Final = 70
 EXIT_INTERRUPTED: Final = 130
 
+_NO_WIDTH: Final = 100_000
+
 _THEME = {
     "ok": "green",
     "bad": "red",
@@ -43,16 +45,21 @@ _THEME = {
 
 
 def console(stream: TextIO | None = None, *, force_terminal: bool | None = None) -> Console:
-    """Return a rich console on stdout (or on `stream`); colours follow the terminal, NO_COLOR and FORCE_COLOR."""
+    """Return a rich console on stdout (or on `stream`); colours follow the terminal, NO_COLOR and FORCE_COLOR.
+
+    What is not a terminal has no width: nothing is wrapped, shortened or left out there.
+    """
     theme = lazy.load("rich.theme:Theme")(_THEME)
+    file = stream or sys.stdout
     made: Console = lazy.load("gorgon_common.cli.safe_console:SafeConsole")(
         safe,
-        file=stream or sys.stdout,
+        file=file,
         theme=theme,
         highlight=False,
         markup=False,
         emoji=False,
         force_terminal=force_terminal,
+        width=None if force_terminal or file.isatty() else _NO_WIDTH,
     )
     return made
 
@@ -135,30 +142,21 @@ def styled(text: str, style: str) -> Any:
     return lazy.load("rich.text:Text")(safe(text), style=style)
 
 
-def draw(drawing: RenderableType) -> None:
-    """Print something of rich on stdout; in a pipe nothing is wrapped."""
-    with writing():
-        console().print(drawing, soft_wrap=not interactive())
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[str] = ()) -> None:
-    """Print rows under headings: a light table on a terminal, columns separated by tabs in a pipe."""
-    if not interactive():
-        for row in rows:
-            say("\t".join(_flat(cell) for cell in row))
+def paragraph(text: str, *, indent: int = 0, style: str = "", stream: TextIO | None = None) -> None:
+    """Print a text on stdout (or on `stream`): wrapped within its indent on a terminal, on one line in a pipe."""
+    file = stream or sys.stdout
+    if not file.isatty():
+        (note if file is sys.stderr else say)(" " * indent + text)
         return
-    made = lazy.load("rich.table:Table")(box=None, header_style="quiet", pad_edge=False, padding=(0, 3, 0, 0))
-    for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        made.add_row(
-            *(cell if hasattr(cell, "markup") else lazy.load("rich.text:Text")(safe(str(cell))) for cell in row)
-        )
-    draw(made)
+    body = lazy.load("rich.text:Text")(safe(text) or " ", style=style)
+    with writing():
+        console(file).print(lazy.load("rich.padding:Padding").indent(body, indent))
 
 
-def _flat(cell: Any) -> str:
-    return " ".join(str(cell).split())
+def draw(drawing: RenderableType) -> None:
+    """Print something of rich on stdout; in a pipe nothing is wrapped.  Lines that may not be wrapped are not cut."""
+    with writing():
+        console().print(drawing, soft_wrap=not interactive(), crop=False)
 
 
 def tell_error(error: errors.GorgonError) -> None:
@@ -166,7 +164,7 @@ def tell_error(error: errors.GorgonError) -> None:
     if isinstance(error, errors.WorkflowInvalid):
         tell_problems(error.problems, stream=sys.stderr, source=error.source)
         count = sum(problem.severity == "error" for problem in error.problems)
-        note(f"\n{count} {'problem' if count == 1 else 'problems'}. Nothing was started.")
+        note(f"\n{counted(count, 'problem')}. Nothing was started.")
         return
     text = lazy.load("rich.text:Text")
     screen = console(sys.stderr)
@@ -226,7 +224,7 @@ def money(usd: float | None) -> str:
         return "$0"
     if usd < 0.0001:
         return "<$0.0001"
-    return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}"
+    return f"${usd:,.2f}" if usd >= 1 else f"${usd:.4f}"
 
 
 def cost(document: Mapping[str, Any], *, short: bool = False) -> str:
@@ -263,6 +261,11 @@ def seconds(value: float) -> str:
 def number(count: int) -> str:
     """Return a count with separators: `12,345`."""
     return f"{count:,}"
+
+
+def counted(count: int, noun: str, many: str = "") -> str:
+    """Return a count with its noun: `1 call`, `1,200 calls`; `many` where the plural is not made with an s."""
+    return f"{number(count)} {noun if count == 1 else many or noun + 's'}"
 
 
 def tokens_of(document: Mapping[str, Any]) -> int:

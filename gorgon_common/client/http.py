@@ -257,7 +257,7 @@ class Client:
 
     def _unreachable(self, error: httpx2.TransportError) -> errors.Unavailable:
         if isinstance(error, httpx2.TimeoutException):
-            return errors.Unavailable(f"The server {self.base_url} did not answer in time.", hint="Try again.")
+            return errors.Unavailable(f"The server {self.base_url} did not reply in time.", hint="Try again.")
         return errors.Unavailable(
             f"The server {self.base_url} cannot be reached: {error}",
             hint="Start one with `gorgon api`, or correct --server (GORGON_API_URL).",

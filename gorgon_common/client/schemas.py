@@ -105,7 +105,9 @@ class Step(_Sent):
     model: str | None = None
     status: StepStatus
     reason: str | None = Field(None, description="Why it waits or was skipped.")
-    waits: dict[str, Any] | None = Field(None, description="What it waits for: `{why, until}`, null if it does not.")
+    waits: dict[str, Any] | None = Field(
+        None, description="What it waits for: `{why, since, until}`, null if it does not."
+    )
     output: Any = None
     error: Any = None
     attempts: int = 0
@@ -137,6 +139,9 @@ class Run(_Sent):
     created_at: str | None = None
     started_at: str | None = None
     finished_at: str | None = None
+    orphaned: bool | None = Field(
+        None, description="Whether the process that runs it has died; only there where one process runs it."
+    )
     waits_for: KeyWait | None = Field(None, description="Only there while the run waits for its concurrency key.")
     steps: list[Step] | None = None
 

@@ -121,8 +121,8 @@ class Shortage:
     balance: Balance
     period: int
 
-    def explain(self, usd: int, tokens: int) -> str:
-        """Return a message that names the budget and the missing amount, for a call that needs at least this much."""
+    def explain(self, usd: int, tokens: int, what: str = "The next call") -> str:
+        """Return a message that names the budget, what is left of it, and what `what` may need."""
         usd_room, token_room = self.balance.room()
         if usd_room is not None and usd > usd_room:
             shown = (
@@ -130,25 +130,26 @@ class Shortage:
                 self.balance.usd_spent,
                 self.balance.usd_reserved,
                 usd,
-                usd - usd_room,
+                max(0, usd_room),
                 self.balance.usd_claimed,
             )
-            limit, spent, reserved, needed, missing, claimed = (dollars(amount) for amount in shown)
+            limit, spent, reserved, needed, left, claimed = (dollars(amount) for amount in shown)
         else:
             shown = (
                 self.balance.token_limit or 0,
                 self.balance.token_spent,
                 self.balance.token_reserved,
                 tokens,
-                tokens - (token_room or 0),
+                max(0, token_room or 0),
                 self.balance.token_claimed,
             )
-            limit, spent, reserved, needed, missing, claimed = (f"{amount:,} tokens" for amount in shown)
+            limit, spent, reserved, needed, left, claimed = (f"{amount:,} tokens" for amount in shown)
+        verb = "cost" if usd_room is not None and usd > usd_room else "use"
         others = f", {claimed} for steps that have waited longer" if shown[-1] else ""
         return (
             f"{self.account.label[0].upper()}{self.account.label[1:]} is {limit}: {spent} spent, {reserved} reserved"
             f"{others}."
-            f" This may need up to {needed}, {missing} more than is left."
+            f" {what} may {verb} {needed}; {left} is left."
         )
 
 
@@ -177,7 +178,7 @@ def parse_scope(text: str) -> tuple[str, str]:
     scope, _, name = text.partition(":")
     if scope not in SCOPES or bool(name) == (scope == "org") or len(name) > 200:
         raise InputInvalid(
-            f"`{text}` is nothing that has a budget.",
+            f"`{text}` is not a budget scope.",
             hint="Write org, team:NAME or workflow:NAME; runs and steps are limited in their file (`limits:`).",
         )
     return scope, name
@@ -191,7 +192,7 @@ def parse_period(period: str, timezone: str) -> None:
         ZoneInfo(timezone)
     except (KeyError, ValueError, OSError):
         raise InputInvalid(
-            f"There is no timezone `{timezone}`.", hint="Write a name like Europe/Berlin or UTC."
+            f"There is no time zone `{timezone}`.", hint="Write a name like Europe/Berlin or UTC."
         ) from None
 
 
@@ -202,12 +203,12 @@ def micro_dollars(value: Any, what: str = "A budget") -> int:
     except InvalidOperation:
         amount = Decimal("NaN")
     if not amount.is_finite():
-        raise InputInvalid(f"`{value}` is no amount in dollars.", hint="Write it like 12.50.")
+        raise InputInvalid(f"`{value}` is not an amount in dollars.", hint="Write it like 12.50.")
     if amount < 0:
-        raise InputInvalid(f"{what} cannot be negative: {value}.", hint="0 lets nothing through that costs anything.")
+        raise InputInvalid(f"{what} cannot be negative: {value}.", hint="0 blocks every call that costs money.")
     micro = math.floor(amount * MICRO)
     if micro > MOST:
-        raise InputInvalid(f"{what} of {value} dollars is too high.", hint="The highest is a billion.")
+        raise InputInvalid(f"{what} of {value} dollars is too high.", hint="The maximum is one billion.")
     return micro
 
 
@@ -216,9 +217,9 @@ def token_count(value: Any, what: str = "A budget") -> int:
     try:
         count = int(str(value).replace(",", "").replace("_", ""))
     except ValueError:
-        raise InputInvalid(f"`{value}` is no number of tokens.", hint="Write it like 150000.") from None
+        raise InputInvalid(f"`{value}` is not a number of tokens.", hint="Write it like 150000.") from None
     if count < 0:
-        raise InputInvalid(f"{what} cannot be negative: {value}.", hint="0 lets nothing through.")
+        raise InputInvalid(f"{what} cannot be negative: {value}.", hint="0 blocks every call.")
     if count > MOST:
         raise InputInvalid(f"{what} of {value} tokens is too high.")
     return count

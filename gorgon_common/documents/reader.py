@@ -277,7 +277,7 @@ class _Reader:
         if path in self.positions.keys:
             frame.usable = False
             first = self.positions.keys[path].line
-            self._tell_at(f"`{key}` is written twice", start, hint=f"It stands in line {first} already.", path=path)
+            self._tell_at(f"`{key}` is written twice", start, hint=f"It is already in line {first}.", path=path)
             return
         self.positions.keys[path] = self._mark(start, event.end_mark.index)
 

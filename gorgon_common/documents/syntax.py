@@ -43,7 +43,7 @@ EXPLAINED = (
     ("did not find expected alphabetic", "text cannot begin with `*` or `&`", "Put the whole value in quotes.", False),
     (
         "did not find expected <document start>",
-        "this does not belong to what stands before it",
+        "this does not belong to what comes before it",
         "Check the indentation of this line and the one before.",
         False,
     ),

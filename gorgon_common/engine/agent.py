@@ -261,7 +261,7 @@ def _sentence(error: Any) -> str:
 def _repair(call: AgentCall, text: str, violations: Sequence[str], remaining: float) -> AgentCall:
     if remaining <= 0:
         raise errors.Retryable(
-            f"{call.model} gave a reply that misses its schema, and no time is left to have it repaired.",
+            f"{call.model} gave a reply that does not fit its schema, and no time is left to repair it.",
             kind="timeout",
             hint="Give the step a longer `timeout:`.",
         )

@@ -27,7 +27,7 @@ def aggregate(node: Node, env: Env) -> Any:
             return _vote(parts)
         case "merge":
             return _merge(node, parts)
-    raise ExpressionError(f"`how: {node.spec.get('how')}` of `{node.id}` is not known.")
+    raise ExpressionError(f"`how: {node.spec.get('how')}` of `{node.name}` is not known.")
 
 
 def _vote(parts: list[Any]) -> Any:
@@ -47,4 +47,4 @@ def _merge(node: Node, parts: list[Any]) -> Any:
         return merged
     if all(isinstance(part, (list, tuple)) for part in parts):
         return [entry for part in parts for entry in part]
-    raise ExpressionError(f"`how: merge` of `{node.id}` needs objects only, or lists only.")
+    raise ExpressionError(f"`how: merge` of `{node.name}` needs objects only, or lists only.")

@@ -16,7 +16,7 @@ from gorgon_common.costs.budgets import LEVELS, Account, Balance, Budget, Shorta
 from gorgon_common.costs.estimate import Price, clamp, input_bound, least_output, worst_cost
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine.agent import Earlier
-from gorgon_common.engine.context import Run
+from gorgon_common.engine.context import Run, readable_path
 from gorgon_common.engine.ports import AgentCall, Pricer
 from gorgon_common.engine.records import Claimed, Room, RunInfo
 from gorgon_common.errors import BudgetExceeded, ExpressionError, GorgonError, Unavailable, Unpriced
@@ -265,7 +265,7 @@ class Purse:
         self.held.append(held.key[2])
         cost = worst_cost(price, size, held.max_tokens) or 0
         if not held.is_open or held.usd < cost or held.tokens < size + held.max_tokens:
-            raise Short("what was held for this call is gone; it is asked for again", Room(0, 0, 0), 0.5)
+            raise Short("the reservation for this call is gone; it is reserved again", Room(0, 0, 0), 0.5)
         return replace(call, max_tokens=min(call.max_tokens, held.max_tokens))
 
     def _limits(self) -> list[tuple[int | None, int | None]]:
@@ -282,13 +282,16 @@ class Purse:
         if not limited and self._run.info.target != "live":
             return
         if price(Usage(input_tokens=1000, output_tokens=1000)) is None:
-            why = "a budget in dollars counts this call" if limited else "its cost would be unknown"
+            why = "a budget in dollars applies to this call" if limited else "the cost of the call would be unknown"
             hint = load("gorgon_common.costs.prices:how_to_price")(provider, model)
             raise Unpriced(f"The model {provider}:{model} has no price, and {why}.", hint=hint)
 
-    def short(self, shortage: Shortage, usd: int, tokens: int) -> GorgonError:
-        """Return what to raise where an account has no room for so much: Short where waiting may help."""
-        told = shortage.explain(usd, tokens)
+    def short(self, shortage: Shortage, usd: int, tokens: int, what: str = "The next call") -> GorgonError:
+        """Return what to raise where an account has no room for so much: Short where waiting may help.
+
+        `what`: what needs it, at the beginning of a sentence.
+        """
+        told = shortage.explain(usd, tokens, what)
         open_to_come = shortage.balance.fits(usd, tokens, released=True)
         way = self._on_budget()
         if open_to_come:
@@ -303,11 +306,11 @@ class Purse:
         if shortage.account.ends is not None:
             hint += f" The next period begins {shortage.account.ends:%Y-%m-%d %H:%M} UTC."
         if way == "approve":
-            hint = f"`on_budget: approve` cannot ask anybody yet, so it denies. {hint}"
+            hint = f"`on_budget: approve` acts as `deny`; approvals are not built yet. {hint}"
         if self._said is not None:
             paid, unknown = dollars(self._said["usd"]), self._said.get("unknown", 0)
             more = f" + {unknown} of unknown cost" if unknown else ""
-            hint += f" Calls of this step that are paid already: {self._said['calls']}, {paid}{more}."
+            hint += f" Calls of this step that are already paid for: {self._said['calls']}, {paid}{more}."
         balance = shortage.balance
         return BudgetExceeded(
             told,
@@ -354,10 +357,8 @@ class Purse:
         usd, tokens = self._whole(node, template, items, in_money=in_money)
         for entry in accounts:
             if not entry.balance.fits(usd, tokens):
-                error = self.short(entry, usd, tokens)
-                if isinstance(error, BudgetExceeded):
-                    error.args = (f"The {len(items)} items of `{node.id}` together: {error.message}",)
-                raise error
+                count = "item" if len(items) == 1 else f"{len(items)} items"
+                raise self.short(entry, usd, tokens, f"The {count} of `{node.name}`")
 
     def _whole(self, node: Node, template: int, items: Sequence[Any], *, in_money: bool) -> tuple[int, int]:
         usd = tokens = 0
@@ -435,7 +436,7 @@ def _caps(run: Run, node: Node, path: str, depth: int) -> list[Account]:
         Account(
             f"step:{run.info.root}:{path}",
             LEVELS["step"] + depth,
-            f"the limit of step {path}",
+            f"the limit of step {readable_path(path)}",
             _usd(node.spec.get("budget_usd")),
             node.spec.get("tokens"),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from gorgon_common.workflow.plan import Dep, Join, Kind, Node, Plan, Ref
 
 RUNS_CACHED = 64
 CHECKPOINTS_CACHED = 2048
+_ITERATION = re.compile(r"#(\d+)")
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -200,7 +202,7 @@ class Run:
         for place, (_, number, position) in enumerate(chain):
             node = self.plan.nodes[number]
             parent = self.plan.nodes[chain[place + 1][1]] if place + 1 < len(chain) else None
-            name = node.id.removesuffix("[]").removesuffix("#")
+            name = node.name
             if parent is not None and parent.kind is Kind.MAP and number in parent.bodies.get("item", ()):
                 parts.append(f"[{position}]")
             elif parent is not None and parent.kind is Kind.LOOP and number in parent.bodies.get("body", ()):
@@ -208,6 +210,10 @@ class Run:
             else:
                 parts.append(f"/{name}")
         return "".join(reversed(parts)).removeprefix("/")
+
+    def shown_path(self, step: Claimed) -> str:
+        """Return a step's path for people: `build[3]`, `polish (iteration 2)/review`."""
+        return readable_path(self.path(step))
 
     def expansions(self, row: int) -> list[Expansion]:
         """Return how a composite row was expanded."""
@@ -247,7 +253,7 @@ class Run:
                 if any(dep.node not in ended for dep in node.deps):
                     continue
                 ended.add(number)
-                found[rows[number]] = f"`{self.plan.nodes[cause].id}` {verb}"
+                found[rows[number]] = f"`{self.plan.nodes[cause].name}` {verb}"
                 queue.append((number, "was skipped", {Join.ALL_SUCCESS}))
         return found
 
@@ -308,6 +314,11 @@ class Run:
         """Return `root:hash` of a step's place in the run and of everything that its call depends on."""
         digest = hashlib.sha256(f"{self.path(step)}\n{request}".encode("utf-8", "replace")).hexdigest()
         return f"{self.info.root}:{digest}"
+
+
+def readable_path(path: str) -> str:
+    """Return a step's path as people read it: `polish#2/review` is `polish (iteration 2)/review`."""
+    return _ITERATION.sub(r" (iteration \1)", path)
 
 
 def published(node: Node, output: Any) -> dict[str, Any]:

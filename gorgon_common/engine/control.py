@@ -58,9 +58,7 @@ def resume(
         raise Conflict("The run has not ended yet.", hint="Cancel it first, or wait: gorgon runs watch.")
     same = _unchanged(before.plan, plan)
     reused = sum(1 for _, node in paid if before.plan.nodes[node].id in same)
-    left = sum(1 for node in plan.nodes if node.queue is not None) - len(
-        {before.plan.nodes[node].id for _, node in paid if before.plan.nodes[node].id in same}
-    )
+    left = work(plan) - len({before.plan.nodes[node].id for _, node in paid if before.plan.nodes[node].id in same})
     number, _ = submit(
         plan,
         before.info.inputs,
@@ -78,6 +76,12 @@ def resume(
         trace_id=trace_id,
     )
     return number, reused, max(0, left)
+
+
+def work(plan: Plan) -> int:
+    """Return how many steps are work for a worker; what a map or a loop repeats counts once, a fallback not at all."""
+    spare = {index for node in plan.nodes for index in node.bodies.get("fallback", ())}
+    return sum(node.queue is not None and index not in spare for index, node in enumerate(plan.nodes))
 
 
 def _unchanged(before: Plan, after: Plan) -> set[str]:

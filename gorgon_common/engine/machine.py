@@ -150,6 +150,9 @@ class Machine:
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="gorgon-step")
         self._alarm = Alarm(self._wake)
         self.closing = False
+        """Takes nothing more; what it holds may end."""
+        self._ended = False
+        """The process ends: nothing waits for the database any more."""
 
     # Messages
 
@@ -490,6 +493,8 @@ class Machine:
             job.open -= len(steps)
             if job.open == 0:
                 job.over.set()
+            if self.closing:
+                self._free.notify_all()
 
     def _holds(self, step: Claimed) -> bool:
         """Tell whether this claim is held: a lost one may be followed by another of the same step in here."""
@@ -627,7 +632,7 @@ class Machine:
                 return call(*args, **kwargs)
             except Unavailable as error:
                 self.doubts = DOUBTS
-                if self.closing:
+                if self._ended:
                     raise
                 log.warning("the database cannot be used; results are held", error=error.message)
                 self.sleep(pause * (1 - self.chance() / 2))
@@ -693,17 +698,37 @@ class Machine:
 
     # Ending
 
-    def close(self, seconds: float) -> bool:
-        """Take nothing more; wait for what is running.  Returns whether everything has ended."""
+    def drain(self, seconds: float) -> bool:
+        """Take nothing more; wait for all that is held, whatever brought it in.  Returns whether it has ended."""
+        until = time.monotonic() + seconds
         self.closing = True
+        self.publisher.here = None  # what becomes ready from now on is for others
         with self._free:
             self._free.notify_all()
-        until = time.monotonic() + seconds
-        while self.held and time.monotonic() < until:
-            self.sleep(0.01)
+        if not self._commit.acquire(timeout=max(0.0, seconds)):
+            return False  # a transaction that began before may still claim
+        self._commit.release()
+        with self._free:
+            return self._free.wait_for(lambda: not self.held, max(0.0, until - time.monotonic()))
+
+    def give_back(self) -> None:
+        """Let others have what is still running.  A result that comes before they have begun counts."""
+        for step in list(self.held.values()):
+            try:
+                self._given_back(self.store.release(step))
+            except GorgonError as error:
+                log.warning("a step is left to its lease", step=step.id, error=error.message)
+                return  # without a database the others would take as long to fail
+
+    def close(self, seconds: float) -> bool:
+        """Take nothing more; wait for what is held, give back what has not ended.  Returns whether all had."""
+        ended = self.drain(seconds)
+        self._ended = True
+        if not ended:
+            self.give_back()
         self._alarm.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        return not self.held
+        return ended
 
 
 def _frees_a_slot(batch: Sequence[_Request]) -> bool:

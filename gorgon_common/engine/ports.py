@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine.records import (
+    Activity,
     Admitted,
     Advance,
     Buried,
@@ -295,6 +296,14 @@ class Shelf(Protocol):
 
     def lead(self, name: str, owner: str, seconds: float) -> bool:
         """Become or stay the one that does a job."""
+        ...
+
+    def leads_for(self, name: str) -> float:
+        """Return how many seconds the leader of a job has it for; 0 where nobody has it."""
+        ...
+
+    def activity(self, *, home: str, target: str) -> Activity:
+        """Return what is going on in the live runs of a home."""
         ...
 
     def reap(

@@ -309,6 +309,18 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
+class Activity:
+    """What is going on in the runs of a home that have not ended.
+
+    `busy`: steps are ready or running, on the backlog, or wait for other runs or steps.  `next`: seconds until a
+    waiting step or the time limit of a run is due, below 0 where it is already; None where nothing will be.
+    """
+
+    busy: bool
+    next: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """What a sweep has to do for a concurrency key that runs wait for.
 

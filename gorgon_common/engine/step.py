@@ -179,7 +179,7 @@ class Attempt:
         """May it start?  If so, do it."""
         if self.step.crashes >= self.executor.poison_deaths:
             raise Poison(
-                f"Its worker died {self.step.crashes} times while it ran; it will not be tried again.",
+                f"Its worker died {self.step.crashes} times while the step ran; it is not tried again.",
                 hint="See what it does to the worker (memory, signals); `gorgon runs resume` tries it again.",
             )
         stopped = admission.stopped(self.run, self.step)
@@ -227,7 +227,7 @@ class Attempt:
             if isinstance(outcome, Expanded) and outcome.phase == "item":
                 self.purse.afford(self.node, outcome.items or ())
             return self.ended(outcome.result) if isinstance(outcome, Done) else outcome
-        raise NotAvailable(f"`{self.node.id}`: steps of kind {self.node.kind} are not available yet.")
+        raise NotAvailable(f"`{self.node.name}`: steps of kind {self.node.kind} are not available yet.")
 
     def env(self) -> Env:
         """Return the names of the step's expressions."""
@@ -248,8 +248,8 @@ class Attempt:
             return limit
         if left <= 0:
             raise Overdue(
-                f"`{self.node.id}` has not ended within its deadline of {self.node.deadline:g} s.",
-                hint="Raise `deadline:`, which counts all attempts and the time in queues, or see what it waited for.",
+                f"`{self.node.name}` did not end within its deadline of {self.node.deadline:g} s.",
+                hint="Raise `deadline:`, which counts all attempts and all waits; `gorgon runs logs` shows them.",
             )
         return min(limit, left)
 
@@ -297,14 +297,14 @@ class Attempt:
         elif (path := strict_json.not_finite(result.output)) is not None:
             where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
             raise Malformed(
-                f"`{self.node.id}.output{where}` is NaN or infinite, which is not a number of JSON.",
+                f"`{self.node.name}.output{where}` is NaN or infinite, which is not a number of JSON.",
                 hint="Let the step give null, or a text, where there is no number.",
             )
         else:
             body = json.dumps(result.output, default=str)
         if len(body) > rendering.MAX_OUTPUT_BYTES:
             raise OutputTooLarge(
-                f"The output of `{self.node.id}` has {len(body) / 1024**2:.1f} MB, and may have 10 MB.",
+                f"The output of `{self.node.name}` has {len(body) / 1024**2:.1f} MB; at most 10 MB are allowed.",
                 hint="Write large results to a file, or let the step return a part of it.",
             )
         done = replace(
@@ -345,27 +345,31 @@ class Attempt:
         if isinstance(error, BudgetExceeded):
             reporting.over_budget(self.run, self.step, error.message, waits=False)
         policy = self.node.retry
+        told = self._told(error)
         if isinstance(error, StepError) and retry.again(policy, error, self.step.attempt):
             if isinstance(error, Retryable):
                 self.purse.try_again()
             seconds = retry.delay(policy, self.step.attempt, self.executor.chance)
             left = self._left()
             if left is not None and seconds >= left:
-                return self._gave_up(self._told(error))
+                return self._gave_up(told)
             took = (self.executor.clock.now() - self.started_at).total_seconds()
             return Parked(seconds, RETRY, error.message, self.paid(), kind=error.kind, took=max(0.0, took))
-        return self._gave_up(self._told(error))
+        if isinstance(error, StepError) and error.retryable and not told["hint"]:
+            tries = "once" if self.step.attempt == 1 else f"{self.step.attempt} times"
+            told["hint"] = f"The step was tried {tries}. Raise its `max_retries:`, or continue the run later."
+        return self._gave_up(told)
 
     def _told(self, error: GorgonError) -> dict[str, Any]:
         """Return an error as data: what the checkpoint, `{{error}}` and people get."""
-        path = self.run.path(self.step)
-        return {
-            "step": path,
-            "kind": getattr(error, "kind", "expression" if isinstance(error, ExpressionError) else "error"),
-            "message": error.message,
-            "hint": error.hint or None,
-            "summary": f"{self.run.info.workflow}: step {path} failed: {error.message}",
-        }
+        kind = getattr(error, "kind", "expression" if isinstance(error, ExpressionError) else "error")
+        told = {"step": self.run.shown_path(self.step), "kind": kind, "message": error.message}
+        return self._summed({**told, "hint": error.hint or None})
+
+    def _summed(self, told: dict[str, Any]) -> dict[str, Any]:
+        """Add the error in one sentence, with the workflow and the step."""
+        what = "its outputs" if self.node.kind is Kind.END else f"step {told['step']}"
+        return {**told, "summary": f"{self.run.info.workflow}: {what} failed: {told['message']}"}
 
     def _gave_up(self, told: dict[str, Any]) -> Outcome:
         way = self.node.on_failure
@@ -503,8 +507,8 @@ class Attempt:
         if done.exit_code and not self.node.spec.get("allow_failure"):
             last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
             raise CommandExited(
-                f"The command ended with status {done.exit_code}{': ' if last else ''}{''.join(last)[:500]}",
-                hint="Write `allow_failure: true` where a non-zero exit is a result.",
+                f"The command exited with status {done.exit_code}{': ' if last else ''}{''.join(last)[:500]}",
+                hint="Write `allow_failure: true` if a non-zero exit status is a result.",
             )
         detail = {"exit_code": done.exit_code, "stderr": done.stderr, "fingerprint": fingerprint}
         output: Any = done.stdout
@@ -526,7 +530,7 @@ class Attempt:
         if wrong:
             listed = "\n".join(f"- {sentence}" for sentence in wrong)
             raise Malformed(
-                f"The output of `{self.node.id}` does not fit its `output:` schema:\n{listed}",
+                f"The output of `{self.node.name}` does not fit its `output:` schema:\n{listed}",
                 hint="Print one JSON value that fits, or remove `output:`.",
             )
         return conform(value, schema)
@@ -546,6 +550,7 @@ class Attempt:
                 if cause is not None:
                     error["message"] += f".  Before that, `{cause['step']}` failed: {cause['message']}"
                     error["hint"] = cause.get("hint") or error["hint"]
+                error = self._summed(error)
         status = RunStatus.CANCELLED if cancelled else RunStatus.FAILED if error else RunStatus.SUCCEEDED
         return Ended(self.result(StepStatus.SUCCEEDED), status, outputs, error)
 

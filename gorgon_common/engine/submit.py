@@ -71,7 +71,7 @@ def submit(
     if plan.unavailable:
         raise NotAvailable(
             "This workflow cannot run yet:\n" + "\n".join(f"  {reason}" for reason in plan.unavailable),
-            hint="It validates and plans; take these steps out to run the rest.",
+            hint="It is valid and can be planned; remove these steps to run the rest.",
         )
     body = plan.to_json()
     _refuse_secrets(plan, body, inputs)

@@ -6,10 +6,11 @@ minute: every change is conditional, and nothing depends on when it comes.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 
 from gorgon_common.engine import reporting
@@ -22,6 +23,11 @@ from gorgon_common.errors import Conflict, GorgonError, Unavailable
 from gorgon_common.logs import get_logger
 
 INTERVAL = 1.0
+"""Seconds between two passes while steps are under way."""
+QUIET = 3.0
+"""Seconds between two looks while there is nothing to do; less than LEASE, so that one keeps leading."""
+TIDY_SECONDS = 15.0
+"""A pass is made so often even where there is nothing to do."""
 LEASE = 5.0
 PROOF_SECONDS = 5.0
 """A message is lost if one that was sent after it was claimed this long ago."""
@@ -70,11 +76,13 @@ class Sweep:
         self._epoch: str | None = None
         self._blind_until = float("-inf")
         self._seen: deque[tuple[float, dict[int, float]]] = deque(maxlen=60)
+        self._tidied = float("-inf")
+        self._leading = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Sweep every second in a thread."""
+        """Sweep in a thread: every second, or less often while there is nothing to do."""
         self._thread = threading.Thread(target=self._forever, name="gorgon-sweep", daemon=True)
         self._thread.start()
 
@@ -85,25 +93,57 @@ class Sweep:
             self._thread.join(5)
 
     def _forever(self) -> None:
-        while not self._stop.wait(INTERVAL):
+        pause = INTERVAL
+        while not self._stop.wait(pause):
+            pause = INTERVAL
             try:
-                self.once()
+                pause = self.look()
             except GorgonError as error:
                 log.warning("the sweep will try again", error=error.message)
             except Exception as error:  # noqa: BLE001  this thread must live: nobody else recovers what is lost
                 log.error("the sweep failed", error=repr(error))
 
+    def look(self) -> float:
+        """Make a pass if nobody else does and there is anything to do; return the seconds until the next look.
+
+        Raises Unavailable.
+        """
+        with self._seeing():
+            # The one that leads goes on; the others look when its lease would be over.
+            left = 0.0 if self._leading else self.shelf.leads_for(self._job)
+            self._leading = left == 0.0 and self._leads()
+            if not self._leading:
+                return min(LEASE, max(INTERVAL, left))
+            now = self._clock()
+            found = self.shelf.activity(home=self.home, target=self.target)
+            if found.busy or (found.next is not None and found.next <= 0) or now - self._tidied >= TIDY_SECONDS:
+                self._tidied = now
+                self._pass()
+            if found.busy:
+                return INTERVAL
+            return QUIET if found.next is None else min(QUIET, max(INTERVAL, found.next))
+
     def once(self) -> int:
         """Make one pass, if nobody else does.  Returns how many messages it sent again.  Raises Unavailable."""
+        with self._seeing():
+            return self._pass() if self._leads() else 0
+
+    @contextlib.contextmanager
+    def _seeing(self) -> Iterator[None]:
         try:
-            return self._pass()
+            yield
         except Unavailable:
             self._blind_until = self._clock() + GRACE
             raise
 
+    @property
+    def _job(self) -> str:
+        return f"sweep:{self.target}:{self.home}"
+
+    def _leads(self) -> bool:
+        return self.shelf.lead(self._job, self.name, LEASE)
+
     def _pass(self) -> int:
-        if not self.shelf.lead(f"sweep:{self.target}:{self.home}", self.name, LEASE):
-            return 0
         self.renew()  # a process that was suspended would else find itself dead
         self._time_is_up()
         self._take_turns()
@@ -122,7 +162,7 @@ class Sweep:
                 "step": None,
                 "kind": "timeout",
                 "message": f"The run took longer than its limit of {limit:g} s.",
-                "hint": "Raise `timeout:` under `limits:`, or see what it waited for: gorgon runs logs.",
+                "hint": "Raise `timeout:` under `limits:`, or look at what it waited for: gorgon runs logs.",
                 "summary": f"{run.info.workflow}: the run took longer than {limit:g} s",
             }
             try:

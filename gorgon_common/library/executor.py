@@ -250,7 +250,7 @@ class _Execution:
             if isinstance(answer, Grant):
                 return answer
             if isinstance(answer, Never):
-                raise OverLimit(f"Task {task.id!r} can never be called: {answer.why}.", hint="Let it need less.")
+                raise OverLimit(f"Task {task.id!r} can never be called: {answer.why}.", hint="Lower what it needs.")
             try:  # a call that ends may admit this one sooner than the limiter could foresee
                 await asyncio.wait_for(self.settled.wait(), max(0.001, answer.seconds))
             except TimeoutError:

@@ -38,7 +38,7 @@ from gorgon_common.engine.context import Cache
 from gorgon_common.engine.records import ROW_BITS, Claimed, RunInfo
 from gorgon_common.errors import InputInvalid, Unavailable
 from gorgon_common.logs import get_logger
-from gorgon_common.persistence import budgets_sqlite, encoding
+from gorgon_common.persistence import budgets_sqlite, encoding, postgres
 from gorgon_common.persistence.budgets_sqlite import OPEN, UNKNOWN, Key
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.inflight import LOOK_SECONDS, Call, InFlight
@@ -83,7 +83,7 @@ class Budgets:
         self.database = database
         self._sleep = sleep
         self.offset = 0.0
-        self._connection: psycopg.Connection[Any] | None = None
+        self._connection: postgres.Connection | None = None
         self._lock = threading.Lock()
         self._standing: tuple[Budget, ...] = ()
         self._read_at = -STANDING_SECONDS
@@ -145,7 +145,7 @@ class Budgets:
                 continue  # there was none when it was asked for, and is now
             return Shortage(account, balance, int(row[5]))
         raise Unavailable(
-            "The database's clock says another day each time it is asked.", hint="Check the clock of its machine."
+            "The database's clock gives a different day each time it is read.", hint="Check the clock of its machine."
         )
 
     def look(self, info: RunInfo, own: Sequence[Account]) -> list[Shortage]:
@@ -364,15 +364,15 @@ class Budgets:
             for attempt in range(_TRIES):
                 try:
                     if self._connection is None or self._connection.closed:
-                        url = self.database.engine.url.set(drivername="postgresql")
-                        self._connection = psycopg.connect(
-                            url.render_as_string(hide_password=False), autocommit=True, options=_OPTIONS
-                        )
+                        self._connection = self.database.connect(options=_OPTIONS)
+                    self._connection.ping()
                     return self._connection.execute(statement, arguments, prepare=True, binary=True).fetchall()
                 except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
                     continue
                 except psycopg.OperationalError as error:
-                    self._connection = None  # a reply that got lost: what is said twice counts once
+                    broken, self._connection = self._connection, None
+                    if broken is not None:
+                        broken.close()  # a reply that got lost: what is said twice counts once
                     if attempt:
                         raise Unavailable(f"The database cannot be used: {error}") from error
         raise Unavailable("The database refused a transaction five times in a row (deadlock).")

@@ -5,30 +5,35 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from gorgon_common.errors import ConfigurationError, Unavailable
 from gorgon_common.masking import redact
-from gorgon_common.persistence import sqlite_file
+from gorgon_common.persistence import postgres, sqlite_file
 from gorgon_common.persistence.tables import SQLITE_TIME
 
 BUSY_SECONDS = 10
+POOL_SECONDS = 10.0
+"""How long a thread waits for a connection that others have."""
 
 
 class Database:
     """Connections and transactions.
 
     `clock_offset` moves the database's clock on SQLite, in seconds: tests let leases run out with it.
+    `migrates`: statements may take as long as they like.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 8) -> None:
+    def __init__(self, url: str, *, pool_size: int = 8, migrates: bool = False) -> None:
         parsed = _parsed(url)
         self.sqlite = parsed.get_backend_name() == "sqlite"
         self.clock_offset = 0.0
@@ -41,13 +46,9 @@ class Database:
             self.engine = _sqlite(parsed, self, pool_size)
             self._reader: Engine = self.engine.execution_options(sqlite_begin="DEFERRED")
         else:
-            self.engine = create_engine(
-                parsed.set(drivername="postgresql+psycopg"),
-                pool_size=pool_size,
-                max_overflow=pool_size,
-                pool_pre_ping=True,
-            )
+            self.engine = _postgres(parsed, pool_size, migrates=migrates)
             self._reader = self.engine
+            self._plain = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
@@ -64,6 +65,41 @@ class Database:
         """One transaction that reads.  Keep it short: an open reader lets SQLite's WAL grow."""
         with translated(self.path), self._reader.begin() as connection:
             yield connection
+
+    @contextlib.contextmanager
+    def statements(self) -> Iterator[Connection]:
+        """Statements of which each is a transaction of its own: without BEGIN and COMMIT, which cost as much again.
+
+        Raises Unavailable where the database cannot be reached.
+        """
+        if self.sqlite:
+            with self.write() as connection:
+                yield connection
+            return
+        with translated(), self._plain.connect() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def report(self) -> Iterator[Connection]:
+        """One transaction that reads much, and may take long."""
+        with self.read() as connection:
+            if self.sqlite:
+                yield connection
+                return
+            driver = cast(postgres.Connection, connection.connection.driver_connection)
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{postgres.REPORT_SECONDS:g}s'")
+            before, driver.reply_seconds = driver.reply_seconds, postgres.REPORT_SECONDS + postgres.PING_SECONDS
+            try:
+                yield connection
+            finally:
+                driver.reply_seconds = before
+
+    def connect(self, *, options: str = "") -> postgres.Connection:
+        """Return a connection to PostgreSQL beside the pool, every statement a transaction.
+
+        Raises psycopg.OperationalError.
+        """
+        return postgres.connect(self.engine.url, options=options)
 
     def now(self) -> datetime:
         """Return this process' clock plus the offset: what SQLite's `gorgon_now` says."""
@@ -96,6 +132,8 @@ def translated(path: str | None = None) -> Iterator[None]:
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             raise Unavailable("The connection to the database broke.") from error
         raise
+    except PoolTimeout as error:
+        raise Unavailable(f"No connection to the database became free within {POOL_SECONDS:g} s.") from error
 
 
 def _parsed(url: str) -> URL:
@@ -106,6 +144,33 @@ def _parsed(url: str) -> URL:
             f"GORGON_DATABASE_URL cannot be read: {redact(str(error))}",
             hint="Write it like postgresql://user:password@host:5432/name; percent-encode what is special.",
         ) from None
+
+
+def _postgres(url: URL, pool_size: int, *, migrates: bool) -> Engine:
+    engine = create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        connect_args=postgres.connect_arguments(url, migrates=migrates),
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_timeout=POOL_SECONDS,
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(_dialect: Any, _record: Any, arguments: Any, options: Any) -> postgres.Connection:
+        connection = postgres.Connection.connect(*arguments, **options)
+        connection.last_reply = time.monotonic()
+        if migrates:
+            connection.reply_seconds = None
+        return connection
+
+    @event.listens_for(engine, "checkout")
+    def _ask(connection: postgres.Connection, _record: Any, _proxy: Any) -> None:
+        try:
+            connection.ping()
+        except psycopg.Error as error:  # those beside it will be as dead
+            raise InvalidatePoolError(str(error)) from error
+
+    return engine
 
 
 def _sqlite(url: URL, database: Database, pool_size: int) -> Engine:

@@ -29,7 +29,7 @@ _UNCOUNTED = frozenset({"rate_limited", "cancelled", "unknown"})
 
 def read_history(database: Database, plan_of: Callable[[str], Plan], *, workflow: str, target: str) -> History:
     """Return what finished runs of a workflow on a target (live, sandbox) tell, and recent calls of other workflows."""
-    with database.read() as connection:
+    with database.report() as connection:
         past = connection.execute(
             select(runs.c.id, runs.c.plan_hash, runs.c.status, runs.c.started_at, runs.c.finished_at)
             .where(

@@ -30,7 +30,7 @@ def current(database: Database) -> str | None:
 
 def upgrade(url: str) -> str:
     """Migrate to HEAD; returns where it was before (`` for an empty database).  Safe to call again."""
-    database = Database(url, pool_size=1)
+    database = Database(url, pool_size=1, migrates=True)
     try:
         before = current(database)
         if before == HEAD:

@@ -22,18 +22,21 @@ _CLAIM = (steps.c.id, steps.c.token, steps.c.node, steps.c.attempt)
 
 def lead(connection: Connection, name: str, owner: str, seconds: float) -> bool:
     """Become or stay the one that does a job, for so many seconds."""
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    connection.execute(
-        dialect.insert(leaders)
-        .values(name=name, owner=owner, until=db_now(-1))
-        .on_conflict_do_nothing(index_elements=["name"])
-    )
     taken = connection.execute(
         update(leaders)
         .where(leaders.c.name == name, or_(leaders.c.owner == owner, leaders.c.until < db_now()))
         .values(owner=owner, until=db_now(seconds))
     )
-    return taken.rowcount == 1
+    if taken.rowcount:
+        return True
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    first = connection.execute(
+        dialect.insert(leaders)
+        .values(name=name, owner=owner, until=db_now(seconds))
+        .on_conflict_do_nothing(index_elements=["name"])
+        .returning(leaders.c.name)
+    ).first()
+    return first is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,7 @@ def close_orphan(connection: Connection, run: int, *, cancelled: bool) -> bool:
     if connection.scalar(select(runs.c.id).where(runs.c.id == run, orphaned())) is None:
         return False
     status = RunStatus.CANCELLED if cancelled else RunStatus.FAILED
-    died = "The process that ran it has died."
+    died = "The process of the run died."
     error = {"message": died, "kind": "orphaned", "hint": None, "step": None, "summary": died}
     low, high = step_id(run, 0), step_id(run + 1, 0)
     tell_cancelled(connection, run)

@@ -172,7 +172,7 @@ class Reports:
         query = query.with_only_columns(*columns).order_by(*order).limit(limit + 1)
         if cursor is not None:
             query = query.where(tuple_(*order) > tuple_(*(literal(part, BigInteger) for part in _position(cursor))))
-        with self.database.read() as connection:
+        with self.database.report() as connection:
             rows = connection.execute(query).all()
             items = _items(connection, self.plan_of, rows[:limit])
         wanted = filters.only.get("step")
@@ -204,7 +204,7 @@ class Reports:
 
     def ratios(self, target: str) -> dict[tuple[str, str], Ratio]:
         """Return (provider, model) → how estimates of input tokens compare with what was counted on a target."""
-        with self.database.read() as connection:
+        with self.database.report() as connection:
             rows = connection.execute(select(token_ratios).where(token_ratios.c.target == target)).all()
         return {(row.provider, row.model): Ratio(int(row.calls), row.log_ratio, row.log_square) for row in rows}
 
@@ -261,7 +261,7 @@ class Reports:
         """Return dimensions → sums.  Steps are grouped by node first: their names are in the plans."""
         by_step = "step" in by or "step" in filters.only
         found: dict[tuple[Any, ...], dict[str, int]] = {}
-        with self.database.read() as connection:
+        with self.database.report() as connection:
             rows = [
                 *connection.execute(_of_runs(by, filters, by_step=by_step)).all(),
                 *connection.execute(_of_recorded(by, filters)).all(),
@@ -282,7 +282,7 @@ class Reports:
 
     def _runs(self, filters: Filters) -> dict[str, int]:
         """Return target → how many runs the calls belong to; a step's name does not count among the filters."""
-        with self.database.read() as connection:
+        with self.database.report() as connection:
             rows = [
                 *connection.execute(_of_runs(["target"], filters, by_step=False)).all(),
                 *connection.execute(_of_recorded(["target"], filters)).all(),
@@ -455,7 +455,7 @@ def run_of(step: ColumnElement[int]) -> ColumnElement[int]:
 
 def step_name(plan: Plan, node: int) -> str:
     """Return what people call a node: that of a map's items and a loop's rounds without the mark."""
-    return plan.nodes[node].id.removesuffix("[]").removesuffix("#")
+    return plan.nodes[node].name
 
 
 def _moment(text: str, *, end: bool) -> datetime:
@@ -466,14 +466,16 @@ def _moment(text: str, *, end: bool) -> datetime:
         return parse_time(text)
     except (ValueError, OverflowError):
         raise InputInvalid(
-            f"{text[:60]!r} is no day and no time.", hint="Write 2026-11-22, or 2026-11-22T09:30:00Z."
+            f"{text[:60]!r} is not a valid date or time.", hint="Write 2026-11-22, or 2026-11-22T09:30:00Z."
         ) from None
 
 
 def _check(names: Iterable[str]) -> None:
     for name in names:
         if name not in DIMENSIONS:
-            raise InputInvalid(f"Costs cannot be told by {name!r}.", hint=f"Dimensions: {', '.join(DIMENSIONS)}.")
+            raise InputInvalid(
+                f"Costs cannot be grouped or filtered by {name!r}.", hint=f"Dimensions: {', '.join(DIMENSIONS)}."
+            )
 
 
 def _added(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -502,7 +504,7 @@ def _row(by: Sequence[str], key: Sequence[Any], sums: Mapping[str, int]) -> dict
 def _position(cursor: str) -> list[int]:
     parts = cursor.split(".")
     if len(parts) != 4 or not all(part.isdecimal() and len(part) < 20 for part in parts):
-        raise InputInvalid("That cursor is not one of ours.", hint="Use `next` of the page before.")
+        raise InputInvalid("The cursor is not valid.", hint="Use the `next` of the previous page.")
     return [int(part) for part in parts]
 
 

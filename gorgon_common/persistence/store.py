@@ -24,6 +24,7 @@ from gorgon_common.costs.usage import CallRecord
 from gorgon_common.engine.poison import POISON_DEATHS
 from gorgon_common.engine.records import (
     ROW_MASK,
+    Activity,
     Admission,
     Admitted,
     Advance,
@@ -59,11 +60,13 @@ from gorgon_common.persistence import (
     encoding,
     lost_calls,
     parallel,
+    postgres,
     recovery,
     settling,
     stopping,
     tick_sqlite,
 )
+from gorgon_common.persistence.activity import activity, leads_for
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.journal import tell
 from gorgon_common.persistence.live import LOST_SECONDS, chunks, is_live, live_steps, now, orphaned
@@ -80,6 +83,11 @@ from gorgon_common.persistence.tables import (
     workers,
 )
 
+_ENDED_AS = {
+    RunStatus.SUCCEEDED: "succeeded",
+    RunStatus.FAILED: "failed",
+    RunStatus.CANCELLED: "been cancelled",
+}
 _TICK = (
     "SELECT * FROM gorgon_tick(%b, %b, %b, %b::smallint[], %b::interval, %b::int, %b::int, %b::int, %b,"
     " %b::bigint[], %b::jsonb, %b::jsonb, %b::jsonb)"
@@ -140,7 +148,7 @@ class Store:
     def __init__(self, database: Database, *, poison_deaths: int = POISON_DEATHS) -> None:
         self.database = database
         self.poison_deaths = poison_deaths
-        self._hot: psycopg.Connection[Any] | None = None
+        self._hot: postgres.Connection | None = None
         self._hot_lock = threading.Lock()
 
     def close(self) -> None:
@@ -312,7 +320,7 @@ class Store:
                 parallel.open_slots(connection, run)
             if key is not None and new.hold is not None:
                 concurrency.settle_in(connection, run, key, place, new.hold, new.timeout)
-            waits = None if holds else "it waits for its concurrency key"
+            waits = None if holds else "the run waits for its concurrency key"
             tell(connection, run, None, "run.resumed" if new.resumed_from else "run.queued", waits)
         return run, True
 
@@ -469,6 +477,7 @@ class Store:
                 try:
                     if self._hot is None or self._hot.closed:
                         self._hot = self._connect()
+                    self._hot.ping()
                     rows = self._hot.execute(statement, arguments, prepare=True, binary=True).fetchall()
                     advance = _advance(rows)
                     advance.doubtful = doubtful
@@ -476,15 +485,16 @@ class Store:
                 except _RETRIED:
                     continue
                 except psycopg.OperationalError as error:
-                    self._hot = None
+                    hot, self._hot = self._hot, None
+                    if hot is not None:
+                        hot.close()
                     doubtful = True
                     if attempt:
                         raise Unavailable(f"The database cannot be used: {error}") from error
         raise Unavailable("The database refused a transaction five times in a row (deadlock).")
 
-    def _connect(self) -> psycopg.Connection[Any]:
-        url = self.database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-        return psycopg.connect(url, autocommit=True, options=_HOT_OPTIONS)
+    def _connect(self) -> postgres.Connection:
+        return self.database.connect(options=_HOT_OPTIONS)
 
     def _arguments(
         self,
@@ -735,7 +745,7 @@ class Store:
                 )
             )
             self._insert_rows(connection, step.run, rows, offset=base)
-            tell(connection, step.run, step.row, "step.expanded", f"{len(rows)} steps")
+            tell(connection, step.run, step.row, "step.expanded", "1 step" if len(rows) == 1 else f"{len(rows)} steps")
         heads = [
             Head(step_id(step.run, base + row.row), row.node, int(row.weight), row.queue)
             for row in rows
@@ -768,7 +778,8 @@ class Store:
             )
             if mine.first() is None:
                 return self._tick(connection, worker, keep, finishes=[finish])
-            heads = stopping.halt(connection, finish.step.run, container, keeps, "the run stopped: a step had failed")
+            reason = "the run stopped because a step failed" if run_fails else "another step of the same part failed"
+            heads = stopping.halt(connection, finish.step.run, container, keeps, reason)
             if run_fails:
                 stopping.finishing(connection, finish.step.run, error=finish.result.error)
             advance = self._tick(connection, worker, keep, finishes=[finish])
@@ -789,7 +800,7 @@ class Store:
         with self.database.write() as connection:
             status = self._lock(connection, run)
             if status in FINISHED_RUN:
-                raise Conflict(f"The run is {RunStatus(status).name.lower()} already.")
+                raise Conflict(f"The run has already {_ENDED_AS[RunStatus(status)]}.")
             if status == RunStatus.QUEUED and concurrency.waits(connection, run):
                 concurrency.end_waiting(connection, run, reason)
                 end = _end(connection, run)
@@ -954,15 +965,25 @@ class Store:
 
     def shelved(self) -> dict[int, int]:
         """Return queue → steps on the backlog."""
-        with self.database.read() as connection:
+        with self.database.statements() as connection:
             return backlog.sizes(connection)
 
     # The sweep
 
     def lead(self, name: str, owner: str, seconds: float) -> bool:
         """Become or stay the one that does a job, for so many seconds."""
-        with self.database.write() as connection:
+        with self.database.statements() as connection:
             return recovery.lead(connection, name, owner, seconds)
+
+    def leads_for(self, name: str) -> float:
+        """Return how many seconds whoever does a job has it for; 0 where nobody does."""
+        with self.database.statements() as connection:
+            return leads_for(connection, now(connection), name)
+
+    def activity(self, *, home: str, target: str) -> Activity:
+        """Return what is going on in the live runs of a home: one query, to tell whether a sweep has anything to do."""
+        with self.database.statements() as connection:
+            return activity(connection, now(connection), home=home, target=target)
 
     @_tried_again
     def reap(
@@ -989,7 +1010,7 @@ class Store:
     def _buried(self, connection: Connection, row: Any) -> list[Head]:
         """End a step of a stopped run that nobody has any more; return what its end makes ready."""
         step = Claimed(row.id, row.token, row.node, row.weight, row.queue, 1, None, None, row.crashes)
-        ended = Finish(step, Result(StepStatus.CANCELLED, reason="the run had stopped before it ended"))
+        ended = Finish(step, Result(StepStatus.CANCELLED, reason="the run stopped before the step ended"))
         nobody = Worker(0, target="", home="", queues=())
         return self._tick(connection, nobody, Keep(0, 0, 0), finishes=[ended]).ready
 

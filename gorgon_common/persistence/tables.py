@@ -25,6 +25,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -62,20 +63,21 @@ class db_now(ColumnElement[datetime]):
 
     inherit_cache = True
     type = UtcTime()
-    _traverse_internals = [("seconds", InternalTraversal.dp_plain_obj)]  # noqa: RUF012
+    _traverse_internals = [("seconds", InternalTraversal.dp_clauseelement)]  # noqa: RUF012
 
     def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = float(seconds)
+        # A parameter: as a part of the statement each duration would make another one to compile, prepare and keep.
+        self.seconds = literal(float(seconds))
 
 
 @compiles(db_now, "postgresql")
-def _now_postgresql(element: db_now, _compiler: Any, **_: Any) -> str:
-    return f"(clock_timestamp() + make_interval(secs => {element.seconds!r}))"
+def _now_postgresql(element: db_now, compiler: Any, **options: Any) -> str:
+    return f"(clock_timestamp() + make_interval(secs => {compiler.process(element.seconds, **options)}))"
 
 
 @compiles(db_now, "sqlite")
-def _now_sqlite(element: db_now, _compiler: Any, **_: Any) -> str:
-    return f"gorgon_now({element.seconds!r})"
+def _now_sqlite(element: db_now, compiler: Any, **options: Any) -> str:
+    return f"gorgon_now({compiler.process(element.seconds, **options)})"
 
 
 BigKey = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself

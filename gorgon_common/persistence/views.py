@@ -76,7 +76,8 @@ class Views:
             if waits is not None:
                 view["waits_for"] = waits
             if with_steps:
-                view["steps"] = _Steps(connection, row.id, self.plan_of(row.plan_hash)).list()
+                plan, began = self.plan_of(row.plan_hash), row.key_at or row.created_at
+                view["steps"] = _Steps(connection, row.id, plan, began=began).list()
         return view
 
     def runs(self, *, status: str | None, workflow: str | None, limit: int, cursor: str | None) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class Views:
         if status is not None:
             if status.upper() not in RunStatus.__members__:
                 known = ", ".join(name.lower() for name in RunStatus.__members__)
-                raise InputInvalid(f"There is no run status {status!r}.", hint=f"It is one of {known}.")
+                raise InputInvalid(f"There is no run status {status!r}.", hint=f"Use one of {known}.")
             query = query.where(runs.c.status == int(RunStatus[status.upper()]))
         if workflow is not None:
             query = query.where(runs.c.workflow == workflow)
@@ -94,7 +95,12 @@ class Views:
         with self.database.read() as connection:
             rows = connection.execute(query).all()
             spent = _spent(connection, [row.id for row in rows])
+            homes = {row.home for row in rows if row.home and row.status not in FINISHED_RUN}
+            dead = {home for home in homes if _abandoned(connection, home)}
         items = [_run(row, spent.get(row.id)) for row in rows[:limit]]
+        for row, item in zip(rows, items, strict=False):
+            if row.home in homes and row.status not in FINISHED_RUN:
+                item["orphaned"] = row.home in dead
         more = base64.urlsafe_b64encode(str(rows[limit - 1].id).encode()).decode() if len(rows) > limit else None
         return {"items": items, "next": more}
 
@@ -145,6 +151,10 @@ def _said(event: Any) -> dict[str, Any] | None:
     return {"why": data["why"], "until": format_time(event.at + timedelta(seconds=data["seconds"]))}
 
 
+def _why(event: Any) -> Any:
+    return strict_json.loads_stored(event.data)["why"] if event.data else None
+
+
 def _abandoned(connection: Connection, home: str) -> bool:
     """Tell whether the process that an embedded run lives in has died."""
     alive = select(func.count()).where(workers.c.home == home, workers.c.lease_until > db_now())
@@ -158,7 +168,7 @@ def _position(cursor: str) -> int:
             raise ValueError(position)
         return position
     except ValueError:
-        raise InputInvalid("That cursor is not one of ours.", hint="Use `next` of the page before.") from None
+        raise InputInvalid("The cursor is not valid.", hint="Use the `next` of the previous page.") from None
 
 
 def _run(row: Row[Any], spent: Row[Any] | None) -> dict[str, Any]:
@@ -264,7 +274,7 @@ class Places:
         return None
 
     def _name(self, number: int) -> str:
-        return self.plan.nodes[number].id.removesuffix("[]").removesuffix("#")
+        return self.plan.nodes[number].name
 
     def _item(self, row: int) -> int | None:
         """Return the item or iteration of a row: that of the nearest composite that has any."""
@@ -278,7 +288,11 @@ class Places:
 
 
 class _Steps(Places):
-    """The steps of one run as they are shown."""
+    """The steps of one run as they are shown.  `began`: when its first steps could begin."""
+
+    def __init__(self, connection: Connection, number: int, plan: Plan, *, began: datetime | None = None) -> None:
+        super().__init__(connection, number, plan)
+        self._began = began
 
     def names(self, rows: Iterable[int]) -> dict[int, str]:
         """Return row → the step's name with its items and iterations: `build[3]`."""
@@ -314,7 +328,8 @@ class _Steps(Places):
             """Add what is under a row; returns when its parts began."""
             begun: list[str] = []
             for key in children.get(parent, ()):
-                view = self._view(key, rows[key], spent.get(key), waits.get(key))
+                told = waits.get(key) or (None, self._ready_waits(key, rows))
+                view = self._view(key, rows[key], spent.get(key), *told)
                 if self.plan.nodes[rows[key].node].kind not in _ENGINE:
                     found.append(view)
                 inside = walk(key)
@@ -365,8 +380,8 @@ class _Steps(Places):
         )
         return {row.step_id & ROW_MASK: row for row in self.connection.execute(query)}
 
-    def _waits(self, rows: Sequence[int]) -> dict[int, Any]:
-        """Return row → the event that says what it waits for."""
+    def _waits(self, rows: Sequence[int]) -> dict[int, tuple[str | None, dict[str, Any]]]:
+        """Return row → (what it waits for, for people; `{why, since, until}`)."""
         if not rows:
             return {}
         query = (
@@ -374,9 +389,30 @@ class _Steps(Places):
             .where(events.c.run_id == self.number, events.c.row.in_(rows), events.c.kind.in_(_WAITING_EVENTS))
             .order_by(events.c.seq)
         )
-        return {row.row: row for row in self.connection.execute(query)}
+        last: dict[int, Any] = {}
+        since: dict[int, datetime] = {}
+        for row in self.connection.execute(query):
+            before = last.get(row.row)
+            # Who asks the limiter again and has to wait again has waited since the first time.
+            if before is None or row.kind == "step.retry" or _why(before) != _why(row):
+                since[row.row] = row.at
+            last[row.row] = row
+        return {
+            key: (row.message, {"since": format_time(since[key]), **(_said(row) or {})}) for key, row in last.items()
+        }
 
-    def _view(self, key: int, row: Row[Any], spent: Row[Any] | None, waits: Any | None) -> dict[str, Any]:
+    def _ready_waits(self, key: int, rows: Mapping[int, Any]) -> dict[str, Any] | None:
+        """Return what a ready step of the file waits for: a worker, since the last step before it has ended."""
+        row = rows[key]
+        if row.status != StepStatus.READY or key >= self.plan.top:
+            return None
+        ended = [rows[dep.node].finished_at for dep in self.plan.nodes[row.node].deps if dep.node in rows]
+        known = [moment for moment in (self._began, *ended) if moment is not None]
+        return {"why": "queue", "since": format_time(max(known)), "until": None} if known else None
+
+    def _view(
+        self, key: int, row: Row[Any], spent: Row[Any] | None, reason: str | None, waits: dict[str, Any] | None
+    ) -> dict[str, Any]:
         node = self.plan.nodes[row.node]
         detail: Mapping[str, Any] = strict_json.loads_stored(row.detail) if row.detail else {}
         body = row.body if row.body is not None else row.output
@@ -395,8 +431,8 @@ class _Steps(Places):
             "provider": detail.get("provider") or (spent.provider if spent else node.spec.get("provider")),
             "model": detail.get("model") or (spent.model if spent else node.spec.get("model") or None),
             "status": status.name.lower(),
-            "reason": detail.get("reason") or (waits.message if waits else None),
-            "waits": _said(waits) if waits else None,
+            "reason": detail.get("reason") or reason,
+            "waits": waits,
             "output": None if body is None else strict_json.loads_stored(body),
             "error": detail.get("error"),
             "attempts": row.attempts if row.attempts is not None else (row.attempt if row.status in _BEGUN else 0),

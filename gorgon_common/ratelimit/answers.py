@@ -10,7 +10,7 @@ from gorgon_common.engine.limits import Gate, Never
 def never(dimension: str, cost: float, limit: float) -> Never:
     """Return the answer to a call that is larger than the whole limit."""
     what = dimension.replace("_", " ")
-    return Never(f"it needs {cost:,.0f} {what}, and the limit is {limit:,.0f}", dimension, cost, limit)
+    return Never(f"it needs {cost:,.0f} {what}, but the limit is {limit:,.0f}", dimension, cost, limit)
 
 
 def shown(gate: Gate, state: dict[str, Any]) -> dict[str, Any]:

@@ -279,7 +279,7 @@ def _check_names(
             at = (*path, "id")
             if name in seen:
                 line = positions.at((*seen[name], "id"))[0]
-                hint = f"It is the id of the step in line {line} already; ids are unique in the whole file."
+                hint = f"The step in line {line} already has this id; ids are unique in the whole file."
                 yield positions.problem(f"the id `{name}` is used twice", at, file=file, hint=hint)
             seen.setdefault(name, path)
             # Older files reach any id as steps["run-tests"].

@@ -153,6 +153,11 @@ class Node:
     """Older files: names that `outputs:` publishes; the first is the whole output unless the reply has such a field."""
     phase: str = "main"  # main | on_error | finally (top level only)
 
+    @property
+    def name(self) -> str:
+        """What people call the step: the id without the mark of a template (`build`, where the id is `build[]`)."""
+        return self.id.removesuffix("[]").removesuffix("#")
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

@@ -395,6 +395,9 @@ class StepBody(Closed):
             }
         ),
     ] = Field(None, description="A command as a list of arguments, run without a shell.")
+    cwd: Text | None = Field(
+        None, description="The folder that the command starts in; without it a new, empty one. `.` is the worker's own."
+    )
     env: dict[str, Argument] = Field({}, description="Environment variables of the command.")
     stdin: str | None = Field(None, description="What the command reads from its standard input.")
     workflow: Text | None = Field(None, description="A sub-workflow: name, name@3 or name@latest.")
@@ -535,6 +538,7 @@ def _action_faults(value: dict[str, Any]) -> Iterator[InitErrorDetails]:
     action = "prompt" if agent else actions[0]
     belongs = dict.fromkeys(_AGENT_ONLY, ("prompt",)) | {
         "with": ("uses", "workflow"),
+        "cwd": ("run",),
         "env": ("run",),
         "stdin": ("run",),
         "allow_failure": ("run",),

@@ -76,11 +76,11 @@ def agent_providers(target: str, settings: Settings, *, sandbox_url: str | None 
             }
         )
     if target != "sandbox":
-        raise ConfigurationError(f"There is no target {target!r}.", hint="It is live or sandbox.")
+        raise ConfigurationError(f"There is no target {target!r}.", hint="Use live or sandbox.")
     url = (sandbox_url or settings.sandbox_url or "").rstrip("/")
     if not url:
         raise ConfigurationError(
-            "It is not known where the sandbox is.", hint="Start `gorgon sandbox` and set GORGON_SANDBOX_URL."
+            "The address of the sandbox is not known.", hint="Start `gorgon sandbox` and set GORGON_SANDBOX_URL."
         )
     return AgentProviders(
         {

@@ -71,7 +71,7 @@ class LocalCommands:
                 raise self._missing(name)
             raise CommandFailed(
                 f"{name!r} is not among the commands that this worker may run ({allowed}).",
-                hint=f"If it should be, set GORGON_COMMANDS_ALLOW={allowed},{name} where the worker runs.",
+                hint=f"To allow it, set GORGON_COMMANDS_ALLOW={allowed},{name} where the worker runs.",
             )
         if found is None:
             raise self._missing(name)
@@ -156,7 +156,7 @@ class LocalCommands:
             except OSError as error:
                 raise CommandFailed(
                     f"{argv[0]!r} could not be started: {error.strerror}.",
-                    hint="Hand large values over with `stdin:`; arguments and environment together are limited.",
+                    hint="Pass large values through `stdin:`; arguments and environment together are limited.",
                 ) from error
             finally:
                 os.close(status_write)
@@ -241,7 +241,7 @@ def _check_values(argv: tuple[str, ...], call: CommandCall) -> None:
     for name, value in call.env.items():
         reasons += [refused_variable(name), refused_value(name, value)]
     for reason in filter(None, reasons):
-        raise CommandFailed(reason, hint="Large values go through `stdin:`; other names through another variable.")
+        raise CommandFailed(reason, hint="Pass large values through `stdin:`; choose another name for the variable.")
 
 
 def _feed(selector: selectors.BaseSelector, stdin: IO[bytes], pending: memoryview) -> memoryview:
@@ -286,9 +286,11 @@ def _result(name: str, status: str, call: CommandCall, stdout: bytes, stderr: by
     if word == "exec":
         raise CommandFailed(f"{name!r} could not be started: {os.strerror(int(number))}.")
     if word == "signal" and int(number) == signal.SIGXCPU:
-        raise CommandFailed("The command used more CPU time than it may.", hint=f"Raise its limit.{_tail(stderr)}")
+        raise CommandFailed(
+            "The command used more CPU time than it is allowed.", hint=f"Raise its limit.{_tail(stderr)}"
+        )
     if word == "signal" and int(number) == signal.SIGXFSZ:
-        raise CommandFailed(f"The command wrote a file that is larger than it may be.{_tail(stderr)}")
+        raise CommandFailed(f"The command wrote a file that is larger than allowed.{_tail(stderr)}")
     if word not in {"exit", "signal"}:
         raise CommandFailed(f"The command killed the process that watches it.{_tail(stderr)}")
     code = int(number) if word == "exit" else 128 + int(number)
@@ -302,7 +304,7 @@ def _decode(data: bytes | bytearray) -> str:
 
 def _tail(stderr: bytes | bytearray) -> str:
     last = _decode(stderr).strip()[-500:]
-    return f"\nIts last words were:\n{last}" if last else ""
+    return f"\nThe end of its output:\n{last}" if last else ""
 
 
 def _size(number: int) -> str:

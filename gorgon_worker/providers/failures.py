@@ -174,7 +174,6 @@ def broken_off(server: Server, reason: str) -> errors.Retryable:
     return errors.Retryable(
         f"The connection to {server} broke before the reply was complete: {reason}",
         kind="connection",
-        hint="It is tried again as `retry:` says.",
     )
 
 
@@ -207,7 +206,7 @@ def gave_up(server: Server, model: str, word: str) -> errors.Retryable:
 def unreadable(server: Server, what: str, request_id: str | None = None) -> errors.Malformed:
     """The body is not what the API promises."""
     hint = (
-        "It is tried again as `retry:` says."
+        None
         if server.official or server.sandbox
         else f"Check that {server.url_variable} is the address of an API, not of a web page."
     )
@@ -241,14 +240,13 @@ def _classify(server: Server, model: str, answer: Answer) -> errors.ProviderErro
         return errors.RateLimited(
             f"{server.first} limits the rate for {model}: {said}",
             retry_after=retry_after(answer.headers or {}),
-            hint="It is waited for; a higher limit at the provider makes it faster.",
+            hint="Gorgon waits as long as the provider asks; a higher limit there makes the run faster.",
         )
     if status >= 500:
         overloaded = status == 529 or "overloaded" in words
         return errors.Retryable(
             f"{server.first} {'is overloaded' if overloaded else 'failed'} ({answer.where}): {said}",
             kind="overloaded" if overloaded else "server",
-            hint="It is tried again as `retry:` says.",
         )
     if status == 408:
         return errors.Retryable(f"{server.first} gave up waiting ({answer.where}): {said}", kind="timeout")
@@ -268,7 +266,7 @@ def _rejected(server: Server, model: str, answer: Answer, words: str, said: str)
         )
     if status == 403:
         return errors.Final(
-            f"{server.first} does not let this key use {model}: {said}",
+            f"{server.first} does not allow this key to use {model}: {said}",
             kind="auth",
             hint=f"Use another model, or a key in {server.key_variable} whose project may use it.",
         )

@@ -149,7 +149,7 @@ def test_a_shortage_says_which_budget_and_how_much_is_missing(budgets: Budgets) 
     own = [limit(1_000_000), limit(None, 10, name="step:1:a", level="step")]
     told = short(reserve(budgets, own, 1_200_000, 5)).explain(1_200_000, 5)
     assert told == (
-        "The limit of run:1 is $1.00: $0.00 spent, $0.00 reserved. This may need up to $1.20, $0.20 more than is left."
+        "The limit of run:1 is $1.00: $0.00 spent, $0.00 reserved. The next call may cost $1.20; $1.00 is left."
     )
     assert "is 10 tokens: 0 tokens spent" in short(reserve(budgets, own, 1, 11)).explain(1, 11)
 
@@ -262,7 +262,7 @@ def test_what_has_no_budget(budgets: Budgets, scope: str) -> None:
 def test_a_period_or_timezone_that_is_none(budgets: Budgets) -> None:
     with pytest.raises(InputInvalid, match="no period"):
         budgets.change("org", period="week", usd="1")
-    with pytest.raises(InputInvalid, match="no timezone"):
+    with pytest.raises(InputInvalid, match="no time zone"):
         budgets.change("org", period="day", timezone="Mars/Olympus", usd="1")
 
 

@@ -312,7 +312,7 @@ def test_what_a_run_waits_for_is_told(desk: Desk) -> None:
     assert (found["key"], found["max"], found["ahead"]) == ("k", 1, 1)
     assert [holder["run_id"] for holder in found["held_by"]] == ["run_first"]
     assert "held by run_first (deploy) since 20" in found["what"]
-    assert found["what"].endswith("1 run waits before it")
+    assert found["what"].endswith("1 run is ahead of it")
     stop(desk, second)
     assert told(second) is None
     assert told(third)["ahead"] == 0

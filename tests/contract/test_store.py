@@ -689,7 +689,7 @@ def test_a_failure_cancels_what_has_not_started_and_waits_for_what_runs(desk: De
     assert desk.statuses(run) == {0: S.FAILED, 1: S.RUNNING, 2: S.CANCELLED, 3: S.PENDING, 4: S.PENDING}
     assert desk.run_status(run) is RunStatus.FINISHING
     assert desk.store.failure(run) == ({"message": "boom"}, False)
-    assert desk.checkpoint(run, 2).reason == "the run stopped: a step had failed"
+    assert desk.checkpoint(run, 2).reason == "the run stopped because a step failed"
     advance = desk.end(second, keep=Keep(fast=4))
     assert rows_of(advance.mine) == [GATE]
 

@@ -71,6 +71,15 @@ class Process:
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
+    def wait(self, seconds: float = 20.0) -> int:
+        """Wait for its end, and return the exit code.  Raises AssertionError where it does not end."""
+        try:
+            code = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError("it did not end:\n" + "".join(self.said)) from None
+        self._reader.join(5)
+        return code
+
     def kill(self) -> None:
         """As `kill -9`."""
         self._process.kill()

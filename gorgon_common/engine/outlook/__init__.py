@@ -152,7 +152,7 @@ class _Reader:
         estimate = learned(float(count) for count in known.counts) if known is not None else None
         if estimate is None:
             rounds = min(float(most), ROUNDS)
-            self.values.said.append(f"`{node.id}` is taken to need one round or two (at most {most}).")
+            self.values.said.append(f"`{node.name}` is assumed to need one or two iterations (at most {most}).")
             estimate = Estimate(rounds, ROUNDS_SPREAD, ASSUMED)
         return Repeat(estimate, most, in_turn=True)
 
@@ -195,9 +195,7 @@ class _Reader:
         output, seconds = self._reply(node, known, models[0])
         past = learned(known.input) if known is not None and not sized else None
         if not sized and past is None:
-            self.values.said.append(
-                f"Nothing is known of the size of what `{_shown(node)}` reads: its cost is unknown."
-            )
+            self.values.said.append(f"The size of what `{_shown(node)}` reads is unknown, so its cost is unknown.")
         return Call(
             models=models,
             max_tokens=int(node.spec.get("max_tokens") or DEFAULT_MAX_TOKENS),
@@ -236,8 +234,8 @@ class _Reader:
                 share *= 0.3
             output = Estimate(max(8.0, visible * (1 + share)), REPLY_SPREAD, ASSUMED)
             self.values.said.append(
-                "A reply that nothing is known of is taken to be as long as its schema suggests"
-                + (", less on the sandbox." if self.target == "sandbox" else ".")
+                "A reply without history is assumed to be as long as its schema suggests"
+                + (", and shorter on the sandbox." if self.target == "sandbox" else ".")
             )
         if seconds is None:
             seconds = self._assumed_seconds(output.median)
@@ -246,8 +244,8 @@ class _Reader:
     def _assumed_seconds(self, tokens: float) -> Estimate:
         if self.target != "sandbox":
             self.values.said.append(
-                f"A model that was never called is taken to begin after {LIVE_SECONDS:g} s "
-                f"and to write {LIVE_RATE:g} tokens a second."
+                f"A model that was never called is assumed to start its reply after {LIVE_SECONDS:g} s "
+                f"and to write {LIVE_RATE:g} tokens per second."
             )
             return Estimate(LIVE_SECONDS + tokens / LIVE_RATE, 0.4, ASSUMED)
         return Estimate((SANDBOX_SECONDS if self.latency is None else self.latency) + 0.02, 0.35, ASSUMED)
@@ -260,4 +258,4 @@ def _pause(node: Node, attempt: int) -> float:
 
 
 def _shown(node: Node) -> str:
-    return node.id.removesuffix("[]").removesuffix("#")
+    return node.name

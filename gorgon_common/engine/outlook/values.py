@@ -207,7 +207,7 @@ class Values:
         if estimate is None:
             count = min(most, len(found[0]) if found is not None and found[0] else ITEMS)
             if not self.skipped(index):
-                self.said.append(f"`{node.id}` is taken to have about {count} items (at most {most}).")
+                self.said.append(f"`{node.name}` is assumed to have about {count} items (at most {most}).")
             estimate = Estimate(float(count), ITEMS_SPREAD, ASSUMED)
         return Repeat(estimate, most, parallel)
 

@@ -194,6 +194,8 @@ class _Builder:
             for inner, template in self.templates(value, place, step):
                 types = self.read(draft, template, inner, secrets=at[0] in ("with", "env"))
                 self.tell_all(check(template, types), inner)
+                if at == ("cwd",):
+                    self.fixed_folder(template, inner)
                 if at == inner[len(draft.place) :] == ("map", "over"):
                     self.over(draft, template, types, inner)
             if at in (("map", "over"), ("aggregate", "from")):
@@ -360,8 +362,23 @@ class _Builder:
         elif kind.item is not None:
             self.names.items[draft.index] = kind.item
 
+    def fixed_folder(self, template: Template, place: Place) -> None:
+        """What a model wrote must not decide where a command runs: its programs and settings may be found there."""
+        for path in template.paths:
+            if path.root != "inputs":
+                hint = 'Write the folder out, or take it from an input: cwd: "{{inputs.folder}}".'
+                self.tell(f"`{path}` may not decide the folder of a command", place, hint=hint, offset=path.offset)
+
     def command(self, draft: Draft, step: StepBody) -> None:
         """A command's program is fixed; its values are arguments, environment or input."""
+        found = specs.relative_path(step) if step.cwd is None and not self.lenient else None
+        if found is not None:
+            at, path = found
+            hint = (
+                "Add `cwd: .` to start it in the folder of the worker (or of `gorgon run`), or write an absolute path."
+            )
+            message = f"`{path}` is a relative path, and a command without `cwd:` starts in a new, empty folder"
+            self.tell(message, (*draft.place, *at), hint=hint, severity="warning")
         if step.shell is None:
             argv = step.run if isinstance(step.run, list) else []
             filled = ["{{" in argument or (self.lenient and "${" in argument) for argument in argv]
@@ -453,7 +470,7 @@ class _Builder:
             return
         if draft.kind is Kind.APPROVAL and not any(outer.deps for outer in self.layout.ancestors(draft.index)):
             self.tell(
-                f"the approval `{draft.id}` depends on nothing: it would ask as soon as the run starts",
+                f"the approval `{draft.id}` depends on nothing, so it would ask as soon as the run starts",
                 (*draft.place, "approval"),
                 hint="Name the step whose result is to be approved in `depends_on:`.",
                 severity="warning" if self.lenient else "error",
@@ -556,7 +573,7 @@ class _Builder:
                 loops = [draft for draft in self.layout.ancestors(ring[0].index) if draft.kind is Kind.LOOP]
                 if loops:
                     name = f"{loops[0].id}.output.{ring[1].id}"
-                    hint += f" What a step gave in the round before is `default({name}, '')`."
+                    hint += f" The output of a step in the previous iteration is `default({name}, '')`."
                 self.tell(f"the steps wait for each other in a circle: {told}", ring[0].place, hint=hint)
 
     # ── the run's own texts ──────────────────────────────────────────────────────────────────────────────────────────
@@ -614,12 +631,12 @@ class _Builder:
         if path.root not in ("inputs", "run") and not bare:
             hint = "Write `inputs.name`: the key is needed before any step has run."
             if path.root == "secrets":
-                hint = "A key is stored and shown to people: who waits for it, who holds it."
+                hint = "The key is stored and shown to people, so it cannot contain this."
             self.tell(f"`{path.root}` cannot be part of the key", place, hint=hint, offset=path.offset)
         field = path.fields[0] if path.fields else None
         if path.root == "run" and field in (None, "id", "started_at"):
             hint = "Leave it out: runs that are to wait for each other need the same key."
-            told = f"`{path}` differs from run to run: no run would ever wait"
+            told = f"`{path}` differs from run to run, so no run would ever wait"
             self.tell(told, place, hint=hint, offset=path.offset)
 
 

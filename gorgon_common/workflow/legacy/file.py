@@ -54,7 +54,7 @@ class File(Steps):
         """Return the whole file in the present form."""
         for key in data:
             if key not in _WORKFLOW_KEYS:
-                self.warn(f"`{key}` is no key of the older format and is ignored", (key,), key=True)
+                self.warn(f"`{key}` is not a key of the older format and is ignored", (key,), key=True)
         settings = data.get("settings")
         settings = settings if isinstance(settings, dict) else {}
         for key in settings:

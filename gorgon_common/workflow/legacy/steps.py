@@ -138,7 +138,7 @@ class Steps(Part):
         for key in step:
             if key not in STEP_KEYS and not key.startswith("$"):
                 hint = _PARAMS_HINT if any(key in known for known in _PARAMS.values()) else suggest(key, STEP_KEYS)
-                self.warn(f"`{key}` is no key of a step and is ignored", (*old, key), hint, key=True)
+                self.warn(f"`{key}` is not a key of a step and is ignored", (*old, key), hint, key=True)
         params = step.get("params")
         if params is None:
             params = {}

@@ -32,8 +32,8 @@ def test_what_is_set_is_listed() -> None:
     assert (review["scope"], review["name"], review["period"], review["accounts"]) == ("workflow", "review", "run", [])
     table = gorgon("ls")[1]
     assert "$12.50" in table
-    assert "1,000 tokens" in table
-    assert "each run by itself" in table
+    assert "1,000 tok" in table
+    assert "separate for each run" in table
 
 
 def test_a_limit_is_taken_away() -> None:

@@ -641,14 +641,32 @@ def test_a_machine_that_closes_says_what_is_still_running(bench: Bench) -> None:
     assert bench.desk.status(run, 0) is S.SUCCEEDED
 
 
-def test_while_it_closes_it_does_not_wait_for_the_database(bench: Bench) -> None:
+def test_while_it_stops_it_holds_its_results_until_the_database_is_there_again(bench: Bench) -> None:
+    run = bench.run(chain(1))
+    spy = Spy(bench.store)
+    bench.machine.store = spy
+    away = iter(range(4))
+
+    def before(finishes: Sequence[Finish]) -> None:
+        if finishes:
+            bench.machine.closing = True
+            if next(away, None) is not None:
+                raise Unavailable("away")
+
+    spy.before = before
+    bench.handle(run, 0)
+    assert next(away, None) is None
+    assert bench.desk.status(run, 0) is S.SUCCEEDED
+
+
+def test_when_it_has_closed_it_does_not_wait_for_the_database(bench: Bench) -> None:
     run = bench.run(chain(1))
     spy = Spy(bench.store)
     bench.machine.store = spy
 
     def away(finishes: Sequence[Finish]) -> None:
         if finishes:
-            bench.machine.closing = True
+            bench.machine.close(0)
             raise Unavailable("away")
 
     spy.before = away

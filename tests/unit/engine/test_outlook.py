@@ -83,7 +83,7 @@ def test_items_of_a_step_are_assumed_and_it_is_said() -> None:
     repeat = task(found, "build").repeat
     assert repeat is not None
     assert (repeat.times.source, repeat.most, repeat.exact) == (ASSUMED, 12, False)
-    assert any("`build` is taken to have about 3 items (at most 12)" in sentence for sentence in found.said)
+    assert any("`build` is assumed to have about 3 items (at most 12)" in sentence for sentence in found.said)
 
 
 def test_items_and_replies_follow_the_past() -> None:

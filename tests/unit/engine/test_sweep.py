@@ -10,7 +10,8 @@ import pytest
 from gorgon_common.engine import control
 from gorgon_common.engine.records import Renewal, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
-from gorgon_common.errors import Conflict, Final, Unavailable
+from gorgon_common.engine.sweep import INTERVAL, LEASE, QUIET
+from gorgon_common.errors import Conflict, Final, Throttled, Unavailable
 from gorgon_common.workflow.plan import Plan
 from tests.support.engine import NOTHING, OPENAI, Desk, agent, plan_of
 from tests.support.fleet import Fleet, Post, Process, fleet
@@ -171,13 +172,13 @@ def test_a_sweep_that_fails_is_made_again(made: Fleet, here: Process, clock: Han
     """Its thread must live."""
     calls = []
 
-    def breaks() -> int:
+    def breaks() -> float:
         calls.append(len(calls))
         if len(calls) == 3:
             here.sweep._stop.set()
         raise Unavailable("away") if len(calls) == 1 else RuntimeError("a fault of ours")
 
-    here.sweep.once = breaks  # type: ignore[method-assign]
+    here.sweep.look = breaks  # type: ignore[method-assign]
     here.sweep._stop.wait = lambda _=None: here.sweep._stop.is_set()  # type: ignore[method-assign, assignment]
     here.sweep._forever()
     assert calls == [0, 1, 2]
@@ -269,7 +270,7 @@ def test_a_cancel_runs_only_the_final_steps(made: Fleet, here: Process) -> None:
     made.drain()
     assert made.status(run) is RunStatus.CANCELLED
     assert made.provider.calls == ["last"]
-    with pytest.raises(Conflict, match="cancelled already"):
+    with pytest.raises(Conflict, match="already been cancelled"):
         cancelled(made, here, run)
 
 
@@ -360,3 +361,48 @@ def test_a_changed_step_and_what_comes_after_it_are_run_anew(made: Fleet, here: 
     assert (reused, left) == (1, 1)
     assert made.status(again) is RunStatus.SUCCEEDED
     assert made.provider.calls == ["a", "b", "b"]
+
+
+# How often
+
+
+def test_it_looks_seldom_while_there_is_nothing_to_do(made: Fleet, here: Process, clock: Hands) -> None:
+    here.sweep.look()  # the first one tidies up
+    assert here.sweep.look() == QUIET
+    run = here.submit(plan_of(step("a")))
+    assert here.sweep.look() == INTERVAL, "a step is ready"
+    made.drain()
+    assert made.status(run) is RunStatus.SUCCEEDED
+    assert here.sweep.look() == QUIET
+
+
+def test_it_looks_again_when_a_waiting_step_is_due(made: Fleet, here: Process, clock: Hands) -> None:
+    def wait(_: object) -> str:
+        raise Throttled("wait", seconds=60.0, reason="requests", until=0.0)
+
+    made.provider.behaves["go"] = wait
+    run = here.submit(plan_of(step("a")))
+    made.drain()
+    assert made.statuses(run)[0] is StepStatus.WAITING
+    here.sweep.look()
+    assert here.sweep.look() == QUIET
+    clock.move(58)
+    here.sweep.look()
+    assert INTERVAL < here.sweep.look() <= 2.0
+    made.provider.behaves["go"] = "done"
+    clock.move(2.1)
+    here.sweep.look()
+    made.drain()
+    assert made.status(run) is RunStatus.SUCCEEDED
+
+
+def test_the_second_one_waits_until_the_lease_of_the_first_is_over(made: Fleet, here: Process, clock: Hands) -> None:
+    second = made.processes[1].sweep
+    here.sweep.look()
+    assert LEASE - 1 < second.look() <= LEASE
+    clock.move(3)
+    assert INTERVAL < second.look() <= LEASE - 3
+    clock.move(2.5)
+    second.look()
+    here.sweep.look()
+    assert here.sweep.look() > INTERVAL, "it was too late, and has lost the lead"

@@ -401,7 +401,7 @@ REFUSED = [
     ),
     ("- {id: a, approval: ok}\n", "", "depends on nothing", "depends_on", 3, 21),
     ('- {id: a, prompt: "{{error.message}}"}\n', "", "on_error, finally and fallback", "", 3, 22),
-    ('- {id: a, prompt: "{{results}}"}\n', "", "a map's `reduce:` only", "", 3, 22),
+    ('- {id: a, prompt: "{{results}}"}\n', "", "only available in a map's `reduce:`", "", 3, 22),
     ('- {id: a, prompt: "{{steps[inputs.x].output}}"}\n', "inputs: {x: string}\n", "needs the id of a step", "", 4, 22),
     ("- {id: a, prompt: \"{{steps['b'].output}}\"}\n", "", "no step `b`", "a", 3, 22),
     (

@@ -75,7 +75,7 @@ def test_broken_yaml_is_explained(text: str, line: int, column: int, message: st
 def test_duplicate_keys_name_the_first_line() -> None:
     problem = only(f"name: a\nteam: x\n{STEP}name: b\n")
     assert (problem.line, problem.column, problem.message) == (4, 1, "`name` is written twice")
-    assert problem.hint == "It stands in line 1 already."
+    assert problem.hint == "It is already in line 1."
 
 
 def test_anchors_aliases_and_tags_are_refused_each() -> None:
