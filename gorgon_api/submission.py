@@ -26,14 +26,21 @@ def read(services: Services, asked: Source | Submission) -> tuple[Plan, list[Pro
     return services.read(catalogue.source(str(asked.workflow)), file=asked.workflow)
 
 
-def dispatch(services: Services, submission: Submission, caller: Principal, key: str | None) -> Submitted:
+def dispatch(
+    services: Services, submission: Submission, caller: Principal, key: str | None, trace_id: str | None = None
+) -> Submitted:
     """Start the run that a submission asks for.
 
-    Raises WorkflowInvalid, NotFound, InputInvalid, NotAvailable, Conflict, Unavailable.
+    It belongs to the team that the submission names, else to the file's `team:`; the key must be allowed to act for it.
+    Raises WorkflowInvalid, NotFound, InputInvalid, Forbidden, NotAvailable, Conflict, Unavailable.
     """
     plan, _ = read(services, submission)
+    team = submission.team or plan.team
+    caller.require(team)
     if plan.unavailable:
         raise NotAvailable("This workflow cannot run yet: " + " ".join(plan.unavailable))
     if submission.max_cost_usd is not None:
         plan = capped(plan, submission.max_cost_usd)
-    return services.submit(plan, submission.inputs, target=submission.target, team=caller.team, idempotency_key=key)
+    return services.submit(
+        plan, submission.inputs, target=submission.target, team=team, idempotency_key=key, trace_id=trace_id
+    )

@@ -8,6 +8,7 @@
     │   ├── Conflict              the state forbids it: a finished run cannot be cancelled
     │   │   └── KeyTaken          another run holds the concurrency key, and the workflow says `reject`
     │   ├── NotAvailable          a step kind or feature that this version cannot execute
+    │   ├── Forbidden             the API key may not act for this team
     │   └── ConfigurationError    a setting is missing or wrong
     ├── ExpressionError           an expression failed while a run was under way
     ├── StepError                 a step failed; what the retry policy looks at
@@ -132,6 +133,17 @@ class KeyTaken(Conflict):
 
 class NotAvailable(UserError):
     """Not available yet."""
+
+
+class Forbidden(UserError):
+    """The API key may not do this.
+
+    `team`: the team that it may not act for, "" where it would have to act for all.
+    """
+
+    def __init__(self, message: str | None = None, *, hint: str | None = None, team: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.team = team
 
 
 class ConfigurationError(UserError):

@@ -118,14 +118,24 @@ class Settings(BaseSettings):
         None, ge=0, description="How long the sandbox takes for a reply, such as 500ms; realistic times if unset."
     )
     api_url: str = Field(
-        "http://127.0.0.1:8000", description="The server that `gorgon run --server default` and other commands use."
+        "http://127.0.0.1:8000", description="The server that commands use, without `--server` too if it is set."
     )
     api_key: SecretStr | None = Field(None, description="The key that the API requires and that its clients send.")
+    api_teams: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("*",), description="Teams that GORGON_API_KEY may act for, separated by commas; * for all."
+    )
     host: str = Field("127.0.0.1", description="Address that the servers listen on.")
     api_port: Port = Field(8000, description="Port of the API.")
     dashboard_port: Port = Field(8501, description="Port of the dashboard.")
     flower_port: Port = Field(5555, description="Port of Flower.")
     sandbox_port: Port = Field(8900, description="Port of `gorgon sandbox`.")
+    flower_events: bool = Field(
+        False, description="Workers send the events that Flower shows, and obey Celery's remote control."
+    )
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        None, description="Port on which each worker serves Prometheus metrics; 0 for any free one."
+    )
+    access_log: bool = Field(True, description="The API logs each request.")
     lease_seconds: float = Field(
         30.0, gt=0, description="How long a silent worker keeps its steps before other workers take them over."
     )
@@ -209,7 +219,7 @@ class Settings(BaseSettings):
     def _known_http(cls, value: str | None) -> str | None:
         return value and _with_scheme(value, ("http", "https")).rstrip("/")
 
-    @field_validator("commands_allow", mode="before")
+    @field_validator("commands_allow", "api_teams", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
         return tuple(name for name in re.split(r"[,\s]+", value) if name) if isinstance(value, str) else value

@@ -9,7 +9,7 @@ import typer
 from gorgon_common import lazy
 from gorgon_common.cli.commands import BEGIN, RUN, RUNS, SERVE, FileOrName, RunId
 from gorgon_common.cli.group import examples
-from gorgon_common.cli.options import AsJson, Inputs, InputsFile, Server
+from gorgon_common.cli.options import AsJson, Inputs, InputsFile, Server, Team
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -26,6 +26,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command(rich_help_panel=SERVE, **examples("gorgon worker", "gorgon worker --live --queue openai --slots 20"))(
         worker
     )
+    app.command(rich_help_panel=SERVE, **examples("gorgon flower", "gorgon flower --port 5556"))(flower)
 
 
 def run(
@@ -36,6 +37,7 @@ def run(
         bool | None,
         typer.Option("--live/--sandbox", help="Call the real providers, or the offline sandbox (the default)."),
     ] = None,
+    team: Team = None,
     server: Server = None,
     max_cost: Annotated[
         float | None,
@@ -55,6 +57,7 @@ def run(
         inputs=inputs or [],
         inputs_file=inputs_file,
         live=bool(live),
+        team=team,
         server=server,
         detach=detach,
         full=full,
@@ -81,9 +84,31 @@ def worker(
     live: Annotated[
         bool, typer.Option("--live/--sandbox", help="Run steps on the real providers, or on the sandbox.")
     ] = False,
+    events: Annotated[
+        bool | None,
+        typer.Option(
+            "--events/--no-events", help="Send what Flower shows, obey remote control (GORGON_FLOWER_EVENTS)."
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port", min=0, max=65535, metavar="PORT", help="Serve Prometheus metrics there; 0: any free port."
+        ),
+    ] = None,
 ) -> None:
     """Run steps from the broker, until stopped."""
-    lazy.load("gorgon_worker.launch:worker")(queues=queues, slots=slots, live=live)
+    lazy.load("gorgon_worker.launch:worker")(
+        queues=queues, slots=slots, live=live, events=events, metrics_port=metrics_port
+    )
+
+
+def flower(
+    host: Annotated[str | None, typer.Option("--host", help="The address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="The port.")] = None,
+) -> None:
+    """Serve Flower, which shows workers and messages."""
+    lazy.load("gorgon_worker.flower:flower")(host=host, port=port)
 
 
 @RUNS.command("resume", **examples("gorgon runs resume last", "gorgon runs resume last -f workflow.yaml"))

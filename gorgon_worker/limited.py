@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
+from gorgon_common import telemetry
 from gorgon_common.clock import SYSTEM_CLOCK, Clock
 from gorgon_common.costs.tokens import Ratio, TokenEstimator, count_call
 from gorgon_common.costs.usage import Usage
 from gorgon_common.engine import limits
-from gorgon_common.engine.limits import Ask, Gate, Grant, Limiter, Never, Settlement, Wait
+from gorgon_common.engine.limits import Answer, Ask, Gate, Grant, Limiter, Never, Settlement, Wait
 from gorgon_common.engine.ports import AgentCall, AgentProvider, AgentReply
 from gorgon_common.errors import (
     Cancelled,
@@ -193,6 +194,8 @@ class LimitedProvider:
         self._beds = beds or Beds(1000)
         self._clock = clock
         self._sleep = sleep
+        self._open: set[str] = set()
+        """Models whose breaker was open when this worker last asked."""
 
     def call(self, call: AgentCall, cancelled: Callable[[], bool]) -> AgentReply:
         """Make the call when there is room; see `ports.AgentProvider`.
@@ -236,6 +239,7 @@ class LimitedProvider:
             if cancelled():
                 raise Cancelled(made=False)
             answer = self._limiter.acquire(ask)
+            self._report(ask, answer)
             match answer:
                 case Grant():
                     self._leases.add(answer)
@@ -256,6 +260,24 @@ class LimitedProvider:
                         if not bed:
                             raise _throttled(ask, answer, max(answer.seconds, CROWD))
                         self._rest(answer.seconds, cancelled)
+
+    def _report(self, ask: Ask, answer: Answer) -> None:
+        """Tell what the limiter says: of this call, and of the model's breaker."""
+        gate = ask.gate
+        where = (gate.provider, gate.model, gate.target)
+        match answer:
+            case Grant():
+                if gate.model in self._open:
+                    self._open.discard(gate.model)
+                    telemetry.emit(telemetry.BreakerChanged(*where, open=False))
+                telemetry.emit(telemetry.CallSent(*where, ask.team))
+            case Wait(seconds, why, _):
+                if why == limits.BREAKER and gate.model not in self._open:
+                    self._open.add(gate.model)
+                    telemetry.emit(telemetry.BreakerChanged(*where, open=True, seconds=seconds))
+                telemetry.emit(telemetry.CallRefused(*where, ask.team, why, seconds))
+            case Never():
+                telemetry.emit(telemetry.CallRefused(*where, ask.team, "over_limit", None))
 
     def _rest(self, seconds: float, cancelled: Callable[[], bool]) -> None:
         ends = self._clock.monotonic() + seconds

@@ -6,15 +6,18 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from gorgon_common import metrics
+from gorgon_common import queues as queue_names
 from gorgon_common.bootstrap import Services
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.engine import rows
 from gorgon_common.engine.machine import Machine
 from gorgon_common.engine.poison import BEAT_SECONDS
 from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
-from gorgon_common.engine.records import ROW_BITS, Renewal
+from gorgon_common.engine.records import ROW_BITS, Renewal, Weight
 from gorgon_common.engine.states import FINISHED_STEP, StepStatus
 from gorgon_common.engine.step import Executor
 from gorgon_common.engine.sweep import Sweep
@@ -89,6 +92,7 @@ class Runtime:
 
     def start(self) -> None:
         """Start the heartbeat, the watch for cancelled runs and the sweep."""
+        metrics.watch(self.measure)
         for thread in self._threads:
             thread.start()
         self.sweep.start()
@@ -110,6 +114,12 @@ class Runtime:
     def cancel(self, run: int) -> None:
         """Abort the calls of a run at once, without waiting for the watch."""
         self._cancelled.add(run)
+
+    def measure(self) -> None:
+        """Set the gauge of steps that this worker runs; for `metrics.watch`."""
+        held = Counter(step.queue for step in list(self.machine.held.values()) if step.weight == Weight.SLOW)
+        for number in self.member.queues:
+            metrics.SLOTS_BUSY.set(held.get(number, 0), queue=queue_names.ALL[number])
 
     def _backlog(self) -> None:
         self.machine.backlog_seen = True
@@ -142,6 +152,8 @@ class Runtime:
                 if self.machine.held or self.machine.backlog_seen:  # else a message comes first
                     self.machine.backlog_seen = bool(self.store.shelved())
                 self.machine.reconcile()
+                if metrics.multiprocess():
+                    self.measure()  # another process answers, which cannot ask this one
             except GorgonError as error:
                 log.warning("the heartbeat failed", error=error.message)
             except Exception as error:  # noqa: BLE001  this thread must live, or all that the worker holds is taken
@@ -162,6 +174,7 @@ class Runtime:
 
         What has not ended by then is given back, so that another worker has it at once.
         """
+        metrics.unwatch(self.measure)
         ended = self.machine.close(seconds)
         if not ended:
             log.warning("steps had not ended within the grace period: others run them again")

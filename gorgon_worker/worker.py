@@ -16,18 +16,21 @@ import time
 import warnings
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 import celery.apps.worker  # not `app.worker_main`, which imports Celery's command line: 9 MB
 from celery import Celery
 from celery.exceptions import CPendingDeprecationWarning
+from celery.signals import setup_logging, worker_ready, worker_shutting_down
 from celery.worker import state
 
-from gorgon_common import lazy
-from gorgon_common.bootstrap import build
+from gorgon_common import lazy, logs, metrics, telemetry
+from gorgon_common.bootstrap import Services, build
 from gorgon_common.canvas.celery import THREADS_PER_SLOT, queue_name
-from gorgon_common.logs import get_logger
+from gorgon_common.cli import terminal
 from gorgon_common.settings import Settings, get_settings
 from gorgon_worker.assembly import make_runtime
+from gorgon_worker.metrics_server import MetricsServer
 from gorgon_worker.pool import STOP_SECONDS, ThreadPool
 from gorgon_worker.runtime import Runtime
 from gorgon_worker.tasks import register
@@ -37,7 +40,7 @@ CLOSE_SECONDS = 5.0
 CLOSE_SHARE = 0.2
 """The part of the grace period that is kept for that, where CLOSE_SECONDS are more."""
 
-log = get_logger(__name__)
+log = logs.get_logger(__name__)
 
 
 class Stop:
@@ -107,32 +110,98 @@ class _Worker(celery.apps.worker.Worker):  # type: ignore[misc]  # celery has no
         """The worker listens."""
         super().on_consumer_ready(consumer)
         self._runtime.start()
+        _tell_ready(self._runtime, sorted(self.app.amqp.queues.consume_from))
 
 
-def main(*, queues: Sequence[str], slots: int, target: str) -> None:
+def main(*, queues: Sequence[str], slots: int, target: str, events: bool, metrics_port: int | None) -> None:
     """Serve queues until the process is told to stop; ends the process with 1 where steps had to be given back.
 
-    Raises ConfigurationError, Unavailable.
+    `events`: send the events that Flower shows, and obey remote control.  `metrics_port`: serve Prometheus metrics
+    there; None for nowhere.  Raises ConfigurationError, Unavailable.
     """
     settings = get_settings()
     # Celery tells of a change in its next version whenever the broker is away.
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
-    services = build(settings)
-    sandbox = settings.sandbox_url or f"http://127.0.0.1:{settings.sandbox_port}"
-    runtime = make_runtime(services, queues=queues, slots=slots, target=target, home="", sandbox_url=sandbox)
+    observe(settings)
+    figures = None if metrics_port is None else MetricsServer(settings, metrics_port)
+    services = build(settings, events=events)
+    runtime = runtime_of(services, queues=queues, slots=slots, target=target)
     register(services.app, runtime)
-    lazy.preload(name for name in ("openai", "anthropic") if name in queues and _is_configured(name, target, settings))
+    if figures is not None:
+        figures.start()
+        _tell(settings, f"Metrics at {figures.url}", "worker.metrics", url=figures.url)
     stop = Stop(runtime, settings.grace_seconds)
-    worker = _worker(services.app, runtime, stop, queues, slots, target, settings.log_level)
+    worker = _worker(services.app, runtime, stop, queues, slots, target, settings.log_level, events=events)
     try:
         worker.start()
     finally:
         stop.finish()
         worker.pool.join(STOP_SECONDS)
         services.close()
+        if figures is not None:
+            figures.close()
+        metrics.close()
     if stop.code or worker.exitcode:
         logging.shutdown()
         os._exit(stop.code or worker.exitcode)  # the interpreter would wait for the threads of steps given back
+
+
+def observe(settings: Settings) -> None:
+    """Set up the logs of this process, Celery's included, and let what happens be counted and logged."""
+    logs.configure(settings.log_level, settings.log_format)
+    telemetry.subscribe(logs.record)
+    telemetry.subscribe(metrics.record)
+    # Celery leaves alone what is set up where somebody listens to this signal.
+    setup_logging.connect(_is_set_up, weak=False)
+    if settings.log_format == "json":
+        celery.apps.worker.safe_say = _say
+
+
+def runtime_of(services: Services, *, queues: Sequence[str], slots: int, target: str) -> Runtime:
+    """Return the runtime of a worker process for runs that any worker may take."""
+    settings = services.settings
+    sandbox = settings.sandbox_url or f"http://127.0.0.1:{settings.sandbox_port}"
+    runtime = make_runtime(services, queues=queues, slots=slots, target=target, home="", sandbox_url=sandbox)
+    lazy.preload(name for name in ("openai", "anthropic") if name in queues and _is_configured(name, target, settings))
+    return runtime
+
+
+def attach(app: Celery, runtime: Runtime, *, queues: Sequence[str]) -> None:
+    """Make an application's worker run its tasks on a runtime, and start and stop that with itself."""
+    register(app, runtime)
+
+    @worker_ready.connect(weak=False)
+    def _ready(**_: object) -> None:
+        runtime.start()
+        _tell_ready(runtime, queues)
+
+    @worker_shutting_down.connect(weak=False)
+    def _stopping(**_: object) -> None:
+        runtime.machine.closing = True
+
+
+def _tell_ready(runtime: Runtime, queues: Sequence[str]) -> None:
+    slots, target = runtime.machine.slots, runtime.member.target
+    where = "the real providers" if target == "live" else "the sandbox"
+    text = f"Gorgon worker on {where}, {slots} slots, queues {', '.join(queues)}: ready."
+    _tell(runtime.services.settings, text, "worker.ready", queues=list(queues), slots=slots, target=target)
+
+
+def _tell(settings: Settings, text: str, event: str, **fields: Any) -> None:
+    """Tell people, or machines: where logs are JSON lines there is nothing else on stderr."""
+    if settings.log_format == "json":
+        log.always(event, **fields)
+    else:
+        terminal.note(text)
+
+
+def _is_set_up(**_: object) -> None:
+    """Logging is set up already."""
+
+
+def _say(message: str, _stream: object = None) -> None:
+    """Log what Celery would print: logs are JSON lines and nothing else."""
+    log.always(message)
 
 
 def _is_configured(provider: str, target: str, settings: Settings) -> bool:
@@ -143,7 +212,15 @@ def _is_configured(provider: str, target: str, settings: Settings) -> bool:
 
 
 def _worker(
-    app: Celery, runtime: Runtime, stop: Stop, queues: Sequence[str], slots: int, target: str, log_level: str
+    app: Celery,
+    runtime: Runtime,
+    stop: Stop,
+    queues: Sequence[str],
+    slots: int,
+    target: str,
+    log_level: str,
+    *,
+    events: bool,
 ) -> _Worker:
     name = f"{'-'.join(queues) if len(queues) <= 3 else 'all'}-{os.getpid()}@{socket.gethostname()}"
     return _Worker(
@@ -156,6 +233,8 @@ def _worker(
         hostname=name,
         without_gossip=True,
         without_mingle=True,
-        without_heartbeat=True,
+        without_heartbeat=not events,
+        task_events=events,
+        quiet=True,
         loglevel=log_level.upper(),
     )

@@ -71,7 +71,7 @@ def make_app(broker_url: str, *, name: str = "gorgon", events: bool = False) -> 
         worker_disable_rate_limits=True,
         worker_enable_remote_control=events,
         worker_send_task_events=events,
-        task_send_sent_event=events,
+        task_send_sent_event=False,  # a message more for each, and Flower shows nothing by it
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,

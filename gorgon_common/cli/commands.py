@@ -8,7 +8,7 @@ import typer
 
 from gorgon_common import lazy
 from gorgon_common.cli.group import Commands, examples
-from gorgon_common.cli.options import AsJson, Inputs, InputsFile, Server, remember_debug
+from gorgon_common.cli.options import AsJson, Inputs, InputsFile, Server, Team, remember_debug
 
 BEGIN, WRITE, RUN, LOOK, SERVE = "Begin", "Write workflows", "Run them", "Look things up", "Servers and upkeep"
 
@@ -115,12 +115,13 @@ def plan(
     live: Annotated[
         bool, typer.Option("--live/--sandbox", help="For the real providers, or for the offline sandbox (the default).")
     ] = False,
+    team: Team = None,
     server: Server = None,
     as_json: AsJson = False,
 ) -> None:
     """Estimate what a run costs and how long it takes, before anything is spent."""
     lazy.load("gorgon_common.cli.plans:plan")(
-        file, inputs=inputs or [], inputs_file=inputs_file, live=live, server=server, as_json=as_json
+        file, inputs=inputs or [], inputs_file=inputs_file, live=live, team=team, server=server, as_json=as_json
     )
 
 
@@ -330,18 +331,19 @@ def budgets_set(
     timezone: Annotated[
         str | None, typer.Option("--timezone", metavar="NAME", help="Time zone of its days, such as Europe/Berlin.")
     ] = None,
+    server: Server = None,
     as_json: AsJson = False,
 ) -> None:
     """Set or change a budget; limits that are not named stay as they are."""
     lazy.load("gorgon_common.cli.budgets:set_budget")(
-        scope, usd=usd, tokens=tokens, per=per, timezone=timezone, as_json=as_json
+        scope, usd=usd, tokens=tokens, per=per, timezone=timezone, server=server, as_json=as_json
     )
 
 
 @BUDGETS.command("ls", **examples("gorgon budgets ls"))
-def budgets_ls(as_json: AsJson = False) -> None:
+def budgets_ls(server: Server = None, as_json: AsJson = False) -> None:
     """List budgets, with what is spent and reserved."""
-    lazy.load("gorgon_common.cli.budgets:list_budgets")(as_json=as_json)
+    lazy.load("gorgon_common.cli.budgets:list_budgets")(server=server, as_json=as_json)
 
 
 @DATABASE.command("upgrade", **examples("gorgon db upgrade"))
@@ -351,9 +353,9 @@ def database_upgrade(as_json: AsJson = False) -> None:
 
 
 @LIMITS.command("ls", **examples("gorgon limits ls"))
-def limits_ls(as_json: AsJson = False) -> None:
+def limits_ls(server: Server = None, as_json: AsJson = False) -> None:
     """List rate limits, what is left of them, and how many calls wait."""
-    lazy.load("gorgon_common.cli.limits:list_limits")(as_json=as_json)
+    lazy.load("gorgon_common.cli.limits:list_limits")(server=server, as_json=as_json)
 
 
 @LIMITS.command(
@@ -372,6 +374,7 @@ def limits_set(
     output_tokens: Annotated[float | None, typer.Option("--output-tokens", help="Output tokens per minute.")] = None,
     concurrency: Annotated[float | None, typer.Option("--concurrency", help="Calls in flight.")] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Remove the limits that were set.")] = False,
+    server: Server = None,
     as_json: AsJson = False,
 ) -> None:
     """Set limits that apply regardless of what the provider reports."""
@@ -387,5 +390,6 @@ def limits_set(
             "concurrency": concurrency,
         },
         clear=clear,
+        server=server,
         as_json=as_json,
     )

@@ -8,13 +8,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from gorgon_common import errors, lazy
-from gorgon_common.bootstrap import TARGETS, Services, make_limiter
 from gorgon_common.cli import tables, terminal
-from gorgon_common.cli.backends import local_services
-from gorgon_common.costs.tokens import TokenEstimator
+from gorgon_common.cli.backends import runs_of
 from gorgon_common.costs.usage import Usage
-from gorgon_common.persistence.limits import LimitRules
-from gorgon_common.ratelimit.quotas import checked
 from gorgon_common.roles.models import known_models, model_providers, resolve_model
 
 _GATES = (
@@ -38,33 +34,31 @@ _FEW = 5
 """Teams that are named."""
 
 
-def set_limits(provider: str, model: str, *, limits: Mapping[str, float | None], clear: bool, as_json: bool) -> None:
+def set_limits(
+    provider: str,
+    model: str,
+    *,
+    limits: Mapping[str, float | None],
+    clear: bool,
+    server: str | None,
+    as_json: bool,
+) -> None:
     """Set or clear limits for a provider's models."""
     given = {name: value for name, value in limits.items() if value is not None}
     if not clear and not given:
         raise errors.InputInvalid(
             "No limit is given.", hint="Write for example: gorgon limits set openai 'gpt-5*' --requests 500"
         )
-    try:
-        values = checked(given)
-    except ValueError as error:
-        raise errors.InputInvalid(
-            f"The limit cannot be set: {error}.",
-            hint="Limits are per minute.  --clear takes away what was set for a model.",
-        ) from None
-    model = _meant(_known(provider), model, sets=bool(values))
-    with local_services() as services:
-        rules = LimitRules(services.database)
-        cleared = rules.clear(provider, model) if clear else False
-        if values:
-            rules.set(provider, model, values)
-        kept = next((body for name, pattern, body in rules.all() if (name, pattern) == (provider, model)), {})
+    model = _meant(_known(provider), model, sets=bool(given))
+    with runs_of(server) as backend:
+        made = backend.set_limits(provider, model, given, clear=clear)
+    kept = made["limits"]
     if as_json:
         terminal.emit({"provider": provider, "model": model, "limits": kept})
     elif kept:
         terminal.say(f"{provider} {model}: at most {_told(kept)}.  Workers see it within five seconds.")
     else:
-        terminal.say(f"{provider} {model}: {'your limits are removed' if cleared else 'no limits were set'}.")
+        terminal.say(f"{provider} {model}: {'your limits are removed' if made['cleared'] else 'no limits were set'}.")
 
 
 def _known(provider: str) -> list[str]:
@@ -101,19 +95,11 @@ def _priced(providers: list[str], model: str) -> bool:
     return any(pricer.price(provider, model, Usage(input_tokens=1000)) is not None for provider in providers)
 
 
-def list_limits(*, as_json: bool) -> None:
-    """List every gate that was used recently, the limits that were set, and how well tokens are estimated."""
-    with local_services() as services:
-        limiter, _ = make_limiter(services.settings, services.database)
-        try:
-            gates = limiter.snapshot()
-        finally:
-            limiter.close()
-        rules: list[dict[str, Any]] = [
-            {"provider": provider, "model": model, "limits": limits}
-            for provider, model, limits in LimitRules(services.database).all()
-        ]
-        estimates = _estimates(services)
+def list_limits(*, server: str | None, as_json: bool) -> None:
+    """List every gate that was used lately, the limits that were set, and how well tokens are estimated."""
+    with runs_of(server) as backend:
+        found = backend.limits()
+    gates, rules, estimates = found["gates"], found["rules"], found["estimates"]
     if as_json:
         terminal.emit({"gates": gates, "rules": rules, "estimates": estimates})
     else:
@@ -140,15 +126,6 @@ def tell(
             f"input tokens of {seen['provider']} {seen['model']} ({seen['target']}): estimate corrected "
             f"×{seen['ratio']:.2f}, typical error ±{100 * seen['error']:.0f} % ({calls})"
         )
-
-
-def _estimates(services: Services) -> list[dict[str, Any]]:
-    """Return how well input tokens were estimated: `{target, provider, model, family, calls, ratio, error}`."""
-    return [
-        {"target": target, **seen}
-        for target in TARGETS
-        for seen in TokenEstimator(services.reports.ratios(target)).describe()
-    ]
 
 
 def _tell(gate: Mapping[str, Any]) -> None:

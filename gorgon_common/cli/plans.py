@@ -8,7 +8,7 @@ from typing import Any
 
 from gorgon_common import errors, lazy
 from gorgon_common.cli import tables, terminal
-from gorgon_common.cli.backends import connect, local_services
+from gorgon_common.cli.backends import chosen_server, connect, local_services
 from gorgon_common.cli.inputs import read_inputs
 from gorgon_common.cli.sources import asked_of_server, find_workflow
 
@@ -28,21 +28,29 @@ _TOTALS = (tables.exact("total"), *(tables.number(name) for name in _NAMES))
 
 
 def plan(
-    file: str, *, inputs: Sequence[str], inputs_file: str | None, live: bool, server: str | None, as_json: bool
+    file: str,
+    *,
+    inputs: Sequence[str],
+    inputs_file: str | None,
+    live: bool,
+    server: str | None,
+    as_json: bool,
+    team: str | None = None,
 ) -> None:
-    """Print what a run would use."""
+    """Print what a run would use; `team` owns it, else the file's."""
     target = "live" if live else "sandbox"
+    server = chosen_server(server)
     if server is not None:
         with connect(server) as client:
             asked = asked_of_server(file)
             values = read_inputs(inputs, inputs_file, client.plan(**asked)["inputs"])
-            document = client.estimate(**asked, inputs=values, target=target)
+            document = client.estimate(**asked, inputs=values, target=target, team=team)
     else:
         with local_services() as services:
             workflow = find_workflow(file)
             compiled, _ = services.read(workflow.text, file=workflow.file)
             values = read_inputs(inputs, inputs_file, compiled.inputs)
-            document = services.estimate(compiled, values, target=target)
+            document = services.estimate(compiled, values, target=target, team=team)
     if as_json:
         terminal.emit(document)
     else:

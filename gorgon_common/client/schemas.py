@@ -63,6 +63,15 @@ _RUN_EXAMPLE: dict[str, Any] = {
 }
 
 
+_TEAM = Field(
+    None,
+    min_length=1,
+    max_length=100,
+    pattern=r"^[^\x00]+$",
+    description="Who owns the run, its cost and its budgets; without it the file's `team:` does.",
+)
+
+
 class _Sent(BaseModel):
     """A body that the server gives: fields of a newer server are kept, not refused."""
 
@@ -126,6 +135,7 @@ class Run(_Sent):
     tokens: Tokens = Tokens()
     team: str | None = None
     target: Target | None = None
+    trace_id: str | None = Field(None, description="The trace that it is part of: that of `traceparent`, or its own.")
     created_at: str | None = None
     started_at: str | None = None
     finished_at: str | None = None
@@ -200,6 +210,7 @@ class Submission(_Received):
     source: str | None = Field(None, min_length=1, max_length=4_194_304)
     inputs: dict[str, Any] = Field(default_factory=dict)
     target: Target = "sandbox"
+    team: str | None = _TEAM
     max_cost_usd: float | None = Field(
         None, ge=0, le=1e9, description="What the run may spend, all its resumes included; budgets hold besides."
     )
@@ -247,6 +258,7 @@ class Planning(Source):
 
     inputs: dict[str, Any] | None = Field(None, description="The run's inputs; without them their defaults.")
     target: Target = "sandbox"
+    team: str | None = _TEAM
     estimate: bool = Field(True, description="false: only compile it.")
 
 
@@ -408,6 +420,88 @@ class Explanation(_Sent):
     time: dict[str, Any]
 
 
+class BudgetAccount(_Sent):
+    """What is spent of a budget in its present period; amounts in dollars and tokens."""
+
+    label: str
+    target: str
+    starts_at: str | None = None
+    ends_at: str | None = None
+    usd_spent: float = 0.0
+    usd_reserved: float = 0.0
+    usd_overrun: float = 0.0
+    token_spent: int = 0
+    token_reserved: int = 0
+    token_overrun: int = 0
+
+
+class BudgetView(_Sent):
+    """What an org, a team or a workflow may spend; null where there is no such limit."""
+
+    scope: Literal["org", "team", "workflow"]
+    name: str
+    period: str
+    timezone: str
+    usd_limit: float | None = None
+    token_limit: int | None = None
+    accounts: list[BudgetAccount] = []
+
+
+class BudgetList(_Sent):
+    """The budgets."""
+
+    items: list[BudgetView]
+
+
+class BudgetChange(_Received):
+    """A budget to set or to change; what is not named stays as it is, null takes a limit away."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"scope": "team:platform", "period": "month", "usd": "100"}]}
+    )
+
+    scope: str = Field(max_length=300, pattern=r"^[^\x00]+$", description="org, team:NAME or workflow:NAME.")
+    period: str = Field("month", max_length=20, description="run (each one), day or month.")
+    timezone: str | None = Field(None, max_length=100, description="Where its days begin, such as Europe/Berlin.")
+    usd: str | int | float | None = Field(None, description="Dollars; as text they are exact.")
+    tokens: str | int | None = None
+
+
+class LimitsView(_Sent):
+    """What was used lately of each model's rate limits (`gates`), the limits that were set, how well tokens are
+    estimated.
+    """
+
+    gates: list[dict[str, Any]]
+    rules: list[dict[str, Any]]
+    estimates: list[dict[str, Any]]
+
+
+class LimitChange(_Received):
+    """Limits to set for the models of a provider that fit a pattern; they count per minute, but for those of a day."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"provider": "openai", "model": "gpt-5*", "limits": {"requests": 500}}]},
+    )
+
+    provider: str = Field(max_length=100, pattern=r"^[^\x00]+$")
+    model: str = Field("*", max_length=200, pattern=r"^[^\x00]+$")
+    limits: dict[str, float] = Field(
+        {}, description="requests, requests_per_day, tokens, input_tokens, output_tokens, concurrency"
+    )
+    clear: bool = Field(False, description="Forget first what was set for them.")
+
+
+class LimitRule(_Sent):
+    """The limits that are set for a pattern now."""
+
+    provider: str
+    model: str
+    limits: dict[str, float]
+    cleared: bool = False
+
+
 class CallTokens(_Sent):
     """Tokens of calls by kind.  `input` counts cached ones too, `output` those of reasoning."""
 
@@ -522,3 +616,4 @@ class ErrorBody(_Sent):
     problems: list[ProblemItem] | None = None
     key: str | None = Field(None, description="The concurrency key that another run holds.")
     held_by: list[str] | None = Field(None, description="The runs that hold it, and those that wait for it.")
+    team: str | None = Field(None, description="The team that the API key may not act for.")

@@ -17,6 +17,7 @@ from gorgon_common.engine.rows import queue, weight
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.errors import ConfigurationError, Unavailable
 from gorgon_common.masking import SECRETS, SHORTEST
+from gorgon_common.telemetry import RunRef
 from gorgon_common.workflow.expressions import MISSING, Env, StepValue
 from gorgon_common.workflow.plan import Dep, Join, Kind, Node, Plan, Ref
 
@@ -153,6 +154,7 @@ class Run:
         self.knowledge = knowledge
         self.info = info
         self.plan = plan
+        self.ref = RunRef(info.public_id, info.workflow, info.team, info.target, info.trace_id)
         for name in plan.secrets:  # a step may print what another one was given
             SECRETS.add(name, os.environ.get(name), declared=True)
         nodes = plan.nodes[: plan.top]

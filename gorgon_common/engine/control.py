@@ -46,6 +46,7 @@ def resume(
     now: datetime,
     home: str,
     grouped: frozenset[int],
+    trace_id: str | None = None,
 ) -> tuple[int, int, int]:
     """Continue a run as a new one; steps whose fingerprint still holds are adopted when they come up.
 
@@ -72,6 +73,7 @@ def resume(
         team=before.info.team,
         root=before.info.root,
         resumed_from=before.info.id,
+        trace_id=trace_id,
     )
     return number, reused, max(0, left)
 

@@ -22,6 +22,7 @@ from itertools import chain, repeat
 from typing import ParamSpec, Protocol, TypeVar, assert_never
 
 from gorgon_common.costs.usage import CallRecord
+from gorgon_common.engine import reporting
 from gorgon_common.engine.alarm import Alarm
 from gorgon_common.engine.budget import UNSENT
 from gorgon_common.engine.context import Knowledge
@@ -233,7 +234,9 @@ class Machine:
                 self._given_back(self.store.release(step, crashed=crashed))
             except GorgonError as error:
                 self.doubts = DOUBTS
-                log.error("a step could not be given back", step=step.id, error=error.message)
+                log.error(
+                    "a step could not be given back", error=error.message, **reporting.named(self.knowledge, step)
+                )
         self._left(job, lost)
 
     def _given_back(self, answer: Released | Buried | Refusal) -> None:
@@ -251,7 +254,7 @@ class Machine:
         try:
             self._go_on(job, [step])
         except Exception as error:  # noqa: BLE001  a pool thread has nobody to tell
-            log.error("a step was given up", step=step.id, error=str(error))
+            log.error("a step was given up", error=str(error), **reporting.named(self.knowledge, step))
 
     def _one(self, job: Job, step: Claimed) -> list[Claimed]:
         try:
@@ -276,7 +279,7 @@ class Machine:
                 else:
                     mine += self._fold(job, step, outcome)
             except Exception as error:  # noqa: BLE001  the others of the batch go on
-                log.error("a step was given up", step=step.id, error=repr(error))
+                log.error("a step was given up", error=repr(error), **reporting.named(self.knowledge, step))
                 self._give_up(job, [step], error)
             if len(finishes) >= BATCH or time.perf_counter() - since > BATCH_SECONDS:
                 mine += steps[place + 1 :]
@@ -323,6 +326,7 @@ class Machine:
                     keeps=run.keeps if run_fails else frozenset(),
                     run_fails=run_fails,
                 )
+                reporting.ended(self.knowledge, [Finish(step, result)], advance.refused)
                 return self._absorb(job, step, advance)
             case Ended(result, status, outputs, error):
                 finish = Finish(step, result)
@@ -349,15 +353,27 @@ class Machine:
 
     def _passed(self, job: Job, step: Claimed) -> list[Claimed]:
         """A conditional step may run: here, if it is ours and there is room, else by a message of its queue."""
-        if step.queue in self.worker.queues and not self._limited(step.run):
-            with self._commit, self._free:
-                if self._running < self.slots and not self.closing:
-                    self._running += 1
-                    return [self._now(step)]
+        if step.queue in self.worker.queues and not self._limited(step.run) and self._slot():
+            # Its claim was of another kind: the journal does not know yet that it has started.
+            started = {"attempt": step.attempt}
+            try:
+                self._stored(self.store.tell, step.run, step.row, "step.started", None, started)
+            except BaseException:
+                self._free_slot(replace(step, weight=int(Weight.SLOW)))
+                raise
+            return [self._now(step)]
         answer = self._stored(self.store.release, step, weight=Weight.SLOW)
         self._left(job, [step])
         self._given_back(answer)
         return []
+
+    def _slot(self) -> bool:
+        """Take a slot, if one is free."""
+        with self._commit, self._free:
+            if self._running >= self.slots or self.closing:
+                return False
+            self._running += 1
+            return True
 
     def _now(self, step: Claimed) -> Claimed:
         slow = replace(step, weight=int(Weight.SLOW))
@@ -378,6 +394,10 @@ class Machine:
         if answer is Refusal.STOPPED:
             return self._stopped(job, step, f"the run stopped while it waited: {outcome.message}")
         self._left(job, [step])
+        if isinstance(answer, Waiting):
+            reporting.parked(self.knowledge, step, outcome)
+        else:
+            reporting.fenced(self.knowledge, step)
         if outcome.reason != RETRY and outcome.seconds > LONG_WAIT:
             self._crowded = time.monotonic()
         if isinstance(answer, Waiting) and not self.closing:
@@ -413,9 +433,11 @@ class Machine:
             case Refusal.STOPPED:
                 return self._stopped(job, step, "the run stopped before it began")
             case Refusal.LOST:  # it is ready again or somebody else's: whatever is said of it here would be wrong
+                reporting.fenced(self.knowledge, step)
                 self._left(job, [step])
                 return []
             case Children(heads, base):
+                reporting.expanded(self.knowledge, step, outcome)
                 return self._expanded(job, step, heads, None if outcome.reduce is None else base + outcome.reduce)
             case _:
                 assert_never(answer)
@@ -450,6 +472,7 @@ class Machine:
             self.held[step.id] = step
             slow += step.weight == Weight.SLOW
             self.knowledge.begin(step.run)
+        reporting.claimed(self.knowledge, mine)
         with self._free:
             self._running += slow
             job.open += len(mine)
@@ -543,6 +566,7 @@ class Machine:
             self._retake(advance, claims, suspects=suspects)
         if advance.doubtful:
             self.doubts = DOUBTS
+        reporting.ended(self.knowledge, finishes, advance.refused)
         for request in batch:
             request.suspected = [key for key in request.claims if key in advance.suspects]
         ended = {finish.step.run for finish in finishes if finish.step.weight == Weight.SLOW}
@@ -628,7 +652,8 @@ class Machine:
         lost = [owned[key] for key, token in stray.items() if self._stray.get(key) == token]
         self._stray = stray
         for step in lost:
-            log.warning("a step was ours and nobody ran it", step=step.id)
+            log.warning("a step was ours and nobody ran it", **reporting.named(self.knowledge, step))
+            reporting.recovered(self.knowledge, [step], "stray")
             self._given_back(self.store.release(step))
 
     def _share(self, batch: Sequence[_Request], advance: Advance, *, alone: bool) -> None:

@@ -221,6 +221,12 @@ class Steps(Protocol):
         """Let a claimed step wait, for one of `outcomes.REASONS`."""
         ...
 
+    def tell(
+        self, run: int, row: int | None, kind: str, message: str | None, data: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write one line of the run's journal."""
+        ...
+
     def wake(self, ids: Sequence[int]) -> list[Head]:
         """Make waiting steps whose time has come ready."""
         ...

@@ -284,6 +284,8 @@ class RunInfo:
     created_at: datetime
     key_at: datetime | None = None
     """When it got its concurrency key, where it has one: it waited until then."""
+    trace_id: str | None = None
+    """The trace (W3C Trace Context) that it is part of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,3 +354,4 @@ class NewRun:
     timeout: float | None = None
     hold: Hold | None = None
     max_parallel: int | None = None
+    trace_id: str | None = None

@@ -16,7 +16,7 @@ from typing import Any, cast
 from gorgon_common import strict_json
 from gorgon_common.clock import Clock
 from gorgon_common.costs.usage import CallRecord, Usage
-from gorgon_common.engine import admission, composites, limits, rendering, retry
+from gorgon_common.engine import admission, composites, limits, rendering, reporting, retry
 from gorgon_common.engine.agent import converse, misfits
 from gorgon_common.engine.aggregate import aggregate
 from gorgon_common.engine.budget import Purse, Short, Vault, unsent
@@ -27,6 +27,7 @@ from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
 from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, Result, Weight, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import (
+    BudgetExceeded,
     Cancelled,
     CommandExited,
     ConfigurationError,
@@ -44,7 +45,7 @@ from gorgon_common.errors import (
     Unavailable,
     UserError,
 )
-from gorgon_common.logs import get_logger
+from gorgon_common.logs import context, get_logger
 from gorgon_common.masking import SECRETS
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.expressions import Env, conform, render_value
@@ -109,13 +110,15 @@ class Executor:
         """Do what the step is there for.  Never raises for what goes wrong in the step itself: failure is data."""
         run = self.knowledge.run(step.run)
         node = run.node(step)
+        reporting.started(run, step)
         if node.kind is Kind.NOOP and step.weight == Weight.FAST:
             return _noop(step, self.clock)
         attempt = Attempt(self, run, node, step)
-        try:
-            return self._executed(attempt)
-        except Throttled as throttled:
-            return attempt.throttled(throttled)
+        with context(**reporting.names(run, step)):
+            try:
+                return self._executed(attempt)
+            except Throttled as throttled:
+                return attempt.throttled(throttled)
 
     def _executed(self, attempt: Attempt) -> Outcome:
         try:
@@ -281,6 +284,7 @@ class Attempt:
 
     def short(self, short: Short) -> Outcome:
         """A budget has no room now: the step waits, which is no attempt."""
+        reporting.over_budget(self.run, self.step, short.message, waits=True)
         left = self._left()
         seconds = short.seconds if left is None else max(0.0, min(short.seconds, left))
         room = short.room if short.room.period else None
@@ -338,6 +342,8 @@ class Attempt:
                 self.paid(),
                 attempt=False,
             )
+        if isinstance(error, BudgetExceeded):
+            reporting.over_budget(self.run, self.step, error.message, waits=False)
         policy = self.node.retry
         told = self._told(error)
         if isinstance(error, StepError) and retry.again(policy, error, self.step.attempt):
@@ -347,7 +353,8 @@ class Attempt:
             left = self._left()
             if left is not None and seconds >= left:
                 return self._gave_up(told)
-            return Parked(seconds, RETRY, error.message, self.paid())
+            took = (self.executor.clock.now() - self.started_at).total_seconds()
+            return Parked(seconds, RETRY, error.message, self.paid(), kind=error.kind, took=max(0.0, took))
         if isinstance(error, StepError) and error.retryable and not told["hint"]:
             tries = "once" if self.step.attempt == 1 else f"{self.step.attempt} times"
             told["hint"] = f"The step was tried {tries}. Raise its `max_retries:`, or continue the run later."
@@ -477,6 +484,7 @@ class Attempt:
     def _recorded(self, call: CallRecord) -> None:
         self.calls.append(call)
         self.purse.recorded(call)
+        reporting.settled(self.run, self.step, call)
 
     def _adopted(self, fingerprint: str) -> Outcome | None:
         """Return what an earlier run of this root has paid for already."""

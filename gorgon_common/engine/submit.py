@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
+from gorgon_common import telemetry
 from gorgon_common.engine import rows
 from gorgon_common.engine.concurrency import Stops, evict, hold_of
 from gorgon_common.engine.context import Knowledge
@@ -60,6 +61,7 @@ def submit(
     idempotency_key: str | None = None,
     root: int | None = None,
     resumed_from: int | None = None,
+    trace_id: str | None = None,
 ) -> tuple[int, bool]:
     """Create a run and publish what is ready.  `inputs` are checked already; `grouped`: see `canvas.lowering`.
 
@@ -90,12 +92,15 @@ def submit(
         request_hash=_digest(plan_hash, inputs, target, team),
         timeout=plan.limits.get("timeout"),
         max_parallel=plan.limits.get("max_parallel"),
+        trace_id=trace_id or telemetry.new_trace_id(),
         hold=hold_of(plan, inputs, run_id=public_id, team=team or plan.team, now=now),
     )
     first = rows.top_rows(plan, plan.successors(), grouped)
     number, created = _create(store, new, first)
     if created:
         knowledge.learn(plan, plan_hash)
+        ref = telemetry.RunRef(public_id, plan.name, new.team, target, new.trace_id)
+        telemetry.emit(telemetry.RunCreated(ref, resumes=resumed_from is not None))
         admission = Admission(holds=True) if new.hold is None else store.admission(number)
         evict(store, knowledge, publisher, admission.evict)
         if admission.holds:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import datetime
 
+from gorgon_common.engine import reporting
 from gorgon_common.engine.concurrency import evict
 from gorgon_common.engine.context import Knowledge
 from gorgon_common.engine.ports import Canvas, Shelf
@@ -177,7 +178,8 @@ class Sweep:
                 for number in turn.dead:  # as its resume would: it can be resumed still
                     if self._alien(number) and self.shelf.close_orphan(number):
                         log.warning(
-                            "a run is ended: its process died, and others wait for its concurrency key", run=number
+                            "a run is ended: its process died, and others wait for its concurrency key",
+                            run_id=self.knowledge.run(number).info.public_id,
                         )
             evict(self.shelf, self.knowledge, self.publisher, turn.evict)
             if turn.ready or turn.dead:
@@ -194,6 +196,7 @@ class Sweep:
         thorough = self._passes % THOROUGH == 0
         self._passes += 1
         recovered = self.shelf.reap(home=self.home, target=self.target, sparing=self.worker, thorough=thorough)
+        reporting.recovered(self.knowledge, recovered.again, "worker_died")
         for head in recovered.again:  # one message each: a suspect must not take others with it
             self.publisher.publish([head], recovered=True)
         self.publisher.publish(recovered.freed)
@@ -211,6 +214,7 @@ class Sweep:
         still = set(self.shelf.redispatch([head.id for head in lost])) if lost else set()
         again = [head for head in lost if head.id in still]
         if again:
+            reporting.recovered(self.knowledge, again, "message_lost")
             self.publisher.publish(again, recovered=True)
         if sleepers:
             self.publisher.publish(self.shelf.wake(sleepers))

@@ -20,7 +20,7 @@ from gorgon_common.engine.records import Admission, Head, Hold, NewRun, Turn, st
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import KeyTaken
 from gorgon_common.persistence import encoding, parallel
-from gorgon_common.persistence.journal import tell
+from gorgon_common.persistence.journal import tell, tell_cancelled
 from gorgon_common.persistence.live import orphaned
 from gorgon_common.persistence.tables import (
     concurrency_keys,
@@ -187,6 +187,7 @@ def end_waiting(connection: Connection, run: int, why: str) -> None:
     if not ended.rowcount:
         return  # somebody else was faster
     low, high = step_id(run, 0), step_id(run + 1, 0)
+    tell_cancelled(connection, run)
     connection.execute(
         update(steps)
         .where(steps.c.id >= low, steps.c.id < high, steps.c.status < int(StepStatus.SUCCEEDED))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import BigInteger, Connection, insert, literal, select
 
+from gorgon_common.engine.records import ROW_MASK, step_id
+from gorgon_common.engine.states import StepStatus
 from gorgon_common.persistence import encoding
-from gorgon_common.persistence.tables import db_now, events
+from gorgon_common.persistence.tables import db_now, events, steps
 
 
 def tell(
@@ -24,3 +26,13 @@ def tell(
     connection.execute(
         insert(events).values(run_id=run, row=row, kind=kind, message=encoding.clean(message), data=body, at=db_now())
     )
+
+
+def tell_cancelled(connection: Connection, run: int) -> None:
+    """Write a line for each step of a run that has not ended; they are about to be cancelled."""
+    left = select(literal(run, BigInteger), steps.c.id.op("&")(ROW_MASK), literal("step.cancelled"), db_now()).where(
+        steps.c.id >= step_id(run, 0),
+        steps.c.id < step_id(run + 1, 0),
+        steps.c.status < int(StepStatus.SUCCEEDED),
+    )
+    connection.execute(insert(events).from_select(["run_id", "row", "kind", "at"], left.order_by(steps.c.id)))

@@ -13,7 +13,7 @@ from gorgon_common.lazy import load
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.tables import metadata
 
-HEAD = "0009"
+HEAD = "0014"
 """The newest migration; a test holds it against the files."""
 _LOCK = 0x676F7267
 

@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from gorgon_common.engine.poison import SUSPECT_DEATHS
 from gorgon_common.engine.records import Admitted, Claimed, Head
 from gorgon_common.engine.states import RunStatus, StepStatus
+from gorgon_common.persistence.journal import tell
 from gorgon_common.persistence.live import chunks, lives
 from gorgon_common.persistence.tables import db_now, held_steps, run_slots, runs, steps
 
@@ -155,7 +156,10 @@ def _claim(connection: Connection, worker: Any, ids: Sequence[int]) -> list[Clai
             steps.c.crashes,
         )
     )
-    return sorted((Claimed(*row) for row in connection.execute(claimed)), key=lambda step: step.id)
+    mine = sorted((Claimed(*row) for row in connection.execute(claimed)), key=lambda step: step.id)
+    for step in mine:
+        tell(connection, step.run, step.row, "step.started", None, {"attempt": step.attempt})
+    return mine
 
 
 def _owe(connection: Connection, ids: Sequence[int], lost: float) -> list[Head]:

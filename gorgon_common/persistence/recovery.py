@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from gorgon_common.engine.records import ROW_BITS, ROW_MASK, Head, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.persistence import concurrency, deaths, encoding, lost_calls, parallel, settling
-from gorgon_common.persistence.journal import tell
+from gorgon_common.persistence.journal import tell, tell_cancelled
 from gorgon_common.persistence.live import LOST_SECONDS, chunks, is_live, live_steps, orphaned
 from gorgon_common.persistence.tables import backlog, db_now, leaders, runs, steps, workers
 
@@ -170,6 +170,7 @@ def close_orphan(connection: Connection, run: int, *, cancelled: bool) -> bool:
     died = "The process of the run died."
     error = {"message": died, "kind": "orphaned", "hint": None, "step": None, "summary": died}
     low, high = step_id(run, 0), step_id(run + 1, 0)
+    tell_cancelled(connection, run)
     running = connection.execute(
         select(*_CLAIM).where(steps.c.id >= low, steps.c.id < high, steps.c.status == int(StepStatus.RUNNING))
     ).all()

@@ -13,7 +13,7 @@ from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.persistence import encoding
 from gorgon_common.persistence.journal import tell
 from gorgon_common.persistence.live import LIVE, LOST_SECONDS, chunks
-from gorgon_common.persistence.tables import backlog, checkpoints, db_now, runs, steps
+from gorgon_common.persistence.tables import backlog, checkpoints, db_now, events, runs, steps
 
 
 def finishing(connection: Connection, run: int, *, error: Mapping[str, Any] | None) -> None:
@@ -63,6 +63,10 @@ def halt(connection: Connection, run: int, container: int, keeps: frozenset[int]
         connection.execute(update(steps).where(steps.c.id.in_(ids)).values(status=int(StepStatus.CANCELLED)))
         connection.execute(delete(backlog).where(backlog.c.step_id.in_(ids)))
         detail = encoding.dump({"reason": reason})
+        connection.execute(
+            insert(events),
+            [{"run_id": run, "row": key & ROW_MASK, "kind": "step.cancelled", "at": now} for key in ids],
+        )
         connection.execute(
             insert(checkpoints),
             [{"step_id": key, "status": 8, "attempts": 0, "finished_at": now, "detail": detail} for key in ids],

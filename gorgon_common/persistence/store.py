@@ -19,7 +19,7 @@ import psycopg
 from sqlalchemy import Connection, and_, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from gorgon_common import strict_json
+from gorgon_common import strict_json, telemetry
 from gorgon_common.costs.usage import CallRecord
 from gorgon_common.engine.poison import POISON_DEATHS
 from gorgon_common.engine.records import (
@@ -300,6 +300,7 @@ class Store:
                 "key_id": key,
                 "key_at": db_now() if key is not None and holds else None,
                 "max_parallel": new.max_parallel,
+                "trace_id": new.trace_id,
             }
             dialect = sqlite if self.database.sqlite else postgresql
             # Two requests with one key may pass the check above together: the unique key lets one of them in.
@@ -419,6 +420,7 @@ class Store:
             root=row.root_id,
             created_at=row.created_at,
             key_at=row.key_at,
+            trace_id=row.trace_id,
         )
 
     def begin(self, run: int) -> None:
@@ -793,19 +795,23 @@ class Store:
         Raises Conflict where it is finished already.  A run that is finishing is left to it; one that waits for its
         concurrency key ends at once.
         """
+        end: telemetry.RunEnded | None = None
+        heads: list[Head] = []
         with self.database.write() as connection:
             status = self._lock(connection, run)
             if status in FINISHED_RUN:
                 raise Conflict(f"The run has already {_ENDED_AS[RunStatus(status)]}.")
             if status == RunStatus.QUEUED and concurrency.waits(connection, run):
                 concurrency.end_waiting(connection, run, reason)
-                return []
-            if error is None:
-                connection.execute(update(runs).where(runs.c.id == run).values(cancelled=True))
-            if status == RunStatus.FINISHING:
-                return []
-            heads = stopping.halt(connection, run, gate, keeps, reason)
-            stopping.finishing(connection, run, error=error)
+                end = _end(connection, run)
+            else:
+                if error is None:
+                    connection.execute(update(runs).where(runs.c.id == run).values(cancelled=True))
+                if status != RunStatus.FINISHING:
+                    heads = stopping.halt(connection, run, gate, keeps, reason)
+                    stopping.finishing(connection, run, error=error)
+        if end is not None:
+            telemetry.emit(end)
         return heads
 
     @_tried_again
@@ -851,12 +857,16 @@ class Store:
                 str(error["message"]) if error else None,
             )
             heads = concurrency.release(connection, finish.step.run, ran.key_id, home=worker.home, lost=LOST_SECONDS)
+            end = _end(connection, finish.step.run)
+        telemetry.emit(end)
         return RunClosed(heads)
 
-    def tell(self, run: int, row: int | None, kind: str, message: str | None) -> None:
-        """Write one line of the run's journal."""
+    def tell(
+        self, run: int, row: int | None, kind: str, message: str | None, data: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write one line of the run's journal; `data` is for machines."""
         with self.database.write() as connection:
-            tell(connection, run, row, kind, message)
+            tell(connection, run, row, kind, message, data)
 
     # Reading what is finished
 
@@ -1049,12 +1059,25 @@ class Store:
         with self.database.write() as connection:
             if self._lock(connection, run) in FINISHED_RUN:
                 return False
-            return recovery.close_orphan(connection, run, cancelled=cancelled)
+            closed = recovery.close_orphan(connection, run, cancelled=cancelled)
+            end = _end(connection, run) if closed else None
+        if end is not None:
+            telemetry.emit(end)
+        return closed
 
     def orphaned(self, run: int) -> bool:
         """Tell whether an embedded run has no living worker any more."""
         with self.database.read() as connection:
             return connection.scalar(select(runs.c.id).where(runs.c.id == run, orphaned())) is not None
+
+
+def _end(connection: Connection, run: int) -> telemetry.RunEnded:
+    """Return the event that tells how a run has ended; it is for after the commit."""
+    row = connection.execute(select(runs).where(runs.c.id == run)).one()
+    error = (json.loads(row.error) if row.error else {}).get("message")
+    seconds = max(0.0, (row.finished_at - row.created_at).total_seconds())
+    ref = telemetry.RunRef(row.public_id, row.workflow, row.team, row.target, row.trace_id)
+    return telemetry.RunEnded(ref, RunStatus(row.status).name.lower(), seconds, error)
 
 
 def _initial(row: Row) -> int:

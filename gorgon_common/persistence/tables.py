@@ -128,12 +128,14 @@ runs = Table(
     Column("key_id", BigInteger),
     Column("key_at", UtcTime),
     Column("max_parallel", Integer),
+    Column("trace_id", String(32)),
     UniqueConstraint("org_id", "idempotency_key"),
     Index("ix_runs_live", "status"),
 )
 """`active`: steps of the run may be claimed.  `cancelled`: somebody asked it to end.
 `key_id`: its concurrency key, NULL where it has none; `key_at`: when it got it.
-`max_parallel`: how many slow steps of it may run at a time, NULL for any number."""
+`max_parallel`: how many slow steps of it may run at a time, NULL for any number.
+`trace_id`: the trace that it is part of (W3C Trace Context); NULL for runs of older versions."""
 
 run_slots = Table(
     "run_slots",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from gorgon_common.engine.records import ROW_BITS, ROW_MASK, Keep
+from gorgon_common.engine.records import ROW_BITS, ROW_MASK, Keep, Weight
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.persistence.tables import SQLITE_TIME
 
@@ -231,6 +231,7 @@ class _Taker:
                 f" WHERE id = ? RETURNING {_COLUMNS}",
                 (self.who.owner, step),
             ).fetchone()
+            _tell_start(self.db, row)
             return [(1, *row)]
         row = self.db.execute(
             f"UPDATE steps SET deps_left = 0, status = 1, due = gorgon_now(?) WHERE id = ? RETURNING {_COLUMNS}",
@@ -271,12 +272,23 @@ def _claim(db: sqlite3.Connection, who: Who, claims: Sequence[int], *, suspects:
             (who.owner, step, suspects, who.target, who.home),
         ).fetchone()
         if row is not None:
+            _tell_start(db, row)
             out.append((1, *row))
         elif _counted(db, who, step, suspects=suspects):
             out.append((4, step, *(None,) * 8))
         elif not suspects and _suspect(db, step):
             out.append((6, step, *(None,) * 8))
     return out
+
+
+def _tell_start(db: sqlite3.Connection, row: Sequence[Any]) -> None:
+    """Write into the journal that a slow step has been claimed; `row` has _COLUMNS."""
+    step, weight, attempt = row[0], row[3], row[5]
+    if weight == Weight.SLOW:
+        db.execute(
+            "INSERT INTO events (run_id, row, kind, at, data) VALUES (?, ?, 'step.started', gorgon_now(0), ?)",
+            (step >> ROW_BITS, step & ROW_MASK, f'{{"attempt": {attempt}}}'),
+        )
 
 
 def _suspect(db: sqlite3.Connection, step: int) -> bool:

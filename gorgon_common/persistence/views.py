@@ -182,6 +182,7 @@ def _run(row: Row[Any], spent: Row[Any] | None) -> dict[str, Any]:
         "tokens": {"input": int(spent.used_in) if spent else 0, "output": int(spent.used_out) if spent else 0},
         "team": row.team,
         "target": row.target,
+        "trace_id": row.trace_id,
         "created_at": format_time(row.created_at),
         "started_at": _time(row.started_at),
         "finished_at": _time(row.finished_at),

@@ -725,7 +725,7 @@ class Workflow(Closed):
     name: Text = Field(description="What the workflow is called.")
     version: str = Field("", description='The version, as text: "1.0".')
     description: str = Field("", description="What the workflow does, in a sentence.")
-    team: Text = Field("default", description="Who owns the cost and the budget.")
+    team: Text = Field("default", max_length=100, description="Who owns the cost and the budget.")
     inputs: Inputs = Field({}, description="What a run is given: name → type, as JSON Schema in shorthand.")
     secrets: list[Text] = Field([], description="Names of secrets; the values live in the secret store.")
     defaults: Defaults = Field(default_factory=Defaults, description="Values for steps that do not give their own.")

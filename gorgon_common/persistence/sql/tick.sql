@@ -187,6 +187,15 @@ BEGIN
                 FROM steps t WHERE t.id = ANY (ARRAY(SELECT opened.id FROM opened)) OFFSET 0
             ) o WHERE s.id = o.id AND s.status = 0
             RETURNING s.id, s.token, s.node, s.weight, s.queue, s.attempt, s.parent, s.position, s.crashes, s.status
+        ), told AS (
+            INSERT INTO events (run_id, "row", kind, at, data)
+            SELECT x.id >> 20, (x.id & 1048575)::int, 'step.started', clock_timestamp(),
+                '{"attempt": ' || x.attempt || '}'
+            FROM (
+                SELECT m.id, m.attempt FROM moved m WHERE m.status = 2 AND m.weight = 2
+                UNION ALL
+                SELECT r.id, r.attempt FROM released r WHERE r.status = 2 AND r.weight = 2
+            ) x
         )
         SELECT CASE WHEN m.status = 2 THEN 1 ELSE 2 END::smallint, m.id, m.token, m.node, m.weight, m.queue, m.attempt,
             m.parent, m.position, m.crashes
@@ -222,14 +231,23 @@ BEGIN
 
     IF p_claims IS NOT NULL THEN
         RETURN QUERY
-        UPDATE steps s SET status = 2, token = s.token + 1, owner = p_owner, due = clock_timestamp()
-        FROM runs r
-        WHERE s.id = ANY (p_claims) AND s.status = 1 AND (s.crashes < 2 OR p_suspects)
-            AND EXISTS (SELECT 1 FROM workers w
-                WHERE w.id = p_owner AND NOT w.reaped AND w.lease_until > clock_timestamp())
-            AND r.id = s.id >> 20 AND r.active AND r.target = p_target AND r.home = p_home
-            AND (r.max_parallel IS NULL OR s.weight < 2)
-        RETURNING 1::smallint, s.id, s.token, s.node, s.weight, s.queue, s.attempt, s.parent, s.position, s.crashes;
+        WITH claimed AS (
+            UPDATE steps s SET status = 2, token = s.token + 1, owner = p_owner, due = clock_timestamp()
+            FROM runs r
+            WHERE s.id = ANY (p_claims) AND s.status = 1 AND (s.crashes < 2 OR p_suspects)
+                AND EXISTS (SELECT 1 FROM workers w
+                    WHERE w.id = p_owner AND NOT w.reaped AND w.lease_until > clock_timestamp())
+                AND r.id = s.id >> 20 AND r.active AND r.target = p_target AND r.home = p_home
+                AND (r.max_parallel IS NULL OR s.weight < 2)
+            RETURNING s.id, s.token, s.node, s.weight, s.queue, s.attempt, s.parent, s.position, s.crashes
+        ), told AS (
+            INSERT INTO events (run_id, "row", kind, at, data)
+            SELECT c.id >> 20, (c.id & 1048575)::int, 'step.started', clock_timestamp(),
+                '{"attempt": ' || c.attempt || '}'
+            FROM claimed c WHERE c.weight = 2
+        )
+        SELECT 1::smallint, c.id, c.token, c.node, c.weight, c.queue, c.attempt, c.parent, c.position, c.crashes
+        FROM claimed c;
         GET DIAGNOSTICS brought = ROW_COUNT;
         IF brought < cardinality(p_claims) THEN
             RETURN QUERY
