@@ -6,13 +6,17 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
 
+from gorgon_api import docs_page
+from gorgon_api.access import AccessLog
 from gorgon_api.auth import KeyRing
 from gorgon_api.body_limit import BodyLimit
 from gorgon_api.errors import add_handlers
-from gorgon_api.routes import costs, health, runs, workflows
+from gorgon_api.json_bodies import JsonBodies
+from gorgon_api.masked import MaskedAnswers
+from gorgon_api.routes import budgets, costs, health, limits, runs, workflows
 from gorgon_common.bootstrap import Services
 
-MAX_BODY = 1_000_000
+MAX_BODY = 8_000_000
 """Bytes that a request may have."""
 
 _DESCRIPTION = """Start, follow and look at runs of Gorgon workflows.
@@ -21,19 +25,27 @@ Send the key as `Authorization: Bearer KEY` or `X-API-Key: KEY`. Errors are `app
 Times are RFC 3339 in UTC. Money is US dollars."""
 
 
-def create_app(services: Services, keys: KeyRing) -> FastAPI:
-    """Return the application.  It does not own the services: whoever built them closes them."""
+def create_app(services: Services, keys: KeyRing, *, access_log: bool = False) -> FastAPI:
+    """Return the application.  It does not own the services: whoever built them closes them.
+
+    `access_log`: log each request.
+    """
     app = FastAPI(
         title="Gorgon",
         version=_version(),
         description=_DESCRIPTION,
         openapi_url="/openapi.json",
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.services, app.state.keys = services, keys
+    app.add_middleware(JsonBodies)
     app.add_middleware(BodyLimit, maximum=MAX_BODY)
+    app.add_middleware(MaskedAnswers)
+    app.add_middleware(AccessLog, logs=access_log)
     add_handlers(app)
-    for router in (runs.router, workflows.router, costs.router, health.router):
-        app.include_router(router)
+    for part in (runs, workflows, costs, budgets, limits, health, docs_page):
+        app.include_router(part.router)
     return app
 
 

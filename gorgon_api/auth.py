@@ -6,21 +6,37 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
-from fastapi import Request
+from fastapi import Request, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from gorgon_api.errors import Unauthorized
+from gorgon_common.errors import Forbidden
 
 _PREFIX = "gk_"
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who made a request: a name for logs, and the team that its runs belong to."""
+    """Who made a request: a name for logs, and the teams that it may act for (None: every team)."""
 
     name: str
-    team: str = "default"
+    teams: frozenset[str] | None = None
+
+    def require(self, team: str) -> None:
+        """Raise Forbidden where the caller may not act for a team: start or cancel its runs, set its budget."""
+        if self.teams is not None and team not in self.teams:
+            raise Forbidden(f"This API key may not act for the team {team!r}.", hint=self._hint(), team=team)
+
+    def require_all(self, what: str) -> None:
+        """Raise Forbidden where the caller may not act for every team; `what` it wants to do concerns all of them."""
+        if self.teams is not None:
+            raise Forbidden(f"{what} concerns every team, and this API key may not act for all.", hint=self._hint())
+
+    def _hint(self) -> str:
+        known = ", ".join(sorted(self.teams or ())) or "none"
+        return f"Teams that it may act for: {known}. GORGON_API_TEAMS on the server sets them."
 
 
 class KeyRing(Protocol):
@@ -48,8 +64,16 @@ def generate_key() -> str:
     return _PREFIX + secrets.token_urlsafe(32)
 
 
-def authenticate(request: Request) -> Principal:
-    """Return who makes the request.  Raises Unauthorized."""
+_BEARER = HTTPBearer(auto_error=False, scheme_name="bearer", description="The key: `Authorization: Bearer KEY`.")
+_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="api-key", description="The same key.")
+
+
+def authenticate(
+    request: Request,
+    _bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)] = None,
+    _header: Annotated[str | None, Security(_HEADER)] = None,
+) -> Principal:
+    """Return who makes the request; the two schemes are there for the document.  Raises Unauthorized."""
     key = _presented(request)
     if key is None:
         raise Unauthorized

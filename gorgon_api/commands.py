@@ -8,12 +8,13 @@ import typer
 
 from gorgon_common import lazy
 from gorgon_common.cli.commands import SERVE
+from gorgon_common.cli.group import examples
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add the API's commands to the application."""
-    app.command(rich_help_panel=SERVE)(api)
-    app.command(rich_help_panel=SERVE)(sandbox)
+    app.command(rich_help_panel=SERVE, **examples("gorgon api", "gorgon api --port 8080"))(api)
+    app.command(rich_help_panel=SERVE, **examples("gorgon sandbox", "gorgon sandbox --port 9000"))(sandbox)
 
 
 def api(

@@ -26,9 +26,29 @@ _STATUS: dict[type[errors.GorgonError], int] = {
     errors.NotFound: 404,
     errors.Conflict: 409,
     errors.NotAvailable: 422,
+    errors.Forbidden: 403,
     errors.ConfigurationError: 422,
     errors.Unavailable: 503,
 }
+KINDS: dict[str, str] = {
+    "request-invalid": "a field of the request is missing, unknown or wrong; `errors` names each",
+    "bad-request": "the request cannot be read or served as it is",
+    "unauthorized": "the API key is missing or wrong",
+    "forbidden": "the key may not act for the `team`",
+    "not-found": "there is no such route, run, workflow or role",
+    "method-not-allowed": "the route exists, but not with this method",
+    "conflict": "the state does not allow it; a concurrency key that is taken gives its `key` and the runs `held_by`",
+    "content-too-large": "the request has more bytes than it may have",
+    "unsupported-media-type": "the body is not JSON",
+    "workflow-invalid": "the workflow does not load; `problems` gives each with line and column",
+    "input-invalid": "an input is missing, unknown or of the wrong type",
+    "not-available": "the workflow needs something that this version cannot do",
+    "configuration": "a setting of the server is missing or wrong",
+    "unavailable": "the database or the broker cannot be reached; try again",
+    "internal": "the server failed; `instance` is what its log calls it",
+}
+"""Every kind of problem: what `type` ends in, and what it means."""
+
 _HINTS = {
     404: "GET /openapi.json lists what there is.",
     405: "GET /openapi.json says which methods a path takes.",
@@ -71,6 +91,7 @@ def problem(
     **more: Any,
 ) -> JSONResponse:
     """Return the response for one problem; `more` are further fields."""
+    assert kind in KINDS, kind
     body = {
         "type": f"{PROBLEM_TYPE}{kind}",
         "title": HTTPStatus(status).phrase,
@@ -102,19 +123,24 @@ async def _of_ours(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _facts(error: Exception) -> dict[str, Any]:
-    return {"key": error.key, "held_by": error.held_by} if isinstance(error, errors.KeyTaken) else {}
+    if isinstance(error, errors.KeyTaken):
+        return {"key": error.key, "held_by": error.held_by}
+    if isinstance(error, errors.Forbidden) and error.team:
+        return {"team": error.team}
+    return {}
 
 
 async def _of_the_request(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    found = [{"field": _path(entry["loc"]), "message": _sentence(entry)} for entry in error.errors()]
+    found = [{"field": _field(entry), "message": _sentence(entry)} for entry in error.errors()]
     return problem(422, "request-invalid", "The request is not valid.", errors=found)
 
 
 async def _of_the_framework(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = error.status_code
-    kind = "content-too-large" if code == 413 else HTTPStatus(code).phrase.lower().replace(" ", "-")
+    phrase = "content-too-large" if code == 413 else HTTPStatus(code).phrase.lower().replace(" ", "-")
+    kind = phrase if phrase in KINDS else "bad-request" if code < 500 else "internal"
     return problem(code, kind, str(error.detail), hint=_HINTS.get(code), headers=error.headers)
 
 
@@ -130,6 +156,12 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     )
 
 
+def _field(entry: Mapping[str, Any]) -> str:
+    if entry["type"] == "json_invalid":
+        return f"body, character {entry['loc'][-1]}"
+    return _path(entry["loc"])
+
+
 def _path(location: Sequence[int | str]) -> str:
     parts = [str(part) for part in location if part != "body"]
     return ".".join(parts) or "body"
@@ -137,4 +169,6 @@ def _path(location: Sequence[int | str]) -> str:
 
 def _sentence(entry: Mapping[str, Any]) -> str:
     message = str(entry["msg"]).removeprefix("Value error, ")
+    if entry["type"] == "json_invalid":
+        return f"The body is not valid JSON: {(entry.get('ctx') or {}).get('error', message)}"
     return "This field is not known." if entry["type"] == "extra_forbidden" else message

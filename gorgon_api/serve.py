@@ -10,8 +10,8 @@ import sys
 import uvicorn
 
 from gorgon_api.app import create_app
-from gorgon_api.auth import SingleKey, generate_key
-from gorgon_common import bootstrap, logs
+from gorgon_api.auth import Principal, SingleKey, generate_key
+from gorgon_common import bootstrap, logs, metrics, telemetry
 from gorgon_common.cli import terminal
 from gorgon_common.errors import ConfigurationError
 from gorgon_common.settings import Settings, get_settings
@@ -25,9 +25,12 @@ def api(*, host: str | None, port: int | None) -> None:
     settings = get_settings()
     address = host or settings.host
     key, generated = key_for(settings, address)
-    logs.configure(settings.log_level, settings.log_format, secrets=(*settings.secret_values(), key))
+    logs.configure(settings.log_level, settings.log_format, secrets=[key])
+    telemetry.subscribe(logs.record)
+    telemetry.subscribe(metrics.record)
     listener = listen(address, settings.api_port if port is None else port)
     services = bootstrap.build(settings)
+    metrics.watch(services.measure)
     sweeps = services.sweeps()
     try:
         for sweep in sweeps:
@@ -35,21 +38,29 @@ def api(*, host: str | None, port: int | None) -> None:
         shown = f"[{address}]" if ":" in address else address
         terminal.note(f"Gorgon API at http://{shown}:{listener.getsockname()[1]}   (docs: /docs)")
         if generated:
-            terminal.note(f"No GORGON_API_KEY is set; the key of this start is {key}")
+            terminal.reveal(f"No GORGON_API_KEY is set; the key of this start is {key}")
         if settings.embedded:
             terminal.note("No broker is set: runs wait until GORGON_REDIS_URL names one and a worker listens there.")
         config = uvicorn.Config(
-            create_app(services, SingleKey(key)),
+            create_app(services, SingleKey(key, principal_of(settings)), access_log=settings.access_log),
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=_GRACE,
             server_header=False,
         )
         uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        return  # uvicorn has closed everything, and raises the signal again: to end is what it was told
     finally:
         for sweep in sweeps:
             sweep.stop()
         services.close()
+        metrics.close()
+
+
+def principal_of(settings: Settings) -> Principal:
+    """Return whom GORGON_API_KEY stands for."""
+    return Principal("api-key", None if "*" in settings.api_teams else frozenset(settings.api_teams))
 
 
 def key_for(settings: Settings, address: str) -> tuple[str, bool]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from gorgon_common import lazy
+from gorgon_common import lazy, metrics, queues
 from gorgon_common.canvas import lowering
 from gorgon_common.canvas.celery import CeleryCanvas, make_app
 from gorgon_common.clock import SYSTEM_CLOCK
@@ -20,7 +20,8 @@ from gorgon_common.engine.limits import Gate, Limiter
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.submit import submit
 from gorgon_common.engine.sweep import Sweep
-from gorgon_common.errors import GorgonError, Problem, Unavailable
+from gorgon_common.errors import GorgonError, InputInvalid, Problem, Unavailable
+from gorgon_common.home import protect
 from gorgon_common.ids import new_id
 from gorgon_common.persistence import migrate
 from gorgon_common.persistence.budgets import UNCHANGED, Budgets
@@ -29,7 +30,7 @@ from gorgon_common.persistence.limits import LimitRules, LimitStates
 from gorgon_common.persistence.reports import Filters, Reports
 from gorgon_common.persistence.store import Store
 from gorgon_common.persistence.views import Views
-from gorgon_common.ratelimit.quotas import QuotaBook, Rule, read_limits
+from gorgon_common.ratelimit.quotas import QuotaBook, Rule, checked, read_limits
 from gorgon_common.ratelimit.stored import StoredLimiter
 from gorgon_common.settings import Settings
 from gorgon_common.workflow.plan import Plan
@@ -37,6 +38,7 @@ from gorgon_common.workflow.plan import Plan
 TARGETS = ("live", "sandbox")
 """Where the calls of a run go."""
 
+_TEAM_LENGTH = 100
 _OFFICIAL = "openai.com"
 _OFFICIALS = (_OFFICIAL, "anthropic.com")
 """Servers that the tiers' limits hold for; a compatible one has limits of its own."""
@@ -59,14 +61,14 @@ class Services:
     cost_usd, tokens: {input, output}, started_at, finished_at, …}`, with `steps: […]` where asked for.
     """
 
-    def __init__(self, settings: Settings, database: Database, *, events: bool = False) -> None:
+    def __init__(self, settings: Settings, database: Database, *, events: bool = False, app: Any = None) -> None:
         self.settings = settings
         self.database = database
-        self.store = Store(database)
+        self.store = Store(database, poison_deaths=settings.poison_deaths)
         self.budgets = Budgets(database)
         self.knowledge = Knowledge(self.store)
         broker = _broker(settings)
-        self.app = make_app(broker, events=events)
+        self.app = app or make_app(broker, events=events)
         self._broker = broker
         self._canvases: dict[str, CeleryCanvas] = {}
         self.views = Views(database, self.knowledge.plan)
@@ -118,14 +120,18 @@ class Services:
         team: str | None = None,
         idempotency_key: str | None = None,
         home: str = "",
+        trace_id: str | None = None,
     ) -> Submitted:
         """Check the inputs, create the run, commit, publish its first steps.
 
         `target`: live | sandbox.  `home`: "" for a run that any worker may take, else the embedded home that owns it.
+        `team`: who owns it; None: whom the file names.  `trace_id`: the trace that it is part of; None: one of its own.
         Raises InputInvalid, NotAvailable, Conflict (same key, different request), KeyTaken (another run holds the
         concurrency key), Unavailable.
         """
         values = lazy.load("gorgon_common.workflow.compiler:check_inputs")(plan, inputs)
+        if team is not None and (not 0 < len(team) <= _TEAM_LENGTH or "\x00" in team):
+            raise InputInvalid(f"{team[:60]!r} cannot be the name of a team.", hint="It has 1 to 100 characters.")
         number, created = submit(
             plan,
             values,
@@ -139,8 +145,9 @@ class Services:
             home=home,
             team=team,
             idempotency_key=idempotency_key,
+            trace_id=trace_id,
         )
-        return Submitted(self.views.public_id(number), created)
+        return Submitted(self.views.public_id(number), created, to_run=control.work(plan))
 
     def run(self, run_id: str, *, steps: bool = False) -> dict[str, Any]:
         """Return one run.  Raises NotFound."""
@@ -166,7 +173,9 @@ class Services:
         control.cancel(self.store, self.publisher(run.info.target, run.info.home), run)
         return self.run(run_id)
 
-    def resume(self, run_id: str, *, plan: Plan | None = None, home: str | None = None) -> Submitted:
+    def resume(
+        self, run_id: str, *, plan: Plan | None = None, home: str | None = None, trace_id: str | None = None
+    ) -> Submitted:
         """Continue a finished, failed, cancelled or orphaned run as a new run that adopts what is finished.
 
         Raises NotFound, Conflict (it is still running).
@@ -183,6 +192,7 @@ class Services:
             now=SYSTEM_CLOCK.now(),
             home=where,
             grouped=lowering.grouped(lowering.shape(plan or before.plan)),
+            trace_id=trace_id,
         )
         return Submitted(self.views.public_id(number), True, reused, left)
 
@@ -197,10 +207,10 @@ class Services:
     ) -> dict[str, Any]:
         """Return what calls have cost, a row for each combination of `by`; see `Reports.report`.
 
-        `since`, `until`: days in UTC (the last one included) or RFC 3339 times.  `only`: dimension → value.
-        Raises InputInvalid.
+        `since`, `until`: days in UTC (the last one included) or RFC 3339 times.  `only`: dimension → value; its target
+        may be `all`.  Without a target calls that cost real money are meant; see `Filters.read`.  Raises InputInvalid.
         """
-        return self.reports.report(by, Filters.read(since, until, only), limit=limit)
+        return self.reports.report(by, Filters.read(since, until, only, by), limit=limit)
 
     def calls(
         self,
@@ -281,9 +291,64 @@ class Services:
         """
         return self.budgets.listing()
 
+    def limits(self) -> dict[str, Any]:
+        """Return `{gates, rules, estimates}`: what was used lately of each model's rate limits, the limits that people
+        have set, how well input tokens are estimated.
+        """
+        limiter, _ = make_limiter(self.settings, self.database)
+        try:
+            gates = limiter.snapshot()
+        finally:
+            limiter.close()
+        rules = [
+            {"provider": provider, "model": model, "limits": limits}
+            for provider, model, limits in LimitRules(self.database).all()
+        ]
+        estimator = lazy.load("gorgon_common.costs.tokens:TokenEstimator")
+        estimates = [
+            {"target": target, **seen}
+            for target in TARGETS
+            for seen in estimator(self.reports.ratios(target)).describe()
+        ]
+        return {"gates": gates, "rules": rules, "estimates": estimates}
+
+    def set_limits(
+        self, provider: str, model: str, limits: Mapping[str, float], *, clear: bool = False
+    ) -> dict[str, Any]:
+        """Set limits for a provider's models (patterns); `clear`: forget first what was set for them.
+
+        Returns `{provider, model, limits, cleared}`: what is set now, and whether something was cleared.  Raises
+        InputInvalid.
+        """
+        try:
+            values = checked(limits)
+        except ValueError as error:
+            raise InputInvalid(
+                f"The limit cannot be set: {error}.",
+                hint="Limits count per minute.  --clear takes away what was set for a model.",
+            ) from None
+        rules = LimitRules(self.database)
+        cleared = rules.clear(provider, model) if clear else False
+        if values:
+            rules.set(provider, model, values)
+        kept = next((body for name, pattern, body in rules.all() if (name, pattern) == (provider, model)), {})
+        return {"provider": provider, "model": model, "limits": kept, "cleared": cleared}
+
     def health(self) -> dict[str, Any]:
         """Return `{database: {ok, detail}, broker: {ok, detail}}`."""
         return {"database": _checked(self._database), "broker": _checked(self.canvas("live").health)}
+
+    def measure(self) -> None:
+        """Set the gauges of what waits for workers, and of the workers; for `metrics.watch`."""
+        try:
+            waiting = self.store.shelved()
+            slots = {target: self.store.slots(target, "") for target in TARGETS}
+        except GorgonError:
+            return  # they stay as they are
+        for number, queue in enumerate(queues.ALL):
+            metrics.BACKLOG.set(waiting.get(number, 0), queue=queue)
+            for target, live in slots.items():
+                metrics.SLOTS.set(live.get(number, 0), target=target, queue=queue)
 
     def _database(self) -> str:
         migrate.check(self.database)
@@ -334,11 +399,14 @@ def make_limiter(settings: Settings, database: Database) -> tuple[Limiter, Quota
     return lazy.load("gorgon_common.ratelimit.sturdy:SturdyLimiter")(shared, book, worker=worker), book
 
 
-def build(settings: Settings, *, events: bool = False) -> Services:
+def build(settings: Settings, *, events: bool = False, app: Any = None) -> Services:
     """Wire the services for these settings (database migrated on the SQLite tier, checked on PostgreSQL).
 
-    `events`: send the task events that Flower shows.  Raises ConfigurationError, Unavailable.
+    `events`: send the task events that Flower shows.  `app`: the Celery application, where there is one already.
+    Raises ConfigurationError, Unavailable.
     """
+    settings.register_secrets()
+    protect(settings.home, make="database_url" not in settings.model_fields_set)
     if settings.database_url.startswith("sqlite"):
         migrate.upgrade(settings.database_url)
     database = Database(settings.database_url)
@@ -347,4 +415,4 @@ def build(settings: Settings, *, events: bool = False) -> Services:
     except (GorgonError, Unavailable):
         database.close()
         raise
-    return Services(settings, database, events=events)
+    return Services(settings, database, events=events, app=app)

@@ -8,6 +8,7 @@
     │   ├── Conflict              the state forbids it: a finished run cannot be cancelled
     │   │   └── KeyTaken          another run holds the concurrency key, and the workflow says `reject`
     │   ├── NotAvailable          a step kind or feature that this version cannot execute
+    │   ├── Forbidden             the API key may not act for this team
     │   └── ConfigurationError    a setting is missing or wrong
     ├── ExpressionError           an expression failed while a run was under way
     ├── StepError                 a step failed; what the retry policy looks at
@@ -20,8 +21,10 @@
     │   ├── BudgetExceeded        a budget has no room for the call
     │   ├── Unpriced              nobody knows what the call would cost
     │   ├── OverLimit             a call needs more than the whole rate limit: it can never be made
-    │   ├── CommandFailed         a command ended with a non-zero status or broke a limit
-    │   └── OutputTooLarge        a result is over the cap
+    │   ├── CommandFailed         a command may not run, cannot run or broke a limit
+    │   │   └── CommandExited     it ended with a non-zero status: another attempt may help
+    │   ├── OutputTooLarge        a result is over the cap
+    │   └── Internal              Gorgon itself failed at the step: a bug
     ├── Throttled                 no room for a call now: come back later; no call was made, no attempt is used
     ├── Cancelled                 the run was cancelled while a call was in flight
     └── Unavailable               the database or the broker cannot be reached: exit code 2, HTTP 503
@@ -84,10 +87,14 @@ class UserError(GorgonError):
 
 
 class WorkflowInvalid(UserError):
-    """The workflow file is not valid."""
+    """The workflow file is not valid.
 
-    def __init__(self, problems: list[Problem]) -> None:
+    `source` is the text that the problems were found in, None where it is not at hand.
+    """
+
+    def __init__(self, problems: list[Problem], *, source: str | None = None) -> None:
         self.problems = problems
+        self.source = source
         super().__init__("\n".join(str(problem) for problem in problems))
 
 
@@ -126,6 +133,17 @@ class KeyTaken(Conflict):
 
 class NotAvailable(UserError):
     """Not available yet."""
+
+
+class Forbidden(UserError):
+    """The API key may not do this.
+
+    `team`: the team that it may not act for, "" where it would have to act for all.
+    """
+
+    def __init__(self, message: str | None = None, *, hint: str | None = None, team: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.team = team
 
 
 class ConfigurationError(UserError):
@@ -249,10 +267,29 @@ class CommandFailed(StepError):
     kind = "command"
 
 
+class CommandExited(CommandFailed):
+    """The command ended with a non-zero status."""
+
+    retryable = True
+
+
 class OutputTooLarge(StepError):
     """The result is larger than a step may return."""
 
     kind = "output_too_large"
+
+
+class Internal(StepError):
+    """Gorgon itself failed at this step."""
+
+    kind = "internal"
+    hint = "This is a fault of Gorgon; the log of the worker has the traceback. Please report it."
+
+    @classmethod
+    def of(cls, error: Exception) -> Internal:
+        """Return the failure of a step for an exception that nobody expected, under the exception's own name."""
+        said = " ".join(str(error).split())[:300]
+        return cls(f"Gorgon failed at this step: {type(error).__name__}{': ' if said else ''}{said}")
 
 
 class OverLimit(StepError):
@@ -275,7 +312,14 @@ class Throttled(GorgonError):
 
 
 class Cancelled(GorgonError):
-    """The run was cancelled."""
+    """The run was cancelled.
+
+    `made`: a call was under way, and may be charged.
+    """
+
+    def __init__(self, message: str | None = None, *, made: bool = True) -> None:
+        super().__init__(message or "The run was cancelled.")
+        self.made = made
 
 
 class Unavailable(GorgonError):

@@ -1,8 +1,10 @@
 """Logs: structlog, for people or as JSON lines, always on stderr, with the run and the step they are about.
 
     log = get_logger(__name__)
-    with context(run_id=run, step_id=step):
+    with context(run_id=run, step=step):
         log.info("claimed", attempt=2)
+
+    telemetry.subscribe(logs.record)   # a line for what becomes of each run, step and call
 
 structlog is imported by the first line that is logged.  Until `configure` is called warnings and errors are shown.
 """
@@ -11,17 +13,27 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TextIO
 
-from gorgon_common import lazy
+from gorgon_common import lazy, telemetry
+from gorgon_common.masking import SECRETS, redact
+from gorgon_common.printable import json_safe, single_line, visible
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _context: ContextVar[dict[str, Any]] = ContextVar("gorgon_log_context", default={})  # noqa: B039  never changed, only replaced
-_MASK = "********"
-_SHORTEST_SECRET = 6  # hiding every "a" would say more than it hides
+_TRACEBACKS = frozenset({"exception", "exc_info", "stack"})
+"""Fields of several lines."""
+
+
+_TRACEBACK = logging.Formatter()
+
+
+_SPOKEN_FOR = ("celery.worker.strategy", "celery.app.trace")
+"""Celery's lines about messages.  They name no run and no step, and call a message whose step has failed `succeeded`:
+what becomes of steps is said by `record`."""
 
 
 class _State:
@@ -59,8 +71,12 @@ class Logger:
         """Log an error with the traceback of the exception in hand."""
         self._write("error", event, {**fields, "exc_info": True})
 
-    def _write(self, level: str, event: str, fields: dict[str, Any]) -> None:
-        if _LEVELS[level] >= _State.threshold:
+    def always(self, event: str, **fields: Any) -> None:
+        """Log whatever the level is: what has a switch of its own."""
+        self._write("info", event, fields, always=True)
+
+    def _write(self, level: str, event: str, fields: dict[str, Any], *, always: bool = False) -> None:
+        if always or _LEVELS[level] >= _State.threshold:
             if not _State.configured:
                 configure()
             getattr(lazy.load("structlog").get_logger(), level)(event, logger=self._name, **fields)
@@ -86,26 +102,27 @@ def configure(
 ) -> None:
     """Set up logging for this process, other libraries' included.
 
-    `form` is `console` or `json`; `stream` is stderr by default; `secrets` are values to hide wherever they appear.
+    `form` is `console` or `json`; `stream` is stderr by default; `secrets` are values to mask, beside those that
+    `masking.SECRETS` knows.  Control characters are shown, and a line feed in a field cannot begin a line of its own.
     """
     structlog = lazy.load("structlog")
     target = stream or sys.stderr
-    hidden = tuple(secret for secret in secrets if len(secret) >= _SHORTEST_SECRET)
+    for secret in secrets:
+        SECRETS.add("a secret", secret)
     processors: list[Any] = [
         _add_context,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%S.%fZ", utc=True),
         structlog.processors.format_exc_info,
+        _masked,
     ]
     if form == "json":
-        processors.append(structlog.processors.JSONRenderer(default=str))
+        processors += [structlog.processors.JSONRenderer(default=str), _json_masked]
     else:
-        processors.append(structlog.dev.ConsoleRenderer(colors=target.isatty()))
-    if hidden:
-        processors.append(_masker(hidden))
+        processors += [_shown, structlog.dev.ConsoleRenderer(colors=target.isatty())]
     structlog.configure(
         processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        wrapper_class=structlog.make_filtering_bound_logger(0),  # `Logger` and the root logger have decided already
         logger_factory=structlog.PrintLoggerFactory(target),
         cache_logger_on_first_use=False,
     )
@@ -114,7 +131,162 @@ def configure(
         root.removeHandler(handler)
     root.addHandler(_Forward())
     root.setLevel(_LEVELS[level])
+    for name in _SPOKEN_FOR:
+        logging.getLogger(name).setLevel(max(_LEVELS[level], logging.WARNING))
+    logging.captureWarnings(form == "json")
     _State.threshold, _State.configured = _LEVELS[level], True
+
+
+def guard() -> None:
+    """Mask what other libraries log in this process, whatever handlers they have."""
+    if logging.getLogRecordFactory() is not _masked_record:
+        logging.setLogRecordFactory(_masked_record)
+
+
+def _masked_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    record = logging.LogRecord(*args, **kwargs)
+    try:
+        record.msg, record.args = visible(redact(record.getMessage())), ()
+    except (TypeError, ValueError, KeyError):  # the arguments do not fit: the handler says so
+        return record
+    if record.exc_info:
+        # Formatters take this text where it is there already.
+        record.exc_text = visible(redact(_TRACEBACK.formatException(record.exc_info)))
+    return record
+
+
+def record(event: telemetry.Event) -> None:
+    """Log an event; for `telemetry.subscribe`.
+
+    What people should look at (an attempt or a step that failed, a refused result, an open breaker) is a warning, what
+    normally happens is at level info, what repeats itself for each step is at level debug.
+    """
+    level, name, fields = _LINES[type(event)](event)
+    if _LEVELS[level] >= _State.threshold:
+        getattr(_TELEMETRY, level)(name, **{field: value for field, value in fields.items() if value not in (None, "")})
+
+
+_TELEMETRY = Logger("gorgon")
+_Line = tuple[str, str, dict[str, Any]]
+
+
+def _run(run: telemetry.RunRef) -> dict[str, Any]:
+    return {
+        "run_id": run.run_id,
+        "workflow": run.workflow,
+        "team": run.team,
+        "target": run.target,
+        "trace_id": run.trace_id,
+    }
+
+
+def _step(step: telemetry.StepRef) -> dict[str, Any]:
+    about = {"step": step.step, "kind": step.kind, "queue": step.queue, "role": step.role}
+    return {**about, "attempt": step.attempt or None, **_run(step.run)}
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
+def _run_created(event: telemetry.RunCreated) -> _Line:
+    return "info", "run.resumed" if event.resumes else "run.created", _run(event.run)
+
+
+def _run_ended(event: telemetry.RunEnded) -> _Line:
+    more = {"seconds": _rounded(event.seconds), "error": event.error}
+    return "warning" if event.status == "failed" else "info", f"run.{event.status}", {**_run(event.run), **more}
+
+
+def _step_claimed(event: telemetry.StepClaimed) -> _Line:
+    return "debug", "step.claimed", _step(event.step)
+
+
+def _step_started(event: telemetry.StepStarted) -> _Line:
+    return "info" if event.step.slow else "debug", "step.started", _step(event.step)
+
+
+def _step_parked(event: telemetry.StepParked) -> _Line:
+    fields = {**_step(event.step), "why": event.why, "wait_seconds": _rounded(event.wait)}
+    if not event.attempt:
+        return "info", "step.waiting", {**fields, "message": event.message}
+    fields.update(error=event.message, error_kind=event.kind, seconds=_rounded(event.took))
+    return "warning", "step.fallback" if event.why == "fallback" else "step.retry", fields
+
+
+def _step_ended(event: telemetry.StepEnded) -> _Line:
+    more = {
+        "seconds": _rounded(event.seconds),
+        "error": event.error,
+        "error_kind": event.kind,
+        "reason": event.reason,
+    }
+    level = "warning" if event.status == "failed" else "info"
+    return level, f"step.{event.status}", {**_step(event.step), **more}
+
+
+def _step_fenced(event: telemetry.StepFenced) -> _Line:
+    reason = "another worker holds it, or it has ended: this result is not used"
+    return "warning", "step.fenced", {**_step(event.step), "reason": reason}
+
+
+def _step_recovered(event: telemetry.StepRecovered) -> _Line:
+    fields = {**_step(event.step), "attempt": None, "why": event.why}
+    return "warning", "step.recovered", fields
+
+
+def _call(event: telemetry.CallSent | telemetry.CallRefused) -> dict[str, Any]:
+    return {"provider": event.provider, "model": event.model, "target": event.target, "team": event.team}
+
+
+def _call_sent(event: telemetry.CallSent) -> _Line:
+    return "debug", "call.sent", _call(event)
+
+
+def _call_refused(event: telemetry.CallRefused) -> _Line:
+    return "debug", "call.held", {**_call(event), "why": event.why, "wait_seconds": _rounded(event.wait)}
+
+
+def _call_settled(event: telemetry.CallSettled) -> _Line:
+    more = {
+        "provider": event.provider,
+        "model": event.model,
+        "outcome": event.outcome,
+        "seconds": _rounded(event.seconds),
+        "input_tokens": event.input_tokens,
+        "output_tokens": event.output_tokens,
+        "cost_usd": "unknown" if event.cost is None else event.cost / 1_000_000,
+    }
+    return "info", "call.settled", {**_step(event.step), **more}
+
+
+def _breaker_changed(event: telemetry.BreakerChanged) -> _Line:
+    about = {"provider": event.provider, "model": event.model, "target": event.target}
+    if event.open:
+        return "warning", "breaker.open", {**about, "seconds": _rounded(event.seconds)}
+    return "warning", "breaker.closed", about
+
+
+def _budget_refused(event: telemetry.BudgetRefused) -> _Line:
+    name = "budget.waiting" if event.waits else "budget.refused"
+    return "warning", name, {**_step(event.step), "message": event.message}
+
+
+_LINES: dict[type, Callable[[Any], _Line]] = {
+    telemetry.RunCreated: _run_created,
+    telemetry.RunEnded: _run_ended,
+    telemetry.StepClaimed: _step_claimed,
+    telemetry.StepStarted: _step_started,
+    telemetry.StepParked: _step_parked,
+    telemetry.StepEnded: _step_ended,
+    telemetry.StepFenced: _step_fenced,
+    telemetry.StepRecovered: _step_recovered,
+    telemetry.CallSent: _call_sent,
+    telemetry.CallRefused: _call_refused,
+    telemetry.CallSettled: _call_settled,
+    telemetry.BreakerChanged: _breaker_changed,
+    telemetry.BudgetRefused: _budget_refused,
+}
 
 
 class _Forward(logging.Handler):
@@ -134,10 +306,21 @@ def _add_context(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
     return event
 
 
-def _masker(secrets: tuple[str, ...]) -> Any:
-    def mask(_logger: Any, _method: str, line: str) -> str:
-        for secret in secrets:
-            line = line.replace(secret, _MASK)
-        return line
+def _masked(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name, value in event.items():
+        # What is no JSON becomes text here, so that nothing gets past in the form that the renderer gives it.
+        plain = value is None or isinstance(value, (bool, int, float, dict, list, tuple))
+        event[name] = SECRETS.mask_value(value) if plain else redact(value if isinstance(value, str) else str(value))
+    return event
 
-    return mask
+
+def _json_masked(_logger: Any, _method: str, line: str) -> str:
+    return json_safe(SECRETS.mask_json(line))
+
+
+def _shown(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name, value in event.items():
+        if isinstance(value, (str, dict, list, tuple)):
+            text = value if isinstance(value, str) else redact(str(value))
+            event[name] = visible(text) if name in _TRACEBACKS else single_line(text)
+    return event

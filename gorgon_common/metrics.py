@@ -1,29 +1,40 @@
-"""Every Prometheus metric of Gorgon, in one list.
+"""Every Prometheus metric of Gorgon, in one list, and how the events of `telemetry` count.
+
+    telemetry.subscribe(metrics.record)
 
 prometheus-client is imported by the first value that is recorded.  Durations are in seconds, money is in US dollars.
+Where PROMETHEUS_MULTIPROC_DIR names a directory, the processes that share it have one exposition: any of them tells the
+values of all.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gorgon_common import lazy
+from gorgon_common import lazy, telemetry
 
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+_MICRO = 1_000_000
 _DURATIONS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric.  `kind` is `Counter`, `Gauge` or `Histogram`."""
+    """One metric.  `kind` is `Counter`, `Gauge` or `Histogram`.
+
+    `across`: how a gauge's values of several processes become one (`multiprocess_mode` of prometheus-client).
+    """
 
     kind: str
     name: str
     help: str
     labels: tuple[str, ...] = ()
+    across: str = "livesum"
 
     def inc(self, amount: float = 1, **labels: str) -> None:
         """Count up (counters and gauges)."""
@@ -38,49 +49,204 @@ class Metric:
         self._child(labels).observe(value)
 
     def clear(self) -> None:
-        """Forget every label."""
-        _made(self).clear()
+        """Forget every label; with several processes they stay, since their files cannot be cut."""
+        if not multiprocess():
+            _made(self).clear()
 
     def _child(self, labels: dict[str, str]) -> Any:
         made = _made(self)
         return made.labels(**labels) if self.labels else made
 
 
-RUNS = Metric("Counter", "gorgon_runs", "Runs that ended.", ("workflow", "status"))
+RUNS_ACCEPTED = Metric("Counter", "gorgon_runs_accepted", "Runs that were accepted.", ("workflow", "team", "target"))
+RUNS = Metric("Counter", "gorgon_runs", "Runs that ended.", ("workflow", "team", "target", "status"))
+RUN_SECONDS = Metric("Histogram", "gorgon_run_seconds", "Time of a run, from its creation.", ("workflow", "target"))
 STEPS = Metric("Counter", "gorgon_steps", "Steps that ended.", ("workflow", "kind", "queue", "status"))
 STEP_SECONDS = Metric("Histogram", "gorgon_step_seconds", "Time of one attempt.", ("kind", "queue"))
-RETRIES = Metric("Counter", "gorgon_step_retries", "Attempts after the first.", ("queue", "reason"))
-TOKENS = Metric("Counter", "gorgon_tokens", "Tokens used.", ("provider", "model", "role", "direction"))
-COST = Metric("Counter", "gorgon_cost_usd", "Money spent on models.", ("provider", "model", "role"))
+CLAIMS = Metric("Counter", "gorgon_step_claims", "Steps that a worker took.", ("queue",))
+STARTS = Metric("Counter", "gorgon_step_starts", "Attempts that began.", ("kind", "queue"))
+WAITS = Metric("Counter", "gorgon_step_waits", "Steps that had to wait, by what for.", ("queue", "why"))
+RETRIES = Metric(
+    "Counter", "gorgon_step_retries", "Attempts that failed and were followed by another.", ("queue", "reason")
+)
+CALLS = Metric("Counter", "gorgon_calls", "Calls to models that are over.", ("provider", "model", "target", "outcome"))
+CALLS_SENT = Metric("Counter", "gorgon_calls_sent", "Calls to models that were begun.", ("provider", "model", "target"))
+CALL_SECONDS = Metric("Histogram", "gorgon_call_seconds", "Time of one call.", ("provider", "model", "target"))
+CALLS_HELD = Metric(
+    "Counter",
+    "gorgon_calls_held",
+    "Calls that the limiter did not let in at once.",
+    ("provider", "model", "target", "why"),
+)
+UNPRICED = Metric("Counter", "gorgon_unpriced_calls", "Calls of unknown cost.", ("provider", "model", "target"))
+TOKENS = Metric(
+    "Counter", "gorgon_tokens", "Tokens used.", ("provider", "model", "role", "team", "target", "direction")
+)
+COST = Metric("Counter", "gorgon_cost_usd", "Known cost of calls.", ("provider", "model", "role", "team", "target"))
+BREAKER = Metric(
+    "Gauge",
+    "gorgon_breaker_open",
+    "1 where the circuit breaker of a model is open, as this process last saw it.",
+    ("provider", "model", "target"),
+    "livemax",
+)
 FENCED = Metric(
     "Counter", "gorgon_fenced_finishes", "Results that came from a worker that had lost its step.", ("queue",)
 )
 RECOVERED = Metric("Counter", "gorgon_recovered_steps", "Steps taken from dead workers or lost messages.", ("reason",))
-SLOTS_BUSY = Metric("Gauge", "gorgon_slots_busy", "Steps that this worker runs now.", ("queue",))
+SLOTS_BUSY = Metric("Gauge", "gorgon_slots_busy", "Steps that workers run now.", ("queue",))
+BACKLOG = Metric(
+    "Gauge", "gorgon_backlog_steps", "Ready steps that wait for room in their queue.", ("queue",), "mostrecent"
+)
+SLOTS = Metric("Gauge", "gorgon_worker_slots", "Slots of the workers that live.", ("target", "queue"), "mostrecent")
+BUDGET_REFUSALS = Metric(
+    "Counter", "gorgon_budget_refusals", "Calls that a budget had no room for.", ("workflow", "team", "way")
+)
 BUDGET_USD = Metric(
-    "Gauge", "gorgon_budget_usd", "Budgets in dollars, of the present period.", ("budget", "per", "target", "is")
+    "Gauge",
+    "gorgon_budget_usd",
+    "Budgets in dollars, of the present period.",
+    ("budget", "per", "target", "is"),
+    "mostrecent",
 )
 BUDGET_TOKENS = Metric(
-    "Gauge", "gorgon_budget_tokens", "Budgets in tokens, of the present period.", ("budget", "per", "target", "is")
+    "Gauge",
+    "gorgon_budget_tokens",
+    "Budgets in tokens, of the present period.",
+    ("budget", "per", "target", "is"),
+    "mostrecent",
 )
 BUDGET_ALERTS = Metric(
     "Counter", "gorgon_budget_alerts", "Marks that budgets have reached, and calls beyond.", ("budget", "kind", "mark")
 )
+REQUESTS = Metric("Counter", "gorgon_http_requests", "Requests that the API answered.", ("method", "route", "status"))
+REQUEST_SECONDS = Metric("Histogram", "gorgon_http_request_seconds", "Time to answer a request.", ("method", "route"))
 
 ALL = (
+    RUNS_ACCEPTED,
     RUNS,
+    RUN_SECONDS,
     STEPS,
     STEP_SECONDS,
+    CLAIMS,
+    STARTS,
+    WAITS,
     RETRIES,
+    CALLS,
+    CALLS_SENT,
+    CALL_SECONDS,
+    CALLS_HELD,
+    UNPRICED,
     TOKENS,
     COST,
+    BREAKER,
     FENCED,
     RECOVERED,
     SLOTS_BUSY,
+    BACKLOG,
+    SLOTS,
+    BUDGET_REFUSALS,
     BUDGET_USD,
     BUDGET_TOKENS,
     BUDGET_ALERTS,
+    REQUESTS,
+    REQUEST_SECONDS,
 )
+
+
+def record(event: telemetry.Event) -> None:
+    """Count an event; for `telemetry.subscribe`."""
+    _RECORDERS[type(event)](event)
+
+
+def _run_created(event: telemetry.RunCreated) -> None:
+    RUNS_ACCEPTED.inc(workflow=event.run.workflow, team=event.run.team, target=event.run.target)
+
+
+def _run_ended(event: telemetry.RunEnded) -> None:
+    run = event.run
+    RUNS.inc(workflow=run.workflow, team=run.team, target=run.target, status=event.status)
+    RUN_SECONDS.observe(event.seconds, workflow=run.workflow, target=run.target)
+
+
+def _step_claimed(event: telemetry.StepClaimed) -> None:
+    CLAIMS.inc(queue=event.step.queue)
+
+
+def _step_started(event: telemetry.StepStarted) -> None:
+    STARTS.inc(kind=event.step.kind, queue=event.step.queue)
+
+
+def _step_parked(event: telemetry.StepParked) -> None:
+    step = event.step
+    WAITS.inc(queue=step.queue, why=event.why)
+    if event.attempt:
+        RETRIES.inc(queue=step.queue, reason=event.kind or event.why)
+        if event.took is not None:
+            STEP_SECONDS.observe(event.took, kind=step.kind, queue=step.queue)
+
+
+def _step_ended(event: telemetry.StepEnded) -> None:
+    step = event.step
+    STEPS.inc(workflow=step.run.workflow, kind=step.kind, queue=step.queue, status=event.status)
+    if event.seconds is not None and event.status != "skipped":
+        STEP_SECONDS.observe(event.seconds, kind=step.kind, queue=step.queue)
+
+
+def _step_fenced(event: telemetry.StepFenced) -> None:
+    FENCED.inc(queue=event.step.queue)
+
+
+def _step_recovered(event: telemetry.StepRecovered) -> None:
+    RECOVERED.inc(reason=event.why)
+
+
+def _call_sent(event: telemetry.CallSent) -> None:
+    CALLS_SENT.inc(provider=event.provider, model=event.model, target=event.target)
+
+
+def _call_refused(event: telemetry.CallRefused) -> None:
+    CALLS_HELD.inc(provider=event.provider, model=event.model, target=event.target, why=event.why)
+
+
+def _call_settled(event: telemetry.CallSettled) -> None:
+    run = event.step.run
+    model = {"provider": event.provider, "model": event.model}
+    payer = {**model, "role": event.step.role or "", "team": run.team, "target": run.target}
+    CALLS.inc(1, **model, target=run.target, outcome=event.outcome)
+    CALL_SECONDS.observe(event.seconds, **model, target=run.target)
+    TOKENS.inc(event.input_tokens, **payer, direction="input")
+    TOKENS.inc(event.output_tokens, **payer, direction="output")
+    if event.cost is None:
+        UNPRICED.inc(1, **model, target=run.target)
+    else:
+        COST.inc(event.cost / _MICRO, **payer)
+
+
+def _breaker_changed(event: telemetry.BreakerChanged) -> None:
+    BREAKER.set(float(event.open), provider=event.provider, model=event.model, target=event.target)
+
+
+def _budget_refused(event: telemetry.BudgetRefused) -> None:
+    run = event.step.run
+    BUDGET_REFUSALS.inc(workflow=run.workflow, team=run.team, way="waits" if event.waits else "fails")
+
+
+_RECORDERS: dict[type, Callable[[Any], None]] = {
+    telemetry.RunCreated: _run_created,
+    telemetry.RunEnded: _run_ended,
+    telemetry.StepClaimed: _step_claimed,
+    telemetry.StepStarted: _step_started,
+    telemetry.StepParked: _step_parked,
+    telemetry.StepEnded: _step_ended,
+    telemetry.StepFenced: _step_fenced,
+    telemetry.StepRecovered: _step_recovered,
+    telemetry.CallSent: _call_sent,
+    telemetry.CallRefused: _call_refused,
+    telemetry.CallSettled: _call_settled,
+    telemetry.BreakerChanged: _breaker_changed,
+    telemetry.BudgetRefused: _budget_refused,
+}
 
 _lock = threading.Lock()
 _registry: list[Any] = []
@@ -95,7 +261,9 @@ def _made(metric: Metric) -> Any:
         with _lock:
             collector = _collectors.get(metric.name)
             if collector is None:
-                extra = {"buckets": _DURATIONS} if metric.kind == "Histogram" else {}
+                extra: dict[str, Any] = {"buckets": _DURATIONS} if metric.kind == "Histogram" else {}
+                if metric.kind == "Gauge":
+                    extra["multiprocess_mode"] = metric.across
                 make = lazy.load(f"prometheus_client:{metric.kind}")
                 collector = make(metric.name, metric.help, metric.labels, registry=_get_registry(), **extra)
                 _collectors[metric.name] = collector
@@ -123,13 +291,28 @@ def unwatch(source: Callable[[], None]) -> None:
         _sources[:] = [known for known in _sources if known() not in (None, source)]
 
 
+def multiprocess() -> bool:
+    """Tell whether several processes have one exposition."""
+    return bool(os.environ.get(MULTIPROCESS))
+
+
+def close() -> None:
+    """This process ends: with several processes, its gauges of what is going on now are no longer counted."""
+    if multiprocess():
+        lazy.load("prometheus_client.multiprocess:mark_process_dead")(os.getpid())
+
+
 def exposition() -> bytes:
-    """Return every metric of this process in Prometheus' text format."""
+    """Return every metric in Prometheus' text format: of this process, or of all that share a directory."""
     for metric in ALL:
         _made(metric)
     for known in list(_sources):
         source = known()
         if source is not None:
             source()
-    text: bytes = lazy.load("prometheus_client:generate_latest")(_get_registry())
+    registry = _get_registry()
+    if multiprocess():
+        registry = lazy.load("prometheus_client:CollectorRegistry")()
+        lazy.load("prometheus_client.multiprocess:MultiProcessCollector")(registry)
+    text: bytes = lazy.load("prometheus_client:generate_latest")(registry)
     return text

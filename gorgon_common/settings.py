@@ -5,24 +5,44 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Mapping
+from contextvars import ContextVar
 from functools import lru_cache
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from gorgon_common.errors import ConfigurationError
+from gorgon_common.masking import MASK, SECRETS, redact
 
 PREFIX = "GORGON_"
 EMBEDDED_BROKER = "gmem://"
 """Messages stay in the process."""
 
+_env_file: ContextVar[Mapping[str, str | None]] = ContextVar("gorgon_env_file", default={})  # noqa: B039  never changed
 _NOT_OURS = ("GORGON_TEST_", "GORGON_BENCH_")
+_UNQUOTED = "".join(chr(code) for code in range(1, 0x80) if chr(code) not in "%?#")
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -49,7 +69,8 @@ def _broker(data: dict[str, Any]) -> str:
 
 
 def _database(data: dict[str, Any]) -> str:
-    return f"sqlite:///{data.get('home', Path())}/gorgon.db"
+    # Quoted, because a folder may have a question mark in its name; SQLAlchemy undoes it.
+    return f"sqlite:///{quote(str(data.get('home', Path())), safe=_UNQUOTED)}/gorgon.db"
 
 
 def _shown(text: str) -> dict[str, Any]:
@@ -61,7 +82,12 @@ class Settings(BaseSettings):
     """What can be set.  Times in seconds."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+        env_prefix=PREFIX,
+        extra="ignore",
+        frozen=True,
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
     )
 
     home: Path = Field(Path("~/.gorgon"), validate_default=True, description="Where Gorgon keeps its files.")
@@ -74,29 +100,56 @@ class Settings(BaseSettings):
     broker_url: str = Field(
         default_factory=_broker,
         json_schema_extra=_shown("GORGON_REDIS_URL, else gmem:// (embedded)"),
-        description="Where the messages to workers travel; gmem:// keeps them in this process.",
+        description="The broker for messages to workers; gmem:// keeps them in this process.",
     )
     prices: Path | None = Field(
-        None, description="Your own price table, in the form of gorgon_common/costs/prices.yaml; it goes first."
+        None,
+        description="Your own price table, in the form of gorgon_common/costs/prices.yaml; its prices take precedence.",
     )
     commands_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Executables that command steps may run, separated by commas; * for all, empty for none."
     )
     limits_file: Path | None = Field(None, description="A YAML file with tiers, rate limits and weights of your own.")
-    sandbox_url: str | None = Field(None, description="A sandbox that is running already; without it one is started.")
+    sandbox_url: str | None = Field(
+        None, description="The URL of a sandbox that is already running; if unset, one is started."
+    )
     sandbox_seed: int = Field(0, description="Seed of the sandbox's replies.")
     sandbox_latency: float | None = Field(
-        None, ge=0, description="Total time of one reply of the sandbox, such as 500ms; without it a realistic one."
+        None, ge=0, description="How long the sandbox takes for a reply, such as 500ms; realistic times if unset."
     )
-    api_url: str = Field("http://127.0.0.1:8000", description="The server that `gorgon run --server` and others ask.")
-    api_key: SecretStr | None = Field(None, description="The key that the API demands and that its clients send.")
+    api_url: str = Field(
+        "http://127.0.0.1:8000", description="The server that commands use, without `--server` too if it is set."
+    )
+    api_key: SecretStr | None = Field(None, description="The key that the API requires and that its clients send.")
+    api_teams: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("*",), description="Teams that GORGON_API_KEY may act for, separated by commas; * for all."
+    )
     host: str = Field("127.0.0.1", description="Address that the servers listen on.")
     api_port: Port = Field(8000, description="Port of the API.")
     dashboard_port: Port = Field(8501, description="Port of the dashboard.")
     flower_port: Port = Field(5555, description="Port of Flower.")
     sandbox_port: Port = Field(8900, description="Port of `gorgon sandbox`.")
+    flower_events: bool = Field(
+        False, description="Workers send the events that Flower shows, and obey Celery's remote control."
+    )
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        None, description="Port on which each worker serves Prometheus metrics; 0 for any free one."
+    )
+    access_log: bool = Field(True, description="The API logs each request.")
     lease_seconds: float = Field(
-        30.0, gt=0, description="How long a worker that says nothing keeps its steps before others take them over."
+        30.0, gt=0, description="How long a silent worker keeps its steps before other workers take them over."
+    )
+    poison_deaths: int = Field(
+        3,
+        ge=3,
+        le=1000,
+        description="Deaths of its workers after which a step fails, where chance does not explain them.",
+    )
+    grace_seconds: float = Field(
+        25.0,
+        ge=0,
+        description="How long a worker that is told to stop waits for the steps that it holds; at the end of it the "
+        "process is gone.",
     )
     slots: int = Field(50, ge=1, le=1000, description="Steps that one worker process runs at the same time.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -118,16 +171,38 @@ class Settings(BaseSettings):
         None, validation_alias="ANTHROPIC_BASE_URL", description="Any server that speaks Anthropic's API."
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read `.env` by our own reader, which says what is wrong with the file."""
+        return (init_settings, env_settings, _EnvFile(settings_cls), file_secret_settings)
+
     @field_validator("home")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+        if "\0" in str(value):
+            raise ValueError("a path cannot hold a zero byte")
+        try:
+            return value.expanduser().absolute()
+        except RuntimeError:
+            raise ValueError(f"the home directory in {str(value)!r} is not known; give an absolute path") from None
+        except FileNotFoundError:
+            raise ValueError("the current directory does not exist any more; give an absolute path") from None
 
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str) -> str:
         value = re.sub(r"^postgres://", "postgresql://", value)
-        return _with_scheme(value, ("sqlite", "postgresql", "postgresql+psycopg"))
+        value = _with_scheme(value, ("sqlite", "postgresql", "postgresql+psycopg"))
+        if value.startswith("sqlite") and _in_memory(value):
+            raise ValueError("a database in memory is gone with each connection; name a file: sqlite:///gorgon.db")
+        return value
 
     @field_validator("redis_url")
     @classmethod
@@ -144,12 +219,12 @@ class Settings(BaseSettings):
     def _known_http(cls, value: str | None) -> str | None:
         return value and _with_scheme(value, ("http", "https")).rstrip("/")
 
-    @field_validator("commands_allow", mode="before")
+    @field_validator("commands_allow", "api_teams", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
         return tuple(name for name in re.split(r"[,\s]+", value) if name) if isinstance(value, str) else value
 
-    @field_validator("sandbox_latency", "lease_seconds", mode="before")
+    @field_validator("sandbox_latency", "lease_seconds", "grace_seconds", mode="before")
     @classmethod
     def _seconds(cls, value: Any) -> Any:
         return parse_duration(value) if isinstance(value, str) else value
@@ -164,16 +239,33 @@ class Settings(BaseSettings):
         """Whether workers live in this process, because there is no broker that others could reach."""
         return self.broker_url.startswith(EMBEDDED_BROKER)
 
-    def secret_values(self) -> tuple[str, ...]:
-        """Return every secret that is set, so that logs can hide them."""
-        values = (getattr(self, name) for name in type(self).model_fields)
-        return tuple(value.get_secret_value() for value in values if isinstance(value, SecretStr))
+    def register_secrets(self) -> list[str]:
+        """Register every secret that is set, and what is secret in URLs, to be masked wherever text goes out.
+
+        Returns the variables whose values are too short for that.
+        """
+        short = []
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            maskable = True
+            if isinstance(value, SecretStr):
+                maskable = SECRETS.add(variable_of(name), value.get_secret_value())
+            elif isinstance(value, str) and "://" in value:
+                maskable = SECRETS.add_url(variable_of(name), value)
+            if not maskable:
+                short.append(variable_of(name))
+        return short
 
 
 def _with_scheme(url: str, schemes: tuple[str, ...]) -> str:
     if url.partition(":")[0] not in schemes or ":/" not in url:
         raise ValueError(f"a URL that begins with {', '.join(f'{scheme}://' for scheme in schemes)} is needed")
     return url
+
+
+def _in_memory(url: str) -> bool:
+    path, _, query = url.partition("://")[2].partition("?")
+    return path in ("", "/", "/:memory:") or path.startswith("/file::memory:") or "mode=memory" in query
 
 
 class Setting(NamedTuple):
@@ -191,13 +283,60 @@ def variable_of(name: str) -> str:
     return alias if isinstance(alias, str) else f"{PREFIX}{name.upper()}"
 
 
+class _EnvFile(EnvSettingsSource):
+    """What `load` has read of `.env`; settings that are made otherwise read no file."""
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name.lower(): value for name, value in _env_file.get().items() if value != ""}
+
+
+def read_env_file(path: Path, *, must_exist: bool = False) -> dict[str, str | None]:
+    """Return the variables of an environment file, none where it does not exist (unless it must).
+
+    Raises ConfigurationError that names the file where it cannot be read or is not text.
+    """
+    try:
+        path = path.expanduser()
+        if not must_exist and not path.exists():
+            return {}
+        data = path.read_bytes()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigurationError(
+            f"{path} cannot be read: {reason}.",
+            hint="Correct or remove it, or name another file in GORGON_ENV_FILE (empty for none).",
+        ) from None
+    encoding = next((name for mark, name in _BOMS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(
+            f"{path}, line {line}: this is not UTF-8 text (byte {error.start}).",
+            hint="Save the file as UTF-8, or name another file in GORGON_ENV_FILE (empty for none).",
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ConfigurationError(
+            f"{path}, line {line}: there is a zero byte, so this is no text file.", hint="Save the file as UTF-8."
+        )
+    return dict(dotenv_values(stream=StringIO(text)))
+
+
 def load() -> Settings:
     """Read the environment and `.env` (or the file that GORGON_ENV_FILE names; empty for none).
 
-    Raises ConfigurationError that names each wrong variable.
+    What is secret in them is registered to be masked.  Raises ConfigurationError that names each wrong variable.
     """
+    SECRETS.add_environment(os.environ)
+    named = os.environ.get("GORGON_ENV_FILE")
+    values = (
+        read_env_file(Path(".env" if named is None else named), must_exist=named is not None) if named != "" else {}
+    )
+    SECRETS.add_environment(values)
+    token = _env_file.set(values)
     try:
-        return Settings(_env_file=os.environ.get("GORGON_ENV_FILE", ".env") or None, _env_file_encoding="utf-8")
+        settings = Settings()
     except ValidationError as error:
         problems = [
             f"{_variable_at(detail['loc'])}: {detail['msg'].removeprefix('Value error, ')}"
@@ -207,6 +346,10 @@ def load() -> Settings:
         raise ConfigurationError(
             "\n".join(problems), hint="Correct or unset it, in the environment or in .env; `gorgon doctor` lists all."
         ) from None
+    finally:
+        _env_file.reset(token)
+    settings.register_secrets()
+    return settings
 
 
 def _variable_at(location: tuple[int | str, ...]) -> str:
@@ -247,7 +390,7 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, SecretStr):
-        return "********"
+        return MASK
     if isinstance(value, tuple):
         return ",".join(value)
-    return re.sub(r"(://[^:/@?#\s]*:)[^@/?#\s]+@", r"\1********@", str(value))
+    return redact(str(value))

@@ -8,14 +8,25 @@ import typer
 
 from gorgon_common import lazy
 from gorgon_common.cli.commands import BEGIN, RUN, RUNS, SERVE, FileOrName, RunId
-from gorgon_common.cli.options import AsJson, Inputs, InputsFile, Server
+from gorgon_common.cli.group import examples
+from gorgon_common.cli.options import AsJson, Inputs, InputsFile, Server, Team
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add the worker's commands to the application."""
-    app.command(rich_help_panel=BEGIN)(demo)
-    app.command(rich_help_panel=RUN)(run)
-    app.command(rich_help_panel=SERVE)(worker)
+    app.command(rich_help_panel=BEGIN, **examples("gorgon demo", "gorgon demo cost"))(demo)
+    app.command(
+        rich_help_panel=RUN,
+        **examples(
+            "gorgon run workflow.yaml",
+            'gorgon run feature-build -i feature_request="Dark mode"',
+            "gorgon run workflow.yaml --max-cost 2.50 --json",
+        ),
+    )(run)
+    app.command(rich_help_panel=SERVE, **examples("gorgon worker", "gorgon worker --live --queue openai --slots 20"))(
+        worker
+    )
+    app.command(rich_help_panel=SERVE, **examples("gorgon flower", "gorgon flower --port 5556"))(flower)
 
 
 def run(
@@ -26,12 +37,17 @@ def run(
         bool | None,
         typer.Option("--live/--sandbox", help="Call the real providers, or the offline sandbox (the default)."),
     ] = None,
+    team: Team = None,
     server: Server = None,
     max_cost: Annotated[
         float | None,
-        typer.Option("--max-cost", metavar="USD", help="Stop before the run, with all its resumes, costs more."),
+        typer.Option(
+            "--max-cost", metavar="USD", help="Stop the run before its total cost, resumes included, exceeds USD."
+        ),
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Start it and leave; exit code 3.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Start the run, print its id and leave it to a worker.")
+    ] = False,
     full: Annotated[bool, typer.Option("--full", help="Do not cut long outputs.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -41,6 +57,7 @@ def run(
         inputs=inputs or [],
         inputs_file=inputs_file,
         live=bool(live),
+        team=team,
         server=server,
         detach=detach,
         full=full,
@@ -52,7 +69,7 @@ def run(
 def demo(
     which: Annotated[
         str,
-        typer.Argument(metavar="[parallel|cost|limits|roles|resume]", help="Without a name: agents build a feature."),
+        typer.Argument(metavar="parallel|cost|limits|roles|resume", help="Without a name, agents build a feature."),
     ] = "",
 ) -> None:
     """Show what Gorgon does, offline, in a minute."""
@@ -67,20 +84,42 @@ def worker(
     live: Annotated[
         bool, typer.Option("--live/--sandbox", help="Run steps on the real providers, or on the sandbox.")
     ] = False,
+    events: Annotated[
+        bool | None,
+        typer.Option(
+            "--events/--no-events", help="Send what Flower shows, obey remote control (GORGON_FLOWER_EVENTS)."
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port", min=0, max=65535, metavar="PORT", help="Serve Prometheus metrics there; 0: any free port."
+        ),
+    ] = None,
 ) -> None:
     """Run steps from the broker, until stopped."""
-    lazy.load("gorgon_worker.launch:worker")(queues=queues, slots=slots, live=live)
+    lazy.load("gorgon_worker.launch:worker")(
+        queues=queues, slots=slots, live=live, events=events, metrics_port=metrics_port
+    )
 
 
-@RUNS.command("resume")
+def flower(
+    host: Annotated[str | None, typer.Option("--host", help="The address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="The port.")] = None,
+) -> None:
+    """Serve Flower, which shows workers and messages."""
+    lazy.load("gorgon_worker.flower:flower")(host=host, port=port)
+
+
+@RUNS.command("resume", **examples("gorgon runs resume last", "gorgon runs resume last -f workflow.yaml"))
 def runs_resume(
     run: RunId,
     file: Annotated[
         str | None, typer.Option("--file", "-f", metavar="FILE", help="Continue with the edited workflow.")
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait until it ends.")] = False,
     server: Server = None,
     as_json: AsJson = False,
 ) -> None:
-    """Continue a run that failed, was cancelled or was killed, as a new run; finished steps are not paid again."""
+    """Continue a failed, cancelled or killed run as a new run; finished steps are not paid for again."""
     lazy.load("gorgon_worker.launch:resume")(run, file=file, detach=detach, server=server, as_json=as_json)

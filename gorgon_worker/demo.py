@@ -90,7 +90,8 @@ def demo(which: str) -> None:
     }
     if which not in shows:
         raise InputInvalid(
-            f"There is no demo {which!r}.", hint=f"Demos: {', '.join(name for name in shows if name)}; or none of them."
+            f"There is no demo {which!r}.",
+            hint=f"Demos: {', '.join(name for name in shows if name)}; or no name at all.",
         )
     shows[which]()
 
@@ -155,7 +156,7 @@ def _feature() -> None:
 
 
 def _parallel() -> None:
-    _say(f"[bold]Fan-out against one after the other.[/]  {_FAN} analysts, then a reporter, 400 ms a call.\n")
+    _say(f"[bold]In parallel instead of one after the other.[/]  {_FAN} analysts, then a reporter, 400 ms a call.\n")
     settings = get_settings().model_copy(update={"sandbox_latency": 0.4})
     with _sandbox(settings) as sandbox:
         for sdk in ("openai", "anthropic"):
@@ -168,25 +169,25 @@ def _parallel() -> None:
     serial, parallel = times
     _say(f"One after the other   {terminal.seconds(serial):>8}")
     faster = f"{serial / max(parallel, 0.001):.1f} times as fast"
-    _say(f"Side by side          {terminal.seconds(parallel):>8}   [green]{faster}[/]")
+    _say(f"In parallel           {terminal.seconds(parallel):>8}   [green]{faster}[/]")
     _say("\nThe only difference in the file is [bold]max_parallel[/] of the map.")
 
 
 def _cost() -> None:
     _say(f"[bold]A budget that stops a run.[/]  {len(_TOPICS)} reports; the file says budget_usd: {_TIGHT_USD}.")
-    _say("What a call may cost at most is reserved before it is made, so that the limit cannot be passed.\n")
+    _say("The most that a call can cost is reserved before it is made, so the limit cannot be exceeded.\n")
     settings = get_settings()
     with _sandbox(settings) as sandbox:
         stopped = _run(settings, sandbox, _reports(_TIGHT_USD), may_fail=True)
         terminal.say()
         terminal.draw(ending(stopped, full=False, now=SYSTEM_CLOCK.now()))
         done = sum(step["status"] == "succeeded" for step in stopped["steps"])
-        _say(f"\nThe next report might have passed the limit, so it was not asked for: {done} are paid and kept.")
+        _say(f"\nThe next report could have exceeded the limit, so it was not requested; {done} are paid for and kept.")
         _say(f"Raise the limit to {terminal.money(_WIDE_USD)} and continue:\n")
         finished = _run(settings, sandbox, _reports(_WIDE_USD), resumed=stopped["run_id"])
     _say(f"\n[green]✓[/] finished as {finished['run_id']}")
-    _say(f"  the stopped run cost  {terminal.money(stopped.get('cost_usd'))}, of {terminal.money(_TIGHT_USD)}")
-    _say(f"  the rest cost         {terminal.money(finished.get('cost_usd'))}")
+    _say(f"  the stopped run cost  {terminal.cost(stopped)}, of {terminal.money(_TIGHT_USD)}")
+    _say(f"  the rest cost         {terminal.cost(finished)}")
     _say("\n[bright_black]gorgon plan FILE says before a run what it will cost; gorgon costs report what was spent.[/]")
 
 
@@ -203,7 +204,7 @@ def _limits() -> None:
     _say(
         f"[bold]{_CALLS} calls at once, where the provider lets in {_LIMIT} a minute.[/]  Twice; it is overloaded, too."
     )
-    _say("Nobody sets anything: the limit is in the provider's replies, and the workers share what they learn.\n")
+    _say("Nothing is configured: the provider's replies state the limit, and the workers share what they learn.\n")
     settings = get_settings().model_copy(update={"sandbox_url": None})  # this one is told to be mean
     rule = {"provider": "openai", "model": _LIMITED_MODEL}
     told = []
@@ -222,7 +223,10 @@ def _limits() -> None:
             f"{seen[200]} done in {terminal.seconds(seconds)}, {seen[429]} refused as too many, {seen[503]} overloaded"
         )
         _say(f"[green]✓[/] {which:<16} {line}")
-    _say("\nThe first wave found out; from then on each call waits until there is room, on no worker's slot.")
+    _say(
+        "\nThe first calls found the limit; after that each call waits until there is room, without occupying"
+        " a worker's slot."
+    )
     _say(
         "[bright_black]gorgon limits ls: what is left of each quota; gorgon runs explain last: where the time went.[/]"
     )
@@ -237,7 +241,7 @@ def _tell(url: str, path: str, rule: Any = None) -> Any:
 
 
 def _roles() -> None:
-    _say("[bold]The same request, three roles.[/]  Each has its own prompt, model and form of answer.\n")
+    _say("[bold]The same request, three roles.[/]  Each has its own prompt, model and output format.\n")
     settings = get_settings()
     with _sandbox(settings) as sandbox:
         document = _run(settings, sandbox, Workflow(_ROLES, "three-roles"))
@@ -253,20 +257,20 @@ def _roles() -> None:
 
 def _resume() -> None:
     _say("[bold]A run is killed in the middle, and continued.[/]")
-    _say("A second process runs feature-build; when the builders are done it is killed with SIGKILL.\n")
+    _say("A second process runs feature-build; when the builders have finished, it is killed with SIGKILL.\n")
     settings = get_settings().model_copy(update={"sandbox_latency": 0.6})
     with _sandbox(settings) as sandbox:
         run_id = _killed_run(sandbox())
         with local_services(here(settings)) as services:
             before = services.run(run_id, steps=True)
         paid = sum(step["kind"] == "agent" and step["status"] == "succeeded" for step in before["steps"])
-        _say(f"Killed {run_id}: {paid} agents were done and are paid for. Resuming it here.\n")
+        _say(f"Killed {run_id}: {paid} agents had finished and are paid for. Resuming the run here.\n")
         document = _run(settings, sandbox, find_workflow("feature-build"), resumed=run_id)
     terminal.say()
     _say(f"[green]✓[/] finished as {document['run_id']}")
-    _say(f"  the killed run cost   {terminal.money(before.get('cost_usd'))}")
-    _say(f"  the rest cost         {terminal.money(document.get('cost_usd'))}")
-    _say("  what was done before was taken over from its checkpoints, and not paid again")
+    _say(f"  the killed run cost   {terminal.cost(before)}")
+    _say(f"  the rest cost         {terminal.cost(document)}")
+    _say("  finished steps were taken over from their checkpoints and not paid for again")
 
 
 def _killed_run(url: str) -> str:

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from celery._state import _set_task_join_will_block
-from celery.concurrency.thread import TaskPool
 from celery.utils import timer2
 from celery.worker import WorkController
 from celery.worker.consumer.consumer import Consumer
@@ -23,10 +20,9 @@ from gorgon_common.bootstrap import Services
 from gorgon_common.canvas.celery import THREADS_PER_SLOT, queue_name
 from gorgon_common.errors import Unavailable
 from gorgon_worker.assembly import make_runtime
+from gorgon_worker.pool import ThreadPool
 from gorgon_worker.runtime import Runtime
 from gorgon_worker.tasks import register
-
-STOP_SECONDS = 2.0
 
 
 class _Consumer(Consumer):  # type: ignore[misc]  # celery has no types
@@ -37,23 +33,6 @@ class _Consumer(Consumer):  # type: ignore[misc]  # celery has no types
         if hasattr(transport, "space"):
             transport.space.ring()
         return called
-
-
-class _Pool(TaskPool):  # type: ignore[misc]  # celery has no types
-    """Celery's current application is thread-local: without it chains and chords go to a default broker."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.executor = ThreadPoolExecutor(
-            self.limit, thread_name_prefix="gorgon-task", initializer=self.app.set_current
-        )
-
-    def on_stop(self) -> None:
-        """Stop in bounded time: the stock pool waits for every running call, however long."""
-        self.executor.shutdown(wait=False, cancel_futures=True)
-        until = time.monotonic() + STOP_SECONDS
-        for thread in list(self.executor._threads):
-            thread.join(max(0.0, until - time.monotonic()))
 
 
 class _Clock(timer2.Timer):  # type: ignore[misc]  # celery has no types
@@ -87,14 +66,14 @@ def embedded(
     target: str,
     sandbox_url: str | None = None,
 ) -> Iterator[Runtime]:
-    """Run steps of `home` in this process while the context lasts."""
+    """Run steps of `home` in this process while the context lasts, and at its end for at most GORGON_GRACE_SECONDS."""
     runtime = make_runtime(services, queues=queues, slots=slots, target=target, home=home, sandbox_url=sandbox_url)
     app = services.app
     register(app, runtime)
     app.finalize()
     worker = _Worker(
         app=app,
-        pool=_Pool,
+        pool=ThreadPool,
         concurrency=slots * THREADS_PER_SLOT,
         queues=[queue_name(queue, target) for queue in sorted({*queues, "control"})],
         hostname=f"embedded-{runtime.member.owner}@localhost",
@@ -115,6 +94,6 @@ def embedded(
     try:
         yield runtime
     finally:
-        runtime.close(STOP_SECONDS)
+        runtime.close(services.settings.grace_seconds)
         worker.stop()
         thread.join(3)

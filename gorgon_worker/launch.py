@@ -10,10 +10,10 @@ from typing import Any
 
 import typer
 
-from gorgon_common import errors, lazy, queues
+from gorgon_common import errors, lazy, logs, queues, telemetry
 from gorgon_common.bootstrap import Services, Submitted
 from gorgon_common.cli import terminal
-from gorgon_common.cli.backends import connect, local_services, resolve_run
+from gorgon_common.cli.backends import chosen_server, connect, local_services, resolve_run
 from gorgon_common.cli.follow import EventWait, follow
 from gorgon_common.cli.inputs import read_inputs
 from gorgon_common.cli.plans import checked_limit, warn_of_limit
@@ -45,13 +45,15 @@ def run(
     full: bool,
     as_json: bool,
     max_cost: float | None = None,
+    team: str | None = None,
 ) -> None:
     """Run a workflow and show it; ends the command with the exit code that says how it went.
 
-    `max_cost`: US dollars that the run may spend, all its resumes included.
+    `max_cost`: US dollars that the run may spend, all its resumes included.  `team` owns it, else the file's `team:`.
     """
     target = "live" if live else "sandbox"
     checked_limit(max_cost)
+    server = chosen_server(server)
     if server is not None:
         with connect(server) as client:
             _run_on_server(
@@ -64,33 +66,44 @@ def run(
                 full=full,
                 as_json=as_json,
                 max_cost=max_cost,
+                team=team,
             )
         return
     settings = get_settings()
+    _observe(settings)
     with ExitStack() as stack:
         sandbox = own_sandbox(stack, settings, needed=not live and not detach)
         services = stack.enter_context(local_services(settings if detach else here(settings)))
-        plan = compile_file(services, find_workflow(file), quiet=as_json)
+        workflow = find_workflow(file)
+        named = file if workflow.name is None and file != "-" else None
+        plan = compile_file(services, workflow, quiet=as_json)
         if live:
             require_keys(plan, settings)
         values = read_inputs(inputs, inputs_file, plan.inputs)
         if max_cost is not None:
             plan = lazy.load("gorgon_common.engine.estimate:capped")(plan, max_cost)
             if not as_json:
-                warn_of_limit(services.estimate(plan, values, target=target), max_cost)
+                warn_of_limit(services.estimate(plan, values, target=target, team=team), max_cost)
         if not live and not as_json:
-            terminal.whisper("On the sandbox, offline: replies are invented. --live calls the real providers.")
+            terminal.whisper("Offline, on the sandbox: replies are invented. --live calls the real providers.")
         if detach:
-            _detach(services, plan, values, target=target, as_json=as_json)
+            _detach(services, plan, values, target=target, team=team, as_json=as_json)
         document, interrupted = run_embedded(
             services,
             plan,
-            lambda home: services.submit(plan, values, target=target, home=home),
+            lambda home: services.submit(plan, values, target=target, team=team, home=home),
             target=target,
             sandbox=sandbox,
             as_json=as_json,
         )
-    conclude(document, left=interrupted, full=full, as_json=as_json)
+    conclude(document, left=interrupted, full=full, as_json=as_json, file=named)
+
+
+def _observe(settings: Settings) -> None:
+    """Log what happens, as a worker does, where the settings ask for logs; people see it in the drawing of the run."""
+    if settings.model_fields_set & {"log_level", "log_format"}:
+        logs.configure(settings.log_level, settings.log_format)
+        telemetry.subscribe(logs.record)
 
 
 def here(settings: Settings) -> Settings:
@@ -119,7 +132,7 @@ def compile_file(services: Services, workflow: Workflow, *, quiet: bool = False)
     if plan.unavailable:
         raise errors.NotAvailable(
             "This workflow cannot run yet:" + "".join(f"\n  {sentence}" for sentence in plan.unavailable),
-            hint="It is valid, and `gorgon graph` shows it; take these steps out to run the rest.",
+            hint="It is valid, and `gorgon graph` shows it; remove these steps to run the rest.",
         )
     return plan
 
@@ -183,7 +196,7 @@ def run_embedded(
             terminal.note(f"{submitted.reused} reused, {submitted.to_run} to run")
         view = choose_view(as_json=as_json, target=target)
         try:
-            return follow(services, submitted.run_id, view, cancels=True)
+            return follow(services, submitted.run_id, view, cancels=True, grace=services.settings.grace_seconds)
         except BaseException:
             _abandon(services, submitted.run_id)
             raise
@@ -215,16 +228,18 @@ def _abandon(services: Services, run_id: str) -> None:
             time.sleep(0.02)
 
 
-def _detach(services: Services, plan: Plan, values: Mapping[str, Any], *, target: str, as_json: bool) -> None:
+def _detach(
+    services: Services, plan: Plan, values: Mapping[str, Any], *, target: str, team: str | None, as_json: bool
+) -> None:
     if services.settings.embedded:
         raise errors.ConfigurationError(
-            "--detach leaves the run to a worker, and none can be reached: messages stay in this process.",
+            "--detach leaves the run to a worker, but no worker can be reached: messages stay in this process.",
             hint="Set GORGON_REDIS_URL and start `gorgon worker`, or use --server.",
         )
-    submitted = services.submit(plan, values, target=target)
+    submitted = services.submit(plan, values, target=target, team=team)
     waits = services.run(submitted.run_id).get("waits_for")
     if waits and not as_json:
-        terminal.note(f"It {waits['what']}.")
+        terminal.note(f"The run {waits['what']}.")
     _left(submitted.run_id, None, as_json=as_json)
 
 
@@ -234,8 +249,8 @@ def _left(run_id: str, server: str | None, *, as_json: bool) -> None:
     else:
         terminal.say(run_id)
         where = f" --server {server}" if server else ""
-        terminal.note(f"It goes on by itself: gorgon runs watch {run_id}{where}")
-    raise typer.Exit(terminal.EXIT_WAITING)
+        terminal.note(f"The run goes on by itself: gorgon runs watch {run_id}{where}")
+    raise typer.Exit
 
 
 def _run_on_server(
@@ -249,6 +264,7 @@ def _run_on_server(
     full: bool,
     as_json: bool,
     max_cost: float | None,
+    team: str | None,
 ) -> None:
     asked = asked_of_server(file)
     plan = client.plan(**asked)
@@ -257,7 +273,7 @@ def _run_on_server(
     values = read_inputs(inputs, inputs_file, plan["inputs"])
     # The key makes a repeated request after a lost reply give the same run.
     submitted = client.submit(
-        **asked, inputs=values, target=target, max_cost_usd=max_cost, idempotency_key=new_id("cli")
+        **asked, inputs=values, target=target, team=team, max_cost_usd=max_cost, idempotency_key=new_id("cli")
     )
     run_id = str(submitted["run_id"])
     if detach:
@@ -273,11 +289,13 @@ def _run_on_server(
 
 def resume(run: str, *, file: str | None, detach: bool, server: str | None, as_json: bool) -> None:
     """Continue a run as a new one, here or on the server that has it."""
+    server = chosen_server(server)
     if server is not None:
         with connect(server) as client:
             _resume_on_server(client, run, file=file, detach=detach, as_json=as_json)
         return
     settings = get_settings()
+    _observe(settings)
     with ExitStack() as stack:
         services = stack.enter_context(local_services(settings if detach else here(settings)))
         run_id = resolve_run(services, run)
@@ -289,7 +307,10 @@ def resume(run: str, *, file: str | None, detach: bool, server: str | None, as_j
             require_keys(plan, settings)
         if detach:
             if settings.embedded:
-                raise errors.ConfigurationError("--detach needs a broker.", hint="Set GORGON_REDIS_URL.")
+                raise errors.ConfigurationError(
+                    "--detach leaves the run to a worker, but no worker can be reached: messages stay in this process.",
+                    hint="Set GORGON_REDIS_URL and start `gorgon worker`, or use --server.",
+                )
             _left(services.resume(run_id, plan=plan).run_id, None, as_json=as_json)
         sandbox = own_sandbox(stack, settings, needed=target == "sandbox")
         document, interrupted = run_embedded(
@@ -300,12 +321,14 @@ def resume(run: str, *, file: str | None, detach: bool, server: str | None, as_j
             sandbox=sandbox,
             as_json=as_json,
         )
-    conclude(document, left=interrupted, full=False, as_json=as_json)
+    conclude(document, left=interrupted, full=False, as_json=as_json, file=file)
 
 
 def _resume_on_server(client: Client, run: str, *, file: str | None, detach: bool, as_json: bool) -> None:
     if file is not None:
-        raise errors.NotAvailable("--file cannot be used with --server yet.", hint="Resume it as it was.")
+        raise errors.NotAvailable(
+            "--file cannot be used with --server yet.", hint="Resume it without --file, as it was."
+        )
     submitted = client.resume(resolve_run(client, run))
     run_id = str(submitted["run_id"])
     if not as_json:
@@ -321,7 +344,14 @@ def _resume_on_server(client: Client, run: str, *, file: str | None, detach: boo
     conclude(document, left=interrupted, full=False, as_json=as_json, server=client.base_url)
 
 
-def worker(*, queues: Sequence[str] | None, slots: int | None, live: bool) -> None:
+def worker(
+    *,
+    queues: Sequence[str] | None,
+    slots: int | None,
+    live: bool,
+    events: bool | None = None,
+    metrics_port: int | None = None,
+) -> None:
     """Run steps from the broker until stopped."""
     settings = get_settings()
     known = lazy.load("gorgon_common.queues:ALL")
@@ -334,5 +364,9 @@ def worker(*, queues: Sequence[str] | None, slots: int | None, live: bool) -> No
             hint="Set GORGON_REDIS_URL, for example to redis://127.0.0.1:6379/0. `gorgon run` needs none.",
         )
     lazy.load("gorgon_worker.worker:main")(
-        queues=list(queues or known), slots=slots or settings.slots, target="live" if live else "sandbox"
+        queues=list(queues or known),
+        slots=slots or settings.slots,
+        target="live" if live else "sandbox",
+        events=settings.flower_events if events is None else events,
+        metrics_port=settings.metrics_port if metrics_port is None else metrics_port,
     )

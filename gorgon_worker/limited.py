@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
+from gorgon_common import telemetry
 from gorgon_common.clock import SYSTEM_CLOCK, Clock
 from gorgon_common.costs.tokens import Ratio, TokenEstimator, count_call
 from gorgon_common.costs.usage import Usage
 from gorgon_common.engine import limits
-from gorgon_common.engine.limits import Ask, Gate, Grant, Limiter, Never, Settlement, Wait
+from gorgon_common.engine.limits import Answer, Ask, Gate, Grant, Limiter, Never, Settlement, Wait
 from gorgon_common.engine.ports import AgentCall, AgentProvider, AgentReply
 from gorgon_common.errors import (
     Cancelled,
@@ -110,9 +111,9 @@ class Estimates:
         factor = self._factor(provider, call.model)
         return plain, round(plain * (self._unseen if factor is None else factor))
 
-    def learn(self, provider: str, model: str, plain: float, usage: Usage) -> None:
-        """Note what a call really had."""
-        if plain <= 0 or usage.input_tokens <= 0:
+    def learn(self, provider: str, model: str, plain: float, usage: Usage | None) -> None:
+        """Note what a call really had; None, where that is unknown, teaches nothing."""
+        if usage is None or plain <= 0 or usage.input_tokens <= 0:
             return
         ratio = min(8.0, max(1 / 8, usage.input_tokens / plain))
         known = self._factor(provider, model)
@@ -193,6 +194,8 @@ class LimitedProvider:
         self._beds = beds or Beds(1000)
         self._clock = clock
         self._sleep = sleep
+        self._open: set[str] = set()
+        """Models whose breaker was open when this worker last asked."""
 
     def call(self, call: AgentCall, cancelled: Callable[[], bool]) -> AgentReply:
         """Make the call when there is room; see `ports.AgentProvider`.
@@ -234,8 +237,9 @@ class LimitedProvider:
         """Return a grant; sleeps at most until the monotonic time `until`."""
         while True:
             if cancelled():
-                raise Cancelled
+                raise Cancelled(made=False)
             answer = self._limiter.acquire(ask)
+            self._report(ask, answer)
             match answer:
                 case Grant():
                     self._leases.add(answer)
@@ -257,18 +261,36 @@ class LimitedProvider:
                             raise _throttled(ask, answer, max(answer.seconds, CROWD))
                         self._rest(answer.seconds, cancelled)
 
+    def _report(self, ask: Ask, answer: Answer) -> None:
+        """Tell what the limiter says: of this call, and of the model's breaker."""
+        gate = ask.gate
+        where = (gate.provider, gate.model, gate.target)
+        match answer:
+            case Grant():
+                if gate.model in self._open:
+                    self._open.discard(gate.model)
+                    telemetry.emit(telemetry.BreakerChanged(*where, open=False))
+                telemetry.emit(telemetry.CallSent(*where, ask.team))
+            case Wait(seconds, why, _):
+                if why == limits.BREAKER and gate.model not in self._open:
+                    self._open.add(gate.model)
+                    telemetry.emit(telemetry.BreakerChanged(*where, open=True, seconds=seconds))
+                telemetry.emit(telemetry.CallRefused(*where, ask.team, why, seconds))
+            case Never():
+                telemetry.emit(telemetry.CallRefused(*where, ask.team, "over_limit", None))
+
     def _rest(self, seconds: float, cancelled: Callable[[], bool]) -> None:
         ends = self._clock.monotonic() + seconds
         while (left := ends - self._clock.monotonic()) > 0:
             if cancelled():
-                raise Cancelled
+                raise Cancelled(made=False)
             self._sleep(min(left, SLICE))
 
     def _made(self, grant: Grant, call: AgentCall, plain: float, cancelled: Callable[[], bool]) -> AgentReply:
         settlement = Settlement(limits.NEUTRAL)
         try:
             reply = self._inner.call(call, cancelled)
-            settlement = Settlement(limits.OK, used(self.name, reply.usage), signals(reply.headers))
+            settlement = Settlement(limits.OK, _used(self.name, reply.usage), signals(reply.headers))
             self._estimates.learn(self.name, call.model, plain, reply.usage)
             return reply
         except ProviderError as error:
@@ -351,8 +373,12 @@ def after_error(provider: str, error: ProviderError) -> Settlement:
         overloaded = error.kind == "overloaded"
         outcome = limits.OVERLOADED if overloaded else limits.FAILED
         wait = retry_after(error.headers) if overloaded else None
-    tokens = {} if error.usage is None else used(provider, error.usage)
-    return Settlement(outcome, tokens, signals(error.headers), wait)
+    return Settlement(outcome, _used(provider, error.usage), signals(error.headers), wait)
+
+
+def _used(provider: str, usage: Usage | None) -> dict[str, float]:
+    """Return what a call has used of each dimension; where it is unknown, what was reserved stays taken."""
+    return {} if usage is None else used(provider, usage)
 
 
 def told(gate: Gate, wait: Wait) -> str:
@@ -360,13 +386,13 @@ def told(gate: Gate, wait: Wait) -> str:
     who = f"{gate.provider} {gate.model}"
     match wait.why:
         case limits.RETRY_AFTER:
-            return f"{who}: the provider has asked for a pause"
+            return f"{who}: the provider asked for a pause"
         case limits.BREAKER:
-            return f"{who}: the circuit breaker is open, most of the last calls failed"
+            return f"{who}: blocked, because most of the last calls failed"
         case limits.CONCURRENCY:
-            return f"{who}: as many calls are in flight as may be"
+            return f"{who}: the maximum number of calls is in flight"
         case limits.TURN:
-            return f"{who}: other calls are first"
+            return f"{who}: other calls come first"
         case limits.UNREACHABLE:
-            return "the limiter cannot be reached"
-    return f"{who}: rate limit on {wait.why.replace('_', ' ')}"
+            return "the rate limiter cannot be reached"
+    return f"{who}: no room under the rate limit for {wait.why.replace('_', ' ')}"

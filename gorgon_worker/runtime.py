@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from gorgon_common import metrics
+from gorgon_common import queues as queue_names
 from gorgon_common.bootstrap import Services
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.engine import rows
 from gorgon_common.engine.kinds.base import StepServices
 from gorgon_common.engine.machine import Machine
+from gorgon_common.engine.poison import BEAT_SECONDS
 from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
-from gorgon_common.engine.records import ROW_BITS
+from gorgon_common.engine.records import ROW_BITS, Renewal, Weight
 from gorgon_common.engine.states import FINISHED_STEP, StepStatus
 from gorgon_common.engine.step import Executor
 from gorgon_common.engine.sweep import Sweep
 from gorgon_common.errors import GorgonError
 from gorgon_common.logs import get_logger
 
-BEAT_SECONDS = 2.0
 CANCEL_SECONDS = 0.5
 
 log = get_logger(__name__)
@@ -50,6 +54,9 @@ class Runtime:
         self._cancelled: set[int] = set()
         self._marks: dict[int, float] = {}
         self._stop = threading.Event()
+        self._interval = min(BEAT_SECONDS, self.lease / 3)
+        self._renewing = threading.Lock()
+        self._renewed = 0.0
         numbers = sorted({rows.QUEUE_NUMBERS[queue] for queue in queues} | {rows.CONTROL})
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.member = self.store.register(
@@ -64,6 +71,7 @@ class Runtime:
                 clock=SYSTEM_CLOCK,
                 cancelled=self._cancelled.__contains__,
                 budgets=services.budgets,
+                poison_deaths=services.settings.poison_deaths,
             )
         )
         self.machine = Machine(self.store, services.knowledge, self.member, self.executor, self.publisher, slots=slots)
@@ -76,7 +84,10 @@ class Runtime:
             services.canvas(target),
             name=f"{self.name}:{self.member.owner}",
             home=home,
+            worker=self.member.owner,
         )
+        self.machine.renew = self._renew
+        self.sweep.renew = self._renew_if_late
         self._threads = [
             threading.Thread(target=self._beat, name="gorgon-heartbeat", daemon=True),
             threading.Thread(target=self._watch, name="gorgon-cancel", daemon=True),
@@ -84,6 +95,7 @@ class Runtime:
 
     def start(self) -> None:
         """Start the heartbeat, the watch for cancelled runs and the sweep."""
+        metrics.watch(self.measure)
         for thread in self._threads:
             thread.start()
         self.sweep.start()
@@ -106,37 +118,71 @@ class Runtime:
         """Abort the calls of a run at once, without waiting for the watch."""
         self._cancelled.add(run)
 
+    def measure(self) -> None:
+        """Set the gauge of steps that this worker runs; for `metrics.watch`."""
+        held = Counter(step.queue for step in list(self.machine.held.values()) if step.weight == Weight.SLOW)
+        for number in self.member.queues:
+            metrics.SLOTS_BUSY.set(held.get(number, 0), queue=queue_names.ALL[number])
+
     def _backlog(self) -> None:
         self.machine.backlog_seen = True
 
+    def _renew(self) -> None:
+        """Renew the lease, unless this process has given it up.  Raises Unavailable."""
+        with self._renewing:
+            if self._stop.is_set():
+                return
+            now = time.time()
+            found = self.store.heartbeat(self.member, self.lease, self._marks)
+            self._renewed = now
+        if found is Renewal.REVIVED:
+            log.warning("the lease had run out: others may have taken steps over, and what we still run is fenced")
+        elif found is Renewal.UNKNOWN:
+            log.error("this worker is not registered any more and can take no steps; restart it")
+
+    def _renew_if_late(self) -> None:
+        """The same where no heartbeat came in time: this process was suspended, or the machine asleep.
+
+        By the clock on the wall: the monotonic one stands still while the machine sleeps.
+        """
+        if not 0 <= time.time() - self._renewed <= self._interval:
+            self._renew()
+
     def _beat(self) -> None:
-        interval = min(BEAT_SECONDS, self.lease / 3)
-        while not self._stop.wait(interval):
+        while not self._stop.is_set():
             try:
-                alive = self.store.heartbeat(self.member, self.lease, self._marks)
-                self.machine.backlog_seen = bool(self.store.shelved())
+                self._renew()
+                if self.machine.held or self.machine.backlog_seen:  # else a message comes first
+                    self.machine.backlog_seen = bool(self.store.shelved())
                 self.machine.reconcile()
+                if metrics.multiprocess():
+                    self.measure()  # another process answers, which cannot ask this one
             except GorgonError as error:
                 log.warning("the heartbeat failed", error=error.message)
-                continue
             except Exception as error:  # noqa: BLE001  this thread must live, or all that the worker holds is taken
                 log.error("the heartbeat failed", error=repr(error))
-                continue
-            if not alive:
-                log.warning("the lease had run out: others may have taken steps over, and what we still run is fenced")
+            self._stop.wait(self._interval)
 
     def _watch(self) -> None:
         while not self._stop.wait(CANCEL_SECONDS):
             held = {key >> ROW_BITS for key in list(self.machine.held)}
+            self._cancelled.intersection_update(held)
             try:
                 self._cancelled.update(self.store.cancelled(held - self._cancelled))
             except GorgonError:
                 continue
 
-    def close(self, seconds: float = 5.0) -> bool:
-        """Take nothing more, wait for what runs, give up the lease.  Returns whether all had ended."""
+    def close(self, seconds: float) -> bool:
+        """Take nothing more, wait so long for what is held, and give up the lease.  Returns whether all had ended.
+
+        What has not ended by then is given back, so that another worker has it at once.
+        """
+        metrics.unwatch(self.measure)
         ended = self.machine.close(seconds)
-        self._stop.set()
+        if not ended:
+            log.warning("steps had not ended within the grace period: others run them again")
+        with self._renewing:  # a lease that was given up must stay so
+            self._stop.set()
         self.sweep.stop()
         for thread in self._threads:
             if thread.ident is not None:  # it is stopped before it was ready where the broker cannot be reached

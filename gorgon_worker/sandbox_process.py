@@ -37,7 +37,8 @@ class SandboxProcess:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             start_new_session=True,
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -65,7 +66,7 @@ class SandboxProcess:
             if line is None:
                 for thread in self._readers:
                     thread.join(1)  # what it said last may still be on its way
-                said = self._said[-1] if self._said else "it said nothing"
+                said = self._said[-1] if self._said else "it printed nothing"
                 raise Unavailable(f"The sandbox did not start: {said}", hint="`gorgon sandbox` shows why.")
             found = _URL.search(line)
             self._url = found[0].rstrip("/") if found else None

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 
+from gorgon_common.masking import SECRETS
 from gorgon_common.settings import get_settings
 from tests.support import servers
 
@@ -51,8 +52,10 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     monkeypatch.setenv("GORGON_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("GORGON_ENV_FILE", "")
     get_settings.cache_clear()
+    SECRETS.clear()
     yield
     get_settings.cache_clear()
+    SECRETS.clear()
 
 
 @pytest.fixture(scope="session")

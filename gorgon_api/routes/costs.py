@@ -27,7 +27,10 @@ def selection(
     workflow: Annotated[str | None, _Text] = None,
     run: Annotated[str | None, _Text] = None,
     step: Annotated[str | None, _Text] = None,
-    target: Annotated[str | None, _Text] = None,
+    target: Annotated[
+        str | None,
+        Query(max_length=20, description="live, sandbox, library or all; without it live and library: real money."),
+    ] = None,
     outcome: Annotated[str | None, _Text] = None,
 ) -> dict[str, Any]:
     """Return which calls are meant."""

@@ -12,8 +12,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from gorgon_api.dependencies import Caller, RunId, TheServices
-from gorgon_api.dispatcher import dispatch
 from gorgon_api.errors import documented
+from gorgon_api.submission import dispatch
+from gorgon_common import strict_json
 from gorgon_common.bootstrap import Services
 from gorgon_common.client.schemas import (
     MAX_PAGE,
@@ -26,6 +27,7 @@ from gorgon_common.client.schemas import (
     StepPage,
     Submission,
 )
+from gorgon_common.telemetry import trace_of
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], responses=documented(401, 422, 503))
 
@@ -40,12 +42,17 @@ _IdempotencyKey = Header(
 )
 
 
+_Trace = Annotated[
+    str | None, Header(max_length=512, description="W3C Trace Context: the run becomes part of this trace.")
+]
+
+
 @router.post(
     "",
     status_code=202,
     response_model=Accepted,
     summary="Start a run",
-    responses=documented(404, 409, 413),
+    responses=documented(403, 404, 409, 413),
 )
 def start(
     submission: Submission,
@@ -53,9 +60,13 @@ def start(
     caller: Caller,
     response: Response,
     idempotency_key: Annotated[str | None, _IdempotencyKey] = None,
+    traceparent: _Trace = None,
 ) -> dict[str, Any]:
-    """Start a run of a bundled workflow or of a YAML text; it goes on by itself."""
-    submitted = dispatch(services, submission, caller, idempotency_key)
+    """Start a run of a bundled workflow or of a YAML text; it goes on by itself.
+
+    It belongs to `team`, else to the `team:` of the file; 403 where the key may not act for that team.
+    """
+    submitted = dispatch(services, submission, caller, idempotency_key, trace_of(traceparent))
     response.headers["Location"] = f"/v1/runs/{submitted.run_id}"
     return {
         "run_id": submitted.run_id,
@@ -151,7 +162,7 @@ async def _journal(services: Services, run: str, after: int, *, follow: bool) ->
         found = await run_in_threadpool(services.events, run, after=after, limit=_EVENTS)
         for event in found:
             after = int(event["seq"])
-            data = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+            data = strict_json.dumps(event, compact=True)
             yield f"id: {after}\nevent: {event['kind']}\ndata: {data}\n\n"
         ended = state in RUN_FINISHED or not follow
         if ended and not found:  # a page may be short without being the last: the engine's own steps are left out
@@ -167,9 +178,10 @@ async def _journal(services: Services, run: str, after: int, *, follow: bool) ->
         await anyio.sleep(pause)
 
 
-@router.post("/{run}/cancel", response_model=Run, summary="Cancel a run", responses=documented(404, 409))
-def cancel(run: RunId, services: TheServices, _caller: Caller) -> JSONResponse:
+@router.post("/{run}/cancel", response_model=Run, summary="Cancel a run", responses=documented(403, 404, 409))
+def cancel(run: RunId, services: TheServices, caller: Caller) -> JSONResponse:
     """End the run: calls in flight are aborted, no new step starts.  409 where it is finished already."""
+    caller.require(str(services.run(run)["team"]))
     return JSONResponse(services.cancel(run))
 
 
@@ -178,11 +190,14 @@ def cancel(run: RunId, services: TheServices, _caller: Caller) -> JSONResponse:
     status_code=202,
     response_model=Accepted,
     summary="Continue a run",
-    responses=documented(404, 409),
+    responses=documented(403, 404, 409),
 )
-def resume(run: RunId, services: TheServices, _caller: Caller, response: Response) -> dict[str, Any]:
+def resume(
+    run: RunId, services: TheServices, caller: Caller, response: Response, traceparent: _Trace = None
+) -> dict[str, Any]:
     """Continue a failed, cancelled or orphaned run as a new one that adopts what is finished."""
-    submitted = services.resume(run)
+    caller.require(str(services.run(run)["team"]))
+    submitted = services.resume(run, trace_id=trace_of(traceparent))
     response.headers["Location"] = f"/v1/runs/{submitted.run_id}"
     return {
         "run_id": submitted.run_id,

@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter
 
 from gorgon_api.dependencies import Caller, TheServices
-from gorgon_api.dispatcher import read
 from gorgon_api.errors import documented
+from gorgon_api.submission import read
 from gorgon_common.client.schemas import Planning, PlanView, RoleList, Source, Validation, WorkflowList
 from gorgon_common.client.views import plan_view
 from gorgon_common.errors import InputInvalid, WorkflowInvalid
@@ -36,15 +36,20 @@ def validate(source: Source, services: TheServices, _caller: Caller) -> dict[str
     return {"valid": True, "problems": [problem.to_dict() for problem in warnings]}
 
 
-@router.post("/workflows/plan", response_model=PlanView, summary="Compile a workflow", responses=documented(404, 413))
+@router.post(
+    "/workflows/plan", response_model=PlanView, summary="Compile a workflow", responses=documented(403, 404, 413)
+)
 def plan(planning: Planning, services: TheServices, caller: Caller) -> dict[str, Any]:
     """Return the compiled workflow with its inputs and steps, and what a run would cost and how long it would take."""
     compiled, warnings = read(services, planning)
+    team = planning.team or compiled.team
+    if planning.estimate:
+        caller.require(team)  # an estimate tells what is left of its budgets
     view = {**plan_view(compiled, warnings), "estimate": None, "estimate_problem": None}
     if not planning.estimate:
         return view
     try:
-        view["estimate"] = services.estimate(compiled, planning.inputs or {}, target=planning.target, team=caller.team)
+        view["estimate"] = services.estimate(compiled, planning.inputs or {}, target=planning.target, team=team)
     except InputInvalid as error:
         if planning.inputs is not None:
             raise

@@ -12,18 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gorgon_api.sandbox.app import App, objects
-from gorgon_api.sandbox.desk import Desk
 from gorgon_api.sandbox.faults import Fault, Faults, parse_duration
 from gorgon_api.sandbox.http import Server
 from gorgon_api.sandbox.limits import Limit, Limits
 from gorgon_api.sandbox.log import Log
+from gorgon_api.sandbox.model_service import ModelService
 
 PARENT_CHECK = 0.25
-"""Seconds between two looks at whether the parent still lives."""
+"""Seconds between two checks whether the parent is still alive."""
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line; exits with 2 where it is wrong."""
+    """Read the command line; exits with 2 if it is invalid."""
     parser = argparse.ArgumentParser(
         prog="python -m gorgon_api.sandbox", description="Simulated model providers on loopback; see docs/sandbox.md."
     )
@@ -69,7 +69,7 @@ def given(text: str | None) -> bytes:
 
 
 def tell_ready(url: str, options: argparse.Namespace) -> None:
-    """Say where the sandbox is to be found."""
+    """Report the URL of the sandbox."""
     if options.ready_fd is not None:
         os.write(options.ready_fd, f"{url}\n".encode())
         os.close(options.ready_fd)
@@ -83,7 +83,7 @@ def tell_ready(url: str, options: argparse.Namespace) -> None:
 async def watch_parent(pid: int, done: asyncio.Event) -> None:
     """Set `done` when the parent is no longer `pid`.
 
-    prctl(PR_SET_PDEATHSIG) would be the quick way on Linux, but it fires when the *thread* that started us ends.
+    prctl(PR_SET_PDEATHSIG) would be simpler on Linux, but it fires when the *thread* that started this process ends.
     """
     while os.getppid() == pid:
         await asyncio.sleep(PARENT_CHECK)
@@ -91,7 +91,7 @@ async def watch_parent(pid: int, done: asyncio.Event) -> None:
 
 
 def read_stdin(loop: asyncio.AbstractEventLoop, done: asyncio.Event) -> None:
-    """Throw away what comes on standard input; set `done` at its end."""
+    """Discard standard input; set `done` at its end."""
     if not os.read(0, 4096):
         loop.remove_reader(0)
         done.set()
@@ -99,16 +99,16 @@ def read_stdin(loop: asyncio.AbstractEventLoop, done: asyncio.Event) -> None:
 
 async def serve(options: argparse.Namespace) -> int:
     """Serve until SIGTERM, SIGINT or the parent's end; return the exit code."""
-    desk = Desk(options.seed, options.latency, Faults(options.seed), Limits(), Log())
+    service = ModelService(options.seed, options.latency, Faults(options.seed), Limits(), Log())
     for limit in options.limits:
-        desk.limits.add(limit)
+        service.limits.add(limit)
     for fault in options.faults:
-        desk.faults.add(fault)
+        service.faults.add(fault)
     done = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, done.set)
-    server = Server(App(desk))
+    server = Server(App(service))
     try:
         port = await server.start(options.host, options.port)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Which request goes where: the providers' paths, and the sandbox's own under `/_…`."""
+"""Routes requests: the providers' paths, and the sandbox's own under `/_…`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from gorgon_api.sandbox.desk import Desk
 from gorgon_api.sandbox.faults import Fault
 from gorgon_api.sandbox.http import Request, Response
 from gorgon_api.sandbox.limits import Limit
+from gorgon_api.sandbox.model_service import ModelService
 from gorgon_api.sandbox.protocols import anthropic, openai
 
-Provider = Callable[[Desk, Request], Awaitable[Response]]
+Provider = Callable[[ModelService, Request], Awaitable[Response]]
 
 PROVIDERS: dict[str, Provider] = {"openai": openai.handle, "anthropic": anthropic.handle}
-"""A base URL may name its provider (`http://127.0.0.1:8900/anthropic`); without, path and headers tell."""
+"""A base URL may name its provider (`http://127.0.0.1:8900/anthropic`); otherwise path and headers determine it."""
 
 
 class App:
     """The handler of every request."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, service: ModelService) -> None:
+        self._service = service
         self._started = time.time()
 
     async def __call__(self, request: Request) -> Response:
@@ -34,10 +34,10 @@ class App:
         first, _, rest = request.path[1:].partition("/")
         if first in PROVIDERS:
             request.path = f"/{rest}"
-            return await PROVIDERS[first](self._desk, request)
+            return await PROVIDERS[first](self._service, request)
         if request.path.startswith("/v1/"):
             ours = request.path.startswith("/v1/messages") or "anthropic-version" in request.headers
-            return await PROVIDERS["anthropic" if ours else "openai"](self._desk, request)
+            return await PROVIDERS["anthropic" if ours else "openai"](self._service, request)
         return reply(404, {"error": f"the sandbox serves no {request.path}; it simulates {', '.join(PROVIDERS)}"})
 
     def own(self, request: Request) -> Response:
@@ -64,59 +64,61 @@ class App:
             return reply(400, {"error": str(error)})
 
     def health(self, request: Request, rest: str) -> Response:
-        """Say that it works."""
-        desk = self._desk
-        state = {"status": "ok", "pid": os.getpid(), "seed": desk.seed, "latency": desk.latency}
-        return reply(200, {**state, "providers": list(PROVIDERS), "requests": desk.log.total, "since": self._started})
+        """Report the health of the sandbox."""
+        service = self._service
+        state = {"status": "ok", "pid": os.getpid(), "seed": service.seed, "latency": service.latency}
+        return reply(
+            200, {**state, "providers": list(PROVIDERS), "requests": service.log.total, "since": self._started}
+        )
 
     def log(self, request: Request, rest: str) -> Response:
         """Return the log, or with `/count` how many entries there are by some fields."""
         query = dict(request.query)
         if rest == "count":
             by = [name for name in query.pop("by", "provider,model,status").split(",") if name]
-            return reply(200, {"total": self._desk.log.total, "groups": self._desk.log.count(by, query)})
+            return reply(200, {"total": self._service.log.total, "groups": self._service.log.count(by, query)})
         since, limit = int(query.pop("since", 0)), query.pop("limit", None)
-        entries = self._desk.log.entries(query, since, int(limit) if limit else None)
-        return reply(200, {"total": self._desk.log.total, "entries": entries})
+        entries = self._service.log.entries(query, since, int(limit) if limit else None)
+        return reply(200, {"total": self._service.log.total, "entries": entries})
 
     def clear_log(self, request: Request, rest: str) -> Response:
-        """Forget the log and the bill."""
-        self._desk.log.clear()
+        """Clear the log and the bill."""
+        self._service.log.clear()
         return reply(200, {})
 
     def bill(self, request: Request, rest: str) -> Response:
         """Return what every account has used."""
-        return reply(200, self._desk.log.bill())
+        return reply(200, self._service.log.bill())
 
     def limits(self, request: Request, rest: str) -> Response:
         """Return the limits."""
-        return reply(200, self._desk.limits.describe(time.time()))
+        return reply(200, self._service.limits.describe(time.time()))
 
     def add_limits(self, request: Request, rest: str) -> Response:
         """Set limits: one object or a list of them, all or none."""
         for limit in [Limit.parse(item) for item in objects(request.body)]:
-            self._desk.limits.add(limit)
+            self._service.limits.add(limit)
         return self.limits(request, rest)
 
     def clear_limits(self, request: Request, rest: str) -> Response:
         """Return to the default limits."""
-        self._desk.limits.clear()
+        self._service.limits.clear()
         return reply(200, {})
 
     def faults(self, request: Request, rest: str) -> Response:
         """Return the faults with their counts."""
-        return reply(200, {"faults": self._desk.faults.describe()})
+        return reply(200, {"faults": self._service.faults.describe()})
 
     def add_faults(self, request: Request, rest: str) -> Response:
         """Set faults: one object or a list of them, all or none."""
         parsed = [Fault.parse(item) for item in objects(request.body)]
-        return reply(200, {"ids": [self._desk.faults.add(fault) for fault in parsed]})
+        return reply(200, {"ids": [self._service.faults.add(fault) for fault in parsed]})
 
     def clear_faults(self, request: Request, rest: str) -> Response:
-        """Take one fault away, or all."""
+        """Remove one fault, or all."""
         if not rest:
-            self._desk.faults.clear()
-        elif not self._desk.faults.remove(int(rest)):
+            self._service.faults.clear()
+        elif not self._service.faults.remove(int(rest)):
             return reply(404, {"error": f"there is no fault {rest}"})
         return reply(200, {})
 

@@ -1,4 +1,4 @@
-"""A call to a model and its reply, in the form that is the same for every provider."""
+"""A call to a model and its reply, in a provider-neutral form."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class Tool:
 
 @dataclass(slots=True)
 class ModelCall:
-    """What was asked.
+    """A call to a model.
 
-    `prompt` is the text of the user's turns, `said` what triggers are looked for in (system and user).  `tool` is the
-    tool to be called now, if any.  `prefixes` are the cacheable beginnings of the input, short to long: (digest,
+    `prompt` is the text of the user's turns, `said` the text that is searched for triggers (system and user).  `tool`
+    is the tool to call now, if any.  `prefixes` are the cacheable beginnings of the input, short to long: (digest,
     tokens, kind).
     """
 
@@ -79,7 +79,7 @@ class ModelCall:
         return role_of(self.system)
 
     def digest(self) -> str:
-        """Return 16 hex digits that are the same for the same question, streamed or not."""
+        """Return 16 hex digits that are equal for equal requests, streamed or not."""
         essence = {key: value for key, value in self.body.items() if key not in _UNESSENTIAL}
         text = json.dumps([self.provider, self.operation, essence], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -87,7 +87,7 @@ class ModelCall:
 
 @dataclass(slots=True)
 class ModelReply:
-    """What is answered.  `stop`: end, max_tokens, refusal, tool, stop_sequence, pause or context."""
+    """The reply to a call.  `stop`: end, max_tokens, refusal, tool, stop_sequence, pause or context."""
 
     id: str
     text: str = ""
@@ -101,7 +101,7 @@ class ModelReply:
 
 
 class Known:
-    """A set of texts that forgets all when it has grown large."""
+    """A set of texts that is cleared when it has grown large."""
 
     def __init__(self, most: int = 1000) -> None:
         self._texts: set[str] = set()
@@ -118,7 +118,7 @@ class Known:
 
 
 def role_of(system: str) -> str:
-    """Return the role that a system prompt names in its first line (`Role: planner`), else one it says the model is."""
+    """Return the role in the first line of a system prompt (`Role: planner`), else the role that the text describes."""
     found = _ROLE.match(system)
     if found:
         return found.group(1).lower().replace("-", "_")
@@ -130,12 +130,12 @@ def role_of(system: str) -> str:
 
 
 def tokens_in(text: str) -> int:
-    """Return about how many tokens a text is: one for four bytes."""
+    """Return the approximate tokens of a text: one per four bytes."""
     return (len(text.encode("utf-8", "surrogatepass")) + 3) // 4
 
 
 def without_triggers(text: str) -> str:
-    """Return the text with every `[[sandbox: …]]` taken out."""
+    """Return the text without any `[[sandbox: …]]`."""
     if "[[" not in text:
         return text
     kept = []
@@ -149,7 +149,7 @@ def without_triggers(text: str) -> str:
 
 
 def trigger_end(text: str, start: int) -> int:
-    """Return where the trigger ends whose inside begins at `start`; JSON inside may hold brackets of its own."""
+    """Return the end of the trigger whose content begins at `start`; JSON inside may contain brackets."""
     while True:
         end = text.find("]]", start)
         if end < 0:
@@ -164,5 +164,5 @@ def trigger_end(text: str, start: int) -> int:
 
 
 def random_for(seed: int, digest: str) -> random.Random:
-    """Return the random source of one call: the same for the same seed and question."""
+    """Return the random source of one call: equal for the same seed and request."""
     return random.Random(f"{seed}:{digest}")

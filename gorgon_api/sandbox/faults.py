@@ -1,6 +1,6 @@
-"""Faults: what goes wrong, for which requests, how often.
+"""Injected faults: what fails, for which requests, how often.
 
-A rule comes from `POST /_faults` as a JSON object or stands in the prompt as `[[sandbox: status=500 times=2
+A rule comes from `POST /_faults` as a JSON object, or from a prompt as `[[sandbox: status=500 times=2
 key=abc]]`; the words are the same in both.
 """
 
@@ -46,9 +46,9 @@ def parse_size(text: str | int) -> int:
 
 @dataclass(slots=True)
 class Fault:
-    """A rule: which requests, how often, and what happens to them.
+    """A rule: which requests, how often, and the effect.
 
-    Which: `provider`, `account`, `model` and `role` are patterns, `contains` is a text in what was sent.  How often:
+    Which: `provider`, `account`, `model` and `role` are patterns, `contains` is a text in the request.  How often:
     `after` lets the first ones pass, `nth` takes only that one (from 1), `every` each n-th, `probability` that share
     of them, `times` at most so many. What: see docs/sandbox.md.
     """
@@ -101,7 +101,7 @@ class Fault:
         return fault
 
     def applies(self, subject: Subject) -> bool:
-        """Return whether the rule is for this request at all."""
+        """Return whether the rule matches this request."""
         return (
             fnmatchcase(subject.provider, self.provider)
             and fnmatchcase(subject.account, self.account)
@@ -111,7 +111,7 @@ class Fault:
         )
 
     def fires(self, seed: int) -> bool:
-        """Count a request that the rule is for, and return whether it is hit."""
+        """Count a matching request, and return whether the rule fires."""
         self.matched += 1
         turn = self.matched - self.after
         if turn <= 0 or (self.nth is not None and turn != self.nth):
@@ -125,7 +125,7 @@ class Fault:
         return True
 
     def describe(self) -> dict[str, Any]:
-        """Return what is set of it, with the counts."""
+        """Return the fields that are set, with the counts."""
         shown = {}
         for item in fields(self):
             value = getattr(self, item.name)
@@ -136,7 +136,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What rules look at in a request."""
+    """The properties of a request that rules examine."""
 
     provider: str
     account: str
@@ -147,7 +147,7 @@ class Subject:
 
 @dataclass(slots=True)
 class Effects:
-    """What happens to one request: the rules that hit it, together.  `names` goes into the log."""
+    """The effects on one request: all rules that fire.  `names` goes into the log."""
 
     rules: list[Fault] = field(default_factory=list)
 
@@ -164,7 +164,7 @@ class Effects:
         return found
 
     def first(self, name: str) -> Any:
-        """Return the value of the first rule that has one, None where none has."""
+        """Return the value of the first rule that has one, else None."""
         for rule in self.rules:
             value = getattr(rule, name)
             if value is not None and value is not False:
@@ -173,7 +173,7 @@ class Effects:
 
     @property
     def delay(self) -> float:
-        """Seconds more than usual, of all rules together."""
+        """Additional seconds, of all rules together."""
         return sum(rule.delay for rule in self.rules)
 
 
@@ -260,7 +260,7 @@ def _words(inside: str) -> dict[str, Any]:
 
 
 def _quoted(inside: str, position: int) -> tuple[str, int]:
-    """Return a JSON string that begins at `position`, else the rest of the line as it is."""
+    """Return a JSON string that begins at `position`, else the rest of the line."""
     if inside[position : position + 1] == '"':
         try:
             value, end = json.JSONDecoder().raw_decode(inside, position)
@@ -271,7 +271,7 @@ def _quoted(inside: str, position: int) -> tuple[str, int]:
 
 
 class Faults:
-    """The rules in force, and the counts of those that stood in prompts."""
+    """The active rules, and the counts of rules from prompts."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -280,7 +280,7 @@ class Faults:
         self._triggered: dict[str, Fault] = {}
 
     def add(self, fault: Fault) -> int:
-        """Put a rule in force; return its number."""
+        """Activate a rule; return its number."""
         number = self._next
         self._next += 1
         fault.key = fault.key or f"rule-{number}"
@@ -288,11 +288,11 @@ class Faults:
         return number
 
     def remove(self, number: int) -> bool:
-        """Take one rule away; return whether there was one."""
+        """Remove one rule; return whether it existed."""
         return self._rules.pop(number, None) is not None
 
     def clear(self) -> None:
-        """Take every rule away and forget every count."""
+        """Remove every rule and every count."""
         self._rules.clear()
         self._triggered.clear()
 
@@ -302,13 +302,13 @@ class Faults:
         return rules + [{"id": None, **rule.describe()} for rule in self._triggered.values()]
 
     def effects(self, subject: Subject) -> Effects:
-        """Return what happens to a request.  Raises ValueError for a trigger that cannot be read."""
+        """Return the effects on a request.  Raises ValueError for a trigger that cannot be read."""
         rules = [self._trigger(words) for words in read_triggers(subject.text)]
         rules += self._rules.values()
         return Effects([rule for rule in rules if rule.applies(subject) and rule.fires(self._seed)])
 
     def _trigger(self, words: dict[str, Any]) -> Fault:
-        """Return the rule of a trigger: the same one, with its counts, each time that it is met under its key."""
+        """Return the rule of a trigger: the same rule with its counts for the same key."""
         own = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:12]
         key = f"{words.get('key', '')}:{own}"
         fault = self._triggered.get(key)

@@ -1,7 +1,7 @@
 """A small HTTP/1.1 server on asyncio.
 
-It exists because a simulator has to do what a good server refuses to do: cut a body in the middle, close a connection
-after the work is done, never answer.  It also starts in milliseconds and needs no package.
+A simulator has to do what a proper server does not allow: truncate a body, close a connection after the work is done,
+never answer.  This server also starts in milliseconds and needs no package.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ REASONS = {
 
 @dataclass(slots=True)
 class Request:
-    """A request as it came in.  Header names are lower-case; `closed` is done when the client has gone away."""
+    """A received request.  Header names are lower-case; `closed` is done when the client has disconnected."""
 
     method: str
     path: str
@@ -45,10 +45,10 @@ class Request:
 
 @dataclass(slots=True)
 class Response:
-    """What goes back: `body`, or `stream` in chunks.
+    """A response: `body`, or `stream` in chunks.
 
-    `end` says how: `whole`; `truncate` announces everything, sends half and closes; `drop` closes with nothing sent;
-    `hang` sends nothing and waits for the client to go.
+    `end`: `whole`; `truncate` announces everything, sends half and closes; `drop` closes without sending anything;
+    `hang` sends nothing and waits until the client disconnects.
     """
 
     status: int = 200
@@ -62,7 +62,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class BadRequest(Exception):
-    """The bytes are no HTTP request that this server reads."""
+    """The bytes are not an HTTP request that this server supports."""
 
 
 def _parse_head(head: bytes) -> tuple[str, str, dict[str, str], dict[str, str]]:
@@ -118,13 +118,13 @@ class Connection(asyncio.Protocol):
         self._writable.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Start on a new connection."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell those who wait for the client that it has gone."""
+        """Notify waiters that the client has disconnected."""
         self._connections.discard(self)
         self._writable.set()
         if not self._closed.done():
@@ -139,13 +139,13 @@ class Connection(asyncio.Protocol):
         self._writable.set()
 
     def close(self) -> None:
-        """Close the connection and give up what is being answered on it."""
+        """Close the connection and cancel its pending response."""
         if self._task is not None:
             self._task.cancel()
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Collect what comes; answer when a request is whole."""
+        """Collect data; answer when a request is complete."""
         self._buffer += data
         if self._task is None:
             self._next()
@@ -213,7 +213,7 @@ class Connection(asyncio.Protocol):
             self._next()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Show what went wrong in a handler; the client gets a 500 or a broken connection, not silence."""
+        """Report the error of a handler; the client gets a 500 or a closed connection."""
         if task.cancelled() or task.exception() is None:
             return
         self._loop.call_exception_handler({"message": "the sandbox failed on a request", "exception": task.exception()})
@@ -221,7 +221,7 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
     async def _write(self, response: Response, keep: bool) -> bool:
-        """Send the response; return whether the connection can go on."""
+        """Send the response; return whether the connection can be reused."""
         head = [f"HTTP/1.1 {response.status} {REASONS.get(response.status, 'Unknown')}"]
         head += [f"{name}: {value}" for name, value in response.headers.items()]
         if not keep:

@@ -13,12 +13,12 @@ DIMENSIONS = ("requests", "tokens", "input_tokens", "output_tokens")
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What an account may use.
+    """The limits of an account.
 
     `provider`, `account` and `model` are patterns (`*`, `gpt-*`).  `requests` and the tokens are for `per` seconds;
     None is no limit.  `mode`: `bucket` refills continuously up to `burst` (a share of the limit); `window` starts
     afresh every `window` seconds, with the limit's share of that time.  `concurrent` bounds calls in flight.
-     `quota_tokens` is all that the account has; when it is used up, nothing is answered any more.  `retry_after:
+    `quota_tokens` is all that the account has; when it is used up, every call is rejected.  `retry_after:
     false` leaves the header out of a 429.
     """
 
@@ -53,7 +53,7 @@ class Limit:
         return limit
 
     def applies(self, provider: str, account: str, model: str) -> bool:
-        """Return whether this limit is for calls of that kind."""
+        """Return whether this limit applies to such calls."""
         return (
             fnmatchcase(provider, self.provider)
             and fnmatchcase(account, self.account)
@@ -69,7 +69,7 @@ DEFAULTS = (
 
 
 class Bucket:
-    """A level that refills continuously.  It may go below zero when a call turns out larger than it was announced."""
+    """A level that refills continuously.  It goes below zero if a call is larger than estimated."""
 
     def __init__(self, limit: float, per: float, capacity: float, now: float) -> None:
         self.limit = limit
@@ -79,18 +79,18 @@ class Bucket:
         self._at = now
 
     def level(self, now: float) -> float:
-        """Return what is there at `now` (seconds)."""
+        """Return the level at `now` (seconds)."""
         if now > self._at:
             self._level = min(self.capacity, self._level + (now - self._at) * self._rate)
             self._at = now
         return self._level
 
     def take(self, amount: float, now: float) -> None:
-        """Take `amount` out (put it back where negative)."""
+        """Remove `amount` (return it if negative)."""
         self._level = min(self.capacity, self.level(now) - amount)
 
     def wait(self, amount: float, now: float) -> float:
-        """Return the seconds until `amount` is there, 0 where it is, infinity where it never will be."""
+        """Return the seconds until `amount` is available; 0 if it is now, infinity if it never will be."""
         if amount > self.capacity:
             return math.inf
         missing = amount - self.level(now)
@@ -102,7 +102,7 @@ class Bucket:
 
 
 class Window:
-    """A count that starts afresh when a window of the clock ends."""
+    """A counter that is reset at the end of each time window."""
 
     def __init__(self, limit: float, per: float, seconds: float) -> None:
         self.limit = limit
@@ -120,7 +120,7 @@ class Window:
         return self.capacity - self._used
 
     def take(self, amount: float, now: float) -> None:
-        """Use `amount` of the window (give it back where negative)."""
+        """Use `amount` of the window (return it if negative)."""
         self.level(now)
         self._used = max(0.0, self._used + amount)
 
@@ -146,7 +146,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """Why a call is not let in.  `kind` is a dimension or `concurrent`; `wait` is in seconds (infinity: never)."""
+    """Why a call is not admitted.  `kind` is a dimension or `concurrent`; `wait` is in seconds (infinity: never)."""
 
     kind: str
     wait: float
@@ -173,7 +173,7 @@ class Gate:
         self.in_flight = 0
 
     def admit(self, costs: Mapping[str, float], now: float) -> Denied | None:
-        """Take all of `costs` (by dimension) or nothing; return why not."""
+        """Reserve all of `costs` (by dimension) or nothing; return the reason for a denial."""
         limit = self.limit
         if limit.concurrent is not None and self.in_flight >= limit.concurrent:
             return Denied("concurrent", 1.0, limit.concurrent, self.in_flight, 1, limit.retry_after)
@@ -192,14 +192,14 @@ class Gate:
         return None
 
     def settle(self, reserved: Mapping[str, float], actual: Mapping[str, float], now: float) -> None:
-        """Correct what was taken to what was used."""
+        """Replace the reservation with the actual usage."""
         for name, meter in self.meters.items():
             difference = actual.get(name, 0.0) - reserved.get(name, 0.0)
             if difference:
                 meter.take(difference, now)
 
     def leave(self) -> None:
-        """A call that was let in has ended."""
+        """End an admitted call."""
         self.in_flight = max(0, self.in_flight - 1)
 
     def levels(self, now: float) -> dict[str, Level]:
@@ -211,7 +211,7 @@ class Gate:
 
 
 class Limits:
-    """Every account's limits.  A rule given later wins over an earlier one; the defaults are generous."""
+    """The limits of all accounts.  Later rules take precedence; the defaults are generous."""
 
     def __init__(self) -> None:
         self._rules: list[Limit] = []
@@ -219,13 +219,13 @@ class Limits:
         self._spent: dict[tuple[str, str], int] = {}
 
     def add(self, limit: Limit) -> None:
-        """Put a rule on top; the accounts start afresh under it."""
+        """Add a rule; the accounts that it covers are reset."""
         self._rules.insert(0, limit)
         for key in [key for key in self._gates if limit.applies(*key)]:
             del self._gates[key]
 
     def clear(self) -> None:
-        """Return to the defaults, every account full."""
+        """Restore the defaults, with every account full."""
         self._rules.clear()
         self._gates.clear()
         self._spent.clear()

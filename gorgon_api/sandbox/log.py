@@ -1,4 +1,4 @@
-"""What the sandbox did: one entry for every request, and the bill."""
+"""The log: one entry per request, and the bill."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 KEPT = 100_000
-"""Entries that are kept; the bill counts on when the oldest go."""
+"""The number of entries to keep; the bill still includes dropped entries."""
 
 
 def shown(value: Any) -> str:
-    """Return a value as it is written in a query: JSON for what is no text."""
+    """Return a value as it is written in a query: JSON unless it is a text."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -67,7 +67,7 @@ class Log:
         return bill
 
     def clear(self) -> None:
-        """Forget the entries and the bill; the numbers go on."""
+        """Clear the entries and the bill; the numbering continues."""
         self._entries.clear()
         self._bill.clear()
         self.total = 0

@@ -1,4 +1,4 @@
-"""What a model of the sandbox answers: shaped by the role, the schema and the words of the prompt."""
+"""Generates replies from the role, the schema and the words of the prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gorgon_api.sandbox.calls import ModelCall, without_triggers
-from gorgon_api.sandbox.instances import MISSING, Impossible, Path, instance, wrong_instance
+from gorgon_api.sandbox.schema_faker import MISSING, Impossible, Path, instance, wrong_instance
 
 _WORD = re.compile(r"[^\W\d_][\w'-]{3,30}", re.UNICODE)
 _DULL_TEXT = """
@@ -36,7 +36,7 @@ GOOD = (
     "low",
     "info",
 )
-"""The values of an enumeration that let a workflow go on, dearest first."""
+"""Enumeration values that let a workflow continue, preferred ones first."""
 
 _BAD = re.compile(
     r"error|fail|block|reject|vulnerab|critical|duplicate|truncated|urgent|^(needs|requires|is_spam)|breaking"
@@ -88,7 +88,7 @@ SENTENCES = (
 
 
 class Topic:
-    """The words of a prompt that a reply can speak of."""
+    """The words of a prompt that a reply can mention."""
 
     def __init__(self, prompt: str) -> None:
         text = without_triggers(prompt)[:4000]
@@ -96,11 +96,11 @@ class Topic:
         self.words = list(dict.fromkeys(word.lower() for word in words))[:24] or ["request"]
 
     def word(self, index: int) -> str:
-        """Return one word, going round."""
+        """Return the next word, in rotation."""
         return str(self.words[index % len(self.words)])
 
     def phrase(self, index: int = 0) -> str:
-        """Return two words that stood near each other."""
+        """Return two words that were near each other."""
         start = 2 * index % len(self.words)
         return " ".join(self.words[start : start + 2])
 
@@ -111,7 +111,7 @@ class Topic:
 
 
 class Hints:
-    """Plausible values for well-known names of fields; see `instances.Hint`."""
+    """Plausible values for well-known names of fields; see `schema_faker.Hint`."""
 
     def __init__(self, role: str, topic: Topic, rng: random.Random) -> None:
         self.role = role
@@ -119,7 +119,7 @@ class Hints:
         self.rng = rng
 
     def __call__(self, path: Path, kind: str, siblings: Mapping[str, Any]) -> Any:
-        """Return a value for the place, MISSING where there is none to prefer."""
+        """Return a value for this path, MISSING without a preference."""
         name = next((str(part).lower() for part in reversed(path) if isinstance(part, str)), "")
         match kind:
             case "boolean":
@@ -311,3 +311,29 @@ def free_text(hints: Hints) -> str:
             return f"{opening}\nFindings:\n{points}\nVerdict: approved, score {84 + hints.rng.randrange(12)}.\n"
         case _:
             return f"{opening}\n{points}"
+
+
+def repeated(sentence: str, size: int) -> str:
+    """Return `size` bytes of text."""
+    return (sentence * (size // len(sentence.encode()) + 1)).encode()[:size].decode(errors="ignore")
+
+
+def swollen(value: Any, size: int, sentence: str) -> Any:
+    """Return the value with its first text made `size` bytes long."""
+    done = False
+
+    def grow(node: Any) -> Any:
+        nonlocal done
+        if done:
+            return node
+        if isinstance(node, str):
+            done = True
+            return repeated(sentence + " ", size)
+        if isinstance(node, dict):
+            return {key: grow(item) for key, item in node.items()}
+        if isinstance(node, list):
+            return [grow(item) for item in node]
+        return node
+
+    grown = grow(value)
+    return grown if done else {"text": repeated(sentence + " ", size)}

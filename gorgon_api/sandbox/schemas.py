@@ -16,7 +16,7 @@ Schema = Mapping[str, Any] | bool
 
 
 def resolve_pointer(root: Schema, reference: str) -> Schema:
-    """Return what `reference` (`#`, `#/$defs/x`, `#name`) points at in `root`.  Raises LookupError."""
+    """Return the target of `reference` (`#`, `#/$defs/x`, `#name`) in `root`.  Raises LookupError."""
     if not reference.startswith("#"):
         raise LookupError(f"{reference} is outside the document")
     if reference == "#":
@@ -96,7 +96,7 @@ def matches_pattern(pattern: str, text: str) -> bool:
 
 
 def is_multiple(value: float, factor: float) -> bool:
-    """Return whether `value` is a multiple of `factor`, as validators of JSON Schema reckon it."""
+    """Return whether `value` is a multiple of `factor`, as validators of JSON Schema compute it."""
     if isinstance(value, int) and isinstance(factor, int):
         return value % factor == 0
     quotient = value / factor

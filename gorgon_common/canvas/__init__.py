@@ -1,1 +1,1 @@
-"""How steps travel: the Celery application, and plans as chains, groups and chords.  Names tasks, imports none."""
+"""Sends steps through Celery: the application, and plans as chains, groups and chords.  Tasks are named only."""

@@ -1,8 +1,8 @@
 """The Celery application, one configuration for API and workers, and the canvas that is sent through it.
 
-Early acknowledgement with prefetch off: a message is only a hint, so a worker that dies loses nothing that the sweep
-does not send again, and no message waits in a busy worker while another one is idle.  (Late acknowledgement would add
-duplicates and an hour in `unacked`.)  Results are stored only as the count of a chord.
+Messages are acknowledged early and not prefetched.  A message is only a hint: what a dead worker loses, the sweep sends
+again, and no message waits in a busy worker while another one is idle.  (Late acknowledgement would add duplicates, and
+an hour in `unacked`.)  Results are stored only to count the parts of a chord.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from celery import Celery, chain, chord, group
 from celery.backends.redis import RedisBackend
 from celery.canvas import Signature
 from kombu.exceptions import OperationalError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from gorgon_common import lazy, messages, queues
 from gorgon_common.canvas import lowering
@@ -31,6 +33,9 @@ from gorgon_common.workflow.plan import Kind, Node
 
 EPOCH_KEY = "gorgon:epoch"
 DEPTH_SECONDS = 0.05
+REDIS_SECONDS = 5
+"""How long connecting to Redis, and an answer of it, may take."""
+HEALTH_SECONDS = 5
 THREADS_PER_SLOT = 2
 """Task threads of a worker for each slot."""
 
@@ -42,7 +47,7 @@ def make_app(broker_url: str, *, name: str = "gorgon", events: bool = False) -> 
     """
     embedded = broker_url.startswith("gmem://")
     if embedded:
-        lazy.load("gorgon_common.canvas.embedded")  # makes the transport known
+        lazy.load("gorgon_common.canvas.embedded")  # registers the transport
     elif broker_url.startswith("redis"):
         lazy.load("gorgon_common.canvas.redis_transport")
     app = Celery(
@@ -66,40 +71,47 @@ def make_app(broker_url: str, *, name: str = "gorgon", events: bool = False) -> 
         worker_disable_rate_limits=True,
         worker_enable_remote_control=events,
         worker_send_task_events=events,
-        task_send_sent_event=events,
+        task_send_sent_event=False,  # a message more for each, and Flower shows nothing by it
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=not embedded,
         result_expires=3600,
-        result_backend_thread_safe=embedded,  # one for all threads: who publishes a chord is not who counts its parts
-        task_publish_retry=False,  # the sweep retries; a submission must not hang on a broker that is away
+        result_backend_thread_safe=embedded,  # one for all threads: chords are published and counted by different ones
+        task_publish_retry=False,  # the sweep retries; a submission must not hang if the broker is unavailable
         broker_transport_options={
-            "socket_connect_timeout": 5,
-            # Of publishers, which would wait 6 s for a broker that is away; workers have retries of their own.
+            "socket_connect_timeout": REDIS_SECONDS,
+            # A connection may die without a word.  `socket_timeout` bounds what is written and read at once, the health
+            # check drops a wait for messages whose answer is overdue; the defaults are never, and 51 s.
+            "socket_timeout": REDIS_SECONDS,
+            "socket_keepalive": True,
+            "health_check_interval": HEALTH_SECONDS,
+            # For publishers, which would wait 6 s for an unavailable broker; workers have their own retries.
             "max_retries": 1,
             "interval_start": 0,
             "interval_step": 0,
         },
-        # A chord that cannot be counted is no loss either; by default its publisher would wait 20 s for the backend.
+        # A chord that cannot be counted loses nothing either; by default its publisher would wait 20 s for the backend.
         result_backend_transport_options={
             "retry_policy": {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
         },
-        redis_socket_connect_timeout=5,
+        redis_socket_connect_timeout=REDIS_SECONDS,
+        redis_socket_timeout=REDIS_SECONDS,
+        redis_socket_keepalive=not broker_url.startswith("redis+socket"),  # a unix socket has none
     )
     if embedded:
-        _ = app.backend  # made here, before two threads could make one each
+        _ = app.backend  # created here, before two threads can create one each
     return app
 
 
 class Counts(RedisBackend):  # type: ignore[misc]  # celery has no types
-    """Results serve only to count the parts of a chord: nobody waits for one, so nobody subscribes to any."""
+    """A result backend that only counts the parts of a chord: nothing waits for results, so nothing subscribes."""
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
-        """Do not listen for the result, as a publisher would for ever."""
+        """Do not subscribe to the result; a publisher would never unsubscribe."""
 
     def add_pending_result(self, result: Any, weak: bool = False, start_drainer: bool = True) -> Any:
-        """Do not listen for the results of a group either."""
+        """Do not subscribe to the results of a group."""
         return result
 
 
@@ -108,7 +120,7 @@ def _backend(broker_url: str) -> str:
 
 
 def queue_name(queue: str, target: str) -> str:
-    """Return what a queue is called at the broker: a live worker must not get messages of the sandbox's runs."""
+    """Return the queue's name at the broker; targets have separate queues."""
     return queue if target == "live" else f"{target}.{queue}"
 
 
@@ -121,13 +133,13 @@ class CeleryCanvas:
         self._shapes: dict[str, Shape] = {}
         self._lock = threading.Lock()
         self._depths: dict[int, tuple[float, int]] = {}
-        # A client of its own: Celery's pool is for publishing, and blocking commands time out after 5 s.
+        # A separate client: Celery's pool is for publishing, and its commands may block for 5 s.
         self._redis = _client(broker_url)
 
     # Lowering
 
     def shape(self, run: Run) -> Shape:
-        """Return what of the run's plan travels together."""
+        """Return which steps of the run's plan are sent together."""
         found = self._shapes.get(run.info.plan_hash)
         if found is None:
             found = lowering.shape(run.plan)
@@ -140,8 +152,9 @@ class CeleryCanvas:
     def lower(self, run: Run, heads: Sequence[Head], join: int | None) -> Lowered:
         """Return the canvas of ready heads of one run.
 
-        Heads that are all of a chord's become that chord.  A head that travels without its chord takes the chord's join
-        off the canvas: the counter alone decides then.  `join`: the step id of the reduce of expanded items.
+        If all heads of a chord are ready, they become that chord.  If a head is sent without its chord, the join of
+        the chord is removed from the canvas, and its counter alone decides.
+        `join`: the step id of the reduce of expanded items.
         """
         found = self.shape(run)
         if join is not None:
@@ -171,7 +184,7 @@ class CeleryCanvas:
         return Lowered(signatures, [step_id(run.info.id, row) for row in carried], dropped_ids)
 
     def _lanes(self, run: Run, found: Shape, heads: Sequence[Head], join: int) -> Lowered:
-        """Items of a map: a chord of lanes, each of which goes on with the next item, and the reduce."""
+        """The items of a map: a chord of lanes, each of which continues with the next item, and the reduce."""
         number, _, _ = run.place(join & ROW_MASK)
         node = run.plan.nodes[number]
         if number in found.plain or weight(node) == 0 or len(heads) < 2:
@@ -181,7 +194,7 @@ class CeleryCanvas:
         return Lowered([chord(group(lanes), body, app=self.app)], [join])
 
     def _reduces(self, run: Run, below: Sequence[Head]) -> list[int]:
-        """Return the reduces that items which travel alone would have led to."""
+        """Return the reduces of items that are sent on their own."""
         found = []
         for parent in {run.place(head.id & ROW_MASK)[1] for head in below}:
             if parent is None or run.plan.nodes[run.place(parent)[0]].kind is not Kind.MAP:
@@ -265,7 +278,7 @@ class CeleryCanvas:
             raise Unavailable(f"The broker cannot be reached: {error}") from error
 
     def epoch(self) -> str | None:
-        """Return the mark that vanishes when Redis loses its memory; sets a new one where there is none."""
+        """Return a mark that disappears when Redis loses its data; sets a new one if there is none."""
         if self._redis is None:
             return None
         try:
@@ -276,7 +289,7 @@ class CeleryCanvas:
             raise Unavailable(f"Redis cannot be reached: {error}") from error
 
     def health(self) -> str:
-        """Return what the broker is; raises Unavailable."""
+        """Return a description of the broker.  Raises Unavailable."""
         if self._redis is None:
             return "embedded"
         try:
@@ -293,15 +306,21 @@ class CeleryCanvas:
 
 
 def _label(run: Run, node: Node, count: int = 1) -> str:
-    name = node.id.removesuffix("[]").removesuffix("#")
+    name = node.name
     return messages.label(lowering.task(node), node.spec.get("role"), run.info.workflow, name, count)
 
 
 def _client(broker_url: str) -> Any:
+    # A second try finds a new connection where the first one was dead.
+    options: dict[str, Any] = {
+        "socket_timeout": REDIS_SECONDS,
+        "socket_connect_timeout": REDIS_SECONDS,
+        "retry": Retry(NoBackoff(), 1),
+    }
     if broker_url.startswith("redis+socket://"):
         path, _, query = broker_url.removeprefix("redis+socket://").partition("?")
         number = query.partition("virtual_host=")[2] or "0"
-        return redis.Redis(unix_socket_path=path, db=int(number))
+        return redis.Redis(unix_socket_path=path, db=int(number), **options)
     if broker_url.startswith(("redis://", "rediss://")):
-        return redis.Redis.from_url(broker_url)
+        return redis.Redis.from_url(broker_url, socket_keepalive=True, **options)
     return None

@@ -1,7 +1,7 @@
 """A broker and a result store inside the process, for `gorgon run` and tests.
 
-Kombu's memory transport polls once a second; this one is woken by an event.  Celery's own in-memory results count a
-chord's parts in quadratic time; here each part is O(1).
+Kombu's memory transport polls once a second; this one is woken by an event.  Celery's in-memory backend needs quadratic
+time for the parts of a chord; here each part is O(1).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from celery.canvas import maybe_signature
 from kombu.transport import TRANSPORT_ALIASES, memory, virtual
 
 STOP_SECONDS = 0.2
-"""How long the consumer sleeps at most: what bounds a stop.  Waking up five times a second costs nothing measurable."""
+"""The longest sleep of the consumer in seconds, which bounds the time of a stop.  Its cost is not measurable."""
 
 
 class Space:
-    """One broker: its queues, its bindings, its bell.  The URL's host names it, so apps in one process stay apart."""
+    """One broker: queues, bindings, and an event.  The URL's host is its name, so apps in one process are separate."""
 
     def __init__(self) -> None:
         self.queues: dict[str, Any] = {}
@@ -29,7 +29,7 @@ class Space:
         self.rings = 0
 
     def ring(self) -> None:
-        """Wake whoever waits for messages."""
+        """Wake the consumers."""
         with self.bell:
             self.rings += 1
             self.bell.notify_all()
@@ -53,12 +53,12 @@ class Channel(memory.Channel):  # type: ignore[misc]  # kombu has no types
         self.space.ring()
 
     def basic_ack(self, *args: Any, **options: Any) -> None:
-        """Acknowledge; that frees a slot, so look for messages."""
+        """Acknowledge, and fetch more messages, because a slot is free."""
         super().basic_ack(*args, **options)
         self.space.ring()
 
     def basic_reject(self, *args: Any, **options: Any) -> None:
-        """Reject; that frees a slot, so look for messages."""
+        """Reject, and fetch more messages, because a slot is free."""
         super().basic_reject(*args, **options)
         self.space.ring()
 
@@ -82,7 +82,7 @@ class Transport(memory.Transport):  # type: ignore[misc]  # kombu has no types
         self.state = self.space.state
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
-        """Deliver one message; raises TimeoutError where none came."""
+        """Deliver one message.  Raises TimeoutError if none came."""
         seen = self.space.rings
         try:
             self.cycle.get(self._deliver, timeout=timeout)
@@ -94,14 +94,14 @@ class Transport(memory.Transport):  # type: ignore[misc]  # kombu has no types
         try:
             self.cycle.get(self._deliver, timeout=timeout)
         except queue.Empty:
-            raise TimeoutError from None  # the bell rang for something else (an ack, a stop): let the loop look
+            raise TimeoutError from None  # woken for another reason (an ack, a stop): return to the loop
 
 
 TRANSPORT_ALIASES["gmem"] = "gorgon_common.canvas.embedded:Transport"
 
 
 class Results(KeyValueStoreBackend):  # type: ignore[misc]  # celery has no types
-    """Results in a dict.  Only chords use it: their parts are counted, nothing else is kept."""
+    """A result backend in a dict, used only to count the parts of chords."""
 
     supports_native_join = True
     persistent = False
@@ -130,13 +130,13 @@ class Results(KeyValueStoreBackend):  # type: ignore[misc]  # celery has no type
         self._data.pop(key, None)
 
     def expire(self, key: Any, value: Any) -> None:
-        """Values live as long as the process."""
+        """Do nothing: values live as long as the process."""
 
     def apply_chord(self, header_result_args: Any, body: Any, **options: Any) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
-        """Note how many parts a chord has; called after its header was published, so all may be in already."""
+        """Record how many parts a chord has.  Called after its header was published, so all parts may have arrived."""
         with self._lock:
             self._sizes[group_id] = chord_size
             ready = self._take(group_id)
@@ -144,7 +144,7 @@ class Results(KeyValueStoreBackend):  # type: ignore[misc]  # celery has no type
             self._send(ready)
 
     def on_chord_part_return(self, request: Any, state: Any, result: Any, **options: Any) -> None:
-        """Count a part; the last one sends the body."""
+        """Count a part; after the last one, send the body."""
         if not request.group:
             return
         with self._lock:

@@ -1,10 +1,10 @@
-"""From a Plan to what Celery calls a canvas, in segments.
+"""Lowers a Plan to Celery canvases, in segments.
 
-1. A linear run of steps on one queue is one message: it names the first, the worker runs the rest in place.
+1. A linear run of steps on one queue is one message: it names the first step, and the worker runs the rest in place.
 2. A linear run across queues is a chain of such messages, at most CHAIN_LENGTH long.
 3. A matched fan-out and fan-in (F → linear branches → J, exactly) is a chord; so are a map's items and its reduce.
 4. Other ready steps are a group; a message carries a few of them.
-5. Every other join has its in-degree counter alone.
+5. Every other join relies on its in-degree counter.
 
 A workflow as one canvas would grow quadratically, and barriers between levels waste a third of the time; see
 docs/decisions/0001-canvas-in-segments.md.
@@ -30,7 +30,7 @@ _ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
 def task(node: Node) -> str:
     """Return the task that runs a node."""
     if node.kind is Kind.NOOP and node.spec.get("milliseconds"):
-        return messages.ACTION  # it stands for a call: it takes time, and a slot
+        return messages.ACTION  # it simulates a call: it takes time and a slot
     return messages.BY_KIND.get(node.kind, messages.CONTROL)
 
 
@@ -42,26 +42,26 @@ class Message:
     task: str
     nodes: tuple[int, ...]
     runs: tuple[int, ...] = ()
-    """For one head: the steps that its worker runs in place, the head first."""
+    """For each head: the steps that its worker runs in place, the head first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Messages one after the other."""
+    """Messages in sequence."""
 
     parts: tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Messages at the same time."""
+    """Messages in parallel."""
 
     members: tuple[Message | Chain, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Chord:
-    """A group, and what is sent when all of it has returned."""
+    """A group, and the message that is sent when all its members have returned."""
 
     header: Group
     body: Message
@@ -72,7 +72,7 @@ Canvas = Message | Chain | Group | Chord
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What of a plan's top level can travel together."""
+    """Which top-level steps of a plan can be sent together."""
 
     plain: frozenset[int]
     """Steps that are sent: neither inline nor conditional."""
@@ -104,7 +104,7 @@ def shape(plan: Plan) -> Shape:
     )
 
     def only(index: int) -> int | None:
-        """Return the one step that depends on this one alone, if there is such a one."""
+        """Return the only step that depends on this one, if it depends on no other."""
         if len(successors[index]) != 1:
             return None
         (successor,) = successors[index]
@@ -114,7 +114,7 @@ def shape(plan: Plan) -> Shape:
     runs: dict[int, tuple[int, ...]] = {}
     after: dict[int, int] = {}
     starts = [index for index in sorted(plain) if index not in followed]
-    # What follows an inline step is a start too, although it follows only that.
+    # The step after an inline step also begins a run, although it has only one dependency.
     while starts:
         head = starts.pop()
         run = [head]
@@ -160,7 +160,7 @@ def _chords(plan: Plan, successors: Sequence[Sequence[int]], found: Shape) -> di
 
 
 def grouped(found: Shape) -> frozenset[int]:
-    """Return the steps that travel as members of a chord: a worker must not take them over in place."""
+    """Return the steps that are sent as members of a chord; a worker must not run them in place."""
     return frozenset(found.chord_of)
 
 
@@ -178,7 +178,7 @@ def branch(plan: Plan, found: Shape, head: int) -> Message | Chain:
 
 
 def group(plan: Plan, found: Shape, heads: Sequence[int]) -> Group:
-    """Return heads as a group: chains where they go on to other queues, else bundles by queue and task."""
+    """Return heads as a group: chains where they continue on other queues, else bundles by queue and task."""
     members: list[Message | Chain] = []
     bundles: dict[tuple[str, str], list[int]] = {}
     for head in heads:
@@ -194,7 +194,7 @@ def group(plan: Plan, found: Shape, heads: Sequence[int]) -> Group:
 
 
 def bundled(heads: Sequence[int], name: str) -> Iterator[Sequence[int]]:
-    """Cut heads of one queue into messages: a few of what takes a slot, many of what takes none.
+    """Divide heads of one queue into messages: few heads per message if they need a slot, many otherwise.
 
     `name`: their task.  Few heads get a message each, so that several workers share them.
     """
@@ -203,17 +203,17 @@ def bundled(heads: Sequence[int], name: str) -> Iterator[Sequence[int]]:
         yield heads[start : start + size]
 
 
-# For people
+# For display
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A canvas, and what has to end before it is sent."""
+    """A canvas, and the steps that must end before it is sent."""
 
     after: tuple[str, ...]
     canvas: Canvas | None
     inline: tuple[int, ...] = ()
-    """Steps that need no message: run where they become ready."""
+    """Steps that need no message, because they run where they become ready."""
     conditional: tuple[int, ...] = field(default=())
 
 
@@ -246,7 +246,7 @@ def segments(plan: Plan) -> list[Segment]:
 
 
 def _within_chains(found: Shape) -> set[int]:
-    """Return the heads that a chain goes on to: a long one is cut, and what comes after the cut is sent anew."""
+    """Return the heads that follow a chain: a long chain is cut, and the rest is sent separately."""
     within: set[int] = set()
     starts = [head for head in found.runs if head not in set(found.after.values())]
     while starts:
@@ -258,7 +258,7 @@ def _within_chains(found: Shape) -> set[int]:
 
 
 def describe(plan: Plan) -> str:
-    """Return the canvas of a plan as a tree that people read in a terminal."""
+    """Return the canvas of a plan as a text tree for the terminal."""
     lines = []
     for segment in segments(plan):
         when = f"after {', '.join(segment.after)}" if segment.after else "at the start"
@@ -278,7 +278,7 @@ def _tree(plan: Plan, segment: Segment) -> list[str]:
 
 def _composite(plan: Plan, index: int) -> list[str]:
     node = plan.nodes[index]
-    head = f"in place: {node.kind} {node.id}"
+    head = f"in place: {node.kind} {node.name}"
     if node.kind not in COMPOSITE:
         return [head]
     lines = [head]
@@ -287,20 +287,20 @@ def _composite(plan: Plan, index: int) -> list[str]:
         inner = plan.nodes[child]
         last = place == len(inside) - 1
         what = _composite(plan, child) if inner.queue is None else [_one(plan, message_of(plan, child))]
-        word = {"item": "group of lanes", "reduce": "then, as a chord's body"}.get(role, role)
+        word = {"item": "group of parallel lanes", "reduce": "then, as a chord's body"}.get(role, role)
         lines.append(f"{'└─' if last else '├─'} {word}: {what[0]}")
         lines += [f"{'   ' if last else '│  '}{line}" for line in what[1:]]
     return lines
 
 
 def message_of(plan: Plan, index: int) -> Message:
-    """Return the message of one step that travels alone."""
+    """Return the message of a single step."""
     node = plan.nodes[index]
     return Message(node.queue or queues.CONTROL, task(node), (index,), (index,))
 
 
 def _one(plan: Plan, sent: Message) -> str:
-    shown = [plan.nodes[index].id for index in (sent.runs or sent.nodes)]
+    shown = [plan.nodes[index].name for index in (sent.runs or sent.nodes)]
     names = " → ".join(shown) if sent.runs else ", ".join(shown[:6]) + (f", … ({len(shown)})" if len(shown) > 6 else "")
     return f"{sent.task} {names}  [{sent.queue}]"
 

@@ -1,7 +1,7 @@
-"""Kombu's Redis transport, which junk in a queue does not stop.
+"""Kombu's Redis transport, made robust against invalid data in a queue.
 
-The stock one raises what it meets in the middle of its event loop, and the worker ends: one line that anybody pushed
-into a queue would take down every worker, one after the other.
+The original raises the error inside its event loop, which ends the worker: a single invalid entry in a queue would stop
+every worker, one after the other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ log = get_logger(__name__)
 
 
 class Channel(stock.Channel):  # type: ignore[misc]  # kombu has no types
-    """Drops what is no message, and keeps its client: to make one costs more than most commands (CPU)."""
+    """Drops entries that are not messages, and keeps its client: making one costs more CPU than most commands."""
 
     _kept: Any = None
 
@@ -29,8 +29,8 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu has no types
         return self._kept
 
     def _brpop_read(self, **options: Any) -> Any:
-        # The item has left the queue before it is read, so there is nothing to reject.  Errors of the connection are
-        # of other types and go on.
+        # The entry has left the queue before it is read, so there is nothing to reject.  Errors of the connection have
+        # other types and are raised.
         try:
             return super()._brpop_read(**options)
         except (ValueError, LookupError, TypeError, AttributeError) as error:

@@ -8,12 +8,11 @@ Exit codes: 0 it worked, 1 the run failed, 2 bad input, 3 waiting or left runnin
 
 from __future__ import annotations
 
-import sys
 from importlib.metadata import entry_points
 
 import typer
 
-from gorgon_common.cli import commands
+from gorgon_common.cli import commands, streams
 from gorgon_common.cli.group import Group
 
 
@@ -38,11 +37,11 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Run the command that the arguments ask for; ends the process."""
+    streams.prepare()
     try:
         build()(prog_name="gorgon")
-    except BrokenPipeError:  # `gorgon schema | head`
-        sys.stderr.close()
-        sys.exit(0)
+    except SystemExit as end:
+        streams.finish(end.code)
 
 
 if __name__ == "__main__":

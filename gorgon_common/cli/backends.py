@@ -23,7 +23,8 @@ def local_services(settings: Settings | None = None) -> Iterator[Services]:
 
 @contextmanager
 def runs_of(server: str | None) -> Iterator[Services | Client]:
-    """Give what knows the runs: the server where one is named, else the configured database."""
+    """Give what knows the runs: the server where one is to be asked, else the configured database."""
+    server = chosen_server(server)
     if server is None:
         with local_services() as services:
             yield services
@@ -32,10 +33,20 @@ def runs_of(server: str | None) -> Iterator[Services | Client]:
             yield client
 
 
+def chosen_server(given: str | None) -> str | None:
+    """Return the URL of the server that a command asks; None for the configured database.
+
+    `--server` decides: a URL, `default` for GORGON_API_URL, `none` for the database.  Without it, a server is asked
+    where GORGON_API_URL is set.
+    """
+    settings = get_settings()
+    if given is None:
+        return settings.api_url if "api_url" in settings.model_fields_set else None
+    return None if given == "none" else settings.api_url if given == "default" else given
+
+
 def connect(server: str) -> Client:
-    """Return a client of a server; it sends GORGON_API_KEY.  `default` is GORGON_API_URL.  Raises InputInvalid."""
-    if server == "default":
-        server = get_settings().api_url
+    """Return a client of a server; it sends GORGON_API_KEY.  Raises InputInvalid where it is not a URL."""
     if not server.startswith(("http://", "https://")):
         raise errors.InputInvalid(
             f"--server {server} is not a URL.", hint="Write it with its scheme: --server http://127.0.0.1:8000"

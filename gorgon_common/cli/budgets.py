@@ -2,52 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gorgon_common import errors
-from gorgon_common.cli import terminal
-from gorgon_common.cli.backends import local_services
+from gorgon_common.cli import tables, terminal
+from gorgon_common.cli.backends import runs_of
+from gorgon_common.client.views import budget_document
 from gorgon_common.costs.budgets import dollars
-from gorgon_common.persistence.budgets import UNCHANGED
 
 _NONE = "none"
-_AMOUNTS = ("usd_limit", "usd_spent", "usd_reserved", "usd_overrun")
+_COLUMNS = (
+    tables.text("budget", least=12),
+    tables.exact("per"),
+    tables.exact("target"),
+    tables.number("limit"),
+    tables.number("spent"),
+    tables.number("reserved", drop=3),
+    tables.number("used", drop=1),
+    tables.exact("until", drop=4),
+)
 
 
 def set_budget(
-    scope: str, *, usd: str | None, tokens: str | None, per: str, timezone: str | None, as_json: bool
+    scope: str,
+    *,
+    usd: str | None,
+    tokens: str | None,
+    per: str,
+    timezone: str | None,
+    server: str | None,
+    as_json: bool,
 ) -> None:
     """Set or change a budget."""
     if usd is None and tokens is None:
         raise errors.InputInvalid("A budget needs a limit.", hint="Give it --usd 50, --tokens 1000000 or both.")
-    with local_services() as services:
-        made = services.set_budget(scope, period=per, timezone=timezone, usd=_given(usd), tokens=_given(tokens))
+    limits = {name: _given(text) for name, text in (("usd", usd), ("tokens", tokens)) if text is not None}
+    with runs_of(server) as backend:
+        made = backend.set_budget(scope, period=per, timezone=timezone, **limits)
     if as_json:
-        terminal.emit(_document(made))
+        terminal.emit(budget_document(made))
         return
-    limits = [text for text in (_money(made["usd_limit"]), _count(made["token_limit"])) if text]
-    told = " and ".join(limits) or "no limit any more"
-    zone = "" if made["period"] == "run" else f", days of {made['timezone']}"
+    shown = [text for text in (_money(made["usd_limit"]), _count(made["token_limit"])) if text]
+    told = " and ".join(shown) or "no limit any more"
+    zone = "" if made["period"] == "run" else f"; days begin at midnight in {made['timezone']}"
     terminal.say(f"{_name(made)} per {made['period']}: {told}{zone}.")
 
 
-def list_budgets(*, as_json: bool) -> None:
+def list_budgets(*, server: str | None, as_json: bool) -> None:
     """List the budgets with what is spent and reserved."""
-    with local_services() as services:
-        found = services.list_budgets()
+    with runs_of(server) as backend:
+        found = backend.list_budgets()
     if as_json:
-        terminal.emit([_document(entry) for entry in found])
+        terminal.emit([budget_document(entry) for entry in found])
         return
+    tell(found)
+
+
+def tell(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print budgets for people."""
     if not found:
         terminal.say("There are no budgets.  `gorgon budgets set org --usd 100` sets one for each month.")
         return
     rows = []
     for entry in found:
         for account in entry["accounts"] or [{}]:
-            rows += [row for row in (_row(entry, account, "usd", _money), _row(entry, account, "token", _count)) if row]
-    columns = ("budget", "per", "target", "limit", "spent", "reserved", "used", "until")
-    terminal.table(columns, rows, right=("limit", "spent", "reserved", "used"))
+            rows += [row for row in (_row(entry, account, "usd", _money), _row(entry, account, "token", _short)) if row]
+    tables.show(_COLUMNS, rows)
 
 
 def _row(entry: Mapping[str, Any], account: Mapping[str, Any], unit: str, shown: Any) -> tuple[str, ...] | None:
@@ -57,7 +78,7 @@ def _row(entry: Mapping[str, Any], account: Mapping[str, Any], unit: str, shown:
     spent = account.get(f"{unit}_spent", 0)
     used = f"{100 * spent // limit} %" if limit else "–"
     if entry["period"] == "run":
-        return (_name(entry), "run", "", shown(limit), "", "", "", "each run by itself")
+        return (_name(entry), "run", "", shown(limit), "", "", "", "separate for each run")
     until = (account.get("ends_at") or "")[:16].replace("T", " ")
     return (
         _name(entry),
@@ -71,22 +92,7 @@ def _row(entry: Mapping[str, Any], account: Mapping[str, Any], unit: str, shown:
     )
 
 
-def _document(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the machine form: dollars instead of micro-dollars."""
-    made: dict[str, Any] = {}
-    for name, value in entry.items():
-        if name == "accounts":
-            made[name] = [_document(account) for account in value]
-        elif name in _AMOUNTS:
-            made[name] = None if value is None else value / 1_000_000
-        else:
-            made[name] = value
-    return made
-
-
-def _given(text: str | None) -> Any:
-    if text is None:
-        return UNCHANGED
+def _given(text: str) -> str | None:
     return None if text.strip().lower() == _NONE else text
 
 
@@ -96,6 +102,10 @@ def _name(entry: Mapping[str, Any]) -> str:
 
 def _money(micro: int | None) -> str:
     return "" if micro is None else dollars(micro)
+
+
+def _short(tokens: int | None) -> str:
+    return "" if tokens is None else f"{tokens:,} tok"
 
 
 def _count(tokens: int | None) -> str:

@@ -9,13 +9,36 @@ from typing import Any
 
 from gorgon_common import errors
 from gorgon_common.bootstrap import Services
-from gorgon_common.cli import terminal
+from gorgon_common.cli import tables, terminal
 from gorgon_common.cli.backends import resolve_run, runs_of
 from gorgon_common.client.http import Client
 
 _PAGE = 1000
-_BAR = 24
+_NAMES = {"": "Total", "live": "Live", "sandbox": "On the sandbox (play money)", "library": "Recorded by your programs"}
+_BAR = 10
 _TOKENS = ("input", "cache_read", "cache_write", "output", "reasoning")
+_FIGURES = (
+    tables.number("calls", drop=1),
+    tables.number("failed", drop=6),
+    tables.number("input", drop=4),
+    tables.number("cached", drop=5),
+    tables.number("output", drop=4),
+    tables.number("cost"),
+    tables.exact("share", drop=3),
+)
+_CALLS = (
+    tables.exact("at", drop=4),
+    tables.text("step", least=10),
+    tables.text("role", drop=5, least=8),
+    tables.text("model", least=12),
+    tables.number("attempt", drop=6),
+    tables.number("input", drop=3),
+    tables.number("output", drop=3),
+    tables.number("cost"),
+    tables.number("took", drop=2),
+    tables.exact("outcome", drop=1),
+    tables.exact("target", drop=7),
+)
 _SUMS = ("calls", "failed_calls", "runs", "cost_usd", "known_cost_usd", "unpriced_calls", "latency_ms")
 _CALL = (
     "at",
@@ -52,13 +75,15 @@ def report(
 ) -> None:
     """Print a report, or each call."""
     if as_csv and as_json:
-        raise errors.InputInvalid("--csv and --json exclude each other.")
+        raise errors.InputInvalid("--csv and --json cannot be combined.")
     with runs_of(server) as backend:
         chosen = _chosen(backend, only)
         if each:
             _calls(backend, since, until, chosen, as_csv=as_csv, as_json=as_json)
             return
         names = [name.strip() for name in by.split(",") if name.strip()]
+        if only.get("target") == "all" and "target" not in names:
+            names.insert(0, "target")  # real money and play money are never one figure
         document = backend.costs(names, since=since, until=until, only=chosen, limit=limit)
     if as_json:
         terminal.emit(document)
@@ -76,36 +101,65 @@ def _chosen(backend: Services | Client, only: Mapping[str, str | None]) -> dict[
 
 
 def tell(document: Mapping[str, Any]) -> None:
-    """Print a report for people: a table with the share of each row, and the sum."""
+    """Print a report for people: a table with the share of each row, and the sum of each target."""
     rows, total = document["rows"], document["total"]
     if not rows or not total["calls"]:
-        terminal.note("No calls. `gorgon run` makes some; --from, --to and the other options may leave them out.")
+        _nothing(document)
         return
     names = document["by"]
     whole = total["known_cost_usd"]
     lines = []
     for row in rows:
         share = row["known_cost_usd"] / whole if whole else 0.0
-        bar = "█" * round(_BAR * share) if terminal.interactive() else f"{share:.1%}"
-        lines.append([*(_cell(row[name]) for name in names), *_figures(row), bar])
-    columns = (*names, "calls", "failed", "input", "cached", "output", "cost", "share")
-    terminal.table(columns, lines, right=("calls", "failed", "input", "cached", "output", "cost"))
+        lines.append([*(_cell(row[name]) for name in names), *_figures(row), _bar(share)])
+    tables.show((*(tables.text(name, least=10) for name in names), *_FIGURES), lines)
     left = int(document.get("groups", len(rows))) - len(rows)
     if left > 0:
         terminal.note(f"… and {left} more")
-    runs = f" in {total['runs']} {'run' if total['runs'] == 1 else 'runs'}" if total["runs"] else ""
-    terminal.note(f"\n{cost_text(total)} for {terminal.number(total['calls'])} calls{runs}")
-    if total["unpriced_calls"]:
-        terminal.note(f"{total['unpriced_calls']} calls have no known price: what they cost is not in these sums.")
+    _sums(document)
 
 
-def cost_text(row: Mapping[str, Any]) -> str:
-    """Return a sum for people; where a price is missing, what is known of it and that it is more."""
-    if not row["unpriced_calls"]:
-        return terminal.money(row["cost_usd"])
-    if row["unpriced_calls"] == row["calls"]:
-        return "unknown"
-    return f"{terminal.money(row['known_cost_usd'])} + ?"
+def _bar(share: float) -> str:
+    """Return a share as a bar; in a pipe as a number."""
+    if not terminal.interactive():
+        return f"{share:.1%}"
+    return "█" * round(_BAR * share) or ("▏" if share else "")
+
+
+def _sums(document: Mapping[str, Any]) -> None:
+    """Say what each target has cost: real money and play money are never one figure."""
+    terminal.note("")
+    shown, left = _by_target(document)
+    for name, sums in shown.items():
+        runs = f" in {terminal.counted(sums['runs'], 'run')}" if sums["runs"] else ""
+        terminal.note(
+            f"{_NAMES.get(name, name)}: {terminal.cost(sums)} for {terminal.counted(sums['calls'], 'call')}{runs}"
+        )
+    for name, sums in left.items():
+        terminal.note(
+            f"Not counted: {terminal.counted(sums['calls'], 'call')}, {_NAMES.get(name, name).lower()}, "
+            f"{terminal.cost(sums)}. See --target {name}."
+        )
+
+
+def _by_target(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the sums of the targets that a report counts, and of those that it leaves out."""
+    sums = document.get("by_target") or {"": document["total"]}
+    counted = document.get("targets") or list(sums)
+    return (
+        {name: sums[name] for name in sums if name in counted},
+        {name: sums[name] for name in sums if name not in counted},
+    )
+
+
+def _nothing(document: Mapping[str, Any]) -> None:
+    _, left = _by_target(document)
+    if not left:
+        terminal.note("No calls match. `gorgon run` makes some; check --from, --to and the other filters.")
+        return
+    terminal.note("No calls that cost real money." if "live" in document["targets"] else "No such calls.")
+    for name, sums in left.items():
+        terminal.note(f"There are {terminal.counted(sums['calls'], 'call')}, {_NAMES[name].lower()}: --target {name}")
 
 
 def _figures(row: Mapping[str, Any]) -> list[str]:
@@ -116,7 +170,7 @@ def _figures(row: Mapping[str, Any]) -> list[str]:
         terminal.number(tokens["input"]),
         terminal.number(tokens["cache_read"]),
         terminal.number(tokens["output"]),
-        cost_text(row),
+        terminal.cost(row, short=True),
     ]
 
 
@@ -139,8 +193,12 @@ def _calls(
     elif as_csv:
         _csv([*_CALL, *(f"{name}_tokens" for name in _TOKENS)], map(_flat, rows))
     else:
-        columns = ("at", "step", "role", "model", "attempt", "input", "output", "cost", "took", "outcome")
-        terminal.table(columns, [_call(row) for row in rows], right=("attempt", "input", "output", "cost", "took"))
+        tell_calls(list(rows))
+
+
+def tell_calls(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print calls for people."""
+    tables.show(_CALLS, [_call(row) for row in rows])
 
 
 def _pages(
@@ -168,6 +226,7 @@ def _call(row: Mapping[str, Any]) -> list[str]:
         "unknown" if row["cost_usd"] is None else terminal.money(row["cost_usd"]),
         "" if row["latency_ms"] is None else terminal.seconds(row["latency_ms"] / 1000),
         row["outcome"],
+        row["target"],
     ]
 
 
@@ -186,4 +245,7 @@ def _csv(columns: Sequence[str], rows: Any) -> None:
 
 def _safe(value: Any) -> Any:
     """Names come from files that others wrote: a spreadsheet must not take one for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    if not isinstance(value, str):
+        return value
+    shown = terminal.safe(value)
+    return f"'{shown}" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else shown

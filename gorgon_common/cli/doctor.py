@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +17,9 @@ import typer
 
 from gorgon_common import bootstrap, errors, lazy, persistence
 from gorgon_common.cli import terminal
-from gorgon_common.settings import Settings, describe, get_settings, unknown_variables, variable_of
+from gorgon_common.home import protect
+from gorgon_common.masking import MASK, SHORTEST, redact
+from gorgon_common.settings import Setting, Settings, describe, get_settings, unknown_variables, variable_of
 
 _OLDEST, _NEWEST = (3, 11), (3, 13)
 _PACKAGES = ("celery", "kombu", "sqlalchemy", "pydantic", "redis", "psycopg", "openai", "anthropic", "fastapi")
@@ -37,7 +39,7 @@ class Finding:
 
 
 def doctor(*, as_json: bool) -> None:
-    """Report; exits 1 where something required is broken."""
+    """Report; exits 1 where something required is broken, 2 where Gorgon's folder cannot be used."""
     settings = get_settings()
     findings = [
         *_system(),
@@ -59,14 +61,16 @@ def doctor(*, as_json: bool) -> None:
             }
         )
     else:
-        _print(findings, settings)
+        tell(findings, describe(settings))
     if broken:
-        raise typer.Exit(terminal.EXIT_RUN_FAILED)
+        home = any(finding.name == "Home" and finding.state == "problem" for finding in findings)
+        raise typer.Exit(terminal.EXIT_BAD_INPUT if home else terminal.EXIT_RUN_FAILED)
 
 
 def upgrade_database(*, as_json: bool) -> None:
     """Create the tables or bring them up to date."""
     settings = get_settings()
+    protect(settings.home, make="database_url" not in settings.model_fields_set)
     persistence.upgrade(settings.database_url)
     shown = next(setting.value for setting in describe(settings) if setting.variable == "GORGON_DATABASE_URL")
     if as_json:
@@ -95,7 +99,7 @@ def _system() -> Iterator[Finding]:
         yield Finding(
             "Start-up",
             "warning",
-            "PYTHONDONTWRITEBYTECODE is set: every start compiles everything again",
+            "PYTHONDONTWRITEBYTECODE is set, so every start compiles all modules again",
             "Unset it.",
         )
 
@@ -112,11 +116,17 @@ def _versions() -> dict[str, str | None]:
 
 def _storage(settings: Settings) -> Iterator[Finding]:
     home = settings.home
-    existing = next(path for path in (home, *home.parents) if path.exists())
-    if not os.access(existing, os.W_OK):
-        yield Finding("Home", "problem", f"{home} cannot be written", "Set GORGON_HOME to a directory of yours.")
+    try:
+        protect(home, make=True)
+    except errors.ConfigurationError as error:
+        yield Finding("Home", "problem", error.message, error.hint)
         return
-    free = shutil.disk_usage(existing).free
+    if not os.access(home, os.W_OK):
+        yield Finding(
+            "Home", "problem", f"{home} cannot be written", "Set GORGON_HOME to a directory that you can write to."
+        )
+        return
+    free = shutil.disk_usage(home).free
     small = free < 200_000_000
     yield Finding(
         "Home",
@@ -130,9 +140,7 @@ def _services(settings: Settings) -> Iterator[Finding]:
     try:
         services = bootstrap.build(settings)
     except errors.GorgonError as error:
-        yield Finding(
-            "Database", "problem", _masked(error.message, settings), error.hint or "Check GORGON_DATABASE_URL."
-        )
+        yield Finding("Database", "problem", _masked(error.message), error.hint or "Check GORGON_DATABASE_URL.")
         return
     try:
         for name, check in services.health().items():
@@ -141,7 +149,7 @@ def _services(settings: Settings) -> Iterator[Finding]:
             yield Finding(
                 name.capitalize(),
                 "ok" if good else "problem",
-                _masked(str(check.get("detail") or ""), settings),
+                _masked(str(check.get("detail") or "")),
                 "" if good else f"Is it running? Check {variable}.",
             )
         yield clock(services.views.now(), datetime.now(UTC))
@@ -171,12 +179,12 @@ def _redis(settings: Settings) -> Iterator[Finding]:
         policy = _ask(lambda: client.config_get("maxmemory-policy")["maxmemory-policy"])
         client.close()
     except lazy.load("redis:RedisError") as error:
-        yield Finding("Redis", "problem", _masked(str(error), settings), "Is it running? Check GORGON_REDIS_URL.")
+        yield Finding("Redis", "problem", _masked(str(error)), "Is it running? Check GORGON_REDIS_URL.")
         return
     yield Finding("Redis", "ok", f"{info.get('redis_version')} at {_address(settings.redis_url)}")
     if policy is None:
         yield Finding(
-            "Redis memory", "warning", "CONFIG is not allowed here", "See that maxmemory-policy is noeviction."
+            "Redis memory", "warning", "CONFIG is not allowed here", "Make sure that maxmemory-policy is noeviction."
         )
     elif policy != "noeviction":
         yield Finding(
@@ -208,6 +216,13 @@ def _keys(settings: Settings) -> Iterator[Finding]:
             yield Finding(who, "info", "no key: only the sandbox", f"{variable_of(name)} is needed for --live.")
         else:
             yield Finding(who, "ok", f"key {_mask(key.get_secret_value())}")
+    for variable in settings.register_secrets():
+        yield Finding(
+            "Secrets",
+            "warning",
+            f"the secret in {variable} has fewer than {SHORTEST} characters: it cannot be masked in outputs and logs",
+            "Use a longer one; a placeholder does no harm.",
+        )
     key = settings.api_key
     yield Finding(
         "API key", "info" if key is None else "ok", "not set" if key is None else _mask(key.get_secret_value())
@@ -215,7 +230,7 @@ def _keys(settings: Settings) -> Iterator[Finding]:
 
 
 def _mask(secret: str) -> str:
-    return f"{secret[:4]}…{secret[-4:]}" if len(secret) >= 20 else "********"
+    return f"…{secret[-4:]}" if len(secret) >= 20 else MASK
 
 
 def _commands(settings: Settings) -> Iterator[Finding]:
@@ -234,27 +249,28 @@ def _commands(settings: Settings) -> Iterator[Finding]:
 
 def _strangers() -> Iterator[Finding]:
     for name in unknown_variables():
-        yield Finding("Settings", "warning", f"{name} means nothing", "Is it misspelt? The settings are listed below.")
+        yield Finding(
+            "Settings",
+            "warning",
+            f"{name} is not a setting of Gorgon",
+            "Is it misspelt? The settings are listed below.",
+        )
 
 
-def _masked(text: str, settings: Settings) -> str:
-    for secret in (*settings.secret_values(), *_passwords(settings)):
-        text = text.replace(secret, "********")
-    return " ".join(text.split())
+def _masked(text: str) -> str:
+    return " ".join(redact(text).split())
 
 
-def _passwords(settings: Settings) -> Iterator[str]:
-    for url in (settings.database_url, settings.redis_url, settings.broker_url):
-        password = urlsplit(url).password if url else None
-        if password:
-            yield password
-
-
-def _print(findings: list[Finding], settings: Settings) -> None:
+def tell(findings: Sequence[Finding], settings: Sequence[Setting]) -> None:
+    """Print a report for people."""
     text = lazy.load("rich.text:Text")
+    padding = lazy.load("rich.padding:Padding")
     screen = terminal.console()
+    wrapped = terminal.interactive()
     symbols = {"ok": ("✓", "ok"), "info": ("·", "quiet"), "warning": ("!", "wait"), "problem": ("✗", "bad")}
     grid = lazy.load("rich.table:Table").grid(padding=(0, 2, 0, 0))
+    for overflow in ("ignore", "ignore", "fold"):
+        grid.add_column(overflow=overflow, no_wrap=overflow == "ignore")
     for finding in findings:
         detail = text(finding.detail)
         if finding.hint:
@@ -262,17 +278,21 @@ def _print(findings: list[Finding], settings: Settings) -> None:
         grid.add_row(text(*symbols[finding.state]), text(finding.name), detail)
     screen.print(grid)
     screen.print()
-    for setting in describe(settings):
+    for setting in settings:
         line = text.assemble((f"{setting.variable:<24} ", "name"), setting.value or "–")
         if setting.value == setting.default or not setting.value:
             line.stylize("quiet", 25)
         else:
             line.append(f"   (default {setting.default or '–'})", style="quiet")
         screen.print(line, soft_wrap=True)
-        screen.print(text(f"{'':<25}{setting.description}", style="quiet"), soft_wrap=True)
+        description = text(setting.description, style="quiet")
+        indent = 25 if not wrapped or screen.width >= 80 else 4
+        screen.print(
+            padding.indent(description, indent) if wrapped else text(" " * indent) + description, soft_wrap=not wrapped
+        )
     count = sum(finding.state == "problem" for finding in findings)
     screen.print()
     if count:
-        screen.print(text(f"{count} {'thing needs' if count == 1 else 'things need'} mending.", style="bad"))
+        screen.print(text(f"{terminal.counted(count, 'problem')} to fix.", style="bad"))
     else:
         screen.print(text("Everything that is needed works.", style="ok"))

@@ -6,11 +6,53 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from gorgon_common.cli import terminal
+from gorgon_common.cli import tables, terminal
 from gorgon_common.cli.backends import resolve_run, runs_of
 from gorgon_common.clock import parse_time
 
 _FEW = 12
+_WAITS = (
+    tables.exact("step"),
+    tables.exact("state"),
+    tables.number("so far"),
+    tables.number("continues"),
+    tables.text("why"),
+)
+_MONEY = (
+    tables.text("step", least=12),
+    tables.number("calls"),
+    tables.number("cost"),
+    tables.prose("what happened", drop=1),
+)
+_TIME = (
+    tables.text("step", least=12),
+    tables.number("took"),
+    tables.number("in queue"),
+    tables.number("in calls"),
+    tables.number("other", drop=1),
+    tables.number("attempts", drop=2),
+)
+_CLASSES = {
+    "dependency": "waits for other steps",
+    "max_parallel": "waits for its turn",
+    "paused": "waits for the run",
+    "key": "waits for the concurrency key",
+    "no_worker": "waits for a worker",
+    "queue": "waits for a worker",
+    "backlog": "waits for a worker",
+    "running": "runs",
+    "lost_worker": "waits for another worker",
+    "retry": "waits for its next attempt",
+    "budget": "waits for a budget",
+    "quota": "waits for a rate limit",
+    "breaker": "waits for the provider",
+    "concurrency": "waits for other calls",
+    "turn": "waits for its turn",
+    "limiter": "waits for the rate limiter",
+    "in_doubt": "waits for a decision",
+    "waiting": "waits",
+}
+"""Why a step has not ended → what it does, in words."""
 _FOR = {
     "work": "the work itself",
     "repair": "repairs of replies that missed their schema",
@@ -36,7 +78,7 @@ def tell(document: Mapping[str, Any]) -> None:
     terminal.draw(terminal.styled(f"{what}{document['run_id']}  {document['workflow']}  {document['status']}", "name"))
     _key(document)
     _waiting(document)
-    _money(document["money"])
+    _money(document["money"], " on the sandbox" if document["target"] == "sandbox" else "")
     _time(document["time"])
 
 
@@ -45,13 +87,15 @@ def _key(document: Mapping[str, Any]) -> None:
     if not waits:
         return
     since = terminal.seconds(_gap(waits["since"], parse_time(document["as_of"])))
-    terminal.say(f"\nThe run {waits['what']}. It waits for {since} now; none of its steps starts before.")
+    terminal.say()
+    terminal.paragraph(f"The run {waits['what']}. It has waited for {since}; none of its steps starts before that.")
     for holder in waits["held_by"][:_FEW]:
         died = ", its process has died" if holder["process_died"] else ""
-        terminal.say(f"  {holder['run_id']}  {holder['workflow']}  {holder['status']}{died}")
+        terminal.say(f"  {holder['run_id']}  {holder['status']}{died}  {holder['workflow']}")
     if waits["held_by"]:
         first = waits["held_by"][0]["run_id"]
-        terminal.say(f"  What keeps it: gorgon runs explain {first}   To end it: gorgon runs cancel {first}")
+        terminal.say(f"  To see what it waits for:  gorgon runs explain {first}")
+        terminal.say(f"  To end it:                 gorgon runs cancel {first}")
 
 
 def _waiting(document: Mapping[str, Any]) -> None:
@@ -59,66 +103,79 @@ def _waiting(document: Mapping[str, Any]) -> None:
     if not entries:
         return
     now = parse_time(document["as_of"])
-    _heading("waits for")
-    terminal.table(
-        ("step", "why", "", "since", "until"), [_wait(entry, now) for entry in entries[:_FEW]], right=("since", "until")
-    )
+    _heading("waiting")
+    rows = [_wait(entry, now) for entry in entries[:_FEW]]
+    if terminal.interactive():
+        for name, why, waited, goes_on, what in rows:
+            facts = ", ".join(
+                fact for fact in (waited and f"{waited} so far", goes_on and f"continues {goes_on}") if fact
+            )
+            terminal.paragraph(f"{name}  {why}{': ' if why and facts else ''}{facts}", indent=2)
+            terminal.paragraph(what, indent=4, style="quiet")
+    else:
+        tables.show(_WAITS, rows)
     rest = sum(document["waiting_for"].values()) - min(_FEW, len(entries))
     if rest > 0:
-        counted = ", ".join(f"{count} {why}" for why, count in document["waiting_for"].items())
-        terminal.say(f"… and {rest} more ({counted} in all)")
+        counted = ", ".join(f"{_CLASSES.get(why, why)} {count}" for why, count in document["waiting_for"].items())
+        terminal.paragraph(f"… and {rest} more; in all: {counted}", indent=2)
 
 
 def _wait(entry: Mapping[str, Any], now: datetime) -> list[str]:
-    name = str(entry["step"]) if entry["item"] is None else f"{entry['step']}[{entry['item']}]"
-    since = "" if entry["since"] is None else f"{terminal.seconds(_gap(entry['since'], now))} ago"
-    until = "unknown"
+    """Return the step, what it does, for how long, when it continues, and the reason as a sentence."""
+    since = "" if entry["since"] is None else terminal.seconds(max(0.0, _gap(entry["since"], now)))
+    until = ""
     if entry["until"] is not None:
         left = -_gap(entry["until"], now)
         until = f"in {terminal.seconds(left)}" if left > 0 else "now"
-    return [name, str(entry["why"]).replace("_", " "), str(entry["what"]), since, until]
+    why = str(entry["why"])
+    return [_named(entry), _CLASSES.get(why, why.replace("_", " ")), since, until, str(entry["what"])]
+
+
+def _named(entry: Mapping[str, Any]) -> str:
+    return str(entry["step"]) if entry["item"] is None else f"{entry['step']}[{entry['item']}]"
 
 
 def _gap(text: str, now: datetime) -> float:
     return (now - parse_time(text)).total_seconds()
 
 
-def _money(money: Mapping[str, Any]) -> None:
+def _money(money: Mapping[str, Any], where: str) -> None:
     if not money["calls"] and not money["adopted"]["count"]:
         return
     _heading("money")
-    terminal.say(f"{_cost(money)} for {terminal.number(money['calls'])} calls")
+    terminal.say(f"{terminal.cost(money)} for {terminal.counted(money['calls'], 'call')}{where}")
     for kind, entry in money["for"].items():
-        terminal.say(f"  {_cost(entry)} for {_FOR.get(kind, kind)} ({terminal.number(entry['calls'])})")
+        spent = f"{terminal.cost(entry)} for {_FOR.get(kind, kind)} ({terminal.number(entry['calls'])})"
+        terminal.paragraph(spent, indent=2)
     if money["cached_input_tokens"]:
         count = terminal.number(money["cached_input_tokens"])
-        terminal.say(f"  {count} input tokens came from the provider's cache")
+        terminal.paragraph(f"{count} input tokens came from the provider's cache", indent=2)
     adopted = money["adopted"]
     if adopted["count"]:
         steps = "step was" if adopted["count"] == 1 else "steps were"
         saved = "" if adopted["saved_usd"] is None else f", which saved {terminal.money(adopted['saved_usd'])}"
-        terminal.say(f"  {adopted['count']} {steps} taken over from an earlier run{saved}")
+        terminal.paragraph(f"{adopted['count']} {steps} taken over from an earlier run{saved}", indent=2)
     terminal.say()
-    rows = [_step(entry) for entry in money["steps"][:_FEW]]
-    terminal.table(("step", "calls", "cost", "what happened"), rows, right=("calls", "cost"))
+    tables.show(_MONEY, [_step(entry) for entry in money["steps"][:_FEW]])
     _more(len(money["steps"]) - _FEW + money["more_steps"])
 
 
 def _step(entry: Mapping[str, Any]) -> list[str]:
-    name = str(entry["step"]) if entry["item"] is None else f"{entry['step']}[{entry['item']}]"
     calls: Sequence[Mapping[str, Any]] = entry["calls"]
-    told = [f"{call['for']}: {call['model']} {call['outcome']} {_cost_of(call)}" for call in calls[:4]]
-    return [name, str(len(calls)), _cost(entry), "; ".join(told) + (" …" if len(calls) > 4 else "")]
+    told = [
+        f"{call['for']}: {call['model']}, {str(call['outcome']).replace('_', ' ')}, {_cost_of(call)}"
+        for call in calls[:4]
+    ]
+    return [
+        _named(entry),
+        str(len(calls)),
+        terminal.cost(entry, short=True),
+        "; ".join(told) + (" …" if len(calls) > 4 else ""),
+    ]
 
 
 def _cost_of(call: Mapping[str, Any]) -> str:
     return "cost unknown" if call["cost_usd"] is None else terminal.money(call["cost_usd"])
-
-
-def _cost(entry: Mapping[str, Any]) -> str:
-    if entry["cost_usd"] is not None:
-        return terminal.money(entry["cost_usd"])
-    return f"{terminal.money(entry['known_cost_usd'])} + {entry['unpriced_calls']} of unknown cost"
 
 
 def _time(time: Mapping[str, Any]) -> None:
@@ -127,17 +184,12 @@ def _time(time: Mapping[str, Any]) -> None:
     _heading("time")
     if time["seconds"] is not None:
         before = terminal.seconds(time["before_start_s"])
-        terminal.say(f"{terminal.seconds(time['seconds'])}, after {before} before the first step")
+        terminal.say(f"{before} until the first step started, then {terminal.seconds(time['seconds'])}")
     rows = []
     for part in time["steps"][:_FEW]:
-        name = str(part["step"]) if part["item"] is None else f"{part['step']}[{part['item']}]"
         figures = [terminal.seconds(part[key]) for key in ("seconds", "queue_s", "calls_s", "other_s")]
-        rows.append([name, *figures, str(part["attempts"] or "")])
-    terminal.table(
-        ("step", "took", "queue", "calls", "other", "attempts"),
-        rows,
-        right=("took", "queue", "calls", "other", "attempts"),
-    )
+        rows.append([_named(part), *figures, str(part["attempts"] or "")])
+    tables.show(_TIME, rows)
     _more(len(time["steps"]) - _FEW + time["more_steps"])
 
 

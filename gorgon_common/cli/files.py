@@ -11,9 +11,9 @@ from typing import Any
 
 import typer
 
-from gorgon_common import errors, lazy
+from gorgon_common import documents, errors, lazy
 from gorgon_common.cli import terminal
-from gorgon_common.cli.sources import compile_text, find_workflow, read_text
+from gorgon_common.cli.sources import compile_text, find_workflow, read_workflow_text
 from gorgon_common.client.views import ENGINE_KINDS
 from gorgon_common.workflow import catalogue
 from gorgon_common.workflow import graph as drawings
@@ -26,7 +26,7 @@ def init(path: str, *, template: str, force: bool) -> None:
     if target.is_dir():
         target = target / "workflow.yaml"
     if target.exists() and not force:
-        raise errors.Conflict(f"{target} exists already.", hint="Give another name, or --force to overwrite it.")
+        raise errors.Conflict(f"{target} already exists.", hint="Choose another name, or use --force to overwrite it.")
     text = catalogue.template(template)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -60,16 +60,16 @@ def validate(files: Sequence[str], *, as_json: bool) -> None:
         terminal.emit({"valid": valid, "problems": [problem.to_dict() for problem in problems]})
     elif not valid:
         count = sum(problem.severity == "error" for problem in problems)
-        terminal.say(f"\n{count} {'problem' if count == 1 else 'problems'}.")
+        terminal.say(f"\n{terminal.counted(count, 'problem')}.")
     if not valid:
         raise typer.Exit(terminal.EXIT_BAD_INPUT)
 
 
 def _verdict(file: str, steps: int, warnings: int) -> Any:
     text = lazy.load("rich.text:Text")
-    told = f" is valid: {steps} {'step' if steps == 1 else 'steps'}"
+    told = f" is valid: {terminal.counted(steps, 'step')}"
     if warnings:
-        told += f", {warnings} {'warning' if warnings == 1 else 'warnings'}"
+        told += f", {terminal.counted(warnings, 'warning')}"
     return text.assemble(("✓ ", "ok"), (file, "name"), told)
 
 
@@ -78,30 +78,39 @@ def fmt(files: Sequence[str], *, check: bool) -> None:
     format_text = lazy.load("gorgon_common.workflow.formatter:format_text")  # ruamel.yaml takes 0.1 s
     changed = 0
     for name in files:
-        text = sys.stdin.read() if name == "-" else read_text(_existing(name))
-        made = format_text(text, file="<stdin>" if name == "-" else name)
-        if name == "-" and not check:
+        text = read_workflow_text(name)
+        made = format_text(text, file=documents.shown_name(name))
+        if documents.is_stream(name) and not check:
             sys.stdout.write(made)
             continue
         if made == text:
             continue
         changed += 1
         if check:
-            lines = difflib.unified_diff(text.splitlines(), made.splitlines(), name, f"{name}, formatted", lineterm="")
+            lines = difflib.unified_diff(_lines(text), _lines(made), name, f"{name}, formatted", lineterm="")
             terminal.say("\n".join(lines))
         else:
-            Path(name).write_text(made, encoding="utf-8")
+            _write(Path(name), made)
             terminal.note(f"formatted {name}")
     if check and changed:
-        terminal.note(f"{changed} of {len(files)} would change: gorgon fmt {' '.join(files)}")
+        terminal.note(f"{changed} of {len(files)} would change. To format: gorgon fmt {' '.join(files)}")
         raise typer.Exit(terminal.EXIT_RUN_FAILED)
 
 
-def _existing(name: str) -> Path:
-    path = Path(name)
-    if not path.is_file():
-        raise errors.NotFound(f"There is no file {name}.")
-    return path
+def _lines(text: str) -> list[str]:
+    """Return the lines with what a terminal does not show: a carriage return, and a last line that does not end."""
+    lines = [line.replace("\r", "␍") for line in text.split("\n")]
+    if lines[-1]:
+        lines[-1] += "⏎ is missing"
+    return lines if lines[-1] else lines[:-1]
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file's text; line ends are written as they are.  Raises InputInvalid."""
+    try:
+        path.write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        raise errors.InputInvalid(f"{path} cannot be written: {error.strerror}.") from None
 
 
 def schema(output: str | None) -> None:

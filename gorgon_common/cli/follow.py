@@ -45,15 +45,25 @@ class Interrupts:
 
     def __init__(self, last_words: Callable[[], None]) -> None:
         self.count = 0
+        self._first = 0.0
         self._last_words = last_words
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
         """Note an interrupt."""
         self.count += 1
         if self.count > 1:
-            self._last_words()
-            # A call in flight that cannot be aborted would keep the interpreter waiting for its thread.
-            os._exit(terminal.EXIT_INTERRUPTED)
+            self._leave()
+        self._first = time.monotonic()
+
+    def leave_after(self, seconds: float) -> None:
+        """Leave if the first interrupt was so long ago."""
+        if self.count and time.monotonic() - self._first > seconds:
+            self._leave()
+
+    def _leave(self) -> None:
+        self._last_words()
+        # A call in flight that cannot be aborted would keep the interpreter waiting for its thread.
+        os._exit(terminal.EXIT_INTERRUPTED)
 
 
 @contextmanager
@@ -72,12 +82,20 @@ def interrupts(last_words: Callable[[], None]) -> Iterator[Interrupts]:
 
 
 def follow(
-    runs: Runs, run_id: str, view: View, *, cancels: bool, wait: Wait = time.sleep, expect_worker: bool = False
+    runs: Runs,
+    run_id: str,
+    view: View,
+    *,
+    cancels: bool,
+    wait: Wait = time.sleep,
+    expect_worker: bool = False,
+    grace: float | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Show a run until it is finished; returns it with its steps, and whether it was interrupted.
 
     `cancels`: Ctrl-C ends the run; otherwise it only ends the watching, and the run is returned unfinished.
-    `expect_worker`: the run needs a worker elsewhere; say so if none takes it.
+    `expect_worker`: the run needs a worker elsewhere; say so if none takes it.  `grace`: seconds after which an
+    interrupted run is left behind that has not ended; None for never.
     """
     begun = reached = time.monotonic()
     said = ""
@@ -92,6 +110,8 @@ def follow(
     with interrupts(view.close) as counter:
         while True:
             before = time.monotonic()
+            if grace is not None:
+                counter.leave_after(grace)
             try:
                 run = runs.run(run_id, steps=True)
                 reached = time.monotonic()
@@ -107,10 +127,9 @@ def follow(
             if counter.count and not cancels:
                 return run, True
             if run.get("orphaned") and not cancels:
-                view.say(f"The process that ran it has died.  To continue it: gorgon runs resume {run_id}")
                 return run, True
             if counter.count:
-                say("Cancelling: waiting for calls in flight. Ctrl-C again leaves at once.")
+                say("Cancelling: waiting for calls in flight. Press Ctrl-C again to leave immediately.")
                 if not asked:
                     asked = True
                     _cancel(runs, run_id)
@@ -124,7 +143,7 @@ def follow(
 def _remark(run: Mapping[str, Any], unclaimed: float) -> str:
     """Return what keeps a run from starting; `unclaimed`: seconds that a worker could have taken it."""
     if run.get("waits_for"):
-        return f"It {run['waits_for']['what']}."
+        return f"The run {run['waits_for']['what']}."
     if unclaimed > _UNCLAIMED and _untouched(run):
         return "No worker has taken it yet. Is one running? `gorgon worker` starts one."
     return ""

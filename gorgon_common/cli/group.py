@@ -1,14 +1,18 @@
-"""The group of all commands: one place where errors become messages and exit codes, and help has sections."""
+"""Commands and their groups: where errors become messages and exit codes, and what help looks like."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import errno
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from gorgon_common import errors
 from gorgon_common.cli import terminal
+from gorgon_common.masking import redact
 
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter
@@ -20,8 +24,100 @@ SECTIONS = ("Begin", "Write workflows", "Run them", "Look things up", "Servers a
 """Headings of `gorgon --help`, in order; a command names one as its `rich_help_panel`."""
 
 
+_REASONS: dict[int, str] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Free some space there, or use another disk."),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Let this user have access, or name another place."),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "Allow more open files (ulimit -n), or lower GORGON_SLOTS."),
+    **dict.fromkeys((errno.ENOMEM, errno.EAGAIN), "Free memory or end other processes, or lower GORGON_SLOTS."),
+    **dict.fromkeys((errno.EIO, errno.ENODEV, errno.ENXIO), "Check the disk."),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE),
+        "Correct the path, or make what is missing; TMPDIR and GORGON_HOME name folders that Gorgon uses.",
+    ),
+}
+"""What the operating system refuses → what to do about it."""
+
+
+class Fault(errors.GorgonError):
+    """Something in Gorgon is broken."""
+
+
+def environment_fault(error: Exception) -> errors.ConfigurationError | None:
+    """Return what to tell people where the operating system refused something, None where Gorgon is to blame."""
+    if isinstance(error, MemoryError):
+        return errors.ConfigurationError("There is not enough memory.", hint=_REASONS[errno.ENOMEM])
+    if not isinstance(error, OSError) or error.errno not in _REASONS:
+        return None
+    where = f": {error.filename}" if error.filename not in (None, "") else ""
+    return errors.ConfigurationError(f"{error.strerror}{where}.", hint=_REASONS[error.errno])
+
+
+_METAVARS = {"str": "TEXT", "int": "N", "float": "NUMBER"}
+"""What stands for a value in help, where the option does not name it itself."""
+
+
+def examples(*lines: str) -> dict[str, Any]:
+    """Return what makes a command show examples at the end of its help; each is a line that can be run as it is."""
+    return {"cls": Command, "epilog": "\n".join(lines)}
+
+
+def _write_examples(epilog: str | None, formatter: HelpFormatter) -> None:
+    lines = (epilog or "").splitlines()
+    if lines:
+        with formatter.section("Example" if len(lines) == 1 else "Examples"):
+            for line in lines:
+                formatter.write(f"{' ' * formatter.current_indent}{line}\n")
+
+
+class Command(TyperCommand):
+    """A command whose epilog is examples, one a line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for param in self.params:
+            if isinstance(param, TyperOption) and param.metavar is None:
+                param.metavar = _METAVARS.get(param.bare_type())
+
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write arguments and options; the types of arguments, which are Python's, are left out."""
+        for title, kind in (("Arguments", "argument"), ("Options", "option")):
+            records = [param.get_help_record(ctx) for param in self.get_params(ctx) if param.param_type_name == kind]
+            rows = [(re.sub(r" <.*>$", "", record[0]), record[1]) for record in records if record is not None]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+    def format_epilog(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the examples."""
+        _write_examples(self.epilog, formatter)
+
+
+class Commands(TyperGroup):
+    """A group of commands, such as `gorgon runs`; what each does is never cut."""
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the commands with the first sentence of their help."""
+        rows = [(name, summary(command)) for name, command in self.commands.items() if not command.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def format_epilog(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the examples."""
+        _write_examples(self.epilog, formatter)
+
+
+def summary(command: Any) -> str:
+    """Return the first paragraph of a command's help on one line."""
+    return " ".join((command.help or "").split("\n\n")[0].split())
+
+
 class Group(TyperGroup):
     """Ends with a message and a code where a command raises; never with a traceback, unless --debug asks for it."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Note whether --json is wanted before anything can go wrong."""
+        ctx.meta[JSON] = "--json" in args
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Context) -> Any:
         """Run the command that the arguments ask for."""
@@ -30,18 +126,32 @@ class Group(TyperGroup):
         except errors.GorgonError as error:
             if ctx.meta.get(DEBUG):
                 raise
-            if ctx.meta.get(JSON):
-                terminal.emit(terminal.error_document(error))
-            terminal.tell_error(error)
-            raise typer.Exit(terminal.EXIT_BAD_INPUT) from None
-        except (typer.TyperException, typer.Exit, typer.Abort, KeyboardInterrupt, BrokenPipeError):
+            self._end(ctx, error, terminal.EXIT_BAD_INPUT)
+        except typer.TyperException as error:
+            _emit(ctx, errors.InputInvalid(_sentence(error)))
+            raise
+        except KeyboardInterrupt:
+            _emit(ctx, errors.Cancelled("It was interrupted."))
+            raise
+        except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except Exception as error:
             if ctx.meta.get(DEBUG):
                 raise
-            terminal.note(f"This is a fault of Gorgon: {type(error).__name__}: {error}")
-            terminal.note("`gorgon --debug …` shows where; please report it.")
-            raise typer.Exit(terminal.EXIT_BUG) from None
+            outside = environment_fault(error)
+            if outside is not None:
+                self._end(ctx, outside, terminal.EXIT_BAD_INPUT)
+            fault = Fault(
+                f"This is a bug in Gorgon: {type(error).__name__}: {redact(str(error))}",
+                hint="`gorgon --debug …` shows where; please report it.",
+            )
+            self._end(ctx, fault, terminal.EXIT_BUG)
+
+    @staticmethod
+    def _end(ctx: Context, error: errors.GorgonError, code: int) -> NoReturn:
+        _emit(ctx, error)
+        terminal.tell_error(error)
+        raise typer.Exit(code) from None
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Write the commands by sections."""
@@ -49,10 +159,22 @@ class Group(TyperGroup):
         width = max(len(name) for name, _ in shown)
         for section in SECTIONS:
             rows = [
-                (name.ljust(width), command.get_short_help_str(formatter.width - width - 6))
+                (name.ljust(width), summary(command))
                 for name, command in shown
                 if getattr(command, "rich_help_panel", None) == section
             ]
             if rows:
                 with formatter.section(section):
                     formatter.write_dl(rows)
+
+
+def _emit(ctx: Context, error: errors.GorgonError) -> None:
+    """Print the document of an error, where one is wanted and stdout takes it."""
+    if ctx.meta.get(JSON):
+        with suppress(errors.ConfigurationError, BrokenPipeError):
+            terminal.emit(terminal.error_document(error))
+
+
+def _sentence(error: typer.TyperException) -> str:
+    told = getattr(error, "format_message", None)
+    return str(told()) if told is not None else str(error)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
+from gorgon_common import documents, strict_json
+from gorgon_common.documents.data import MAX_BYTES
+from gorgon_common.errors import InputInvalid, NotFound
 
-from gorgon_common.errors import InputInvalid
-
-_MAX_BYTES = 10_000_000
 _TEXT = frozenset({"string"})
 _WORDS = {"true": True, "yes": True, "false": False, "no": False}
+_DATA = (".json", ".yaml", ".yml")
 
 
 def read_inputs(given: Sequence[str], file: str | None, schemas: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the inputs of `-i NAME=VALUE …` and `--inputs FILE`; the former win.
 
     `schemas` are the workflow's inputs: a value for a text is taken as it is, every other one is JSON; `@PATH` stands
-    for a file's content.  An array takes several values as well (`-i files=a -i files=b`).  Raises InputInvalid.
+    for a file's content, which may be YAML as well (`@-` for stdin).  An array takes several values as well
+    (`-i files=a -i files=b`).  Raises InputInvalid, NotFound.
     """
     inputs = _file(file) if file is not None else {}
     collected: dict[str, list[Any]] = {}
@@ -34,7 +32,7 @@ def read_inputs(given: Sequence[str], file: str | None, schemas: Mapping[str, Ma
     for name, values in collected.items():
         if len(values) > 1 and not _is(schemas.get(name), "array"):
             raise InputInvalid(f"The input {name!r} is given {len(values)} times.", hint="Give it once.")
-        many = len(values) > 1 or (_is(schemas.get(name), "array") and not isinstance(values[0], list))
+        many = len(values) > 1 or (_is(schemas.get(name), "array") and isinstance(values[0], (str, int, float)))
         inputs[name] = [part for value in values for part in _parts(value)] if many else values[0]
     return inputs
 
@@ -53,31 +51,61 @@ def _is(schema: Mapping[str, Any] | None, name: str) -> bool:
 
 
 def _value(name: str, text: str, schema: Mapping[str, Any] | None) -> Any:
-    path = None
     if text.startswith("@@"):
         text = text[1:]
     elif text.startswith("@"):
-        path = text[1:]
-        text = _read(path, f"-i {name}=@{path}")
+        return _content(name, text[1:], schema or {})
     types = _types(schema)
     if types == _TEXT:
         return text
-    try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    if path is not None and path.endswith((".yaml", ".yml")):
-        return _yaml(text, path)
     if "boolean" in types and text.lower() in _WORDS:
         return _WORDS[text.lower()]
+    try:
+        return strict_json.loads(text, unique_keys=True)
+    except ValueError as error:
+        wrong = error
     if "string" in types or not types:
         return text
-    if "array" in types and _array_of_text(schema or {}):
-        return [line for line in text.splitlines() if line.strip()] if path is not None else text
+    if "array" in types and _array_of_text(schema or {}) and not text.lstrip().startswith("["):
+        return text
     raise InputInvalid(
-        f"The input {name!r} must be {_article(types)}, and {_short(text)!r} is not valid JSON.",
-        hint=f"Write it as JSON, for example: -i {_example(name, types)}   or put it into a file: -i {name}=@FILE",
+        f"The input {name!r} must be {_article(types)}, and {_short(text)!r} is not valid JSON: {_reason(wrong)}.",
+        hint=f"Write it as JSON, for example: -i {_example(name, types)}   or read it from a file: -i {name}=@FILE",
     )
+
+
+def _reason(error: ValueError) -> str:
+    return str(error).partition(": line ")[0]
+
+
+def _content(name: str, path: str, schema: Mapping[str, Any]) -> Any:
+    """Return what a file holds: a text where the input is one, else data; for a list of texts also its lines."""
+    text = _read(path, f"-i {name}=@{path}")
+    types, shown = _types(schema), documents.shown_name(path)
+    if types == _TEXT:
+        return text
+    if "string" in types or not types:
+        if path.endswith(_DATA):
+            return documents.read_data(text, file=shown)
+        try:
+            return strict_json.loads(text, unique_keys=True)
+        except ValueError:
+            return text
+    lines = "array" in types and _array_of_text(schema) and not path.endswith(_DATA)
+    if lines and text.lstrip()[:1] not in ("[", "{"):
+        return [line for line in text.splitlines() if line.strip()]
+    value = documents.read_data(text, file=shown)
+    if types == {"array"} and not isinstance(value, list):
+        raise InputInvalid(
+            f"The input {name!r} must be an array, and {shown} holds {_kind(value)}.",
+            hint="Write a list into the file.",
+        )
+    return value
+
+
+def _kind(value: Any) -> str:
+    words = {bool: "true or false", str: "a text", int: "a number", float: "a number", dict: "a mapping"}
+    return "nothing" if value is None else words.get(type(value), "no list")
 
 
 def _array_of_text(schema: Mapping[str, Any]) -> bool:
@@ -109,35 +137,17 @@ def _known(schemas: Mapping[str, Any]) -> str:
 
 
 def _file(path: str) -> dict[str, Any]:
-    text = _read(path, f"--inputs {path}")
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        if path.endswith(".json"):
-            raise InputInvalid(f"{path} is not valid JSON: {error}") from None
-        data = _yaml(text, path)
+    shown = documents.shown_name(path)
+    data = documents.read_data(_read(path, f"--inputs {path}"), file=shown)
+    if data is None:
+        return {}
     if not isinstance(data, dict):
-        raise InputInvalid(f"{path} must hold a mapping of input names to values.")
-    return {str(name): value for name, value in data.items()}
-
-
-def _yaml(text: str, path: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputInvalid(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputInvalid(f"{shown} must hold a mapping of input names to values.")
+    return data
 
 
 def _read(path: str, what: str) -> str:
     try:
-        if path == "-":
-            return sys.stdin.read(_MAX_BYTES)
-        with Path(path).expanduser().open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise InputInvalid(f"{what}: the file is larger than 10 MB.")
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise InputInvalid(f"{what}: the file is not UTF-8 text.") from None
-    except OSError as error:
-        raise InputInvalid(f"{what}: {error.strerror}.") from None
+        return documents.read_text(path, limit=MAX_BYTES)
+    except (InputInvalid, NotFound) as error:
+        raise InputInvalid(f"{what}: {error.message}", hint=error.hint) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from gorgon_common.cli import terminal
+from gorgon_common.cli import tables, terminal
 from gorgon_common.roles.catalogue import load_roles
 from gorgon_common.workflow import catalogue
 
@@ -15,7 +15,8 @@ def list_workflows(*, as_json: bool) -> None:
     if as_json:
         terminal.emit([entry.to_dict() for entry in found])
         return
-    terminal.table(("name", "what it does"), [(entry.name, entry.description) for entry in found])
+    columns = (tables.exact("name"), tables.prose("what it does"))
+    tables.show(columns, [(entry.name, entry.description) for entry in found])
     if terminal.interactive():
         terminal.note("\n`gorgon run NAME` runs one, `gorgon workflows show NAME` prints it.")
 
@@ -36,8 +37,9 @@ def list_roles(*, as_json: bool) -> None:
     if as_json:
         terminal.emit([role.to_dict() for role in roles.values()])
         return
-    rows = [(role.name, role.purpose, f"{role.provider} {role.tier}") for role in roles.values()]
-    terminal.table(("role", "what it is for", "runs on"), rows)
+    rows = [(role.name, f"{role.provider} {role.tier}", role.purpose) for role in roles.values()]
+    columns = (tables.exact("role"), tables.exact("runs on", drop=1), tables.prose("what it is for"))
+    tables.show(columns, rows)
 
 
 def show_role(name: str, *, as_json: bool) -> None:
@@ -47,15 +49,14 @@ def show_role(name: str, *, as_json: bool) -> None:
         terminal.emit(role.to_dict())
         return
     terminal.draw(terminal.styled(role.name, "name"))
-    terminal.say(role.purpose)
+    terminal.paragraph(role.purpose)
     terminal.say()
-    terminal.say(
-        f"provider    {role.provider}, {role.tier} model, {role.effort} effort, {role.max_tokens} tokens at most"
-    )
+    tokens = terminal.number(role.max_tokens)
+    terminal.paragraph(f"provider    {role.provider}, {role.tier} model, {role.effort} effort, at most {tokens} tokens")
     if role.aliases:
         terminal.say(f"aliases     {', '.join(role.aliases)}")
     if role.allowed_tools:
-        terminal.say(f"tools       {', '.join(role.allowed_tools)}")
+        terminal.paragraph(f"tools       {', '.join(role.allowed_tools)}")
     for heading, text in (
         ("system prompt", role.system),
         ("standing task", role.task),
@@ -63,4 +64,5 @@ def show_role(name: str, *, as_json: bool) -> None:
     ):
         terminal.say()
         terminal.draw(terminal.styled(heading, "quiet"))
-        terminal.say(text)
+        for line in text.splitlines():
+            terminal.paragraph(line)

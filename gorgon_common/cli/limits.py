@@ -3,53 +3,62 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from gorgon_common import errors, lazy
-from gorgon_common.bootstrap import TARGETS, Services, make_limiter
-from gorgon_common.cli import terminal
-from gorgon_common.cli.backends import local_services
-from gorgon_common.costs.tokens import TokenEstimator
+from gorgon_common.cli import tables, terminal
+from gorgon_common.cli.backends import runs_of
 from gorgon_common.costs.usage import Usage
-from gorgon_common.persistence.limits import LimitRules
-from gorgon_common.ratelimit.quotas import checked
 from gorgon_common.roles.models import known_models, model_providers, resolve_model
 
-_SHORT = {"requests_per_day": "requests a day", "concurrency": "calls in flight"}
+_GATES = (
+    tables.text("provider"),
+    tables.text("model"),
+    tables.exact("target"),
+    tables.exact("limit"),
+    tables.number("free now"),
+    tables.number("at most"),
+    tables.exact("source"),
+    tables.number("in flight"),
+    tables.exact("waiting"),
+    tables.number("speed"),
+    tables.exact("state"),
+)
+_LEVELS = (tables.exact(""), tables.number(""), tables.exact(""), tables.exact("", drop=1))
+"""What a terminal shows below the name of a model."""
+_SHORT = {"requests_per_day": "requests per day", "concurrency": "calls in flight"}
 """Limits that do not count a minute."""
 _FEW = 5
 """Teams that are named."""
 
 
-def set_limits(provider: str, model: str, *, limits: Mapping[str, float | None], clear: bool, as_json: bool) -> None:
+def set_limits(
+    provider: str,
+    model: str,
+    *,
+    limits: Mapping[str, float | None],
+    clear: bool,
+    server: str | None,
+    as_json: bool,
+) -> None:
     """Set or clear limits for a provider's models."""
     given = {name: value for name, value in limits.items() if value is not None}
     if not clear and not given:
         raise errors.InputInvalid(
             "No limit is given.", hint="Write for example: gorgon limits set openai 'gpt-5*' --requests 500"
         )
-    try:
-        values = checked(given)
-    except ValueError as error:
-        raise errors.InputInvalid(
-            f"The limit cannot be set: {error}.",
-            hint="Limits count per minute.  --clear takes away what was set for a model.",
-        ) from None
-    model = _meant(_known(provider), model, sets=bool(values))
-    with local_services() as services:
-        rules = LimitRules(services.database)
-        cleared = rules.clear(provider, model) if clear else False
-        if values:
-            rules.set(provider, model, values)
-        kept = next((body for name, pattern, body in rules.all() if (name, pattern) == (provider, model)), {})
+    model = _meant(_known(provider), model, sets=bool(given))
+    with runs_of(server) as backend:
+        made = backend.set_limits(provider, model, given, clear=clear)
+    kept = made["limits"]
     if as_json:
         terminal.emit({"provider": provider, "model": model, "limits": kept})
     elif kept:
         terminal.say(f"{provider} {model}: at most {_told(kept)}.  Workers see it within five seconds.")
     else:
-        terminal.say(f"{provider} {model}: {'no limits of your own any more' if cleared else 'there were none'}.")
+        terminal.say(f"{provider} {model}: {'your limits are removed' if made['cleared'] else 'no limits were set'}.")
 
 
 def _known(provider: str) -> list[str]:
@@ -68,13 +77,15 @@ def _meant(providers: list[str], model: str, *, sets: bool) -> str:
     for provider in providers:
         full = resolve_model(provider, model)
         if full != model:
-            terminal.note(f"{model} stands for {full}: the limit is that model's.")
+            terminal.note(f"{model} stands for {full}: the limit applies to that model.")
             return full
     names = list(dict.fromkeys(name for provider in providers for name in known_models(provider)))
     if sets and not any(fnmatchcase(name, model) for name in names) and not _priced(providers, model):
         near = difflib.get_close_matches(model, names, n=1)
         meant = f"  Did you mean {near[0]}?" if near else ""
-        terminal.note(f"Gorgon knows no model {model!r}: the limit holds for calls to exactly that name.{meant}")
+        terminal.note(
+            f"Gorgon does not know the model {model!r}: the limit applies to calls to exactly that name.{meant}"
+        )
     return model
 
 
@@ -84,58 +95,50 @@ def _priced(providers: list[str], model: str) -> bool:
     return any(pricer.price(provider, model, Usage(input_tokens=1000)) is not None for provider in providers)
 
 
-def list_limits(*, as_json: bool) -> None:
+def list_limits(*, server: str | None, as_json: bool) -> None:
     """List every gate that was used lately, the limits that were set, and how well tokens are estimated."""
-    with local_services() as services:
-        limiter, _ = make_limiter(services.settings, services.database)
-        try:
-            gates = limiter.snapshot()
-        finally:
-            limiter.close()
-        rules: list[dict[str, Any]] = [
-            {"provider": provider, "model": model, "limits": limits}
-            for provider, model, limits in LimitRules(services.database).all()
-        ]
-        estimates = _estimates(services)
+    with runs_of(server) as backend:
+        found = backend.limits()
+    gates, rules, estimates = found["gates"], found["rules"], found["estimates"]
     if as_json:
         terminal.emit({"gates": gates, "rules": rules, "estimates": estimates})
-        return
+    else:
+        tell(gates, rules, estimates)
+
+
+def tell(
+    gates: Sequence[Mapping[str, Any]], rules: Sequence[Mapping[str, Any]], estimates: Sequence[Mapping[str, Any]]
+) -> None:
+    """Print the limits for people."""
     if not gates and not rules:
-        terminal.say("No model was called lately, and no limits are set.")
+        terminal.say("No model was called recently, and no limits are set.")
         return
     if terminal.interactive():
         for gate in gates:
             _tell(gate)
     else:
-        terminal.table((), [row for gate in gates for row in _rows(gate)])
+        tables.show(_GATES, [row for gate in gates for row in _rows(gate)])
     for rule in rules:
-        terminal.say(f"set: {rule['provider']} {rule['model']}: {_told(rule['limits'])}")
+        terminal.paragraph(f"set: {rule['provider']} {rule['model']}: {_told(rule['limits'])}")
     for seen in estimates:
-        calls = f"{terminal.number(seen['calls'])} {'call' if seen['calls'] == 1 else 'calls'}"
-        terminal.say(
-            f"input tokens of {seen['provider']} {seen['model']} ({seen['target']}): estimate × {seen['ratio']:.2f}, "
-            f"off by about {seen['error']:.0%} ({calls})"
+        calls = terminal.counted(seen["calls"], "call")
+        terminal.paragraph(
+            f"input tokens of {seen['provider']} {seen['model']} ({seen['target']}): estimate corrected "
+            f"×{seen['ratio']:.2f}, typical error ±{100 * seen['error']:.0f} % ({calls})"
         )
-
-
-def _estimates(services: Services) -> list[dict[str, Any]]:
-    """Return how well input tokens were estimated: `{target, provider, model, family, calls, ratio, error}`."""
-    return [
-        {"target": target, **seen}
-        for target in TARGETS
-        for seen in TokenEstimator(services.reports.ratios(target)).describe()
-    ]
 
 
 def _tell(gate: Mapping[str, Any]) -> None:
     """Print a gate for people."""
     name = f"{gate['provider']} {gate['model']} ({gate['target']})"
-    calls = f"{gate['in_flight']} in flight, {_waiting(gate)} waiting, rate {gate['rate']:.0%}"
-    terminal.draw(lazy.load("rich.text:Text").assemble((name, "name"), f": {_state(gate)}; {calls}"))
-    for row in _rows(gate):
-        dimension, free, limit, known = row[3:7]
-        if dimension:
-            terminal.say(f"  {dimension:<16}{free:>13} free now, at most {limit:>13} ({known})")
+    terminal.draw(lazy.load("rich.text:Text").assemble((name, "name"), f": {_state(gate)}"))
+    terminal.paragraph(
+        f"{terminal.counted(gate['in_flight'], 'call')} in flight, {_waiting(gate)} waiting, "
+        f"at {gate['rate']:.0%} of the allowed speed",
+        indent=2,
+    )
+    levels = [(row[3], row[4], f"of {row[5]} free", row[6]) for row in _rows(gate) if row[3]]
+    tables.show(_LEVELS, levels, headings=False, indent=2)
 
 
 def _rows(gate: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -149,7 +152,7 @@ def _rows(gate: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for name, level in gate["levels"].items():
         told = level.get("told")
         free = max(0.0, level["level"] if told is None else min(level["level"], told))
-        known = "set" if level["set"] else "told by the provider" if level["learned"] else "assumed"
+        known = "set" if level["set"] else "from the provider" if level["learned"] else "assumed"
         rows.append((*first, _words(name), f"{free:,.0f}", f"{level['limit']:,.0f}", known, *last))
     return rows or [(*first, "", "", "", "", *last)]
 
@@ -165,18 +168,19 @@ def _waiting(gate: Mapping[str, Any]) -> str:
 
 def _state(gate: Mapping[str, Any]) -> str:
     if gate["breaker"]:
-        return f"breaker open for {terminal.seconds(gate['breaker'])}"
+        left = terminal.seconds(gate["breaker"])
+        return f"blocked for {left}, because most of the last calls failed (the circuit breaker is open)"
     if gate["half_open"]:
-        return "breaker half open"
+        return "one trial call, because most of the last calls failed (the circuit breaker is half open)"
     if gate["closed"]:
-        return f"closed by the provider for {terminal.seconds(gate['closed'])}"
-    return "open"
+        return f"blocked for {terminal.seconds(gate['closed'])}, because the provider asked for a pause"
+    return "available"
 
 
 def _told(limits: Mapping[str, float]) -> str:
     """Return limits in words: `500 requests and 20,000 tokens a minute, 20 calls in flight`."""
     parts = [f"{value:,.0f} {_words(name)}" for name, value in limits.items() if name not in _SHORT]
-    minute = [f"{' and '.join(parts)} a minute"] if parts else []
+    minute = [f"{' and '.join(parts)} per minute"] if parts else []
     return ", ".join([*minute, *(f"{value:,.0f} {_SHORT[name]}" for name, value in limits.items() if name in _SHORT)])
 
 

@@ -24,8 +24,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.",
 Server = Annotated[
     str | None,
     typer.Option(
-        "--server", metavar="URL", help="Ask this server, or `default` (GORGON_API_URL), instead of the local database."
+        "--server",
+        metavar="URL",
+        help="Ask this server (`default`: GORGON_API_URL, used without this option too if it is set); `none`: do not.",
     ),
+]
+Team = Annotated[
+    str | None, typer.Option("--team", metavar="NAME", help="The team that owns the run; else the file's `team:`.")
 ]
 Inputs = Annotated[
     list[str] | None,

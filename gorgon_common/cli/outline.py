@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from gorgon_common.cli.terminal import tokens_of
+from gorgon_common.cli.terminal import safe, seconds, tokens_of
 from gorgon_common.clock import parse_time
 
 FINISHED = frozenset({"succeeded", "failed", "skipped", "cancelled"})
@@ -21,7 +21,10 @@ _PARTS = (".reduce", ".fallback")
 class Line:
     """One step, or a map with its items as a progress.  Durations in seconds, money in dollars.
 
-    `done` of `total` items or iterations are finished; `total` is 0 where there are none.
+    `done` of `total` items or iterations are finished; `total` is 0 where there are none.  `cost` is what is known of
+    the cost, `unpriced` the number of calls whose cost is unknown.  `waited`: how long it has
+    waited for `reason`, `goes_on`: in how many seconds it goes on (below 0: any moment); None where nobody knows.
+    `waiting`: how many items wait.
     """
 
     name: str
@@ -34,11 +37,15 @@ class Line:
     hint: str = ""
     tokens: int = 0
     cost: float | None = None
+    unpriced: int = 0
     elapsed: float | None = None
     attempts: int = 0
     done: int = 0
     failed: int = 0
     total: int = 0
+    waited: float | None = None
+    goes_on: float | None = None
+    waiting: int = 0
 
 
 @dataclass(slots=True)
@@ -101,26 +108,47 @@ def _line(branch: _Branch, depth: int, now: datetime) -> Line:
     step = branch.step
     inner = [entry.step for entry in _below(branch)]
     own = [step, *inner] if not tokens_of(step) else [step]
-    costs = [float(entry["cost_usd"]) for entry in own if entry.get("cost_usd") is not None]
+    sums = (entry.get("known_cost_usd", entry.get("cost_usd")) for entry in own)
+    costs = [float(cost) for cost in sums if cost is not None]
     message, hint = error_text(step.get("error"))
     items = [entry.step for entry in branch.items]
+    waiting = [entry for entry in items if entry["status"] == "waiting" and entry.get("waits")]
+    waits = (
+        step
+        if step["status"] in ("waiting", "ready")
+        else max(waiting, key=lambda item: _waited(item, now) or 0.0, default=step)
+    )
     return Line(
         name=_name(str(step["id"])),
         status=str(step["status"]),
         depth=depth,
         kind=str(step.get("kind") or ""),
         who=_who(step, inner),
-        reason=str(step.get("reason") or ""),
+        reason=str(waits.get("reason") or ""),
         error=message,
         hint=hint,
         tokens=sum(tokens_of(entry) for entry in own),
         cost=sum(costs) if costs else None,
+        unpriced=sum(int(entry.get("unpriced_calls") or 0) for entry in own),
         elapsed=elapsed(step, now),
         attempts=int(step.get("attempts") or 0),
         done=sum(entry["status"] in FINISHED for entry in items),
         failed=sum(entry["status"] == "failed" for entry in items),
         total=len(items),
+        waited=_waited(waits, now),
+        goes_on=_goes_on(waits, now),
+        waiting=len(waiting),
     )
+
+
+def _waited(step: Mapping[str, Any], now: datetime) -> float | None:
+    since = (step.get("waits") or {}).get("since")
+    return None if since is None else max(0.0, (now - parse_time(since)).total_seconds())
+
+
+def _goes_on(step: Mapping[str, Any], now: datetime) -> float | None:
+    until = (step.get("waits") or {}).get("until")
+    return None if until is None else (parse_time(until) - now).total_seconds()
 
 
 def _below(branch: _Branch) -> Iterator[_Branch]:
@@ -152,8 +180,9 @@ def error_text(error: Any) -> tuple[str, str]:
     if not error:
         return "", ""
     if isinstance(error, Mapping):
-        return str(error.get("message") or error.get("kind") or "failed"), str(error.get("hint") or "")
-    return str(error), ""
+        message = str(error.get("message") or error.get("kind") or "failed")
+        return safe(message), safe(str(error.get("hint") or ""))
+    return safe(str(error)), ""
 
 
 def elapsed(document: Mapping[str, Any], now: datetime) -> float | None:
@@ -163,3 +192,15 @@ def elapsed(document: Mapping[str, Any], now: datetime) -> float | None:
         return None
     finished = document.get("finished_at")
     return max(0.0, ((parse_time(finished) if finished else now) - parse_time(started)).total_seconds())
+
+
+def standing(run: Mapping[str, Any], now: datetime) -> str:
+    """Return why a whole run stands still, in a sentence: it waits for its concurrency key, or its process has died."""
+    waits = run.get("waits_for")
+    if waits:
+        since = waits.get("since")
+        waited = f" (for {seconds((now - parse_time(since)).total_seconds())} now)" if since else ""
+        return f"The run {waits['what']}{waited}."
+    if run.get("orphaned"):
+        return f"The process of this run has died. To continue it: gorgon runs resume {run['run_id']}"
+    return ""

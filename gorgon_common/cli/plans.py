@@ -2,34 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gorgon_common import errors
-from gorgon_common.cli import terminal
-from gorgon_common.cli.backends import connect, local_services
+from gorgon_common import errors, lazy
+from gorgon_common.cli import tables, terminal
+from gorgon_common.cli.backends import chosen_server, connect, local_services
 from gorgon_common.cli.inputs import read_inputs
 from gorgon_common.cli.sources import asked_of_server, find_workflow
 
 _NAMES = ("low", "expected", "p95", "worst")
+_STEPS = (
+    tables.text("step", least=14),
+    tables.number("calls", drop=3),
+    tables.number("tokens in", drop=6),
+    tables.number("tokens out", drop=5),
+    tables.number("expected"),
+    tables.number("p95", drop=2),
+    tables.number("worst"),
+    tables.number("time", drop=1),
+    tables.text("based on", drop=4, least=10),
+)
+_TOTALS = (tables.exact("total"), *(tables.number(name) for name in _NAMES))
 
 
 def plan(
-    file: str, *, inputs: Sequence[str], inputs_file: str | None, live: bool, server: str | None, as_json: bool
+    file: str,
+    *,
+    inputs: Sequence[str],
+    inputs_file: str | None,
+    live: bool,
+    server: str | None,
+    as_json: bool,
+    team: str | None = None,
 ) -> None:
-    """Print what a run would use."""
+    """Print what a run would use; `team` owns it, else the file's."""
     target = "live" if live else "sandbox"
+    server = chosen_server(server)
     if server is not None:
         with connect(server) as client:
             asked = asked_of_server(file)
             values = read_inputs(inputs, inputs_file, client.plan(**asked)["inputs"])
-            document = client.estimate(**asked, inputs=values, target=target)
+            document = client.estimate(**asked, inputs=values, target=target, team=team)
     else:
         with local_services() as services:
             workflow = find_workflow(file)
             compiled, _ = services.read(workflow.text, file=workflow.file)
             values = read_inputs(inputs, inputs_file, compiled.inputs)
-            document = services.estimate(compiled, values, target=target)
+            document = services.estimate(compiled, values, target=target, team=team)
     if as_json:
         terminal.emit(document)
     else:
@@ -41,16 +62,21 @@ def tell(document: Mapping[str, Any]) -> None:
     terminal.draw(terminal.styled(f"{document['workflow']}, {_where(document)}", "name"))
     terminal.say()
     steps = [step for step in document["steps"] if not _silent(step)]
-    columns = ("step", "calls", "tokens in", "tokens out", "expected", "p95", "worst", "time", "by")
-    rows = [_row(step, document) for step in steps]
-    terminal.table(columns, rows, right=columns[1:8])
+    tables.show(_STEPS, [_row(step) for step in steps])
     terminal.say()
-    total = document["total"]
-    _line("cost", total["cost_usd"], document["known"]["cost_usd"], document["unknown"]["cost"], terminal.money)
-    _line("time", total["time_s"], document["known"]["time_s"], document["unknown"]["time"], terminal.seconds)
-    for name in ("input", "output"):
-        _line(name, total["tokens"][name], total["tokens"][name], [], _tokens)
-    _line("calls", total["calls"], total["calls"], [], _tokens)
+    total, known, unknown = document["total"], document["known"], document["unknown"]
+    rows = [
+        _total("cost", known["cost_usd"] if unknown["cost"] else total["cost_usd"], unknown["cost"], terminal.money),
+        _total("time", known["time_s"] if unknown["time"] else total["time_s"], unknown["time"], terminal.seconds),
+        _total("input", total["tokens"]["input"], (), _tokens),
+        _total("output", total["tokens"]["output"], (), _tokens),
+        _total("calls", total["calls"], (), _tokens),
+    ]
+    tables.show(_TOTALS, rows)
+    for what in ("cost", "time"):
+        missing = list(dict.fromkeys(unknown[what]))
+        if missing:
+            terminal.paragraph(f"The {what} of {', '.join(missing)} is unknown, and not in this sum.")
     terminal.say()
     _path(document["critical_path"])
     _quota(document["binding_quota"])
@@ -60,7 +86,7 @@ def tell(document: Mapping[str, Any]) -> None:
 
 def _where(document: Mapping[str, Any]) -> str:
     runs = document["history"]["runs"]
-    past = f"by {runs} past {'run' if runs == 1 else 'runs'}" if runs else "never run before"
+    past = f"based on {terminal.counted(runs, 'past run')}" if runs else "never run before"
     return f"{'on the real providers' if document['target'] == 'live' else 'on the sandbox'}, {past}"
 
 
@@ -70,12 +96,12 @@ def _silent(step: Mapping[str, Any]) -> bool:
     return inside or (step["kind"] in ("checkpoint", "aggregate") and not step["calls"]["worst"])
 
 
-def _row(step: Mapping[str, Any], document: Mapping[str, Any]) -> list[Any]:
+def _row(step: Mapping[str, Any]) -> list[Any]:
     name = f"  {step['id']}" if step["parent"] else str(step["id"])
     if step["times"] is not None:
         name += f" ×{step['times']['expected']:g} (≤ {step['times']['worst']})"
     if step["runs"] == "never":
-        return [name, "", "", "", terminal.styled("does not run", "quiet"), "", "", "", ""]
+        return [terminal.styled(f"{name}, does not run", "quiet"), *[""] * (len(_STEPS) - 1)]
     cost, time = step["cost_usd"], step["time_s"]
     calls = step["calls"]["worst"]
     return [
@@ -99,20 +125,18 @@ def _tokens(count: float | None) -> str:
     return "unknown" if count is None else terminal.number(round(count))
 
 
-def _line(what: str, band: Mapping[str, Any], known: Mapping[str, Any], unknown: Sequence[str], show: Any) -> None:
-    """Print one quantity; where something of it is not known, what is, and what is missing."""
-    shown = band if not unknown else known
-    parts = [f"{name} {'unknown' if shown[name] is None else show(shown[name])}" for name in _NAMES]
-    text = "   ".join(parts)
-    if unknown:
-        text += f"   without {', '.join(dict.fromkeys(unknown))}, of which nothing is known"
-    terminal.say(f"{what:<8}{text}")
+def _total(what: str, band: Mapping[str, Any], unknown: Sequence[str], show: Callable[[Any], str]) -> list[str]:
+    """Return the row of one quantity; a sum in which parts are unknown says so, and is not 0 where all of them are."""
+    if unknown and not any(band[name] for name in _NAMES):
+        return [what, *("unknown" for _ in _NAMES)]
+    more = "+" if unknown else ""
+    return [what, *("unknown" if band[name] is None else f"{show(band[name])}{more}" for name in _NAMES)]
 
 
 def _path(path: Sequence[Mapping[str, Any]]) -> None:
     if path:
         way = " → ".join(f"{entry['step']} {terminal.seconds(entry['seconds'])}" for entry in path)
-        terminal.say(f"longest way: {way}")
+        terminal.paragraph(f"critical path: {way}")
 
 
 def _quota(binding: Mapping[str, Any] | None) -> None:
@@ -120,21 +144,22 @@ def _quota(binding: Mapping[str, Any] | None) -> None:
         terminal.say("quota: none is known for these models")
         return
     where = f"{binding['provider']} {binding['model']}, {binding['dimension'].replace('_', ' ')}"
-    much = f"{terminal.number(binding['needed'])} of {terminal.number(round(binding['per_minute']))} a minute"
+    much = f"{terminal.number(binding['needed'])} of {terminal.number(round(binding['per_minute']))} per minute"
     if binding["binds"]:
-        terminal.say(f"quota: {where} makes it wait: {much}, {terminal.seconds(binding['seconds'])} at least")
+        delay = terminal.seconds(binding["seconds"])
+        terminal.paragraph(f"quota: {where} delays it by at least {delay} ({much})")
     else:
-        terminal.say(f"quota: none makes it wait; nearest is {where}: {much}")
+        terminal.paragraph(f"quota: no quota delays it; the closest is {where} ({much})")
 
 
 def _budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
     words = {
-        "never": "is enough",
-        "at worst": "would refuse at worst",
-        "maybe": "may refuse (p95 is above it)",
-        "likely": "will probably refuse (the expected cost is above it)",
-        "certainly": "will refuse",
-        "unknown": "nobody can tell whether it is enough",
+        "never": "enough",
+        "at worst": "enough, except in the worst case",
+        "maybe": "may not be enough (p95 is above it)",
+        "likely": "probably not enough (the expected cost is above it)",
+        "certainly": "not enough",
+        "unknown": "it is unknown whether this is enough",
     }
     for entry in budgets:
         parts = []
@@ -143,28 +168,34 @@ def _budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
         if entry["left_tokens"] is not None:
             parts.append(f"{terminal.number(max(0, entry['left_tokens']))} tokens")
         left = " and ".join(parts) or "no limit"
-        terminal.say(f"budget: {entry['budget']}, {left} left: {words[entry['refuses']]}{_needed(entry)}")
+        terminal.paragraph(f"budget: {entry['budget']}, {left} left: {words[entry['refuses']]}{_needed(entry)}")
 
 
 def _needed(entry: Mapping[str, Any]) -> str:
-    """Say how much must be free: calls are reserved at the most that they may cost."""
+    """Say how much must be free: each call reserves the most that it may cost."""
     if entry["refuses"] == "never" or entry["needs_usd"] is None:
         return ""
-    return f"; calls are reserved at their bound, {terminal.money(entry['needs_usd'])} has to be free"
+    return f"; each call reserves the most it may cost, so {terminal.money(entry['needs_usd'])} must be free"
 
 
 def _basis(document: Mapping[str, Any]) -> None:
     for model in document["models"]:
         seen = model["estimator"]
-        past = f"{terminal.number(seen['calls'])} past {'call' if seen['calls'] == 1 else 'calls'}"
-        calls = past if seen["calls"] else "never compared with a real count"
-        terminal.note(
-            f"tokens of {model['model']}: estimate × {seen['ratio']:.2f}, off by about {seen['error']:.0%} ({calls})"
-        )
+        past = terminal.counted(seen["calls"], "past call")
+        calls = f"from {past}" if seen["calls"] else "not yet compared with a real count"
+        corrected = f"estimate corrected ×{seen['ratio']:.2f}, typical error ±{100 * seen['error']:.0f} %"
+        _note(f"tokens of {model['model']}: {corrected} ({calls})")
+        if not model.get("priced", True):
+            price = lazy.load("gorgon_common.costs.prices:how_to_price")(model["provider"], model["model"])
+            terminal.note(f"{model['provider']}:{model['model']} has no price. {price}")
     for sentence in document["assumptions"]:
-        terminal.note(f"assumed: {sentence}")
+        _note(f"assumption: {sentence}")
     if document["unavailable"]:
-        terminal.note("It cannot run yet: " + " ".join(document["unavailable"]))
+        _note("It cannot run yet: " + " ".join(document["unavailable"]))
+
+
+def _note(text: str) -> None:
+    terminal.paragraph(text, stream=sys.stderr)
 
 
 def warn_of_limit(document: Mapping[str, Any], limit: float) -> None:
@@ -179,7 +210,7 @@ def warn_of_limit(document: Mapping[str, Any], limit: float) -> None:
 
 
 def checked_limit(limit: float | None) -> float | None:
-    """Return a --max-cost.  Raises InputInvalid where it is no amount."""
+    """Return a --max-cost.  Raises InputInvalid where it is not an amount."""
     if limit is not None and not 0 <= limit <= 1e9:
-        raise errors.InputInvalid(f"--max-cost {limit} is no amount in dollars.", hint="Write it like 2.50.")
+        raise errors.InputInvalid(f"--max-cost {limit} is not an amount in dollars.", hint="Write it like 2.50.")
     return limit

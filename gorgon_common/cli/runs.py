@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 import typer
 
 from gorgon_common import errors
 from gorgon_common.bootstrap import Services
-from gorgon_common.cli import terminal
+from gorgon_common.cli import tables, terminal
 from gorgon_common.cli.backends import resolve_run, runs_of
 from gorgon_common.cli.follow import EventWait, follow
-from gorgon_common.cli.outline import elapsed, error_text, label
+from gorgon_common.cli.outline import elapsed, error_text, label, standing
 from gorgon_common.cli.screen import Plain, RunDrawing, Silent, Tree, View, cut_lines, ending, usage_of
 from gorgon_common.client.http import Client
 from gorgon_common.client.schemas import RUN_FINISHED
 from gorgon_common.clock import SYSTEM_CLOCK
 
 _PAUSE = 0.2
+_COLUMNS = (
+    tables.exact("run"),
+    tables.text("workflow", least=10),
+    tables.exact("status"),
+    tables.exact("target", drop=1),
+    tables.exact("started", drop=4),
+    tables.number("took", drop=3),
+    tables.number("tokens", drop=5),
+    tables.number("cost", drop=2),
+)
 _STYLES = {"succeeded": "ok", "failed": "bad", "cancelled": "wait", "running": "busy"}
 
 
@@ -36,24 +46,34 @@ def ls(
     if not page["items"]:
         terminal.note("No runs." if status or workflow or cursor else "No runs yet. `gorgon demo` makes one.")
         return
-    columns = ("run", "workflow", "status", "started", "took", "tokens", "cost")
-    terminal.table(columns, [_row(run) for run in page["items"]], right=("took", "tokens", "cost"))
+    tell_page(page, SYSTEM_CLOCK.now())
+
+
+def tell_page(page: Mapping[str, Any], now: datetime) -> None:
+    """Print a page of runs for people."""
+    tables.show(_COLUMNS, [_row(run, now) for run in page["items"]])
+    died = [run for run in page["items"] if run.get("orphaned")]
+    if died:
+        terminal.note("\nTo continue a run whose process died:")
+        terminal.note(f"  gorgon runs resume {died[0]['run_id']}")
     if page.get("next"):
         terminal.note(f"\nOlder ones: gorgon runs ls --cursor {page['next']}")
 
 
-def _row(run: Mapping[str, Any]) -> list[Any]:
-    took = elapsed(run, SYSTEM_CLOCK.now())
-    started = str(run.get("started_at") or "")[:19].replace("T", " ")
+def _row(run: Mapping[str, Any], now: datetime) -> list[Any]:
+    died = bool(run.get("orphaned"))
+    took = None if died else elapsed(run, now)
     tokens = terminal.tokens_of(run)
+    status = "died" if died else str(run["status"])
     return [
         run["run_id"],
         run["workflow"],
-        terminal.styled(str(run["status"]), _STYLES.get(str(run["status"]), "quiet")),
-        started,
+        terminal.styled(status, "bad" if died else _STYLES.get(status, "quiet")),
+        run.get("target") or "",
+        str(run.get("started_at") or "")[:19].replace("T", " "),
         terminal.seconds(took) if took is not None else "",
         terminal.number(tokens) if tokens else "",
-        terminal.money(run["cost_usd"]) if run.get("cost_usd") else "",
+        terminal.cost(run, short=True) if terminal.has_cost(run) else "",
     ]
 
 
@@ -72,8 +92,7 @@ def show(run: str, *, step: str | None, full: bool, server: str | None, as_json:
 def tell_whole(document: Mapping[str, Any], *, full: bool) -> None:
     """Print a run with all its steps and its outputs."""
     now = SYSTEM_CLOCK.now()
-    waits = document.get("waits_for")
-    terminal.draw(RunDrawing(document, now, whole=True, note=f"It {waits['what']}." if waits else ""))
+    terminal.draw(RunDrawing(document, now, whole=True, note=standing(document, now)))
     terminal.say()
     if document["status"] in RUN_FINISHED:
         terminal.draw(ending(document, full=full, now=now))
@@ -130,21 +149,30 @@ def choose_view(*, as_json: bool, target: str = "") -> View:
     return Plain()
 
 
-def conclude(document: Mapping[str, Any], *, left: bool, full: bool, as_json: bool, server: str | None = None) -> None:
+def conclude(
+    document: Mapping[str, Any],
+    *,
+    left: bool,
+    full: bool,
+    as_json: bool,
+    server: str | None = None,
+    file: str | None = None,
+) -> None:
     """Print how a run ended, and exit with the code that says so.
 
-    `left`: somebody pressed Ctrl-C; the run may go on.
+    `left`: somebody pressed Ctrl-C; the run may go on.  `file`: the workflow's file, where it is known.
     """
     status = str(document["status"])
     if as_json:
         terminal.emit(document)
     elif status in RUN_FINISHED:
         terminal.say()
-        terminal.draw(ending(document, full=full, now=SYSTEM_CLOCK.now(), server=server))
+        terminal.draw(ending(document, full=full, now=SYSTEM_CLOCK.now(), server=server, file=file))
     if status not in RUN_FINISHED:
         if not as_json:
             where = f" --server {server}" if server else ""
-            terminal.note(f"\nThe run goes on: gorgon runs watch {document['run_id']}{where}")
+            goes_on = f"The run goes on: gorgon runs watch {document['run_id']}{where}"
+            terminal.note(f"\n{standing(document, SYSTEM_CLOCK.now()) if document.get('orphaned') else goes_on}")
         raise typer.Exit(terminal.EXIT_WAITING)
     if status != "succeeded":
         raise typer.Exit(terminal.EXIT_INTERRUPTED if left else terminal.EXIT_RUN_FAILED)
@@ -161,7 +189,10 @@ def logs(run: str, *, follow: bool, server: str | None, as_json: bool) -> None:
             return
         try:
             for event in events:
-                terminal.say(json.dumps(event, ensure_ascii=False) if as_json else _event(event))
+                if as_json:
+                    terminal.emit_line(event)
+                else:
+                    tell_event(event)
         except KeyboardInterrupt:
             raise typer.Exit(terminal.EXIT_WAITING) from None
 
@@ -183,10 +214,16 @@ def _journal(runs: Services | Client, run_id: str, *, follow: bool) -> Iterator[
             time.sleep(_PAUSE)
 
 
-def _event(event: Mapping[str, Any]) -> str:
-    at = str(event["at"])[11:23]
-    parts = [at, str(event["kind"]).ljust(16), str(event.get("step") or ""), str(event.get("message") or "")]
-    return "  ".join(part for part in parts if part).rstrip()
+def tell_event(event: Mapping[str, Any]) -> None:
+    """Print one line of a journal; on a terminal a long message goes on below, indented."""
+    step = event.get("step") or ""
+    head = f"{str(event['at'])[11:23]}  {event['kind']:<16}{'  ' if step else ''}{step}"
+    message = " ".join(str(event.get("message") or "").split())
+    if terminal.interactive() and len(head) + len(message) + 2 > terminal.console().width:
+        terminal.say(head.rstrip())
+        terminal.paragraph(message, indent=14)
+    else:
+        terminal.say(f"{head}  {message}".rstrip())
 
 
 def cancel(run: str, *, server: str | None, as_json: bool) -> None:
@@ -197,5 +234,4 @@ def cancel(run: str, *, server: str | None, as_json: bool) -> None:
         terminal.emit(document)
     else:
         ended = document["status"] in RUN_FINISHED
-        told = f"is {document['status']}" if ended else f"is told to end; it is {document['status']}"
-        terminal.say(f"{document['run_id']} {told}.")
+        terminal.say(f"{document['run_id']}: {document['status'] if ended else 'cancelling…'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -10,10 +11,9 @@ from typing import Any, Protocol
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
-from gorgon_common.cli import terminal
+from gorgon_common.cli import tables, terminal
 from gorgon_common.cli.outline import ENGINE_KINDS, FINISHED, Line, elapsed, error_text, label, outline
 from gorgon_common.client.schemas import RUN_FINISHED
 from gorgon_common.clock import SYSTEM_CLOCK, Clock
@@ -33,6 +33,18 @@ _SYMBOLS = {
     "paused": ("◌", "wait"),
 }
 _BAR = 10
+_NAME = 32
+"""The most characters of a step's name that the tree shows."""
+_WORTH_SAYING = 1.0
+"""Seconds that a step may wait for a worker before the tree says so."""
+# Widths that do not follow the numbers: a tree that moves while it grows is hard to read.
+_COLUMNS = (
+    tables.text("", least=18),
+    tables.text("", least=28, room=28),
+    tables.number("", drop=2, room=10),
+    tables.number("", drop=1, room=7),
+    tables.number("", room=6),
+)
 _CUT_LINES = 8
 _CUT_CHARS = 800
 
@@ -96,7 +108,8 @@ class Plain:
             yield terminal.seconds(took)
         if terminal.tokens_of(step):
             yield f"{terminal.number(terminal.tokens_of(step))} tokens"
-            yield terminal.money(step.get("cost_usd"))
+        if terminal.tokens_of(step) or terminal.has_cost(step):
+            yield terminal.cost(step)
         if step.get("adopted_from"):
             yield "reused"
         if step.get("reason"):
@@ -174,123 +187,167 @@ class RunDrawing:
         self._lines = outline(run, now)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        lines = self._lines
         ended = self.run["status"] in RUN_FINISHED
         height = options.height or console.size.height
         room = 10_000 if self._whole else max(4, height - 7) if not ended else 80
-        yield self._heading()
-        shown, hidden = _fit(lines, room)
-        yield _table(shown, narrow=options.max_width < 100)
+        yield self._heading(options.max_width)
+        shown, hidden = _fit([_Drawn(line, console, options.max_width, self._whole) for line in self._lines], room)
+        fitted = tables.layout(_COLUMNS, [entry.cells for entry in shown], options.max_width, headings=False)
+        for entry in shown:
+            yield fitted.line(entry.cells)
+            yield from entry.below
         if hidden:
             yield Text(f"  … {hidden}", style="quiet")
         if not ended:
-            yield self._footing(lines)
-            yield Text(self._note, style="wait")
+            yield self._footing(self._lines)
+            if self._note or not self._whole:
+                yield Text(self._note, style="wait")
 
-    def _heading(self) -> Text:
-        parts = [str(self.run["run_id"])]
+    def _heading(self, width: int) -> Text:
+        """Return the workflow's name with target and id; the id is never cut."""
         target = str(self.run.get("target") or self._target)
-        if target:
-            parts.insert(0, target)
-        return Text.assemble((str(self.run["workflow"]), "name"), ("  " + " · ".join(parts), "quiet"))
+        facts = " · ".join(part for part in (target, str(self.run["run_id"])) if part)
+        name = Text(str(self.run["workflow"]), style="name")
+        name.truncate(max(8, width - len(facts) - 2), overflow="ellipsis")
+        return Text.assemble(name, (f"  {facts}", "quiet"))
 
     def _footing(self, lines: Sequence[Line]) -> Text:
         tops = [line for line in lines if line.depth == 0]
         done = sum(line.status in FINISHED for line in tops)
-        parts = [f"{done} of {len(tops)} steps", *usage_of(self.run)]
+        parts = [f"{done} of {terminal.counted(len(tops), 'step')}", *usage_of(self.run)]
         took = elapsed(self.run, self._now)
         if took is not None:
             parts.append(terminal.seconds(took))
         return Text("  " + " · ".join(parts), style="quiet")
 
 
-def _fit(lines: Sequence[Line], room: int) -> tuple[list[Line], str]:
+class _Drawn:
+    """One line of the tree: its cells, and what stands below it, wrapped."""
+
+    def __init__(self, line: Line, console: Console, width: int, whole: bool) -> None:
+        self.line = line
+        self.cells = (
+            _name(line, _NAME if console.is_terminal else width),
+            _about(line, whole=whole),
+            Text(f"{terminal.number(line.tokens)} tok" if line.tokens else "", style="quiet"),
+            Text(_cost(line), style="quiet"),
+            Text(_took(line), style="quiet"),
+        )
+        indent = 2 * line.depth + 4
+        self.below: list[Text] = []
+        for text, style in _details(line, whole=whole):
+            for part in Text(text, style=style).wrap(console, max(20, width - indent)):
+                part.rstrip()
+                self.below.append(Text(" " * indent) + part)
+
+    @property
+    def height(self) -> int:
+        return 1 + len(self.below)
+
+
+def _fit(lines: Sequence[_Drawn], room: int) -> tuple[list[_Drawn], str]:
     """Leave out what is least interesting until the rest fits; returns the rest and what was left out."""
-    needed = sum(1 + bool(line.error) + bool(line.hint) for line in lines)
+    needed = sum(entry.height for entry in lines)
     left_out: dict[str, int] = {}
     shown = list(lines)
     for status in ("succeeded", "pending", "ready", "skipped", "cancelled"):
-        for line in [entry for entry in shown if entry.status == status]:
+        for entry in [entry for entry in shown if entry.line.status == status]:
             if needed <= room - 1:
                 break
-            shown.remove(line)
-            needed -= 1
+            shown.remove(entry)
+            needed -= entry.height
             left_out[status] = left_out.get(status, 0) + 1
     while needed > room - 1 and len(shown) > 1:
-        line = shown.pop()
-        needed -= 1 + bool(line.error) + bool(line.hint)
-        left_out[line.status] = left_out.get(line.status, 0) + 1
-    return shown, ", ".join(f"{count} more {status}" for status, count in left_out.items())
+        entry = shown.pop()
+        needed -= entry.height
+        left_out[entry.line.status] = left_out.get(entry.line.status, 0) + 1
+    return shown, ", ".join(f"{count} more {status.replace('_', ' ')}" for status, count in left_out.items())
 
 
-def _table(lines: Sequence[Line], *, narrow: bool) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0), expand=False)
-    table.add_column(no_wrap=True, overflow="ellipsis", max_width=32)
-    # Widths that do not follow the numbers: a tree that moves while it grows is hard to read.
-    table.add_column(overflow="fold" if not narrow else "ellipsis", min_width=28 if narrow else 44, max_width=64)
-    for width in (10, 7, 6):
-        table.add_column(justify="right", no_wrap=True, min_width=width)
-    for line in lines:
-        table.add_row(
-            _name(line),
-            _about(line, narrow=narrow),
-            Text(f"{terminal.number(line.tokens)} tok" if line.tokens else "", style="quiet"),
-            Text(terminal.money(line.cost) if line.cost else "", style="quiet"),
-            Text(_took(line), style="quiet"),
-        )
-    return table
+def _cost(line: Line) -> str:
+    spent = {"cost_usd": line.cost, "known_cost_usd": line.cost, "unpriced_calls": line.unpriced}
+    return terminal.cost(spent, short=True) if terminal.has_cost(spent) else ""
 
 
 def _took(line: Line) -> str:
     return "" if line.elapsed is None or line.status == "skipped" else terminal.seconds(line.elapsed)
 
 
-def _name(line: Line) -> Text:
+def _name(line: Line, most: int) -> Text:
     busy = line.status == "running"
     symbol, style = (_SPINNER[int(time.monotonic() * 12) % len(_SPINNER)], "busy") if busy else _SYMBOLS[line.status]
     faint = line.status in ("pending", "ready", "skipped")
-    return Text.assemble("  " * (line.depth + 1), (symbol, style), " ", (line.name, "off" if faint else ""))
+    name = Text(line.name, style="off" if faint else "")
+    name.truncate(most, overflow="ellipsis")
+    return Text.assemble("  " * (line.depth + 1), (symbol, style), " ", name)
 
 
-def _about(line: Line, *, narrow: bool) -> Text:
+def _about(line: Line, *, whole: bool) -> Text:
     text = Text()
     if line.kind == "loop" and line.total:
         text.append(f"iteration {line.total}  ")
     elif line.total:
-        part = round(_BAR * line.done / line.total)
-        text.append("━" * part, style="bad" if line.failed else "ok").append("━" * (_BAR - part), style="off")
+        # Rounded down, and drawn with two characters: without colours too it looks full only when it is.
+        part = _BAR * line.done // line.total
+        text.append("█" * part, style="bad" if line.failed else "ok").append("░" * (_BAR - part), style="off")
         text.append(f" {line.done}/{line.total}")
         if line.failed:
             text.append(f", {line.failed} failed", style="bad")
         text.append("  ")
     if line.status == "skipped":
-        return text.append(f"skipped: {line.reason}" if line.reason else "skipped", style="off")
-    if line.error:
-        text.append(line.error, style="bad" if line.status == "failed" else "wait")
-        if line.hint:
-            text.append(f"\n{line.hint}", style="hint")
-        return text
-    if line.status == "waiting" and line.reason:
-        return text.append(f"waiting: {line.reason}", style="wait")
-    if line.kind != "loop":  # whose steps stand below it
-        text.append(line.who.partition(" · ")[0] if narrow and line.total else line.who, style="quiet")
+        return text.append(f"skipped: {line.reason}" if line.reason and not whole else "skipped", style="off")
+    if line.status == "waiting":
+        waited = "" if line.waited is None else f" for {terminal.seconds(line.waited)}"
+        return text.append(f"waiting{waited}", style="wait")
+    if line.status == "ready" and line.waited is not None and line.waited >= _WORTH_SAYING:
+        return text.append(f"waiting for a worker, {terminal.seconds(line.waited)}", style="wait")
     if line.attempts > 1:
-        text.append(f"{'  ' if line.who else ''}attempt {line.attempts}", style="wait")
+        text.append(f"attempt {line.attempts}{'  ' if line.who else ''}", style="wait")
+    if line.kind != "loop":  # whose steps stand below it
+        text.append(line.who.partition(" · ")[0] if line.total else line.who, style="quiet")
     return text
 
 
+def _wait(line: Line) -> str:
+    """Return why a step, or an item of it, waits, and when it continues."""
+    facts = []
+    if line.waiting:
+        waited = "" if line.waited is None else f" for up to {terminal.seconds(line.waited)}"
+        facts.append(f"{terminal.counted(line.waiting, 'item')} waiting{waited}")
+    if line.goes_on is not None and line.goes_on > 0:
+        facts.append(f"{'continues' if facts else 'Continues'} in {terminal.seconds(line.goes_on)}")
+    return f"{', '.join(facts)}: {line.reason}" if facts else line.reason
+
+
+def _details(line: Line, *, whole: bool) -> Iterator[tuple[str, str]]:
+    """Return what does not fit beside a step: why it failed and what to do, why it waits."""
+    if line.error:
+        yield line.error, "bad" if line.status == "failed" else "wait"
+        if line.hint:
+            yield line.hint, "hint"
+    elif line.reason and (line.status == "waiting" or line.waiting):
+        yield _wait(line), "wait"
+    elif line.reason and line.status == "skipped" and whole:
+        yield line.reason, "quiet"
+
+
 def usage_of(run: Mapping[str, Any]) -> list[str]:
-    """Return `12,345 tokens` and `$0.0421`, what there is of it."""
+    """Return `12,345 tokens` and `$0.0421 + 2 calls of unknown cost`, what there is of it."""
     parts = []
     if terminal.tokens_of(run):
         parts.append(f"{terminal.number(terminal.tokens_of(run))} tokens")
-    if run.get("cost_usd"):
-        parts.append(terminal.money(run["cost_usd"]))
+    if terminal.has_cost(run):
+        parts.append(terminal.cost(run))
     return parts
 
 
-def ending(run: Mapping[str, Any], *, full: bool, now: datetime, server: str | None = None) -> Group:
-    """Return how a run ended: one sentence, the error and what to do, the outputs."""
+def ending(
+    run: Mapping[str, Any], *, full: bool, now: datetime, server: str | None = None, file: str | None = None
+) -> Group:
+    """Return how a run ended: one sentence, the error and what to do, the outputs.
+
+    `file`: the workflow's file, where it is known: a run that is continued does not look at it unless it is named.
+    """
     run_id, status = str(run["run_id"]), str(run["status"])
     named = f"{run_id} --server {server}" if server else run_id
     symbol, style = _SYMBOLS.get(status, ("·", "quiet"))
@@ -300,18 +357,34 @@ def ending(run: Mapping[str, Any], *, full: bool, now: datetime, server: str | N
     drawn: list[RenderableType] = [
         Text.assemble((f"{symbol} {run['workflow']} {status}", f"bold {_plain_style(style)}"), (f"  {told}", "quiet"))
     ]
-    message, hint = error_text(run.get("error"))
+    error = run.get("error")
+    message, hint = error_text(error)
+    where = error.get("step") if isinstance(error, Mapping) else None
+    if where and not message.startswith(f"`{where}`"):
+        message = f"{where}: {message}"
     if message:
-        indented = message.replace("\n", "\n  ")
-        drawn.append(Text(f"  {indented}", style="bad"))
+        drawn.append(_indented(message, "bad"))
     if hint:
-        drawn.append(Text(f"  {hint}", style="hint"))
+        drawn.append(_indented(hint, "hint"))
     if status in ("failed", "cancelled"):
-        drawn.append(Text.assemble(("  Continue where it ended:  ", "quiet"), f"gorgon runs resume {named}"))
+        drawn.append(Text("  To continue where it ended:", style="quiet"))
+        drawn.append(Text(f"    gorgon runs resume {named}", overflow="ignore", no_wrap=True))
+        if not server:  # a server continues a run only as it was
+            drawn.append(Text("  To continue with an edited file:", style="quiet"))
+            edited = f"    gorgon runs resume {named} -f {shlex.quote(file) if file else 'FILE'}"
+            drawn.append(Text(edited, overflow="ignore", no_wrap=True))
     outputs = run.get("outputs") or {}
     if outputs:
         drawn += [Text(), *_outputs(outputs, named, full=full)]
     return Group(*drawn)
+
+
+def _indented(text: str, style: str = "") -> RenderableType:
+    """Return a text that is wrapped within its indent on a terminal; a pipe gets its lines as they are."""
+    if terminal.interactive():
+        return Padding.indent(Text(text or " ", style=style), 2)
+    indented = text.replace("\n", "\n  ")
+    return Text(f"  {indented}", style=style)
 
 
 def sentence(text: str) -> str:
@@ -333,12 +406,12 @@ def _outputs(outputs: Mapping[str, Any], named: str, *, full: bool) -> Iterator[
             continue
         yield Text(name, style="name")
         for line in lines:
-            # A pipe gets the lines as they are; on a terminal what is too long is wrapped within its indent.
-            yield Padding.indent(Text(line), 2) if terminal.interactive() else Text(f"  {line}")
+            yield _indented(line)
         if more:
             yield Text(f"  … {more}", style="quiet")
     if cut:
-        yield Text.assemble(("\nAll of it:  ", "quiet"), f"gorgon runs show {named} --full")
+        yield Text("\nTo see all of it:", style="quiet")
+        yield Text(f"  gorgon runs show {named} --full", overflow="ignore", no_wrap=True)
 
 
 def cut_lines(value: Any, *, full: bool) -> tuple[list[str], str]:
@@ -355,7 +428,7 @@ def cut_lines(value: Any, *, full: bool) -> tuple[list[str], str]:
         kept.append(line)
     more = len(lines) - len(kept)
     if more:
-        return kept, f"{more} more {'line' if more == 1 else 'lines'}"
+        return kept, terminal.counted(more, "more line")
     return kept, "cut" if size > _CUT_CHARS else ""
 
 
@@ -394,4 +467,4 @@ def _scalar(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return str(value)
+    return terminal.safe(str(value))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from gorgon_common import errors
+from gorgon_common import documents, errors
 from gorgon_common.operations.catalogue import load_operations
 from gorgon_common.roles.catalogue import load_roles
 from gorgon_common.workflow import catalogue
 from gorgon_common.workflow.plan import Plan
 from gorgon_common.workflow.source import read_workflow
-
-_MAX_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +24,10 @@ class Workflow:
 
 
 def find_workflow(given: str) -> Workflow:
-    """Return the text of a file, of stdin (`-`) or of a bundled workflow.  Raises NotFound, InputInvalid."""
-    if given == "-":
-        return Workflow(sys.stdin.read(_MAX_BYTES), "<stdin>")
+    """Return the text of a file, a pipe, stdin (`-`) or a bundled workflow.  Raises NotFound, InputInvalid."""
+    if given == documents.STDIN or Path(given).exists():
+        return Workflow(read_workflow_text(given), documents.shown_name(given))
     path = Path(given)
-    if path.is_file():
-        return Workflow(read_text(path), given)
-    if path.is_dir():
-        raise errors.InputInvalid(f"{given} is a directory; a workflow is a YAML file.")
     if looks_like_path(given):
         near = [entry.name for entry in path.parent.glob("*.y*ml")][:5] if path.parent.is_dir() else []
         hint = f"YAML files there: {', '.join(sorted(near))}." if near else "`gorgon init` writes a first workflow."
@@ -63,15 +56,6 @@ def looks_like_path(given: str) -> bool:
     return given.endswith((".yaml", ".yml", ".json")) or os.sep in given
 
 
-def read_text(path: Path) -> str:
-    """Return a workflow file's text.  Raises InputInvalid."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise errors.InputInvalid(f"{path} is too large for a workflow file.")
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise errors.InputInvalid(f"{path} is not UTF-8 text (byte {error.start}).") from None
-    except OSError as error:
-        raise errors.InputInvalid(f"{path}: {error.strerror}.") from None
+def read_workflow_text(name: str) -> str:
+    """Return the text of a workflow file, a pipe or stdin (`-`).  Raises NotFound, InputInvalid."""
+    return documents.read_text(name, limit=documents.WORKFLOW.max_bytes)

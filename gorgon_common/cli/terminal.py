@@ -1,6 +1,7 @@
 """What commands print, and how they end.
 
-stdout carries the answer, stderr everything said beside it.  With `--json` stdout is exactly one document, also where
+Everything that is printed passes `safe` (or `emit`, for JSON): secrets are masked, control characters shown.  stdout
+carries the answer, stderr everything said beside it.  With `--json` stdout is exactly one document, also where
 the command fails.  rich is imported by the first thing that is drawn.
 """
 
@@ -10,10 +11,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from gorgon_common import errors, lazy
+from gorgon_common import errors, lazy, strict_json
+from gorgon_common.masking import SECRETS
+from gorgon_common.printable import json_safe, visible
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -25,6 +29,8 @@ EXIT_WAITING: Final = 3
 """Waiting for somebody, or left running."""
 EXIT_BUG: Final = 70
 EXIT_INTERRUPTED: Final = 130
+
+_NO_WIDTH: Final = 100_000
 
 _THEME = {
     "ok": "green",
@@ -39,12 +45,31 @@ _THEME = {
 
 
 def console(stream: TextIO | None = None, *, force_terminal: bool | None = None) -> Console:
-    """Return a rich console on stdout (or on `stream`); colours follow the terminal, NO_COLOR and FORCE_COLOR."""
+    """Return a rich console on stdout (or on `stream`); colours follow the terminal, NO_COLOR and FORCE_COLOR.
+
+    What is not a terminal has no width: nothing is wrapped, shortened or left out there.
+    """
     theme = lazy.load("rich.theme:Theme")(_THEME)
-    made: Console = lazy.load("rich.console:Console")(
-        file=stream or sys.stdout, theme=theme, highlight=False, emoji=False, force_terminal=force_terminal
+    file = stream or sys.stdout
+    made: Console = lazy.load("gorgon_common.cli.safe_console:SafeConsole")(
+        safe,
+        file=file,
+        theme=theme,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        force_terminal=force_terminal,
+        width=None if force_terminal or file.isatty() else _NO_WIDTH,
     )
     return made
+
+
+def safe(text: str) -> str:
+    """Return text as it may be printed: secrets masked, control characters and escapes of others shown.
+
+    Every text that goes to a terminal or a pipe passes here, once and before it is laid out.
+    """
+    return visible(SECRETS.mask(text))
 
 
 def interactive() -> bool:
@@ -54,12 +79,36 @@ def interactive() -> bool:
 
 def say(text: str = "") -> None:
     """Print a line of the answer."""
-    print(text)
+    _write(safe(text))
+
+
+def _write(text: str) -> None:
+    with writing():
+        print(text)
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Say of stdout what is said of other files that cannot be written.  Raises ConfigurationError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise errors.ConfigurationError(
+            f"The output cannot be written: {error.strerror}.",
+            hint="See where stdout leads, and whether there is room.",
+        ) from None
 
 
 def note(text: str) -> None:
     """Print a line beside the answer, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(safe(text), file=sys.stderr, flush=True)
+
+
+def reveal(text: str) -> None:
+    """Print a secret on stderr, once, for the person who needs it."""
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 def whisper(text: str) -> None:
@@ -68,44 +117,54 @@ def whisper(text: str) -> None:
 
 
 def emit(document: Any) -> None:
-    """Print the one JSON document of `--json`."""
-    say(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    """Print the one JSON document of `--json`: exact, secrets masked, control characters in JSON's own escapes."""
+    _write(_json(document, indent=2))
+
+
+def emit_line(document: Any) -> None:
+    """Print one document of several, on a line of its own."""
+    _write(_json(document, indent=None))
+
+
+def _json(document: Any, *, indent: int | None) -> str:
+    text = strict_json.dumps(document, indent=indent, default=str)
+    if SECRETS.found(text) is not None:
+        text = json.dumps(SECRETS.mask_value(json.loads(text)), indent=indent, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(json.loads(text), indent=indent)
+    return json_safe(text)
 
 
 def styled(text: str, style: str) -> Any:
     """Return a text in a style, for a cell of a table."""
-    return lazy.load("rich.text:Text")(text, style=style)
+    return lazy.load("rich.text:Text")(safe(text), style=style)
+
+
+def paragraph(text: str, *, indent: int = 0, style: str = "", stream: TextIO | None = None) -> None:
+    """Print a text on stdout (or on `stream`): wrapped within its indent on a terminal, on one line in a pipe."""
+    file = stream or sys.stdout
+    if not file.isatty():
+        (note if file is sys.stderr else say)(" " * indent + text)
+        return
+    body = lazy.load("rich.text:Text")(safe(text) or " ", style=style)
+    with writing():
+        console(file).print(lazy.load("rich.padding:Padding").indent(body, indent))
 
 
 def draw(drawing: RenderableType) -> None:
-    """Print something of rich on stdout; in a pipe nothing is wrapped."""
-    console().print(drawing, soft_wrap=not interactive())
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[str] = ()) -> None:
-    """Print rows under headings: a light table on a terminal, columns separated by tabs in a pipe."""
-    if not interactive():
-        for row in rows:
-            say("\t".join(_flat(cell) for cell in row))
-        return
-    made = lazy.load("rich.table:Table")(box=None, header_style="quiet", pad_edge=False, padding=(0, 3, 0, 0))
-    for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*(cell if hasattr(cell, "markup") else lazy.load("rich.text:Text")(str(cell)) for cell in row))
-    draw(made)
-
-
-def _flat(cell: Any) -> str:
-    return " ".join(str(cell).split())
+    """Print something of rich on stdout; in a pipe nothing is wrapped.  Lines that may not be wrapped are not cut."""
+    with writing():
+        console().print(drawing, soft_wrap=not interactive(), crop=False)
 
 
 def tell_error(error: errors.GorgonError) -> None:
     """Print what is wrong and what to do, on stderr."""
     if isinstance(error, errors.WorkflowInvalid):
-        tell_problems(error.problems, stream=sys.stderr)
+        tell_problems(error.problems, stream=sys.stderr, source=error.source)
         count = sum(problem.severity == "error" for problem in error.problems)
-        note(f"\n{count} {'problem' if count == 1 else 'problems'}. Nothing was started.")
+        note(f"\n{counted(count, 'problem')}. Nothing was started.")
         return
     text = lazy.load("rich.text:Text")
     screen = console(sys.stderr)
@@ -117,7 +176,7 @@ def tell_error(error: errors.GorgonError) -> None:
 def tell_problems(problems: Sequence[errors.Problem], *, stream: TextIO, source: str | None = None) -> None:
     """Print problems with the line they are about, as a compiler does.
 
-    `source` is the text they were found in; without it the file that each names is read.
+    `source` is the text they were found in.  A file is never read again: it may have changed, or be a pipe.
     """
     text = lazy.load("rich.text:Text")
     screen = console(stream)
@@ -128,30 +187,39 @@ def tell_problems(problems: Sequence[errors.Problem], *, stream: TextIO, source:
         if where:
             line.append(where, style="name").append(": ")
         line.append(problem.severity, style="bad" if bad else "wait").append(f": {problem.message}")
-        screen.print(line, soft_wrap=True)
+        screen.print(line, soft_wrap=not stream.isatty())
         shown = _line_of(problem, source)
         if shown is not None and problem.line is not None:
             number = f"{problem.line:>5} "
+            shown, column = _window(shown, problem.column, screen.width - len(number) - 2)
             screen.print(text.assemble((f"{number}│ ", "quiet"), shown), soft_wrap=True)
-            if problem.column is not None and problem.column <= len(shown) + 1:
-                word = re.match(r"\W?\w*", shown[problem.column - 1 :])
-                mark = " " * (problem.column - 1) + "^" * max(1, len(word[0]) if word else 1)
-                screen.print(text.assemble((" " * len(number) + "│ ", "quiet"), (mark, "bad" if bad else "wait")))
+            if column is not None and column <= len(shown) + 1:
+                word = re.match(r"\W?\w*", shown[column - 1 :])
+                mark = " " * (column - 1) + "^" * max(1, len(word[0]) if word else 1)
+                under = text.assemble((" " * len(number) + "│ ", "quiet"), (mark, "bad" if bad else "wait"))
+                screen.print(under, soft_wrap=True)
         if problem.hint:
-            screen.print(text(f"      {problem.hint}", style="hint"), soft_wrap=True)
+            paragraph(problem.hint, indent=6, style="hint", stream=stream)
+
+
+def _window(line: str, column: int | None, width: int) -> tuple[str, int | None]:
+    """Return the part of a line around a column that fits into a width, and where the column is in it."""
+    if len(line) <= width or width < 20:
+        return line, column
+    begin = max(0, min((column or 1) - 1 - width // 2, len(line) - width))
+    part = line[begin : begin + width]
+    if begin:
+        part = "…" + part[1:]
+    if begin + width < len(line):
+        part = part[:-1] + "…"
+    return part, None if column is None else column - begin
 
 
 def _line_of(problem: errors.Problem, source: str | None) -> str | None:
     if problem.line is None:
         return None
-    if source is None and problem.file:
-        try:
-            with open(problem.file, encoding="utf-8") as file:
-                source = file.read(1_000_000)
-        except (OSError, UnicodeDecodeError):
-            return None
-    lines = (source or "").splitlines()
-    return lines[problem.line - 1].replace("\t", " ") if 0 < problem.line <= len(lines) else None
+    lines = (source or "").split("\n")
+    return lines[problem.line - 1].rstrip("\r").replace("\t", " ") if 0 < problem.line <= len(lines) else None
 
 
 def error_document(error: errors.GorgonError) -> dict[str, Any]:
@@ -171,7 +239,27 @@ def money(usd: float | None) -> str:
         return "$0"
     if usd < 0.0001:
         return "<$0.0001"
-    return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}"
+    return f"${usd:,.2f}" if usd >= 1 else f"${usd:.4f}"
+
+
+def cost(document: Mapping[str, Any], *, short: bool = False) -> str:
+    """Return what a run, a step or a row of a report cost: `$0.12 + 3 calls of unknown cost`.
+
+    `short` is for a cell of a table: `$0.12 + ?`, `unknown`.
+    """
+    unknown = int(document.get("unpriced_calls") or 0)
+    if not unknown:
+        return money(document.get("cost_usd"))
+    known = document.get("known_cost_usd")
+    if short:
+        return f"{money(known)} + ?" if known else "unknown"
+    calls = f"{number(unknown)} {'call' if unknown == 1 else 'calls'} of unknown cost"
+    return f"{money(known)} + {calls}" if known else calls
+
+
+def has_cost(document: Mapping[str, Any]) -> bool:
+    """Tell whether something was spent, be it known how much or not."""
+    return bool(document.get("cost_usd") or document.get("unpriced_calls"))
 
 
 def seconds(value: float) -> str:
@@ -188,6 +276,11 @@ def seconds(value: float) -> str:
 def number(count: int) -> str:
     """Return a count with separators: `12,345`."""
     return f"{count:,}"
+
+
+def counted(count: int, noun: str, many: str = "") -> str:
+    """Return a count with its noun: `1 call`, `1,200 calls`; `many` where the plural is not made with an s."""
+    return f"{number(count)} {noun if count == 1 else many or noun + 's'}"
 
 
 def tokens_of(document: Mapping[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 - Unavailable: the server cannot be reached, or cannot reach its database
 - ConfigurationError: the key is missing or wrong
+- Forbidden: the key may not act for the team
 - WorkflowInvalid, InputInvalid, NotFound, Conflict, NotAvailable: as the server says
 """
 
@@ -16,6 +17,7 @@ from urllib.parse import quote
 import httpx2
 
 from gorgon_common import errors
+from gorgon_common.client.views import read_budget
 
 PROBLEM_TYPE = "urn:gorgon:error:"
 """What the `type` of an error begins with; the rest is a key of ERROR_TYPES."""
@@ -26,6 +28,7 @@ ERROR_TYPES: dict[str, type[errors.GorgonError]] = {
     "not-found": errors.NotFound,
     "conflict": errors.Conflict,
     "not-available": errors.NotAvailable,
+    "forbidden": errors.Forbidden,
     "configuration": errors.ConfigurationError,
     "unavailable": errors.Unavailable,
 }
@@ -75,15 +78,20 @@ class Client:
         workflow: str | None = None,
         source: str | None = None,
         target: str = "sandbox",
+        team: str | None = None,
         max_cost_usd: float | None = None,
         idempotency_key: str | None = None,
     ) -> dict[str, Any]:
-        """Start a run of a bundled workflow by name, or of a YAML text; returns `{run_id, created, reused, to_run}`."""
+        """Start a run of a bundled workflow by name, or of a YAML text; returns `{run_id, created, reused, to_run}`.
+
+        `team` owns the run; without it the file's `team:` does.
+        """
         body = {
             "workflow": workflow,
             "source": source,
             "inputs": dict(inputs),
             "target": target,
+            "team": team,
             "max_cost_usd": max_cost_usd,
         }
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
@@ -128,9 +136,10 @@ class Client:
         source: str | None = None,
         inputs: Mapping[str, Any] | None = None,
         target: str = "sandbox",
+        team: str | None = None,
     ) -> dict[str, Any]:
-        """Return what a run would use, before anything is spent."""
-        body = {"workflow": workflow, "source": source, "inputs": dict(inputs or {}), "target": target}
+        """Return what a run would use, before anything is spent.  `team`: as for `submit`."""
+        body = {"workflow": workflow, "source": source, "inputs": dict(inputs or {}), "target": target, "team": team}
         estimate: dict[str, Any] = self._ask("POST", "/v1/workflows/plan", json=_given(body))["estimate"]
         return estimate
 
@@ -159,6 +168,28 @@ class Client:
         """Return `{items, next}`: a row for each call."""
         asked = {"from": since, "to": until, "limit": limit, "cursor": cursor, **(only or {})}
         return self._ask("GET", "/v1/costs/calls", params=_given(asked))
+
+    def list_budgets(self) -> list[dict[str, Any]]:
+        """Return every budget with its accounts, amounts in micro-dollars."""
+        return [read_budget(entry) for entry in self._ask("GET", "/v1/budgets")["items"]]
+
+    def set_budget(
+        self, scope: str, *, period: str = "month", timezone: str | None = None, **limits: str | None
+    ) -> dict[str, Any]:
+        """Set or change a budget; returns it.  `limits`: `usd` and `tokens`, None for none; what is missing stays."""
+        body = {"scope": scope, "period": period, **_given({"timezone": timezone}), **limits}
+        return read_budget(self._ask("PUT", "/v1/budgets", json=body))
+
+    def limits(self) -> dict[str, Any]:
+        """Return `{gates, rules, estimates}`."""
+        return self._ask("GET", "/v1/limits")
+
+    def set_limits(
+        self, provider: str, model: str, limits: Mapping[str, float], *, clear: bool = False
+    ) -> dict[str, Any]:
+        """Set limits for a provider's models; returns `{provider, model, limits, cleared}`."""
+        body = {"provider": provider, "model": model, "limits": dict(limits), "clear": clear}
+        return self._ask("PUT", "/v1/limits", json=body)
 
     def workflows(self) -> list[dict[str, Any]]:
         """Return the server's bundled workflows."""
@@ -226,7 +257,7 @@ class Client:
 
     def _unreachable(self, error: httpx2.TransportError) -> errors.Unavailable:
         if isinstance(error, httpx2.TimeoutException):
-            return errors.Unavailable(f"The server {self.base_url} did not answer in time.", hint="Try again.")
+            return errors.Unavailable(f"The server {self.base_url} did not reply in time.", hint="Try again.")
         return errors.Unavailable(
             f"The server {self.base_url} cannot be reached: {error}",
             hint="Start one with `gorgon api`, or correct --server (GORGON_API_URL).",
@@ -241,12 +272,12 @@ class Client:
             body = {}
         detail = str(body.get("detail") or f"The server answered {response.status_code} {response.reason_phrase}.")
         hint = body.get("hint")
-        if response.status_code in (401, 403):
+        kind = ERROR_TYPES.get(str(body.get("type", "")).removeprefix(PROBLEM_TYPE))
+        if response.status_code == 401 or (response.status_code == 403 and kind is None):
             what = "refused the API key" if self._api_key else "asks for an API key"
             return errors.ConfigurationError(
                 f"The server {self.base_url} {what}.", hint="Set GORGON_API_KEY to a key of this server."
             )
-        kind = ERROR_TYPES.get(str(body.get("type", "")).removeprefix(PROBLEM_TYPE))
         if kind is errors.WorkflowInvalid:
             return errors.WorkflowInvalid([_problem(entry) for entry in body.get("problems") or [{"message": detail}]])
         if body.get("errors"):

@@ -23,6 +23,9 @@ RUN_FINISHED = frozenset({"succeeded", "failed", "cancelled"})
 MAX_PAGE = 200
 """Most items on one page."""
 
+_COST = "US dollars; null where the cost of a call is unknown, which is never 0."
+_KNOWN = "US dollars: the sum of the calls whose cost is known."
+_UNPRICED = "Calls whose cost is unknown: the model has no price, or it is not known what was used."
 _RUN_ID = "run_01KAR6V7Q3M8Z5T2N4H9C1X0WB"
 _STEP_EXAMPLE: dict[str, Any] = {
     "id": "plan",
@@ -40,6 +43,8 @@ _STEP_EXAMPLE: dict[str, Any] = {
     "attempts": 1,
     "tokens": {"input": 412, "output": 655},
     "cost_usd": 0.011885,
+    "known_cost_usd": 0.011885,
+    "unpriced_calls": 0,
     "started_at": "2026-11-22T09:30:00.112233Z",
     "finished_at": "2026-11-22T09:30:02.445566Z",
 }
@@ -50,10 +55,21 @@ _RUN_EXAMPLE: dict[str, Any] = {
     "outputs": {"review": "Looks good."},
     "error": None,
     "cost_usd": 0.042,
+    "known_cost_usd": 0.042,
+    "unpriced_calls": 0,
     "tokens": {"input": 2310, "output": 4105},
     "started_at": "2026-11-22T09:30:00.101010Z",
     "finished_at": "2026-11-22T09:30:09.202020Z",
 }
+
+
+_TEAM = Field(
+    None,
+    min_length=1,
+    max_length=100,
+    pattern=r"^[^\x00]+$",
+    description="Who owns the run, its cost and its budgets; without it the file's `team:` does.",
+)
 
 
 class _Sent(BaseModel):
@@ -89,12 +105,16 @@ class Step(_Sent):
     model: str | None = None
     status: StepStatus
     reason: str | None = Field(None, description="Why it waits or was skipped.")
-    waits: dict[str, Any] | None = Field(None, description="What it waits for: `{why, until}`, null if it does not.")
+    waits: dict[str, Any] | None = Field(
+        None, description="What it waits for: `{why, since, until}`, null if it does not."
+    )
     output: Any = None
     error: Any = None
     attempts: int = 0
     tokens: Tokens = Tokens()
-    cost_usd: float | None = None
+    cost_usd: float | None = Field(None, description=_COST)
+    known_cost_usd: float = Field(0.0, description=_KNOWN)
+    unpriced_calls: int = Field(0, description=_UNPRICED)
     started_at: str | None = None
     finished_at: str | None = None
 
@@ -109,13 +129,19 @@ class Run(_Sent):
     status: RunStatus
     outputs: dict[str, Any] | None = None
     error: Any = None
-    cost_usd: float | None = Field(None, description="Null where a model has no known price.")
+    cost_usd: float | None = Field(None, description=_COST)
+    known_cost_usd: float = Field(0.0, description=_KNOWN)
+    unpriced_calls: int = Field(0, description=_UNPRICED)
     tokens: Tokens = Tokens()
     team: str | None = None
     target: Target | None = None
+    trace_id: str | None = Field(None, description="The trace that it is part of: that of `traceparent`, or its own.")
     created_at: str | None = None
     started_at: str | None = None
     finished_at: str | None = None
+    orphaned: bool | None = Field(
+        None, description="Whether the process that runs it has died; only there where one process runs it."
+    )
     waits_for: KeyWait | None = Field(None, description="Only there while the run waits for its concurrency key.")
     steps: list[Step] | None = None
 
@@ -181,9 +207,10 @@ class Submission(_Received):
     )
 
     workflow: str | None = Field(None, min_length=1, max_length=200)
-    source: str | None = Field(None, min_length=1, max_length=262_144)
+    source: str | None = Field(None, min_length=1, max_length=4_194_304)
     inputs: dict[str, Any] = Field(default_factory=dict)
     target: Target = "sandbox"
+    team: str | None = _TEAM
     max_cost_usd: float | None = Field(
         None, ge=0, le=1e9, description="What the run may spend, all its resumes included; budgets hold besides."
     )
@@ -223,7 +250,7 @@ class Source(_Received):
     )
 
     workflow: str | None = Field(None, min_length=1, max_length=200)
-    source: str | None = Field(None, min_length=1, max_length=262_144)
+    source: str | None = Field(None, min_length=1, max_length=4_194_304)
 
 
 class Planning(Source):
@@ -231,6 +258,7 @@ class Planning(Source):
 
     inputs: dict[str, Any] | None = Field(None, description="The run's inputs; without them their defaults.")
     target: Target = "sandbox"
+    team: str | None = _TEAM
     estimate: bool = Field(True, description="false: only compile it.")
 
 
@@ -392,6 +420,88 @@ class Explanation(_Sent):
     time: dict[str, Any]
 
 
+class BudgetAccount(_Sent):
+    """What is spent of a budget in its present period; amounts in dollars and tokens."""
+
+    label: str
+    target: str
+    starts_at: str | None = None
+    ends_at: str | None = None
+    usd_spent: float = 0.0
+    usd_reserved: float = 0.0
+    usd_overrun: float = 0.0
+    token_spent: int = 0
+    token_reserved: int = 0
+    token_overrun: int = 0
+
+
+class BudgetView(_Sent):
+    """What an org, a team or a workflow may spend; null where there is no such limit."""
+
+    scope: Literal["org", "team", "workflow"]
+    name: str
+    period: str
+    timezone: str
+    usd_limit: float | None = None
+    token_limit: int | None = None
+    accounts: list[BudgetAccount] = []
+
+
+class BudgetList(_Sent):
+    """The budgets."""
+
+    items: list[BudgetView]
+
+
+class BudgetChange(_Received):
+    """A budget to set or to change; what is not named stays as it is, null takes a limit away."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"scope": "team:platform", "period": "month", "usd": "100"}]}
+    )
+
+    scope: str = Field(max_length=300, pattern=r"^[^\x00]+$", description="org, team:NAME or workflow:NAME.")
+    period: str = Field("month", max_length=20, description="run (each one), day or month.")
+    timezone: str | None = Field(None, max_length=100, description="Where its days begin, such as Europe/Berlin.")
+    usd: str | int | float | None = Field(None, description="Dollars; as text they are exact.")
+    tokens: str | int | None = None
+
+
+class LimitsView(_Sent):
+    """What was used lately of each model's rate limits (`gates`), the limits that were set, how well tokens are
+    estimated.
+    """
+
+    gates: list[dict[str, Any]]
+    rules: list[dict[str, Any]]
+    estimates: list[dict[str, Any]]
+
+
+class LimitChange(_Received):
+    """Limits to set for the models of a provider that fit a pattern; they count per minute, but for those of a day."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"provider": "openai", "model": "gpt-5*", "limits": {"requests": 500}}]},
+    )
+
+    provider: str = Field(max_length=100, pattern=r"^[^\x00]+$")
+    model: str = Field("*", max_length=200, pattern=r"^[^\x00]+$")
+    limits: dict[str, float] = Field(
+        {}, description="requests, requests_per_day, tokens, input_tokens, output_tokens, concurrency"
+    )
+    clear: bool = Field(False, description="Forget first what was set for them.")
+
+
+class LimitRule(_Sent):
+    """The limits that are set for a pattern now."""
+
+    provider: str
+    model: str
+    limits: dict[str, float]
+    cleared: bool = False
+
+
 class CallTokens(_Sent):
     """Tokens of calls by kind.  `input` counts cached ones too, `output` those of reasoning."""
 
@@ -409,9 +519,9 @@ class CostRow(_Sent):
     failed_calls: int = 0
     runs: int = 0
     tokens: CallTokens = CallTokens()
-    cost_usd: float | None = Field(None, description="Null where the price of a call is not known.")
-    known_cost_usd: float = Field(0.0, description="The sum of the calls whose price is known.")
-    unpriced_calls: int = 0
+    cost_usd: float | None = Field(None, description=_COST)
+    known_cost_usd: float = Field(0.0, description=_KNOWN)
+    unpriced_calls: int = Field(0, description=_UNPRICED)
     latency_ms: float | None = Field(None, description="Mean of the calls.")
 
 
@@ -422,6 +532,10 @@ class CostReport(_Sent):
     rows: list[CostRow]
     groups: int = Field(0, description="Rows that there are; `rows` may hold fewer.")
     total: CostRow
+    targets: list[str] = Field([], description="The targets whose calls `rows` and `total` count.")
+    by_target: dict[str, CostRow] = Field(
+        {}, description="Sums by target, those that are not counted too: the sandbox's are play money."
+    )
 
 
 class CallRow(_Sent):
@@ -439,7 +553,7 @@ class CallRow(_Sent):
     attempt: int
     call: int = Field(1, description="1, 2 … within the attempt: repairs and further models.")
     tokens: CallTokens
-    cost_usd: float | None = None
+    cost_usd: float | None = Field(None, description="US dollars; null where it is unknown, which is never 0.")
     price_version: str | None = None
     latency_ms: int | None = None
     outcome: str
@@ -502,3 +616,4 @@ class ErrorBody(_Sent):
     problems: list[ProblemItem] | None = None
     key: str | None = Field(None, description="The concurrency key that another run holds.")
     held_by: list[str] | None = Field(None, description="The runs that hold it, and those that wait for it.")
+    team: str | None = Field(None, description="The team that the API key may not act for.")

@@ -1,8 +1,8 @@
-"""How a Plan is shown to people and machines: the same for `gorgon graph --json` and `POST /v1/workflows/plan`."""
+"""How plans and budgets are shown to machines: the same on the command line (`--json`) and over HTTP."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gorgon_common.errors import Problem
@@ -41,3 +41,29 @@ def _node(plan: Plan, node: Node) -> dict[str, Any]:
         "parent": None if node.container is None else plan.nodes[node.container].id,
         "phase": node.phase,
     }
+
+
+MICRO = 1_000_000
+_AMOUNTS = ("usd_limit", "usd_spent", "usd_reserved", "usd_overrun")
+
+
+def budget_document(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a budget, as `Services.list_budgets` gives it, in its machine form: dollars instead of micro-dollars."""
+    return _converted(entry, lambda micro: micro / MICRO)
+
+
+def read_budget(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `budget_document` was made from."""
+    return _converted(document, lambda usd: round(usd * MICRO))
+
+
+def _converted(entry: Mapping[str, Any], convert: Callable[[Any], Any]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for name, value in entry.items():
+        if name == "accounts":
+            made[name] = [_converted(account, convert) for account in value]
+        elif name in _AMOUNTS:
+            made[name] = None if value is None else convert(value)
+        else:
+            made[name] = value
+    return made

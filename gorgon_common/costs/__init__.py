@@ -1,1 +1,1 @@
-"""What calls use and what that costs."""
+"""Usage, prices, budgets and forecasts of model calls."""

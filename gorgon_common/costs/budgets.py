@@ -1,8 +1,8 @@
-"""Budgets as values: who may spend how much in which period, and what is left of it.
+"""Budgets as values: spending limits by scope and period, and what is left of them.
 
 The hierarchy is org → team → workflow → run → step.  A *budget* is set by an operator for an org, a team or a workflow,
-for each run, day or month; files limit their runs and steps.  An *account* is a budget in one period, or one of a
-file's limits: what is spent and reserved is counted there.  Money is integer micro-dollars.
+for each run, day or month; files limit their runs and steps.  An *account* is a budget in one period, or a limit of a
+file; it counts what is spent and reserved.  Amounts are integer micro-dollars.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from gorgon_common.errors import InputInvalid
 MICRO = 1_000_000
 PERIODS = ("run", "day", "month")
 LEVELS = {"org": 10, "team": 20, "workflow": 30, "run": 40, "step": 50}
-"""Locks are taken from the highest to the lowest.  A step inside a composite is one above it."""
+"""Locks are taken from the highest level to the lowest.  A step inside a composite is one level above it."""
 SCOPES = ("org", "team", "workflow")
-"""What an operator sets budgets for."""
+"""The scopes for which an operator sets budgets."""
 _WORDS = {"run": "per run", "day": "per day", "month": "per month"}
 MOST = 10**15
-"""Neither a limit (in micro-dollars: a billion dollars) nor an amount is higher: sums of them fit 64 bits."""
+"""The highest limit or amount (a billion dollars in micro-dollars), so that sums fit 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What an operator has set.  `usd` in micro-dollars; None: no limit of that kind.  `name` is empty for the org."""
+    """A budget that an operator has set.  `usd` in micro-dollars; None: no such limit.  `name` is empty for the org."""
 
     id: int
     scope: str
@@ -41,15 +41,15 @@ class Budget:
 
     @property
     def label(self) -> str:
-        """What people call it."""
+        """The name that people use."""
         return f"the budget of {f'{self.scope} {self.name}'.strip()} {_WORDS[self.period]}"
 
     def applies(self, *, team: str, workflow: str) -> bool:
-        """Tell whether it counts the calls of such a run."""
+        """Return whether it applies to the calls of such a run."""
         return self.scope == "org" or self.name == (team if self.scope == "team" else workflow)
 
     def account(self, *, target: str, root: int, now: datetime) -> Account:
-        """Return its account for a run now.  Runs on the sandbox spend play money: they have accounts of their own."""
+        """Return its account for a run now.  Sandbox runs spend play money, so they have separate accounts."""
         name, starts, ends = window(self.period, self.timezone, now)
         return Account(
             key=f"budget:{self.id}:{target}:{name or f'run {root}'}",
@@ -65,7 +65,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Where spending is counted: its key is unique, its level says when it is locked."""
+    """An account that counts spending.  The key is unique; the level determines the lock order."""
 
     key: str
     level: int
@@ -79,7 +79,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """What an account holds.  `spent` includes what went beyond a reservation (`overrun`)."""
+    """The balance of an account.  `spent` includes amounts beyond a reservation (`overrun`)."""
 
     usd_limit: int | None = None
     usd_spent: int = 0
@@ -91,12 +91,12 @@ class Balance:
     token_overrun: int = 0
     usd_claimed: int = 0
     token_claimed: int = 0
-    """What steps that have waited longer are to get first."""
+    """The amounts kept free for steps that have waited longer."""
 
     def room(self, *, released: bool = False) -> tuple[int | None, int | None]:
         """Return (micro-dollars, tokens) that are left for this call, None without a limit.
 
-        `released`: were nothing reserved, and nobody waiting.
+        `released`: as if nothing were reserved and no step waiting.
         """
         usd = None if self.usd_limit is None else self.usd_limit - self.usd_spent
         tokens = None if self.token_limit is None else self.token_limit - self.token_spent
@@ -108,21 +108,21 @@ class Balance:
         )
 
     def fits(self, usd: int, tokens: int, *, released: bool = False) -> bool:
-        """Tell whether there is room for so much."""
+        """Return whether this amount is left."""
         usd_room, token_room = self.room(released=released)
         return (usd_room is None or usd <= usd_room) and (token_room is None or tokens <= token_room)
 
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """An account that has no room for what was asked.  `period` is the account's number in the store."""
+    """An account that has too little left for a request.  `period` is the account's number in the store."""
 
     account: Account
     balance: Balance
     period: int
 
-    def explain(self, usd: int, tokens: int) -> str:
-        """Say which budget is short, and by how much, where a call needs so much at least."""
+    def explain(self, usd: int, tokens: int, what: str = "The next call") -> str:
+        """Return a message that names the budget, what is left of it, and what `what` may need."""
         usd_room, token_room = self.balance.room()
         if usd_room is not None and usd > usd_room:
             shown = (
@@ -130,32 +130,33 @@ class Shortage:
                 self.balance.usd_spent,
                 self.balance.usd_reserved,
                 usd,
-                usd - usd_room,
+                max(0, usd_room),
                 self.balance.usd_claimed,
             )
-            limit, spent, reserved, needed, missing, claimed = (dollars(amount) for amount in shown)
+            limit, spent, reserved, needed, left, claimed = (dollars(amount) for amount in shown)
         else:
             shown = (
                 self.balance.token_limit or 0,
                 self.balance.token_spent,
                 self.balance.token_reserved,
                 tokens,
-                tokens - (token_room or 0),
+                max(0, token_room or 0),
                 self.balance.token_claimed,
             )
-            limit, spent, reserved, needed, missing, claimed = (f"{amount:,} tokens" for amount in shown)
+            limit, spent, reserved, needed, left, claimed = (f"{amount:,} tokens" for amount in shown)
+        verb = "cost" if usd_room is not None and usd > usd_room else "use"
         others = f", {claimed} for steps that have waited longer" if shown[-1] else ""
         return (
             f"{self.account.label[0].upper()}{self.account.label[1:]} is {limit}: {spent} spent, {reserved} reserved"
             f"{others}."
-            f" This may need up to {needed}, {missing} more than is left."
+            f" {what} may {verb} {needed}; {left} is left."
         )
 
 
 def window(period: str, timezone: str, now: datetime) -> tuple[str, datetime | None, datetime | None]:
     """Return (name, start, end) of the period that `now` is in; ("", None, None) for `run`.
 
-    A day begins at midnight of its timezone, or when the clock is first past it where midnight does not exist.
+    A day begins at midnight of its timezone, or at the first moment after it where midnight does not exist.
     """
     if period == "run":
         return "", None, None
@@ -177,7 +178,7 @@ def parse_scope(text: str) -> tuple[str, str]:
     scope, _, name = text.partition(":")
     if scope not in SCOPES or bool(name) == (scope == "org") or len(name) > 200:
         raise InputInvalid(
-            f"`{text}` is nothing that has a budget.",
+            f"`{text}` is not a budget scope.",
             hint="Write org, team:NAME or workflow:NAME; runs and steps are limited in their file (`limits:`).",
         )
     return scope, name
@@ -191,23 +192,23 @@ def parse_period(period: str, timezone: str) -> None:
         ZoneInfo(timezone)
     except (KeyError, ValueError, OSError):
         raise InputInvalid(
-            f"There is no timezone `{timezone}`.", hint="Write a name like Europe/Berlin or UTC."
+            f"There is no time zone `{timezone}`.", hint="Write a name like Europe/Berlin or UTC."
         ) from None
 
 
 def micro_dollars(value: Any, what: str = "A budget") -> int:
-    """Return whole micro-dollars of an amount in dollars, rounded down.  Raises InputInvalid for what is no amount."""
+    """Return an amount in dollars as whole micro-dollars, rounded down.  Raises InputInvalid if it is not an amount."""
     try:
         amount = Decimal(str(value))
     except InvalidOperation:
         amount = Decimal("NaN")
     if not amount.is_finite():
-        raise InputInvalid(f"`{value}` is no amount in dollars.", hint="Write it like 12.50.")
+        raise InputInvalid(f"`{value}` is not an amount in dollars.", hint="Write it like 12.50.")
     if amount < 0:
-        raise InputInvalid(f"{what} cannot be negative: {value}.", hint="0 lets nothing through that costs anything.")
+        raise InputInvalid(f"{what} cannot be negative: {value}.", hint="0 blocks every call that costs money.")
     micro = math.floor(amount * MICRO)
     if micro > MOST:
-        raise InputInvalid(f"{what} of {value} dollars is too high.", hint="The highest is a billion.")
+        raise InputInvalid(f"{what} of {value} dollars is too high.", hint="The maximum is one billion.")
     return micro
 
 
@@ -216,16 +217,16 @@ def token_count(value: Any, what: str = "A budget") -> int:
     try:
         count = int(str(value).replace(",", "").replace("_", ""))
     except ValueError:
-        raise InputInvalid(f"`{value}` is no number of tokens.", hint="Write it like 150000.") from None
+        raise InputInvalid(f"`{value}` is not a number of tokens.", hint="Write it like 150000.") from None
     if count < 0:
-        raise InputInvalid(f"{what} cannot be negative: {value}.", hint="0 lets nothing through.")
+        raise InputInvalid(f"{what} cannot be negative: {value}.", hint="0 blocks every call.")
     if count > MOST:
         raise InputInvalid(f"{what} of {value} tokens is too high.")
     return count
 
 
 def dollars(micro: int) -> str:
-    """Return an amount for people: cents at least, as many digits as there are."""
+    """Return an amount for people, with at least two decimals and no trailing zeros beyond them."""
     sign = "-" if micro < 0 else ""
     whole, part = divmod(abs(micro), MICRO)
     digits = f"{part:06d}".rstrip("0").ljust(2, "0")

@@ -1,4 +1,4 @@
-"""What a call may cost at most.  Never an estimate: a budget holds only if nothing can be above this."""
+"""The upper bound of the cost of a call.  It is not an estimate: budgets hold only if no call can exceed it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Price = Callable[[Usage], int | None]
 """Micro-dollars of a usage, None where the model has no price."""
 
 TOKENS_PER_MESSAGE = 16
-"""What a turn costs besides its text (role and separators: the sandbox counts 3, OpenAI 4)."""
+"""Tokens of a turn besides its text (role and separators: the sandbox counts 3, OpenAI 4)."""
 TOKENS_PER_CALL = 64
 TOKENS_PER_SCHEMA = 512
-"""The instruction that a provider adds where a reply must fit a schema."""
+"""Tokens of the instruction that a provider adds if a reply must fit a schema."""
 SCHEMA_FACTOR = 3
 """A schema is sent in the provider's subset: references are put in place, constraints become words."""
 LEAST_OUTPUT = 1024
-"""A reply is never held to fewer tokens than this to make it fit a budget, unless fewer were asked for."""
+"""To fit a budget, a reply is never limited to fewer tokens than this, unless fewer were requested."""
 
 
 def input_bound(
@@ -43,7 +43,7 @@ def _bytes(text: str) -> int:
 
 
 def worst_cost(price: Price, input_tokens: int, output_tokens: int) -> int | None:
-    """Return the most that so many tokens can cost, in micro-dollars: all input at its dearest price.
+    """Return the most that these tokens can cost, in micro-dollars: all input at its highest price.
 
     None where the model has no price.
     """
@@ -58,14 +58,14 @@ def worst_cost(price: Price, input_tokens: int, output_tokens: int) -> int | Non
 
 
 def least_output(max_tokens: int) -> int:
-    """Return the fewest tokens that a reply may be held to: half of what was asked for, and LEAST_OUTPUT."""
+    """Return the lowest limit for a reply: half of the requested tokens, but at least LEAST_OUTPUT."""
     return min(max_tokens, max(LEAST_OUTPUT, max_tokens // 2))
 
 
 def clamp(
     price: Price, input_tokens: int, max_tokens: int, *, least: int, usd: int | None, tokens: int | None
 ) -> int | None:
-    """Return the most output tokens, from `least` to `max_tokens`, with which a call fits the room that is left.
+    """Return the most output tokens, from `least` to `max_tokens`, with which a call fits what is left.
 
     `usd` in micro-dollars; None: no limit.  None where not even the least reply fits.
     """

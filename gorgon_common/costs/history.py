@@ -1,4 +1,4 @@
-"""What past runs tell about the next one: plain data, read from the ledger and the checkpoints."""
+"""The history of past runs that a forecast uses: plain data from the ledger and the checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class StepHistory:
-    """What is known of a step: one entry for each call (tokens, seconds), execution (took) or expansion (counts).
+    """The history of a step: one entry for each call (tokens, seconds), execution (took) or expansion (counts).
 
     `output` counts reasoning too.  `took`: seconds from start to end of steps that make no calls.  `counts`: items of a
     map, rounds of a loop.  `executions` did something, `skipped` did not.  `sample`: the newest output, None for none.
@@ -40,12 +40,12 @@ class StepHistory:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """`steps`: node id → what past runs did there.  `kin`: (role, provider, model) → past calls of any workflow.
+    """`steps`: node id → history of the step.  `similar`: (role, provider, model) → past calls of any workflow.
 
-    `seconds`: how long the runs took that succeeded.
+    `seconds`: durations of the runs that succeeded.
     """
 
     runs: int = 0
     seconds: tuple[float, ...] = ()
     steps: Mapping[str, StepHistory] = field(default_factory=dict)
-    kin: Mapping[tuple[str | None, str, str], StepHistory] = field(default_factory=dict)
+    similar: Mapping[tuple[str | None, str, str], StepHistory] = field(default_factory=dict)

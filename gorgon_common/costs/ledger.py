@@ -13,16 +13,16 @@ class Kind(IntEnum):
     """Why a posting was made."""
 
     RESERVE = 0  # before a call
-    SETTLE = 1  # what it came to
-    RELEASE = 2  # it was not made
-    UNKNOWN = 3  # nobody knows what it came to: posted in full
-    ADJUST = 4  # somebody found out
+    SETTLE = 1  # the actual cost
+    RELEASE = 2  # the call was not made
+    UNKNOWN = 3  # the actual cost is unknown: posted in full
+    ADJUST = 4  # an unknown cost became known
     OPENING = 5  # spent before the budget was set
 
 
 @dataclass(frozen=True, slots=True)
 class Posting:
-    """One change of an account, by so much.  Micro-dollars and tokens."""
+    """One change of an account, in micro-dollars and tokens."""
 
     period: int
     kind: Kind
@@ -35,7 +35,7 @@ class Posting:
 
 
 def replay(postings: Iterable[Posting]) -> dict[int, Balance]:
-    """Return what the accounts must hold after these postings, by account number, without their limits.
+    """Return the balances after these postings, by account number, without limits.
 
     As in `Balance`, `spent` includes the overrun.
     """

@@ -1,12 +1,13 @@
-"""Usage → micro-dollars, by the offline snapshot of genai-prices with our dated table (`prices.yaml`) before it.
+"""Prices usage in micro-dollars: our dated table (`prices.yaml`) first, then the offline snapshot of genai-prices.
 
-Nothing is ever fetched.  What has no price is None, never 0: a model that neither table knows, and a service tier that
+Nothing is fetched.  An unknown price is None, never 0: a model that neither table knows, and a service tier that
 the model has no price for (the standard price would be too low for `priority`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +17,11 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gorgon_common.clock import SYSTEM_CLOCK, Clock
 from gorgon_common.costs.usage import Usage
-from gorgon_common.errors import ConfigurationError
+from gorgon_common.documents import read_data, read_text
+from gorgon_common.documents.data import MAX_BYTES
+from gorgon_common.errors import ConfigurationError, InputInvalid, NotFound
 from gorgon_common.lazy import load
 
 MILLION = Decimal(1_000_000)
@@ -75,12 +76,20 @@ class Override:
 
 
 class GenaiPricer:
-    """`ports.Pricer`: thread-safe; loads genai-prices (a third of a second) at the first price that needs it."""
+    """`ports.Pricer`: thread-safe; loads genai-prices (a third of a second) at the first price that needs it.
 
-    def __init__(self, *, clock: Clock = SYSTEM_CLOCK, overrides: Sequence[Override] | None = None) -> None:
+    `own`: the operator's prices, which go before `overrides` (without them our table), which go before the snapshot.
+    """
+
+    def __init__(
+        self, *, clock: Clock = SYSTEM_CLOCK, overrides: Sequence[Override] | None = None, own: Sequence[Override] = ()
+    ) -> None:
         text = resources.files(__package__).joinpath("prices.yaml").read_text(encoding="utf-8")
-        self._overrides = tuple(read_overrides(text) if overrides is None else overrides)
-        shown = text if overrides is None else repr(self._overrides)
+        ours = tuple(read_overrides(text) if overrides is None else overrides)
+        self._tables = (tuple(own), ours)
+        shown = text if overrides is None else repr(ours)
+        if own:
+            shown += repr(tuple(own))
         self._clock = clock
         self._snapshot: Any = None
         self._lock = threading.Lock()
@@ -88,8 +97,14 @@ class GenaiPricer:
         self.version = f"genai-prices {metadata.version('genai-prices')}+{digest}"
         """Identifies the snapshot and the overrides."""
 
-    def price(self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None) -> int | None:
+    def price(
+        self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None, asked: str | None = None
+    ) -> int | None:
         """Return micro-dollars, rounded half up; None where there is no price.
+
+        `asked`: what the call asked for, where the reply names another: most often a dated snapshot of the same.  In
+        each table the reply's name goes first; a table with either name goes before the next one, since budgets
+        reserve at the price of `asked`.
 
         At least 1 where something was used, unless an override says that the model is free.
         """
@@ -97,11 +112,18 @@ class GenaiPricer:
             return 0
         now = self._clock.now()
         tier = None if service_tier in _STANDARD else service_tier
-        for entry in self._overrides:
-            if entry.provider == provider and entry.model == model and entry.active(now.date()):
-                amount = entry.price(usage, tier)
-                return None if amount is None else _micros(amount, free=True)
-        return self._from_snapshot(provider, model, usage, tier, now)
+        names = list(dict.fromkeys((model, asked or model)))
+        for table in self._tables:
+            for name in names:
+                for entry in table:
+                    if entry.provider == provider and entry.model == name and entry.active(now.date()):
+                        amount = entry.price(usage, tier)
+                        return None if amount is None else _micros(amount, free=True)
+        for name in names:
+            found = self._from_snapshot(provider, name, usage, tier, now)
+            if found is not None:
+                return found
+        return None
 
     def window(self, provider: str, model: str) -> int | None:
         """Return the most tokens that a call of this model can have, None where the snapshot does not say."""
@@ -138,7 +160,7 @@ class GenaiPricer:
     def _genai_usage(usage: Usage) -> Any:
         written = usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
         return load("genai_prices:Usage")(
-            # A count below its own parts would be refused; the parts are what is charged.
+            # A total below its own parts would be rejected; the parts are what is charged.
             input_tokens=max(usage.input_tokens, usage.cache_read_tokens + written),
             cache_read_tokens=usage.cache_read_tokens,
             cache_write_tokens=written,
@@ -155,19 +177,33 @@ def make_pricer(path: Path | None) -> GenaiPricer:
     if path is None:
         return GenaiPricer()
     try:
-        own = read_overrides(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        own = read_overrides(read_text(str(path), limit=MAX_BYTES), file=str(path))
+    except (InputInvalid, NotFound) as error:
         raise ConfigurationError(
-            f"The price table {path} cannot be read: {error}", hint="Correct GORGON_PRICES, or unset it."
+            f"The price table cannot be read: {error.message}", hint="Correct GORGON_PRICES, or unset it."
         ) from None
-    ours = read_overrides(resources.files(__package__).joinpath("prices.yaml").read_text(encoding="utf-8"))
-    return GenaiPricer(overrides=[*own, *ours])
+    return GenaiPricer(own=own)
 
 
-def read_overrides(text: str) -> list[Override]:
-    """Read the form of `prices.yaml`.  Raises ConfigurationError that names the entry."""
+def how_to_price(provider: str, model: str) -> str:
+    """Return how an operator gives a model a price, for the hint of an error."""
+    entry = f"provider: {provider}, model: {json.dumps(model)}, from: 2026-01-01, reason: our price"
+    return (
+        "Put its price in a file, in dollars per million tokens (0 if the model is free), and name the file in "
+        f"GORGON_PRICES (more in docs/costs.md, Prices of your own):\n- {{{entry}, prices: {{input: 0, output: 0}}}}"
+    )
+
+
+def read_overrides(text: str, *, file: str = "prices.yaml") -> list[Override]:
+    """Read the form of `prices.yaml`.
+
+    Raises InputInvalid where it is not YAML, and ConfigurationError that names the entry that is wrong.
+    """
+    entries = read_data(text, file=file)
+    if not isinstance(entries, list | None):
+        raise ConfigurationError("The price table must be a list, one entry for each model.")
     found = []
-    for position, entry in enumerate(yaml.safe_load(text) or ()):
+    for position, entry in enumerate(entries or ()):
         try:
             if not str(entry["reason"]).strip():
                 raise ValueError("reason is empty")
@@ -193,9 +229,10 @@ def read_overrides(text: str) -> list[Override]:
 
 
 def _day(value: Any) -> date:
-    if not isinstance(value, date) or isinstance(value, datetime):
-        raise ValueError(f"{value!r} is not a date like 2026-11-17")
-    return value
+    try:
+        return date.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is not a date like 2026-11-17") from None
 
 
 def _rates(entry: Mapping[str, Any]) -> dict[str, Decimal]:
@@ -215,7 +252,7 @@ def _has_variant(info: Any, context: Mapping[str, str], now: datetime) -> bool:
 
 
 def _micros(amount: Decimal, *, free: bool) -> int | None:
-    """Round to whole micro-dollars.  Something that costs nothing is either free by a decision of ours, or unpriced."""
+    """Round to whole micro-dollars, at least 1: only an override makes a model free."""
     if amount == 0:
         return 0 if free else None
     return max(1, int(amount.quantize(Decimal(1), ROUND_HALF_UP)))

@@ -1,8 +1,8 @@
-"""How many tokens a text is, told offline: a count of its characters by kind, corrected by what providers have counted.
+"""Estimates the tokens of a text offline: characters counted by kind, corrected by the counts of providers.
 
-Providers keep their tokenizers to themselves or make one ask over the network, so this is an estimate and says how far
-off it is.  Each model family has a base rate for letters, digits, signs, spaces and other scripts; for each model the
-mean of ln(real / estimated) over past calls corrects it, and its spread is the error.
+Providers do not publish their tokenizers, or count only over the network, so this is an estimate with a known error.
+Each model family has a base rate for letters, digits, signs, spaces and other scripts.  For each model, the mean of
+ln(real / estimated) over past calls corrects the estimate, and its standard deviation is the error.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any
 from gorgon_common.costs.usage import Usage
 
 UNSEEN_ERROR = 0.30
-"""The relative error (one standard deviation) that is assumed of a model which nothing is known of."""
+"""The relative error (one standard deviation) that is assumed for an unknown model."""
 
 SANDBOX_FACTOR = 0.8
-"""The sandbox takes four bytes for a token, which is about so much of what a model would count."""
+"""The sandbox counts four bytes as a token, which is about this fraction of what a model would count."""
 
 FLUSH_CALLS = 200
 FLUSH_SECONDS = 60.0
-"""How many observations a process keeps, and for how long, before it hands them on."""
+"""How many observations a process collects, and for how many seconds, before it stores them."""
 
 _PRIOR_CALLS = 2
 _LOW, _HIGH = 1 / 8, 8.0
-"""An observed ratio beyond these tells of something else than tokens: images, a provider's own prompt."""
+"""A ratio outside these bounds has another cause than the text: images, a provider's own prompt."""
 
 _WORDS = re.compile(r"[A-Za-z]+")
 _DIGITS = re.compile(r"[0-9]+")
@@ -41,7 +41,7 @@ _WIDE = re.compile(r"[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff\U0001
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How a family of tokenizers cuts text.
+    """The rates of one family of tokenizers.
 
     `letters`: ASCII letters to a token within a word; `signs`, `wide`, `other`: tokens for a punctuation mark, for a
     character of CJK scripts or an emoji, for any other one; `call`: tokens that every message costs beside its text.
@@ -74,7 +74,7 @@ def count(text: str, model: str) -> float:
         return 0.0
     words = sum(math.ceil(len(word) / family.letters) for word in _WORDS.findall(text))
     digits = sum(math.ceil(len(run) / 3) for run in _DIGITS.findall(text))
-    # A single space belongs to the word behind it; line ends and indents are a token each.
+    # A single space belongs to the following word; line ends and indents are one token each.
     spaces = sum(1 for run in _SPACES.findall(text) if run != " ")
     signs = len(_SIGNS.findall(text)) * family.signs
     if text.isascii():
@@ -97,7 +97,7 @@ def count_call(model: str, *, system: str | None, messages: Sequence[str], schem
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """What has been seen of a model: sums of ln(real / estimated) and of its square over `calls` calls."""
+    """Observations of a model: sums of ln(real / estimated) and of its square over `calls` calls."""
 
     calls: int = 0
     log_sum: float = 0.0
@@ -108,12 +108,12 @@ class Ratio:
 
     @property
     def factor(self) -> float:
-        """What an estimate is to be multiplied by: 1 where nothing was seen; few calls count for less."""
+        """The factor for estimates: 1 without observations; few observations have less weight."""
         return math.exp(self.log_sum / (self.calls + _PRIOR_CALLS)) if self.calls else 1.0
 
     @property
     def error(self) -> float:
-        """The relative error of a corrected estimate, one standard deviation; UNSEEN_ERROR where nothing was seen."""
+        """The relative error of a corrected estimate, one standard deviation; UNSEEN_ERROR without observations."""
         if not self.calls:
             return UNSEEN_ERROR
         mean = self.log_sum / self.calls
@@ -124,7 +124,7 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """An estimate.  `error` is relative, one standard deviation; `calls` is how many past calls stand behind it."""
+    """An estimate.  `error` is relative, one standard deviation; `calls` is the number of past calls behind it."""
 
     tokens: int
     error: float
@@ -132,25 +132,25 @@ class TokenCount:
 
 
 class TokenEstimator:
-    """Estimates of input tokens, corrected per (provider, model).  `unseen`: the factor where nothing was seen."""
+    """Estimates input tokens, corrected per (provider, model).  `unseen`: the factor without observations."""
 
     def __init__(self, ratios: Mapping[tuple[str, str], Ratio] | None = None, *, unseen: float = 1.0) -> None:
         self._ratios = dict(ratios or {})
         self._unseen = unseen
 
     def ratio(self, provider: str, model: str) -> Ratio:
-        """Return what is known of a model; of one never called, what is known of its family at the same provider."""
+        """Return the observations of a model; if it was never called, those of its family at the same provider."""
         known = self._ratios.get((provider, model))
         if known is not None:
             return known
         family = family_of(model)
-        kin = [
+        similar = [
             ratio for (other, name), ratio in self._ratios.items() if other == provider and family_of(name) is family
         ]
-        joined = sum(kin, Ratio())
+        joined = sum(similar, Ratio())
         if not joined.calls:
             return joined
-        # Its kin says where it lies, not how sure that is: as much as two calls of its own would.
+        # The family gives an estimate of the ratio, with the confidence of two calls of the model itself.
         share = min(1.0, _PRIOR_CALLS / joined.calls)
         return Ratio(min(joined.calls, _PRIOR_CALLS), joined.log_sum * share, joined.log_square * share)
 
@@ -176,7 +176,7 @@ class TokenEstimator:
         return TokenCount(math.ceil(tokens * factor), ratio.error, ratio.calls)
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return what is known of each model: `{provider, model, family, calls, ratio, error}`."""
+        """Return the observations of each model: `{provider, model, family, calls, ratio, error}`."""
         return [
             {
                 "provider": provider,
@@ -192,10 +192,10 @@ class TokenEstimator:
 
 @dataclass(slots=True)
 class Calibration:
-    """Collects what calls have shown, and hands it on in portions; thread-safe.
+    """Collects observations of calls and stores them in batches; thread-safe.
 
-    `store` gets (provider, model) → Ratio of what was seen since the last time: after `every` calls, or with the one
-    that comes `seconds` after the first of them.
+    `store` gets (provider, model) → Ratio of the observations since the last batch: after `every` calls, or with the
+    first call that comes `seconds` after the batch began.
     """
 
     store: Callable[[Mapping[tuple[str, str], Ratio]], None]
@@ -207,9 +207,9 @@ class Calibration:
     _since: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def observe(self, provider: str, model: str, estimated: float, usage: Usage) -> None:
-        """Note a call: what was estimated without correction, and what the provider counted."""
-        if estimated <= 0 or usage.input_tokens <= 0:
+    def observe(self, provider: str, model: str, estimated: float, usage: Usage | None) -> None:
+        """Note a call: what was estimated without correction, and what the provider counted (None: it did not)."""
+        if usage is None or estimated <= 0 or usage.input_tokens <= 0:
             return
         ratio = usage.input_tokens / estimated
         if not _LOW <= ratio <= _HIGH:
@@ -227,7 +227,7 @@ class Calibration:
             self.flush()
 
     def flush(self) -> None:
-        """Hand on what was seen."""
+        """Store the collected observations."""
         with self._lock:
             seen, self._seen, self._count, self._since = self._seen, {}, 0, None
         if seen:

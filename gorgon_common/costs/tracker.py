@@ -1,12 +1,12 @@
-"""As a library: what calls outside of runs have cost, in the same reports as those of runs.
+"""Records the cost of calls that a program makes outside of runs, for the same reports as those of runs.
 
-    from gorgon_common.costs.tracker import cost_tracker
+    from gorgon import cost_tracker
 
     cost_tracker.record(provider="openai", model="gpt-6.1-terra", role="reviewer", input_tokens=900, output_tokens=120)
     cost_tracker.get_report(team="research", start_date="2026-11-01")
 
-Calls go to the configured database (GORGON_DATABASE_URL), or to the `book` that a CostTracker is given; nothing is kept
-in memory.
+Calls are stored in the configured database (GORGON_DATABASE_URL), or in the `book` of a CostTracker; nothing is kept in
+memory.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from gorgon_common.errors import InputInvalid
 from gorgon_common.lazy import load
 
 WORKFLOW = "library"
-"""The workflow of calls for which none is named."""
+"""The workflow of calls that name none."""
 _MOST_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedCall:
-    """A call that somebody made outside of a run.  `cost_micro` is None where it is not known."""
+    """A call that was made outside of a run.  `cost_micro` is None where it is unknown."""
 
     at: datetime
     team: str
@@ -70,7 +70,9 @@ class Book(Protocol):
 class _Prices(Protocol):
     version: str
 
-    def price(self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None) -> int | None:
+    def price(
+        self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None, asked: str | None = None
+    ) -> int | None:
         """Return micro-dollars, None where there is no price."""
         ...
 
@@ -158,14 +160,24 @@ class CostTracker:
         provider: str | None = None,
         model: str | None = None,
         role: str | None = None,
+        target: str | None = None,
         start_date: date | str | None = None,
         end_date: date | str | None = None,
     ) -> dict[str, Any]:
         """Return what calls have cost, those of runs included: `{by, rows, total, …}` as `gorgon costs report --json`.
 
-        `start_date`, `end_date`: days in UTC, both included, or times.  Raises InputInvalid, Unavailable.
+        `target`: live (runs with real money), library (calls recorded here), sandbox (play money) or all; without it
+        live and library.  `start_date`, `end_date`: days in UTC, both included, or times.  Raises InputInvalid,
+        Unavailable.
         """
-        named = {"team": team, "workflow": workflow, "provider": provider, "model": model, "role": role}
+        named = {
+            "team": team,
+            "workflow": workflow,
+            "provider": provider,
+            "model": model,
+            "role": role,
+            "target": target,
+        }
         return self._where().costs(
             [by] if isinstance(by, str) else list(by),
             since=_written(start_date),

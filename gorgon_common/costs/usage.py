@@ -1,4 +1,4 @@
-"""What one call to a model used, in the provider-neutral form that prices and the ledger work with."""
+"""The usage of one call to a model, in the provider-neutral form that prices and the ledger use."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class CallRecord:
     request_id: str | None = None
     service_tier: str | None = None
     reserved: bool = False
-    """Budgets hold a reservation for it, which this settles."""
+    """Budgets hold a reservation for the call, which this record settles."""
     measured: bool = True
     """False: nobody knows what was used."""
 

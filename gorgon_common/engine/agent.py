@@ -5,22 +5,25 @@ Knows no SDK: the provider is a port.  Every call, whatever becomes of it, gives
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gorgon_common import errors
+from gorgon_common import errors, strict_json
 from gorgon_common.clock import SYSTEM_CLOCK, Clock
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine.ports import AgentCall, AgentProvider, AgentReply, Message, Pricer
 from gorgon_common.lazy import load
+from gorgon_common.logs import get_logger
 
 MAX_REPLY_BYTES = 10 * 1024**2
 """A longer reply is an error (UTF-8 bytes)."""
 
 _SHOWN_VIOLATIONS = 20
 _SHOWN_CHARACTERS = 300
+_PROBE = Usage(input_tokens=1_000_000, output_tokens=1_000_000)
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,40 +73,46 @@ class _Conversation:
         if self.reserve is not None:
             call, self.held = self.reserve(call, len(self.records) + 1)
         started = self.clock.monotonic()
+        reply = self._made(call, started)
         try:
-            try:
-                reply = self.provider.call(call, self.cancelled)
-            finally:
-                if self.over is not None:
-                    self.held = self.over(len(self.records) + 1) or self.held
-            unusable = _unusable(reply, call)
-        except errors.ProviderError as error:
-            self._record(
-                error.usage, started, error.kind, error.model or call.model, error.request_id, error.service_tier
-            )
-            raise
-        except errors.Cancelled:
-            self._record(None, started, "cancelled", call.model)
-            raise
-        except errors.OutputTooLarge:
-            self._record(None, started, "invalid", call.model)
-            raise
-        violations: list[str] = []
-        if not unusable and call.schema is not None:
-            try:
-                data, violations = judge(call.schema, reply)
-                reply = replace(reply, data=data)
-            except errors.Final as error:
-                unusable = error
-        outcome = "ok"
+            reply, unusable, violations = _judged(call, reply)
+        except Exception as error:
+            log.exception("a reply could not be judged", step=call.label, model=reply.model)
+            unusable, violations = errors.Internal.of(error), []
+        outcome = "invalid" if violations else "ok"
         if unusable:
-            outcome = unusable.kind if isinstance(unusable, errors.Refused) else "invalid"
-        elif violations:
-            outcome = "invalid"
+            known = isinstance(unusable, (errors.Refused, errors.Internal))
+            outcome = unusable.kind if known else "invalid"
         self._record(reply.usage, started, outcome, reply.model, reply.request_id, reply.service_tier)
         if unusable:
             raise unusable
         return reply, violations
+
+    def _made(self, call: AgentCall, started: float) -> AgentReply:
+        """Make a call.  Where it fails, record it before the error is raised on."""
+        try:
+            try:
+                return self.provider.call(call, self.cancelled)
+            finally:
+                if self.over is not None:
+                    self.held = self.over(len(self.records) + 1) or self.held
+        except errors.ProviderError as error:
+            model = error.model or call.model
+            self._record(error.usage, started, error.kind, model, error.request_id, error.service_tier)
+            raise
+        except errors.Cancelled as error:
+            if error.made:
+                self._record(None, started, "cancelled", call.model)
+            raise
+        except errors.OutputTooLarge:
+            self._record(None, started, "invalid", call.model)
+            raise
+        except errors.GorgonError:
+            raise  # no call was made: there was no room for it
+        except Exception as error:
+            log.exception("a call to a model broke", step=call.label, model=call.model)
+            self._record(None, started, errors.Internal.kind, call.model)
+            raise errors.Internal.of(error) from error
 
     def _record(
         self,
@@ -133,15 +142,20 @@ class _Conversation:
         self.on_call(record)
 
     def _cost(self, usage: Usage | None, model: str, service_tier: str | None) -> int | None:
-        if usage is None:
-            return None
         if usage == Usage():
-            return 0
-        cost = self.pricer.price(self.provider_name, model, usage, service_tier=service_tier)
-        if cost is None and model != self.call.model:
-            # The reply may name a snapshot that the table does not know yet.
-            cost = self.pricer.price(self.provider_name, self.call.model, usage, service_tier=service_tier)
-        return cost
+            return 0  # it is certain that nothing is charged
+
+        def price(used: Usage) -> int | None:
+            asked = self.call.model
+            return self.pricer.price(self.provider_name, model, used, service_tier=service_tier, asked=asked)
+
+        try:
+            if usage is not None:
+                return price(usage)
+            return 0 if price(_PROBE) == 0 else None  # what is free is free, however much was used
+        except Exception:
+            log.exception("a call could not be priced", step=self.call.label, model=model)
+            return None
 
 
 def converse(
@@ -205,11 +219,18 @@ def judge(schema: Mapping[str, Any], reply: AgentReply) -> tuple[Any, list[str]]
     data = reply.data
     if data is None:
         try:
-            data = json.loads(reply.text)
+            data = strict_json.loads(reply.text)
         except ValueError as error:
             return None, [f"the reply is not JSON: {error}"]
+    return data, misfits(schema, data)
+
+
+def misfits(schema: Mapping[str, Any], data: Any) -> list[str]:
+    """Return what is wrong with data, one sentence each, at most 20.  Raises Final where the schema is broken."""
     try:
         found = sorted(_validator(schema).iter_errors(data), key=lambda error: list(map(str, error.absolute_path)))
+    except RecursionError:
+        return ["the reply is nested too deeply for its schema"]
     except load("referencing.exceptions:Unresolvable") as error:
         raise errors.Final(
             f"The output schema refers to {error.ref!r}, which is not in it.",
@@ -218,7 +239,7 @@ def judge(schema: Mapping[str, Any], reply: AgentReply) -> tuple[Any, list[str]]
     sentences = list(dict.fromkeys(_sentence(error) for error in found))
     if len(sentences) > _SHOWN_VIOLATIONS:
         sentences[_SHOWN_VIOLATIONS:] = [f"… and {len(sentences) - _SHOWN_VIOLATIONS} more"]
-    return data, sentences
+    return sentences
 
 
 def _validator(schema: Mapping[str, Any]) -> Any:
@@ -240,7 +261,7 @@ def _sentence(error: Any) -> str:
 def _repair(call: AgentCall, text: str, violations: Sequence[str], remaining: float) -> AgentCall:
     if remaining <= 0:
         raise errors.Retryable(
-            f"{call.model} gave a reply that misses its schema, and no time is left to have it repaired.",
+            f"{call.model} gave a reply that does not fit its schema, and no time is left to repair it.",
             kind="timeout",
             hint="Give the step a longer `timeout:`.",
         )
@@ -254,8 +275,20 @@ def _repair(call: AgentCall, text: str, violations: Sequence[str], remaining: fl
     return replace(call, messages=(*call.messages, earlier, Message("user", complaint)), timeout=remaining)
 
 
+def _judged(call: AgentCall, reply: AgentReply) -> tuple[AgentReply, errors.StepError | None, list[str]]:
+    """Return the reply with its data, why it is of no use at all, and where it misses its schema."""
+    unusable = _unusable(reply, call)
+    if unusable is not None or call.schema is None:
+        return reply, unusable, []
+    try:
+        data, violations = judge(call.schema, reply)
+    except errors.Final as error:
+        return reply, error, []
+    return replace(reply, data=data), None, violations
+
+
 def _unusable(reply: AgentReply, call: AgentCall) -> errors.StepError | None:
-    """Return the error for a reply that is too large, a refusal or cut off, None for a whole one."""
+    """Return the error for a reply that is too large, empty, a refusal or not whole, None for a whole one."""
     size = len(reply.text.encode(errors="replace"))
     if size > MAX_REPLY_BYTES:
         return errors.OutputTooLarge(
@@ -278,6 +311,16 @@ def _unusable(reply: AgentReply, call: AgentCall) -> errors.StepError | None:
         )
     if reply.stop_reason == "pause":
         return errors.Malformed(f"{reply.model} paused in the middle of its reply.", hint="Run the step again.")
+    if reply.stop_reason != "end":
+        return errors.Malformed(
+            f"The reply of {reply.model} is not known to be whole: the server ended it with {reply.stop_reason!r}.",
+            hint="Only a reply that ends regularly is used. See the documentation of the server for the word.",
+        )
+    if call.schema is None and not reply.text.strip():
+        return errors.Malformed(
+            f"The reply of {reply.model} is empty.",
+            hint="Run the step again, raise `max_tokens:` (reasoning counts too), or ask more clearly.",
+        )
     return None
 
 

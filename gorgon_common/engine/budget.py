@@ -16,11 +16,13 @@ from gorgon_common.costs.budgets import LEVELS, Account, Balance, Budget, Shorta
 from gorgon_common.costs.estimate import Price, clamp, input_bound, least_output, worst_cost
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine.agent import Earlier
-from gorgon_common.engine.context import Run
+from gorgon_common.engine.context import Run, readable_path
 from gorgon_common.engine.ports import AgentCall, Pricer
 from gorgon_common.engine.records import Claimed, Room, RunInfo
 from gorgon_common.errors import BudgetExceeded, ExpressionError, GorgonError, Unavailable, Unpriced
+from gorgon_common.lazy import load
 from gorgon_common.logs import get_logger
+from gorgon_common.masking import SECRETS
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.expressions import parse_template
 from gorgon_common.workflow.plan import Kind, Node
@@ -94,8 +96,16 @@ class Vault(Protocol):
         """The call is over; tells whether something came to be held for it."""
         ...
 
+    def unknown(self, key: tuple[int, int, int], bound: tuple[int, int, int]) -> None:
+        """A call is over that no budget counted, and its cost is unknown: keep its bound for budgets to come."""
+        ...
+
     def keep(self, step: Claimed, calls: Sequence[CallRecord], body: str) -> None:
         """Post what the calls of a claim have cost so far, and store what their conversation has come to."""
+        ...
+
+    def record(self, step: Claimed, calls: Sequence[CallRecord]) -> None:
+        """Post and store what the calls of a claim have cost so far."""
         ...
 
     def kept(self, step: Claimed) -> str | None:
@@ -114,6 +124,8 @@ class Purse:
         self._own: list[Account] | None = None
         self.held: list[int] = []
         """Ordinals of the calls that something is held for."""
+        self._bounds: dict[int, Callable[[], tuple[int, int, int]]] = {}
+        """Ordinal of a call that nothing is held for → what it may cost at most."""
         self._said: dict[str, Any] | None = None
         """The conversation under way, as it is stored."""
 
@@ -141,7 +153,8 @@ class Purse:
         if not limits:
             self._priced(provider, call.model, price)
             if vault is not None:
-                vault.note(key, info, lambda: _bound(price, bytes_sent(), call.max_tokens))
+                self._bounds[ordinal] = lambda: _bound(price, bytes_sent(), call.max_tokens)
+                vault.note(key, info, self._bounds[ordinal])
             return call, False
         assert vault is not None
         size = bytes_sent()
@@ -172,18 +185,29 @@ class Purse:
         self.held.append(ordinal)
         return True
 
+    def recorded(self, call: CallRecord) -> None:
+        """A call has its record.
+
+        Where its cost is unknown and nothing is held for it, its bound is kept: a budget set later counts it in full.
+        """
+        bound = self._bounds.pop(call.ordinal, None)
+        if self._vault is None or bound is None or call.reserved or call.cost_micro is not None:
+            return
+        try:
+            self._vault.unknown((self._step.id, self._step.token, call.ordinal), bound())
+        except Unavailable as error:
+            log.warning("the bound of a call of unknown cost was not kept", step=self._step.id, error=error.message)
+
     # Conversations that are paid for in part
 
     def earlier(self, fingerprint: str) -> Earlier | None:
         """Return where the conversation of this step with that fingerprint is to be taken up: it was broken off by a
-        wait, or by its worker's death.  What another attempt or another model has said is not.
+        wait, or by its worker's death.  What another attempt or another model has said is not.  Raises Unavailable:
+        to begin anew would pay twice.
         """
         if self._vault is None or self._step.token <= 1:
             return None
-        try:
-            body = self._vault.kept(self._step)
-        except Unavailable:
-            return None
+        body = self._vault.kept(self._step)
         said = json.loads(body) if body else {}
         if said.get("fingerprint") != fingerprint or said.get("attempt") != self._step.attempt:
             return None
@@ -204,10 +228,21 @@ class Purse:
             "violations": list(earlier.violations),
             "before": known.get("before", known.get("calls", 0)),
             "before_usd": known.get("before_usd", known.get("usd", 0)),
+            "before_unknown": known.get("before_unknown", known.get("unknown", 0)),
         }
         said["calls"] = said["before"] + len(calls)
         said["usd"] = said["before_usd"] + sum(call.cost_micro or 0 for call in calls)
+        said["unknown"] = said["before_unknown"] + sum(call.cost_micro is None for call in calls)
         return self._store(said, calls)
+
+    def record(self, calls: Sequence[CallRecord]) -> None:
+        """Store the calls that were made before another model is asked: whatever dies then, they are on the ledger."""
+        if self._vault is None or not calls:
+            return
+        try:
+            self._vault.record(self._step, calls)
+        except Unavailable as error:
+            log.warning("calls are stored when the step ends", step=self._step.id, error=error.message)
 
     def try_again(self) -> None:
         """The call that is under way has failed, and the next attempt is to take up the conversation where it was."""
@@ -218,7 +253,7 @@ class Purse:
         if self._vault is None:
             return False
         try:
-            self._vault.keep(self._step, calls, json.dumps(said))
+            self._vault.keep(self._step, calls, SECRETS.mask_json(json.dumps(said)))
         except Unavailable as error:
             log.warning("a conversation was not stored", step=self._step.id, error=error.message)
             return False
@@ -230,7 +265,7 @@ class Purse:
         self.held.append(held.key[2])
         cost = worst_cost(price, size, held.max_tokens) or 0
         if not held.is_open or held.usd < cost or held.tokens < size + held.max_tokens:
-            raise Short("what was held for this call is gone; it is asked for again", Room(0, 0, 0), 0.5)
+            raise Short("the reservation for this call is gone; it is reserved again", Room(0, 0, 0), 0.5)
         return replace(call, max_tokens=min(call.max_tokens, held.max_tokens))
 
     def _limits(self) -> list[tuple[int | None, int | None]]:
@@ -247,15 +282,16 @@ class Purse:
         if not limited and self._run.info.target != "live":
             return
         if price(Usage(input_tokens=1000, output_tokens=1000)) is None:
-            why = "a budget in dollars counts this call" if limited else "nobody could say what it costs"
-            raise Unpriced(
-                f"The model {provider}:{model} has no price, and {why}.",
-                hint="Give it one of your own in the file that GORGON_PRICES names (docs/budgets.md), 0 if it is free.",
-            )
+            why = "a budget in dollars applies to this call" if limited else "the cost of the call would be unknown"
+            hint = load("gorgon_common.costs.prices:how_to_price")(provider, model)
+            raise Unpriced(f"The model {provider}:{model} has no price, and {why}.", hint=hint)
 
-    def short(self, shortage: Shortage, usd: int, tokens: int) -> GorgonError:
-        """Return what to raise where an account has no room for so much: Short where waiting may help."""
-        told = shortage.explain(usd, tokens)
+    def short(self, shortage: Shortage, usd: int, tokens: int, what: str = "The next call") -> GorgonError:
+        """Return what to raise where an account has no room for so much: Short where waiting may help.
+
+        `what`: what needs it, at the beginning of a sentence.
+        """
+        told = shortage.explain(usd, tokens, what)
         open_to_come = shortage.balance.fits(usd, tokens, released=True)
         way = self._on_budget()
         if open_to_come:
@@ -270,9 +306,11 @@ class Purse:
         if shortage.account.ends is not None:
             hint += f" The next period begins {shortage.account.ends:%Y-%m-%d %H:%M} UTC."
         if way == "approve":
-            hint = f"`on_budget: approve` cannot ask anybody yet, so it denies. {hint}"
+            hint = f"`on_budget: approve` acts as `deny`; approvals are not built yet. {hint}"
         if self._said is not None:
-            hint += f" Calls of this step that are paid already: {self._said['calls']}, {dollars(self._said['usd'])}."
+            paid, unknown = dollars(self._said["usd"]), self._said.get("unknown", 0)
+            more = f" + {unknown} of unknown cost" if unknown else ""
+            hint += f" Calls of this step that are already paid for: {self._said['calls']}, {paid}{more}."
         balance = shortage.balance
         return BudgetExceeded(
             told,
@@ -319,10 +357,8 @@ class Purse:
         usd, tokens = self._whole(node, template, items, in_money=in_money)
         for entry in accounts:
             if not entry.balance.fits(usd, tokens):
-                error = self.short(entry, usd, tokens)
-                if isinstance(error, BudgetExceeded):
-                    error.args = (f"The {len(items)} items of `{node.id}` together: {error.message}",)
-                raise error
+                count = "item" if len(items) == 1 else f"{len(items)} items"
+                raise self.short(entry, usd, tokens, f"The {count} of `{node.name}`")
 
     def _whole(self, node: Node, template: int, items: Sequence[Any], *, in_money: bool) -> tuple[int, int]:
         usd = tokens = 0
@@ -400,7 +436,7 @@ def _caps(run: Run, node: Node, path: str, depth: int) -> list[Account]:
         Account(
             f"step:{run.info.root}:{path}",
             LEVELS["step"] + depth,
-            f"the limit of step {path}",
+            f"the limit of step {readable_path(path)}",
             _usd(node.spec.get("budget_usd")),
             node.spec.get("tokens"),
         )

@@ -48,7 +48,7 @@ def hold_of(plan: Plan, inputs: Mapping[str, Any], *, run_id: str, team: str, no
     if not key:
         raise InputInvalid(
             f"The concurrency key `{source}` is empty with these inputs.",
-            hint="Give the input that it is made of, or write a text of its own into the key.",
+            hint="Give the input that it is made from, or add fixed text to the key.",
         )
     return Hold(key, int(spec.get("max", 1)), str(spec.get("on_conflict", "queue")))
 
@@ -72,7 +72,7 @@ def evict(store: Stops, knowledge: Knowledge, publisher: Publisher, holders: Ite
             continue
         try:
             heads = store.stop(
-                number, gate=run.gate, keeps=run.keeps, error=None, reason="a newer run takes its concurrency key"
+                number, gate=run.gate, keeps=run.keeps, error=None, reason="a newer run took its concurrency key"
             )
         except Conflict:
             continue  # it has ended meanwhile

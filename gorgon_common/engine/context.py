@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +16,14 @@ from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, Row, Ru
 from gorgon_common.engine.rows import queue, weight
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.errors import ConfigurationError, Unavailable
+from gorgon_common.masking import SECRETS, SHORTEST
+from gorgon_common.telemetry import RunRef
 from gorgon_common.workflow.expressions import MISSING, Env, StepValue
 from gorgon_common.workflow.plan import Dep, Join, Kind, Node, Plan, Ref
 
 RUNS_CACHED = 64
 CHECKPOINTS_CACHED = 2048
+_ITERATION = re.compile(r"#(\d+)")
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -150,6 +154,9 @@ class Run:
         self.knowledge = knowledge
         self.info = info
         self.plan = plan
+        self.ref = RunRef(info.public_id, info.workflow, info.team, info.target, info.trace_id)
+        for name in plan.secrets:  # a step may print what another one was given
+            SECRETS.add(name, os.environ.get(name), declared=True)
         nodes = plan.nodes[: plan.top]
         self.gate = next(index for index, node in enumerate(nodes) if node.kind is Kind.GATE)
         self.keeps = frozenset(
@@ -200,7 +207,7 @@ class Run:
         for place, (_, number, position) in enumerate(chain):
             node = self.plan.nodes[number]
             parent = self.plan.nodes[chain[place + 1][1]] if place + 1 < len(chain) else None
-            name = node.id.removesuffix("[]").removesuffix("#")
+            name = node.name
             if parent is not None and parent.kind is Kind.MAP and number in parent.bodies.get("item", ()):
                 parts.append(f"[{position}]")
             elif parent is not None and parent.kind is Kind.LOOP and number in parent.bodies.get("body", ()):
@@ -208,6 +215,10 @@ class Run:
             else:
                 parts.append(f"/{name}")
         return "".join(reversed(parts)).removeprefix("/")
+
+    def shown_path(self, step: Claimed) -> str:
+        """Return a step's path for people: `build[3]`, `polish (iteration 2)/review`."""
+        return readable_path(self.path(step))
 
     def expansions(self, row: int) -> list[Expansion]:
         """Return how a composite row was expanded."""
@@ -247,7 +258,7 @@ class Run:
                 if any(dep.node not in ended for dep in node.deps):
                     continue
                 ended.add(number)
-                found[rows[number]] = f"`{self.plan.nodes[cause].id}` {verb}"
+                found[rows[number]] = f"`{self.plan.nodes[cause].name}` {verb}"
                 queue.append((number, "was skipped", {Join.ALL_SUCCESS}))
         return found
 
@@ -308,6 +319,11 @@ class Run:
         """Return `root:hash` of a step's place in the run and of everything that its call depends on."""
         digest = hashlib.sha256(f"{self.path(step)}\n{request}".encode("utf-8", "replace")).hexdigest()
         return f"{self.info.root}:{digest}"
+
+
+def readable_path(path: str) -> str:
+    """Return a step's path as people read it: `polish#2/review` is `polish (iteration 2)/review`."""
+    return _ITERATION.sub(r" (iteration \1)", path)
 
 
 def published(node: Node, output: Any) -> dict[str, Any]:
@@ -419,7 +435,7 @@ class Names(Mapping[str, Any]):
 
 
 class Secrets(Mapping[str, str]):
-    """The secrets that a workflow names, from the worker's environment."""
+    """The secrets that a workflow names, from the worker's environment; whoever gets one has it masked from then on."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
@@ -437,6 +453,11 @@ class Secrets(Mapping[str, str]):
         if value is None:
             raise ConfigurationError(
                 f"The secret {name} is not set where this step runs.", hint=f"Set the environment variable {name}."
+            )
+        if not SECRETS.add(name, value, declared=True):
+            raise ConfigurationError(
+                f"The secret {name} is too short: below {SHORTEST} characters it cannot be masked in what steps print.",
+                hint=f"Use a longer value in {name}. If it is not secret, make it an input instead.",
             )
         return value
 

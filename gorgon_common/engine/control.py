@@ -29,8 +29,7 @@ def cancel(store: Continues, publisher: Publisher, run: Run) -> None:
     A run whose process has died ends at once: nobody is left to run anything of it.  So does one that waits for its
     concurrency key: nothing of it has begun.
     """
-    if store.orphaned(run.info.id) and not store.finished(run.info.id)[0]:
-        store.close_orphan(run.info.id, cancelled=True)
+    if store.close_orphan(run.info.id, cancelled=True):
         return
     heads = store.stop(run.info.id, gate=run.gate, keeps=run.keeps, error=None, reason="the run was cancelled")
     publisher.publish(heads)
@@ -47,6 +46,7 @@ def resume(
     now: datetime,
     home: str,
     grouped: frozenset[int],
+    trace_id: str | None = None,
 ) -> tuple[int, int, int]:
     """Continue a run as a new one; steps whose fingerprint still holds are adopted when they come up.
 
@@ -54,15 +54,11 @@ def resume(
     run is still going on.
     """
     ended, paid = store.finished(before.info.id)
-    if not ended:
-        if not store.orphaned(before.info.id):
-            raise Conflict("The run has not ended yet.", hint="Cancel it first, or wait: gorgon runs watch.")
-        store.close_orphan(before.info.id)
+    if not ended and not store.close_orphan(before.info.id):
+        raise Conflict("The run has not ended yet.", hint="Cancel it first, or wait: gorgon runs watch.")
     same = _unchanged(before.plan, plan)
     reused = sum(1 for _, node in paid if before.plan.nodes[node].id in same)
-    left = sum(1 for node in plan.nodes if node.queue is not None) - len(
-        {before.plan.nodes[node].id for _, node in paid if before.plan.nodes[node].id in same}
-    )
+    left = work(plan) - len({before.plan.nodes[node].id for _, node in paid if before.plan.nodes[node].id in same})
     number, _ = submit(
         plan,
         before.info.inputs,
@@ -77,8 +73,15 @@ def resume(
         team=before.info.team,
         root=before.info.root,
         resumed_from=before.info.id,
+        trace_id=trace_id,
     )
     return number, reused, max(0, left)
+
+
+def work(plan: Plan) -> int:
+    """Return how many steps are work for a worker; what a map or a loop repeats counts once, a fallback not at all."""
+    spare = {index for node in plan.nodes for index in node.bodies.get("fallback", ())}
+    return sum(node.queue is not None and index not in spare for index, node in enumerate(plan.nodes))
 
 
 def _unchanged(before: Plan, after: Plan) -> set[str]:

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 from gorgon_common.costs import forecast as forecasts
 from gorgon_common.costs.budgets import micro_dollars
-from gorgon_common.costs.forecast import Allowance, Band, Forecast, Guess, Line, Quota, Task, Work
+from gorgon_common.costs.forecast import Allowance, Estimate, Forecast, Line, Quantiles, Quota, Task, Work
 from gorgon_common.costs.history import History
 from gorgon_common.costs.tokens import TokenEstimator, family_of
+from gorgon_common.costs.usage import Usage
 from gorgon_common.engine.limits import Quota as Limits
 from gorgon_common.engine.outlook import Outlook, outlook
 from gorgon_common.engine.ports import Pricer
@@ -67,7 +68,7 @@ def estimate(
         price=lambda provider, model, usage: priced(provider, model, usage),
         window=lambda provider, model: prices.window(provider, model) or WINDOW,
         slots=slots,
-        startup=Guess(0.0 if history.seconds else STARTUP_SECONDS * len(seen.providers), 1.2, forecasts.ASSUMED),
+        startup=Estimate(0.0 if history.seconds else STARTUP_SECONDS * len(seen.providers), 1.2, forecasts.ASSUMED),
         past_seconds=history.seconds,
         quotas={model: _minute(*quota(*model)) for model in models},
         allowances=allowances,
@@ -96,13 +97,13 @@ def estimate(
             for index, seconds in found.path
             if plan.nodes[index].kind not in _ENGINE
         ],
-        "models": _models(found, estimator),
+        "models": _models(found, estimator, priced),
         "binding_quota": found.binding,
         "budgets": list(found.budgets),
         "history": {"runs": history.runs},
         "assumptions": seen.said,
         "price_version": prices.version,
-        "plays": found.plays,
+        "trials": found.trials,
         "unavailable": list(plan.unavailable),
     }
 
@@ -143,7 +144,7 @@ def _amounts(line: Line) -> dict[str, Any]:
     }
 
 
-def _whole(band: Band) -> dict[str, Any]:
+def _whole(band: Quantiles) -> dict[str, Any]:
     return band.to_dict(0)
 
 
@@ -185,14 +186,16 @@ def _needs(plan: Plan, node: Node) -> list[str]:
     return [plan.nodes[dep.node].id for dep in node.deps if plan.nodes[dep.node].kind not in _ENGINE]
 
 
-def _models(found: Forecast, estimator: TokenEstimator) -> list[dict[str, Any]]:
+def _models(found: Forecast, estimator: TokenEstimator, price: Callable[..., int | None]) -> list[dict[str, Any]]:
     rows = []
+    probe = Usage(input_tokens=1000, output_tokens=1000)
     for (provider, model), used in found.models.items():
         ratio = estimator.ratio(provider, model)
         rows.append(
             {
                 "provider": provider,
                 "model": model,
+                "priced": price(provider, model, probe) is not None,
                 "calls": round(used["calls"], 1),
                 "tokens": {"input": round(used["input"]), "output": round(used["output"])},
                 "estimator": {

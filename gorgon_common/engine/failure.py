@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gorgon_common.engine import kinds, limits, retry
+from gorgon_common.engine import kinds, limits, reporting, retry
 from gorgon_common.engine.budget import Short
 from gorgon_common.engine.kinds import composite
 from gorgon_common.engine.kinds.base import StepContext
 from gorgon_common.engine.outcomes import BUDGET, RETRY, Done, Failed, Outcome, Parked
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.errors import (
+    BudgetExceeded,
     Cancelled,
     ExpressionError,
     GorgonError,
@@ -23,6 +24,7 @@ from gorgon_common.errors import (
     Retryable,
     StepError,
     Throttled,
+    Unavailable,
     UserError,
 )
 
@@ -30,6 +32,8 @@ HANDLED = (StepError, ExpressionError, UserError, Throttled, Cancelled, Short)
 """What a step may raise.  Anything else is a fault of this process, or of the database."""
 RATE_LIMIT_PAUSE = 1.0
 """Seconds to wait after a 429 that does not say how long."""
+AWAY_PAUSE = 1.0
+"""Seconds until a step is taken up again that could not go on because the database was away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,7 @@ def outcome(context: StepContext, error: GorgonError) -> Outcome | OtherModel:
         case Cancelled():
             return Done(context.result(StepStatus.CANCELLED, reason="the run was stopped"))
         case Short():
+            reporting.over_budget(context.run, context.step, error.message, waits=True)
             room = error.room if error.room.period else None
             return _wait(context, error.seconds, BUDGET, error.message, room=room)
         case Throttled():
@@ -54,9 +59,22 @@ def outcome(context: StepContext, error: GorgonError) -> Outcome | OtherModel:
             pause = error.retry_after if error.retry_after is not None else RATE_LIMIT_PAUSE
             pause += 0.1 * context.services.chance()
             return Parked(pause, limits.RETRY_AFTER, f"rate limit: {error.message}", context.paid(), attempt=False)
+        case Unavailable():
+            return Parked(AWAY_PAUSE, RETRY, error.message, context.paid(), attempt=False)
+        case BudgetExceeded():
+            reporting.over_budget(context.run, context.step, error.message, waits=False)
         case StepError() if retry.again(context.node.retry, error, context.step.attempt):
             return _retry(context, error)
-    return way_out(context, context.error_data(error))
+    return way_out(context, _final(context, error))
+
+
+def _final(context: StepContext, error: GorgonError) -> dict[str, Any]:
+    """Return an error after which no attempt follows, as data."""
+    found = context.error_data(error)
+    if isinstance(error, StepError) and error.retryable and not found["hint"]:
+        tries = "once" if context.step.attempt == 1 else f"{context.step.attempt} times"
+        found["hint"] = f"The step was tried {tries}. Raise its `max_retries:`, or continue the run later."
+    return found
 
 
 def _wait(context: StepContext, seconds: float, reason: str, message: str, **fields: Any) -> Parked:
@@ -73,7 +91,8 @@ def _retry(context: StepContext, error: StepError) -> Outcome | OtherModel:
     left = context.seconds_left()
     if left is not None and seconds >= left:
         return way_out(context, context.error_data(error))
-    return Parked(seconds, RETRY, error.message, context.paid())
+    took = (context.services.clock.now() - context.started_at).total_seconds()
+    return Parked(seconds, RETRY, error.message, context.paid(), kind=error.kind, took=max(0.0, took))
 
 
 def way_out(context: StepContext, error: dict[str, Any]) -> Outcome | OtherModel:

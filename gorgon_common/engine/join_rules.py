@@ -44,7 +44,7 @@ def _join(run: Run, step: Claimed, node: Node) -> str | None:
         for key, checkpoint in ended.items():
             if checkpoint.status is not StepStatus.SUCCEEDED:
                 verb = "failed" if checkpoint.status is StepStatus.FAILED else "was skipped"
-                return f"`{run.plan.nodes[ids[key]].id}` {verb}"
+                return f"`{run.plan.nodes[ids[key]].name}` {verb}"
     if node.join is Join.NONE_FAILED and any(state is StepStatus.FAILED for state in states):
         return "a step that it depends on has failed"
     if node.join is Join.ANY_SUCCESS and ids and StepStatus.SUCCEEDED not in states:

@@ -19,16 +19,33 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
-from typing import ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar, assert_never
 
 from gorgon_common.costs.usage import CallRecord
+from gorgon_common.engine import reporting
 from gorgon_common.engine.alarm import Alarm
 from gorgon_common.engine.budget import UNSENT
 from gorgon_common.engine.context import Knowledge
 from gorgon_common.engine.outcomes import RETRY, Done, Ended, Expanded, Failed, Outcome, Parked, Passed
 from gorgon_common.engine.ports import Member, Steps
 from gorgon_common.engine.publish import Publisher
-from gorgon_common.engine.records import ROW_BITS, Advance, Claimed, Finish, Head, Keep, Result, Weight, step_id
+from gorgon_common.engine.records import (
+    ROW_BITS,
+    Advance,
+    Buried,
+    Children,
+    Claimed,
+    Finish,
+    Head,
+    Keep,
+    Refusal,
+    Released,
+    Result,
+    RunClosed,
+    Waiting,
+    Weight,
+    step_id,
+)
 from gorgon_common.engine.slots import ReadyQueue
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.errors import GorgonError, Unavailable
@@ -87,6 +104,8 @@ class _Request:
     """Runs with `max_parallel` of which a step has stopped running without having ended."""
     counted: Sequence[int] = ()
     """Its claims that belong to such runs."""
+    suspected: Sequence[int] = ()
+    """Its claims that are suspects: they have to be claimed one at a time."""
     mine: list[Claimed] = field(default_factory=list)
     ready: list[Head] = field(default_factory=list)
     error: Exception | None = None
@@ -121,6 +140,8 @@ class Machine:
         self.held: dict[int, Claimed] = {}
         """What this process holds, by step id."""
         self.backlog_seen = False
+        self.renew: Callable[[], None] = lambda: None
+        """Renews this worker's lease; called where a claim finds that it has run out."""
         self._crowded = 0.0
         """When a step was last told to wait for a quota, on the monotonic clock."""
         self.doubts = 0
@@ -134,6 +155,9 @@ class Machine:
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="gorgon-step")
         self._alarm = Alarm(self._wake)
         self.closing = False
+        """Takes nothing more; what it holds may end."""
+        self._ended = False
+        """The process ends: nothing waits for the database any more."""
 
     # Messages
 
@@ -154,10 +178,9 @@ class Machine:
         request = self._tick(_Request(ids, (), job, slots=not fast))
         if request.later:
             self.publisher.give_back(request.later)
-        known = {*(step.id for step in request.mine), *request.counted}
         self._publish(request.ready)
         self._go_on(job, request.mine)
-        self._suspects(job, [key for key in request.claims if key not in known], fast=fast)
+        self._suspects(job, request.suspected, fast=fast)
         return job
 
     def _room(self) -> bool:
@@ -209,22 +232,34 @@ class Machine:
 
         It counts like the death of a worker, or a step that breaks its workers would be tried for ever.
         """
-        crashed = not isinstance(why, Unavailable)
-        lost = [step for step in steps if step.id in self.held]
+        crashed = None if isinstance(why, Unavailable) else repr(why)[:500]
+        lost = [step for step in steps if self._holds(step)]
         for step in lost:
             try:
-                head = self.store.release(step, crashed=crashed)
-                self._publish([] if head is None else [head])
+                self._given_back(self.store.release(step, crashed=crashed))
             except GorgonError as error:
                 self.doubts = DOUBTS
-                log.error("a step could not be given back", step=step.id, error=error.message)
+                log.error(
+                    "a step could not be given back", error=error.message, **reporting.named(self.knowledge, step)
+                )
         self._left(job, lost)
+
+    def _given_back(self, answer: Released | Buried | Refusal) -> None:
+        match answer:
+            case Released(head):
+                self._publish([head])
+            case Buried(ready):
+                self._publish(ready)
+            case Refusal():
+                pass  # whoever has the step by now goes on with it
+            case _:
+                assert_never(answer)
 
     def _slow(self, job: Job, step: Claimed) -> None:
         try:
             self._go_on(job, [step])
         except Exception as error:  # noqa: BLE001  a pool thread has nobody to tell
-            log.error("a step was given up", step=step.id, error=str(error))
+            log.error("a step was given up", error=str(error), **reporting.named(self.knowledge, step))
 
     def _one(self, job: Job, step: Claimed) -> list[Claimed]:
         since = time.perf_counter()
@@ -251,7 +286,7 @@ class Machine:
                 else:
                     mine += self._fold(job, step, outcome)
             except Exception as error:  # noqa: BLE001  the others of the batch go on
-                log.error("a step was given up", step=step.id, error=repr(error))
+                log.error("a step was given up", error=repr(error), **reporting.named(self.knowledge, step))
                 self._give_up(job, [step], error)
             if len(finishes) >= BATCH or time.perf_counter() - since > BATCH_SECONDS:
                 mine += steps[place + 1 :]
@@ -300,14 +335,16 @@ class Machine:
                     keeps=run.keeps if run_fails else frozenset(),
                     run_fails=run_fails,
                 )
+                reporting.ended(self.knowledge, [Finish(step, result)], advance.refused)
                 return self._absorb(job, step, advance)
             case Ended(result, status, outputs, error):
                 finish = Finish(step, result)
-                heads = self._stored(
+                answer = self._stored(
                     self.store.finish_run, self.worker, finish, status=status, outputs=outputs, error=error
                 )
                 self._left(job, [step])
-                self._publish(heads)
+                if isinstance(answer, RunClosed):
+                    self._publish(answer.ready)
                 return []
 
     def _commit_finishes(self, job: Job, finishes: Sequence[Finish]) -> list[Claimed]:
@@ -325,15 +362,27 @@ class Machine:
 
     def _passed(self, job: Job, step: Claimed) -> list[Claimed]:
         """A conditional step may run: here, if it is ours and there is room, else by a message of its queue."""
-        if step.queue in self.worker.queues and not self._limited(step.run):
-            with self._commit, self._free:
-                if self._running < self.slots and not self.closing:
-                    self._running += 1
-                    return [self._now(step)]
-        head = self._stored(self.store.release, step, weight=Weight.SLOW)
+        if step.queue in self.worker.queues and not self._limited(step.run) and self._slot():
+            # Its claim was of another kind: the journal does not know yet that it has started.
+            started = {"attempt": step.attempt}
+            try:
+                self._stored(self.store.tell, step.run, step.row, "step.started", None, started)
+            except BaseException:
+                self._free_slot(replace(step, weight=int(Weight.SLOW)))
+                raise
+            return [self._now(step)]
+        answer = self._stored(self.store.release, step, weight=Weight.SLOW)
         self._left(job, [step])
-        self._publish([head] if head else [])
+        self._given_back(answer)
         return []
+
+    def _slot(self) -> bool:
+        """Take a slot, if one is free."""
+        with self._commit, self._free:
+            if self._running >= self.slots or self.closing:
+                return False
+            self._running += 1
+            return True
 
     def _now(self, step: Claimed) -> Claimed:
         slow = replace(step, weight=int(Weight.SLOW))
@@ -341,7 +390,7 @@ class Machine:
         return slow
 
     def _park(self, job: Job, step: Claimed, outcome: Parked) -> list[Claimed]:
-        said = self._stored(
+        answer = self._stored(
             self.store.park,
             step,
             seconds=outcome.seconds,
@@ -351,18 +400,25 @@ class Machine:
             attempt=outcome.attempt,
             room=outcome.room,
         )
-        if said == "halted":
-            stopped = Result(StepStatus.CANCELLED, reason=f"the run stopped while it waited: {outcome.message}")
-            return self._commit_finishes(job, [Finish(step, stopped)])
+        if answer is Refusal.STOPPED:
+            return self._stopped(job, step, f"the run stopped while it waited: {outcome.message}")
         self._left(job, [step])
+        if isinstance(answer, Waiting):
+            reporting.parked(self.knowledge, step, outcome)
+        else:
+            reporting.fenced(self.knowledge, step)
         if outcome.reason != RETRY and outcome.seconds > LONG_WAIT:
             self._crowded = time.monotonic()
-        if said == "parked" and not self.closing:
+        if isinstance(answer, Waiting) and not self.closing:
             self.publisher.departed(step)
             if outcome.room is not None or outcome.seconds > TIMER_SECONDS:
                 return []  # whoever makes room tells it, and the sweep sends it
             self._alarm.set(outcome.seconds, step.id)
         return []
+
+    def _stopped(self, job: Job, step: Claimed, reason: str) -> list[Claimed]:
+        """The claim holds and the run has stopped: the step ends as cancelled."""
+        return self._commit_finishes(job, [Finish(step, Result(StepStatus.CANCELLED, reason=reason))])
 
     def _wake(self, keys: Sequence[int]) -> None:
         try:
@@ -371,7 +427,7 @@ class Machine:
             log.warning("waiting steps are left to the sweep", steps=len(keys), error=error.message)
 
     def _expand(self, job: Job, step: Claimed, outcome: Expanded) -> list[Claimed]:
-        made = self._stored(
+        answer = self._stored(
             self.store.expand,
             step,
             outcome.rows,
@@ -382,11 +438,21 @@ class Machine:
             reduce=outcome.reduce,
             calls=outcome.result.calls if outcome.result else (),
         )
-        if made is None:
-            stopped = Result(StepStatus.CANCELLED, reason="the run stopped before it began")
-            return self._commit_finishes(job, [Finish(step, stopped)])
-        heads, base = made
-        self.knowledge.run(step.run).learn_places(base, outcome.rows)
+        match answer:
+            case Refusal.STOPPED:
+                return self._stopped(job, step, "the run stopped before it began")
+            case Refusal.LOST:  # it is ready again or somebody else's: whatever is said of it here would be wrong
+                reporting.fenced(self.knowledge, step)
+                self._left(job, [step])
+                return []
+            case Children(heads, base):
+                reporting.expanded(self.knowledge, step, outcome)
+                self.knowledge.run(step.run).learn_places(base, outcome.rows)
+                return self._expanded(job, step, heads, None if outcome.reduce is None else base + outcome.reduce)
+            case _:
+                assert_never(answer)
+
+    def _expanded(self, job: Job, step: Claimed, heads: Sequence[Head], reduce: int | None) -> list[Claimed]:
         inline = [head.id for head in heads if head.weight == Weight.INLINE]
         sent = [head for head in heads if head.weight != Weight.INLINE]
         mine: list[Claimed] = []
@@ -395,9 +461,8 @@ class Machine:
             mine = begun.mine
             self._publish(begun.ready)
         self._left(job, [step])
-        join = None if outcome.reduce is None else step_id(step.run, base + outcome.reduce)
         if sent:
-            self.publisher.publish(sent, join=join)
+            self.publisher.publish(sent, join=None if reduce is None else step_id(step.run, reduce))
         return mine
 
     def _publish(self, heads: Sequence[Head]) -> None:
@@ -424,6 +489,7 @@ class Machine:
             self.held[step.id] = step
             slow += step.weight == Weight.SLOW
             self.knowledge.begin(step.run)
+        reporting.claimed(self.knowledge, mine)
         with self._free:
             self._running += slow
             job.open += len(mine)
@@ -438,11 +504,19 @@ class Machine:
 
     def _left(self, job: Job, steps: Sequence[Claimed]) -> None:
         for step in steps:
-            self.held.pop(step.id, None)
+            if self._holds(step):
+                del self.held[step.id]
         with self._free:
             job.open -= len(steps)
             if job.open == 0:
                 job.over.set()
+            if self.closing:
+                self._free.notify_all()
+
+    def _holds(self, step: Claimed) -> bool:
+        """Tell whether this claim is held: a lost one may be followed by another of the same step in here."""
+        held = self.held.get(step.id)
+        return held is not None and held.token == step.token
 
     # Group commit
 
@@ -509,8 +583,14 @@ class Machine:
         keep = Keep(0 if self.closing else KEEP_FAST, free, self._pull(free) if pulls else 0)
         suspects = any(request.suspects for request in batch)
         advance = self._stored(self.store.tick, self.worker, keep, claims=claims, finishes=finishes, suspects=suspects)
+        if advance.lapsed and not self.closing:
+            self._stored(self.renew)
+            self._retake(advance, claims, suspects=suspects)
         if advance.doubtful:
             self.doubts = DOUBTS
+        reporting.ended(self.knowledge, finishes, advance.refused)
+        for request in batch:
+            request.suspected = [key for key in request.claims if key in advance.suspects]
         ended = {finish.step.run for finish in finishes if finish.step.weight == Weight.SLOW}
         vacated |= {run for run in ended if self._limited(run)}
         if vacated or advance.counted:
@@ -519,6 +599,15 @@ class Machine:
             taken = sum(step.weight == Weight.SLOW for step in advance.mine)
             self._admit(advance, vacated, slots - taken, suspects=suspects)
         return advance
+
+    def _retake(self, advance: Advance, claims: Sequence[int], *, suspects: bool) -> None:
+        """Claim again after the lease was renewed; adds to what the first transaction brought."""
+        again = self._stored(self.store.tick, self.worker, Keep(0), claims=claims, suspects=suspects)
+        advance.mine += again.mine
+        advance.counted += again.counted
+        advance.suspects += again.suspects
+        advance.lapsed = again.lapsed
+        advance.doubtful |= again.doubtful
 
     def _admit(self, advance: Advance, vacated: set[int], free: int, *, suspects: bool) -> None:
         """Claim steps of runs with `max_parallel` as they have room; adds to what the transaction brought."""
@@ -565,7 +654,7 @@ class Machine:
                 return call(*args, **kwargs)
             except Unavailable as error:
                 self.doubts = DOUBTS
-                if self.closing:
+                if self._ended:
                     raise
                 log.warning("the database cannot be used; results are held", error=error.message)
                 self.sleep(pause * (1 - self.chance() / 2))
@@ -586,9 +675,9 @@ class Machine:
         lost = [owned[key] for key, token in stray.items() if self._stray.get(key) == token]
         self._stray = stray
         for step in lost:
-            log.warning("a step was ours and nobody ran it", step=step.id)
-            head = self.store.release(step)
-            self._publish([] if head is None else [head])
+            log.warning("a step was ours and nobody ran it", **reporting.named(self.knowledge, step))
+            reporting.recovered(self.knowledge, [step], "stray")
+            self._given_back(self.store.release(step))
 
     def _share(self, batch: Sequence[_Request], advance: Advance, *, alone: bool) -> None:
         """Give what came of a batch to those who brought it about; `alone`: all of it to its one request."""
@@ -632,18 +721,38 @@ class Machine:
 
     # Ending
 
-    def close(self, seconds: float) -> bool:
-        """Take nothing more; wait for what is running.  Returns whether everything has ended."""
+    def drain(self, seconds: float) -> bool:
+        """Take nothing more; wait for all that is held, whatever brought it in.  Returns whether it has ended."""
+        until = time.monotonic() + seconds
         self.closing = True
+        self.publisher.here = None  # what becomes ready from now on is for others
         self.send_kept()
         with self._free:
             self._free.notify_all()
-        until = time.monotonic() + seconds
-        while self.held and time.monotonic() < until:
-            self.sleep(0.01)
+        if not self._commit.acquire(timeout=max(0.0, seconds)):
+            return False  # a transaction that began before may still claim
+        self._commit.release()
+        with self._free:
+            return self._free.wait_for(lambda: not self.held, max(0.0, until - time.monotonic()))
+
+    def give_back(self) -> None:
+        """Let others have what is still running.  A result that comes before they have begun counts."""
+        for step in list(self.held.values()):
+            try:
+                self._given_back(self.store.release(step))
+            except GorgonError as error:
+                log.warning("a step is left to its lease", step=step.id, error=error.message)
+                return  # without a database the others would take as long to fail
+
+    def close(self, seconds: float) -> bool:
+        """Take nothing more; wait for what is held, give back what has not ended.  Returns whether all had."""
+        ended = self.drain(seconds)
+        self._ended = True
+        if not ended:
+            self.give_back()
         self._alarm.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        return not self.held
+        return ended
 
 
 def _frees_a_slot(batch: Sequence[_Request]) -> bool:

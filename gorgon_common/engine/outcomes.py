@@ -45,6 +45,7 @@ class Parked:
     """The step waits `seconds`, for one of REASONS.  `attempt`: what came before was an attempt.
 
     `message` says it to people.  `room`: what it waits for on a budget; it is woken when there is so much.
+    `kind`: what went wrong with an attempt, in a word; `took`: how many seconds it was.
     """
 
     seconds: float
@@ -53,6 +54,8 @@ class Parked:
     calls: Sequence[CallRecord] = ()
     attempt: bool = True
     room: Room | None = None
+    kind: str = ""
+    took: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,26 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gorgon_common.costs.usage import CallRecord, Usage
-from gorgon_common.engine.records import Admitted, Advance, Claimed, Finish, Head, Keep, Room, Row, Turn, Weight
+from gorgon_common.engine.records import (
+    Activity,
+    Admitted,
+    Advance,
+    Buried,
+    Children,
+    Claimed,
+    Finish,
+    Head,
+    Keep,
+    Recovered,
+    Refusal,
+    Released,
+    Room,
+    Row,
+    RunClosed,
+    Turn,
+    Waiting,
+    Weight,
+)
 from gorgon_common.engine.states import RunStatus
 
 if TYPE_CHECKING:
@@ -51,13 +70,18 @@ class AgentCall:
 
 @dataclass(frozen=True, slots=True)
 class AgentReply:
-    """What a model answered.  `data` is the parsed reply where the call had a schema (not yet validated)."""
+    """What a model answered.  `data` is the parsed reply where the call had a schema (not yet validated).
+
+    `usage` is None where the provider did not say what was used, or said what cannot be: the cost is unknown then.
+    `stop_reason` is end, max_tokens, refusal, pause, context, or the provider's own word for something else.  Only
+    `end` is a whole reply.
+    """
 
     text: str
-    usage: Usage
+    usage: Usage | None
     model: str
     data: Any = None
-    stop_reason: str = "end"  # end | max_tokens | refusal | pause | context
+    stop_reason: str = "end"
     service_tier: str | None = None
     request_id: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -67,7 +91,8 @@ class AgentReply:
 class AgentProvider(Protocol):
     """A provider of models: openai or anthropic.  Thread-safe; one instance a process.
 
-    Raises the errors of `errors.ProviderError`, and `Cancelled` soon (half a second) after `cancelled()` turns true.  A
+    Raises the errors of `errors.ProviderError`, and `Cancelled` soon (half a second) after `cancelled()` turns true.
+    Any other error of Gorgon's own says that no call was made, and any other exception that nobody knows.  A
     reply that was refused or cut off is returned and says so in `stop_reason` (`agent.converse` makes an error of it);
     `data` is None where the text is not JSON.  Where a call fails, the error's `usage` says what is charged for it.
     """
@@ -125,8 +150,13 @@ class Pricer(Protocol):
 
     version: str
 
-    def price(self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None) -> int | None:
-        """Return micro-dollars (rounded half up, never 0 where something was used), None where there is no price."""
+    def price(
+        self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None, asked: str | None = None
+    ) -> int | None:
+        """Return micro-dollars (rounded half up, never 0 where something was used), None where there is no price.
+
+        `asked`: the name that the call asked for, where the reply names another.
+        """
         ...
 
 
@@ -167,8 +197,10 @@ class Steps(Protocol):
         """Claim slow steps of a run with `max_parallel` as it has room: `ids`, and those that wait."""
         ...
 
-    def release(self, step: Claimed, *, weight: Weight | None = None, crashed: bool = False) -> Head | None:
-        """Give a claimed step back.  `crashed`: it counts as if its worker had died."""
+    def release(
+        self, step: Claimed, *, weight: Weight | None = None, crashed: str | None = None
+    ) -> Released | Buried | Refusal:
+        """Give a claimed step back.  `crashed`: what broke; it counts as if its worker had died."""
         ...
 
     def owned(self, worker: Any) -> list[Claimed]:
@@ -185,8 +217,14 @@ class Steps(Protocol):
         calls: Sequence[CallRecord],
         attempt: bool,
         room: Room | None = None,
-    ) -> str:
-        """Let a claimed step wait, for one of `outcomes.REASONS`: parked | halted | refused."""
+    ) -> Waiting | Refusal:
+        """Let a claimed step wait, for one of `outcomes.REASONS`."""
+        ...
+
+    def tell(
+        self, run: int, row: int | None, kind: str, message: str | None, data: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write one line of the run's journal."""
         ...
 
     def wake(self, ids: Sequence[int]) -> list[Head]:
@@ -204,7 +242,7 @@ class Steps(Protocol):
         window: int | None = None,
         reduce: int | None = None,
         calls: Sequence[CallRecord] = (),
-    ) -> tuple[list[Head], int] | None:
+    ) -> Children | Refusal:
         """Turn a claimed composite into its children."""
         ...
 
@@ -216,8 +254,8 @@ class Steps(Protocol):
 
     def finish_run(
         self, worker: Any, finish: Finish, *, status: RunStatus, outputs: Any, error: Mapping[str, Any] | None
-    ) -> list[Head]:
-        """Finish the run's last step and the run with it; returns what starts now that its concurrency key is free."""
+    ) -> RunClosed | Refusal:
+        """Finish the run's last step and the run with it."""
         ...
 
 
@@ -260,8 +298,18 @@ class Shelf(Protocol):
         """Become or stay the one that does a job."""
         ...
 
-    def reap(self, *, home: str, target: str | None = None) -> list[tuple[Head, int]]:
-        """Take the steps of dead workers back."""
+    def leads_for(self, name: str) -> float:
+        """Return how many seconds the leader of a job has it for; 0 where nobody has it."""
+        ...
+
+    def activity(self, *, home: str, target: str) -> Activity:
+        """Return what is going on in the live runs of a home."""
+        ...
+
+    def reap(
+        self, *, home: str, target: str | None = None, sparing: int | None = None, thorough: bool = True
+    ) -> Recovered:
+        """Take the steps of dead workers back, never those of worker `sparing`."""
         ...
 
     def overdue(
@@ -303,8 +351,8 @@ class Shelf(Protocol):
         """Let runs have a concurrency key whose turn it is."""
         ...
 
-    def close_orphan(self, run: int, *, cancelled: bool = False) -> None:
-        """End a run whose process died."""
+    def close_orphan(self, run: int, *, cancelled: bool = False) -> bool:
+        """End a run whose process died; tells whether it was one."""
         ...
 
     def watermarks(self, *, home: str, target: str | None = None) -> dict[int, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Any
 
 from gorgon_common.costs.usage import CallRecord
@@ -153,6 +153,10 @@ class Advance:
     refused: list[int] = field(default_factory=list)
     counted: list[int] = field(default_factory=list)
     """Ready slow steps of runs with `max_parallel`: `admit` claims those for which there is room."""
+    suspects: list[int] = field(default_factory=list)
+    """Ready steps whose workers died: they are claimed one at a time, where `suspects` is asked for."""
+    lapsed: bool = False
+    """The worker's lease has run out: nothing was claimed for it.  What it has finished counts."""
     doubtful: bool = False
     """The transaction was made again because its reply got lost: it may have been committed twice over, with claims of
     which nobody knows."""
@@ -165,6 +169,73 @@ class Admitted:
     mine: list[Claimed] = field(default_factory=list)
     ready: list[Head] = field(default_factory=list)
     held: list[int] = field(default_factory=list)
+
+
+# What the store answers.  Each answer has a type of its own: a lost claim must never look like a stopped run.
+
+
+class Refusal(Enum):
+    """Why a claimed step could not be changed."""
+
+    LOST = "lost"
+    """The claim does not hold any more: the step is ready again, another worker has it, or it has ended.  Nothing
+    is to be done for it here."""
+    STOPPED = "stopped"
+    """The claim holds, but the run (or the group around the step) has stopped: the step is to be cancelled."""
+
+
+class Renewal(Enum):
+    """What a heartbeat has found."""
+
+    RENEWED = "renewed"
+    REVIVED = "revived"
+    """The lease had run out, and the worker's steps were taken from it.  It lives again."""
+    UNKNOWN = "unknown"
+    """The worker is not registered any more: it can claim nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A claimed step was given back: it is ready, and owed a message."""
+
+    head: Head
+
+
+@dataclass(frozen=True, slots=True)
+class Buried:
+    """A step whose run had stopped was cancelled; `ready` are steps that its end made ready."""
+
+    ready: Sequence[Head]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A claimed step waits now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Children:
+    """A composite was expanded; `base` is its first child's row, `ready` those of its children that may start."""
+
+    ready: Sequence[Head]
+    base: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunClosed:
+    """A run has ended; `ready` are the first steps of runs that waited for its concurrency key."""
+
+    ready: Sequence[Head]
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What was taken back from dead workers: steps that are ready again, and steps that the end of others (whose run
+    had stopped) has made ready.
+    """
+
+    again: Sequence[Head] = ()
+    freed: Sequence[Head] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +286,8 @@ class RunInfo:
     created_at: datetime
     key_at: datetime | None = None
     """When it got its concurrency key, where it has one: it waited until then."""
+    trace_id: str | None = None
+    """The trace (W3C Trace Context) that it is part of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +308,18 @@ class Admission:
 
     holds: bool
     evict: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What is going on in the runs of a home that have not ended.
+
+    `busy`: steps are ready or running, on the backlog, or wait for other runs or steps.  `next`: seconds until a
+    waiting step or the time limit of a run is due, below 0 where it is already; None where nothing will be.
+    """
+
+    busy: bool
+    next: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,3 +356,4 @@ class NewRun:
     timeout: float | None = None
     hold: Hold | None = None
     max_parallel: int | None = None
+    trace_id: str | None = None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gorgon_common.engine.ports import AgentCall, CommandCall, Message
+from gorgon_common.masking import SECRETS
 from gorgon_common.workflow.expressions import MISSING, Env, parse_template, to_text
 
 DEFAULT_MAX_TOKENS = 4096
@@ -13,12 +14,15 @@ MAX_OUTPUT_BYTES = 10 * 1024**2
 
 
 def agent_call(spec: Mapping[str, Any], env: Env, **facts: Any) -> AgentCall:
-    """Return the call of an agent step; `facts` are its fields that are no templates.  Raises ExpressionError."""
-    prompt = spec.get("prompt")
+    """Return the call of an agent step; `facts` are its fields that are no templates.  Raises ExpressionError.
+
+    No model gets a secret: where a value is in the prompt, by whatever way it came there, the mask is sent.
+    """
+    prompt = text(spec["prompt"], env) if spec.get("prompt") is not None else standing(spec, env)
     return AgentCall(
-        messages=(Message("user", text(prompt, env) if prompt is not None else standing(spec, env)),),
-        system=text(spec["system"], env) if spec.get("system") else None,
-        schema=spec.get("schema"),
+        messages=(Message("user", SECRETS.mask(prompt)),),
+        system=SECRETS.mask(text(spec["system"], env)) if spec.get("system") else None,
+        schema=SECRETS.mask_value(spec["schema"]) if spec.get("schema") else spec.get("schema"),
         max_tokens=spec.get("max_tokens") or DEFAULT_MAX_TOKENS,
         effort=spec.get("effort"),
         role=spec.get("role"),

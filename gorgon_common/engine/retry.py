@@ -24,4 +24,5 @@ def again(policy: Retry, error: StepError, attempt: int) -> bool:
 
 
 def _class(kind: str) -> str:
-    return "server" if kind == "overloaded" else kind
+    """Return the word of `retry: {on: […]}` for a kind of error."""
+    return {"overloaded": "server", "command": "exit_code"}.get(kind, kind)

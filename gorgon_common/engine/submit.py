@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
+from gorgon_common import telemetry
 from gorgon_common.engine import rows
 from gorgon_common.engine.concurrency import Stops, evict, hold_of
 from gorgon_common.engine.context import Knowledge
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.records import Admission, Head, NewRun, Row, step_id
-from gorgon_common.errors import KeyTaken, NotAvailable
+from gorgon_common.errors import InputInvalid, KeyTaken, NotAvailable
+from gorgon_common.masking import SECRETS
 from gorgon_common.workflow.plan import Plan
 
 
@@ -37,7 +40,7 @@ class Creates(Stops, Protocol):
         """Tell whether an embedded run has no living worker any more."""
         ...
 
-    def close_orphan(self, run: int, *, cancelled: bool = False) -> None:
+    def close_orphan(self, run: int, *, cancelled: bool = False) -> bool:
         """End a run whose process died."""
         ...
 
@@ -58,6 +61,7 @@ def submit(
     idempotency_key: str | None = None,
     root: int | None = None,
     resumed_from: int | None = None,
+    trace_id: str | None = None,
 ) -> tuple[int, bool]:
     """Create a run and publish what is ready.  `inputs` are checked already; `grouped`: see `canvas.lowering`.
 
@@ -67,9 +71,10 @@ def submit(
     if plan.unavailable:
         raise NotAvailable(
             "This workflow cannot run yet:\n" + "\n".join(f"  {reason}" for reason in plan.unavailable),
-            hint="It validates and plans; take these steps out to run the rest.",
+            hint="It is valid and can be planned; remove these steps to run the rest.",
         )
     body = plan.to_json()
+    _refuse_secrets(plan, body, inputs)
     plan_hash = hashlib.sha256(body.encode()).hexdigest()
     new = NewRun(
         public_id=public_id,
@@ -87,17 +92,34 @@ def submit(
         request_hash=_digest(plan_hash, inputs, target, team),
         timeout=plan.limits.get("timeout"),
         max_parallel=plan.limits.get("max_parallel"),
+        trace_id=trace_id or telemetry.new_trace_id(),
         hold=hold_of(plan, inputs, run_id=public_id, team=team or plan.team, now=now),
     )
     first = rows.top_rows(plan, plan.successors(), grouped)
     number, created = _create(store, new, first)
     if created:
         knowledge.learn(plan, plan_hash)
+        ref = telemetry.RunRef(public_id, plan.name, new.team, target, new.trace_id)
+        telemetry.emit(telemetry.RunCreated(ref, resumes=resumed_from is not None))
         admission = Admission(holds=True) if new.hold is None else store.admission(number)
         evict(store, knowledge, publisher, admission.evict)
         if admission.holds:
             publisher.publish(_heads(number, first))
     return number, created
+
+
+def _refuse_secrets(plan: Plan, body: str, inputs: Mapping[str, Any]) -> None:
+    """Raise InputInvalid where an input or the workflow holds the value of a secret: both are stored and shown."""
+    for name in plan.secrets:
+        SECRETS.add(name, os.environ.get(name), declared=True)
+    hint = "Name it under `secrets:` and use it as {{secrets.NAME}} under `env:`; values stay out of what is stored."
+    for name, value in inputs.items():
+        secret = SECRETS.found(json.dumps(value, ensure_ascii=False, default=str))
+        if secret is not None:
+            raise InputInvalid(f"The input `{name}` contains the value of the secret {secret}.", hint=hint)
+    secret = SECRETS.found(body)
+    if secret is not None:
+        raise InputInvalid(f"The workflow contains the value of the secret {secret}.", hint=hint)
 
 
 def _create(store: Creates, new: NewRun, first: Sequence[Row]) -> tuple[int, bool]:

@@ -6,12 +6,14 @@ minute: every change is conditional, and nothing depends on when it comes.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 
+from gorgon_common.engine import reporting
 from gorgon_common.engine.concurrency import evict
 from gorgon_common.engine.context import Knowledge
 from gorgon_common.engine.ports import Canvas, Shelf
@@ -21,10 +23,17 @@ from gorgon_common.errors import Conflict, GorgonError, Unavailable
 from gorgon_common.logs import get_logger
 
 INTERVAL = 1.0
+"""Seconds between two passes while steps are under way."""
+QUIET = 3.0
+"""Seconds between two looks while there is nothing to do; less than LEASE, so that one keeps leading."""
+TIDY_SECONDS = 15.0
+"""A pass is made so often even where there is nothing to do."""
 LEASE = 5.0
 PROOF_SECONDS = 5.0
 """A message is lost if one that was sent after it was claimed this long ago."""
 SURELY_LOST = 60.0
+THOROUGH = 5
+"""Every so many passes all running steps are looked at, not only those of workers that have died since."""
 SENT_BEFORE_DUE = 5.0
 """A step becomes due this long after its message was sent (`persistence.live.LOST_SECONDS`)."""
 
@@ -35,7 +44,10 @@ log = get_logger(__name__)
 
 
 class Sweep:
-    """Sweeps for one home and target: those of its publisher."""
+    """Sweeps for one home and target: those of its publisher.
+
+    `worker`: the number of this process's own worker, whose steps it never takes: it lives, since it sweeps.
+    """
 
     def __init__(
         self,
@@ -47,6 +59,7 @@ class Sweep:
         name: str,
         home: str,
         clock: Callable[[], float] = time.time,
+        worker: int | None = None,
     ) -> None:
         self.shelf = shelf
         self.knowledge = knowledge
@@ -55,15 +68,21 @@ class Sweep:
         self.name = name
         self.home = home
         self.target = publisher.target
+        self.worker = worker
+        self.renew: Callable[[], None] = lambda: None
+        """Renews the lease of this process's worker where that is late; raises Unavailable."""
         self._clock = clock
+        self._passes = 0
         self._epoch: str | None = None
         self._blind_until = float("-inf")
         self._seen: deque[tuple[float, dict[int, float]]] = deque(maxlen=60)
+        self._tidied = float("-inf")
+        self._leading = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Sweep every second in a thread."""
+        """Sweep in a thread: every second, or less often while there is nothing to do."""
         self._thread = threading.Thread(target=self._forever, name="gorgon-sweep", daemon=True)
         self._thread.start()
 
@@ -74,25 +93,58 @@ class Sweep:
             self._thread.join(5)
 
     def _forever(self) -> None:
-        while not self._stop.wait(INTERVAL):
+        pause = INTERVAL
+        while not self._stop.wait(pause):
+            pause = INTERVAL
             try:
-                self.once()
+                pause = self.look()
             except GorgonError as error:
                 log.warning("the sweep will try again", error=error.message)
             except Exception as error:  # noqa: BLE001  this thread must live: nobody else recovers what is lost
                 log.error("the sweep failed", error=repr(error))
 
+    def look(self) -> float:
+        """Make a pass if nobody else does and there is anything to do; return the seconds until the next look.
+
+        Raises Unavailable.
+        """
+        with self._seeing():
+            # The one that leads goes on; the others look when its lease would be over.
+            left = 0.0 if self._leading else self.shelf.leads_for(self._job)
+            self._leading = left == 0.0 and self._leads()
+            if not self._leading:
+                return min(LEASE, max(INTERVAL, left))
+            now = self._clock()
+            found = self.shelf.activity(home=self.home, target=self.target)
+            if found.busy or (found.next is not None and found.next <= 0) or now - self._tidied >= TIDY_SECONDS:
+                self._tidied = now
+                self._pass()
+            if found.busy:
+                return INTERVAL
+            return QUIET if found.next is None else min(QUIET, max(INTERVAL, found.next))
+
     def once(self) -> int:
         """Make one pass, if nobody else does.  Returns how many messages it sent again.  Raises Unavailable."""
+        with self._seeing():
+            return self._pass() if self._leads() else 0
+
+    @contextlib.contextmanager
+    def _seeing(self) -> Iterator[None]:
         try:
-            return self._pass()
+            yield
         except Unavailable:
             self._blind_until = self._clock() + GRACE
             raise
 
+    @property
+    def _job(self) -> str:
+        return f"sweep:{self.target}:{self.home}"
+
+    def _leads(self) -> bool:
+        return self.shelf.lead(self._job, self.name, LEASE)
+
     def _pass(self) -> int:
-        if not self.shelf.lead(f"sweep:{self.target}:{self.home}", self.name, LEASE):
-            return 0
+        self.renew()  # a process that was suspended would else find itself dead
         self._time_is_up()
         self._take_turns()
         for number in self.shelf.held_runs(home=self.home, target=self.target):
@@ -110,7 +162,7 @@ class Sweep:
                 "step": None,
                 "kind": "timeout",
                 "message": f"The run took longer than its limit of {limit:g} s.",
-                "hint": "Raise `timeout:` under `limits:`, or see what it waited for: gorgon runs logs.",
+                "hint": "Raise `timeout:` under `limits:`, or look at what it waited for: gorgon runs logs.",
                 "summary": f"{run.info.workflow}: the run took longer than {limit:g} s",
             }
             try:
@@ -124,20 +176,31 @@ class Sweep:
         for turn in self.shelf.turns(home=self.home, target=self.target):
             if self._clock() >= self._blind_until:
                 for number in turn.dead:  # as its resume would: it can be resumed still
-                    log.warning("a run is ended: its process died, and others wait for its concurrency key", run=number)
-                    self.shelf.close_orphan(number)
+                    if self._alien(number) and self.shelf.close_orphan(number):
+                        log.warning(
+                            "a run is ended: its process died, and others wait for its concurrency key",
+                            run_id=self.knowledge.run(number).info.public_id,
+                        )
             evict(self.shelf, self.knowledge, self.publisher, turn.evict)
             if turn.ready or turn.dead:
                 self.publisher.publish(self.shelf.take_turn(turn.key, home=self.home))
+
+    def _alien(self, number: int) -> bool:
+        """Tell whether a run belongs to another home: this process lives, whatever its lease says."""
+        return self.worker is None or self.knowledge.run(number).info.home != self.home
 
     def _recover(self) -> int:
         """Take back what dead workers held; it goes first."""
         if self._clock() < self._blind_until:
             return 0  # leases ran out because nobody could renew them
-        heads = [head for head, _ in self.shelf.reap(home=self.home, target=self.target)]
-        for head in heads:  # one message each: a suspect must not take others with it
+        thorough = self._passes % THOROUGH == 0
+        self._passes += 1
+        recovered = self.shelf.reap(home=self.home, target=self.target, sparing=self.worker, thorough=thorough)
+        reporting.recovered(self.knowledge, recovered.again, "worker_died")
+        for head in recovered.again:  # one message each: a suspect must not take others with it
             self.publisher.publish([head], recovered=True)
-        return len(heads)
+        self.publisher.publish(recovered.freed)
+        return len(recovered.again)
 
     def _resend(self) -> int:
         """Send again what was published and got lost; wake what has waited long enough."""
@@ -151,6 +214,7 @@ class Sweep:
         still = set(self.shelf.redispatch([head.id for head in lost])) if lost else set()
         again = [head for head in lost if head.id in still]
         if again:
+            reporting.recovered(self.knowledge, again, "message_lost")
             self.publisher.publish(again, recovered=True)
         if sleepers:
             self.publisher.publish(self.shelf.wake(sleepers))

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Row, case, exists, func, insert, literal_column, or_, select, update
+from sqlalchemy import Connection, Row, and_, case, exists, func, insert, literal_column, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gorgon_common import metrics
@@ -37,10 +37,11 @@ from gorgon_common.engine.context import Cache
 from gorgon_common.engine.records import ROW_BITS, Claimed, RunInfo
 from gorgon_common.errors import InputInvalid, Unavailable
 from gorgon_common.logs import get_logger
-from gorgon_common.persistence import budgets_sqlite, encoding
-from gorgon_common.persistence.budgets_sqlite import OPEN, Key
+from gorgon_common.persistence import budgets_sqlite, encoding, postgres
+from gorgon_common.persistence.budgets_sqlite import OPEN, UNKNOWN, Key
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.inflight import LOOK_SECONDS, Call, InFlight
+from gorgon_common.persistence.lost_calls import store_calls
 from gorgon_common.persistence.settling import balance_of, driver, set_limits, settle, tell
 from gorgon_common.persistence.tables import (
     budget_periods,
@@ -81,7 +82,7 @@ class Budgets:
         self.database = database
         self._sleep = sleep
         self.offset = 0.0
-        self._connection: psycopg.Connection[Any] | None = None
+        self._connection: postgres.Connection | None = None
         self._lock = threading.Lock()
         self._standing: tuple[Budget, ...] = ()
         self._read_at = -STANDING_SECONDS
@@ -143,7 +144,7 @@ class Budgets:
                 continue  # there was none when it was asked for, and is now
             return Shortage(account, balance, int(row[5]))
         raise Unavailable(
-            "The database's clock says another day each time it is asked.", hint="Check the clock of its machine."
+            "The database's clock gives a different day each time it is read.", hint="Check the clock of its machine."
         )
 
     def look(self, info: RunInfo, own: Sequence[Account]) -> list[Shortage]:
@@ -180,6 +181,32 @@ class Budgets:
     def over(self, key: Key) -> bool:
         """A call that was noted is over; tells whether something came to be held for it."""
         return self._in_flight.over(key)
+
+    def unknown(self, key: Key, bound: tuple[int, int, int]) -> None:
+        """A call is over that no budget counted, and nobody knows what it cost: keep its bound for budgets to come.
+
+        `bound`: (micro-dollars, tokens, longest reply).  Said again it changes nothing.  Raises Unavailable.
+        """
+        dialect = sqlite if self.database.sqlite else postgresql
+        (step, token, ordinal), (usd, tokens, longest) = key, bound
+        with self.database.write() as connection:
+            connection.execute(
+                dialect.insert(reservations)
+                .values(
+                    step_id=step,
+                    token=token,
+                    ordinal=ordinal,
+                    at=db_now(0 if self.database.sqlite else self.offset),
+                    state=UNKNOWN,
+                    usd=usd,
+                    tokens=tokens,
+                    max_tokens=longest,
+                    usd_posted=usd,
+                    tokens_posted=tokens,
+                    accounts=[],
+                )
+                .on_conflict_do_nothing()
+            )
 
     def _hold(self, call: Call) -> bool:
         """Reserve for a call under way on the budgets that count it by now, whether there is room or not."""
@@ -220,15 +247,22 @@ class Budgets:
         dialect = sqlite if self.database.sqlite else postgresql
         values = {"body": body, "at": db_now()}
         with self.database.write() as connection:
-            settle(connection, encoding.settlements(step, calls))
-            rows = encoding.calls(step, calls, step.attempt, datetime.now(UTC))
-            if rows:
-                connection.execute(dialect.insert(ledger).on_conflict_do_nothing(), rows)
+            self._record(connection, step, calls)
             connection.execute(
                 dialect.insert(conversations)
                 .values(step_id=step.id, **values)
                 .on_conflict_do_update(index_elements=["step_id"], set_=values)
             )
+
+    def record(self, step: Claimed, calls: Sequence[CallRecord]) -> None:
+        """Store what the calls of a claim have cost so far; a finish may name them again.  Raises Unavailable."""
+        with self.database.write() as connection:
+            self._record(connection, step, calls)
+
+    @staticmethod
+    def _record(connection: Connection, step: Claimed, calls: Sequence[CallRecord]) -> None:
+        settle(connection, encoding.settlements(step, calls))
+        store_calls(connection, encoding.calls(step, calls, step.attempt, datetime.now(UTC)))
 
     def kept(self, step: Claimed) -> str | None:
         """Return what `keep` has stored of a step.  Raises Unavailable."""
@@ -329,15 +363,15 @@ class Budgets:
             for attempt in range(_TRIES):
                 try:
                     if self._connection is None or self._connection.closed:
-                        url = self.database.engine.url.set(drivername="postgresql")
-                        self._connection = psycopg.connect(
-                            url.render_as_string(hide_password=False), autocommit=True, options=_OPTIONS
-                        )
+                        self._connection = self.database.connect(options=_OPTIONS)
+                    self._connection.ping()
                     return self._connection.execute(statement, arguments, prepare=True, binary=True).fetchall()
                 except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
                     continue
                 except psycopg.OperationalError as error:
-                    self._connection = None  # a reply that got lost: what is said twice counts once
+                    broken, self._connection = self._connection, None
+                    if broken is not None:
+                        broken.close()  # a reply that got lost: what is said twice counts once
                     if attempt:
                         raise Unavailable(f"The database cannot be used: {error}") from error
         raise Unavailable("The database refused a transaction five times in a row (deadlock).")
@@ -441,20 +475,26 @@ class Budgets:
             )
             period = connection.scalar(select(budget_periods.c.id).where(budget_periods.c.key == account.key))
             assert period is not None
-            within = [
-                ledger.c.at >= account.starts,
-                ledger.c.at < account.ends,
-                runs.c.target == target,
-                *_counted(budget),
-            ]
-            self._adopt(connection, period, within[2:], account.starts)
-            self._open(connection, period, within)
+            counted = [runs.c.target == target, *_counted(budget)]
+            self._adopt(connection, period, counted, account.starts)
+            self._open(
+                connection,
+                period,
+                [ledger.c.at >= account.starts, ledger.c.at < account.ends, *counted],
+                [reservations.c.at >= account.starts, reservations.c.at < account.ends, *counted],
+            )
 
     def _cover(self, connection: Connection, period: int, root: int) -> None:
         """Count on the account of a run what the run has spent and reserved before there was one."""
-        within = [ledger.c.step_id >= root << ROW_BITS, runs.c.id >= root, runs.c.root_id == root]
-        self._adopt(connection, period, within[1:], datetime.fromtimestamp(0, UTC))
-        self._open(connection, period, within)
+        counted = [runs.c.id >= root, runs.c.root_id == root]
+        first = root << ROW_BITS
+        self._adopt(connection, period, counted, datetime.fromtimestamp(0, UTC))
+        self._open(
+            connection,
+            period,
+            [ledger.c.step_id >= first, *counted],
+            [reservations.c.step_id >= first, *counted],
+        )
 
     def _adopt(self, connection: Connection, period: int, within: Sequence[Any], starts: datetime | None) -> None:
         """Reserve on an account what calls in flight have reserved on others."""
@@ -478,8 +518,10 @@ class Budgets:
                 )
                 self._post(connection, period, Kind.RESERVE, row.usd, row.tokens, (row.step_id, row.token, row.ordinal))
 
-    def _open(self, connection: Connection, period: int, within: Sequence[Any]) -> None:
-        """Post what calls have cost that have reserved nothing on this account."""
+    def _open(self, connection: Connection, period: int, within: Sequence[Any], unknown: Sequence[Any]) -> None:
+        """Post what calls have cost that have reserved nothing on this account: those of the ledger `within`, and in
+        full the reservations of calls of which nobody knows what they came to (`unknown`).
+        """
         reserved = select(reservations.c.step_id).where(
             reservations.c.step_id == ledger.c.step_id,
             reservations.c.token == ledger.c.token,
@@ -494,12 +536,29 @@ class Budgets:
             .select_from(ledger.join(runs, runs.c.id == _run_of(ledger.c.step_id)))
             .where(*within, ~reserved.exists())
         ).one()
+        same_call = and_(
+            ledger.c.step_id == reservations.c.step_id,
+            ledger.c.token == reservations.c.token,
+            ledger.c.ordinal == reservations.c.ordinal,
+        )
+        counted = func.coalesce(ledger.c.input_tokens + ledger.c.output_tokens, 0)
+        in_full = connection.execute(
+            select(
+                func.coalesce(func.sum(case((ledger.c.cost_micro.is_(None), reservations.c.usd_posted), else_=0)), 0),
+                func.coalesce(func.sum(case((counted == 0, reservations.c.tokens_posted), else_=0)), 0),
+            )
+            .select_from(
+                reservations.join(runs, runs.c.id == _run_of(reservations.c.step_id)).outerjoin(ledger, same_call)
+            )
+            .where(reservations.c.state == UNKNOWN, ~self._has(reservations.c.accounts, period), *unknown)
+        ).one()
         known = connection.execute(
             select(
                 func.coalesce(func.sum(postings.c.usd_spent), 0), func.coalesce(func.sum(postings.c.token_spent), 0)
             ).where(postings.c.period_id == period, postings.c.kind == int(Kind.OPENING))
         ).one()
-        usd, tokens = int(spent[0]) - int(known[0]), int(spent[1]) - int(known[1])
+        usd = int(spent[0]) + int(in_full[0]) - int(known[0])
+        tokens = int(spent[1]) + int(in_full[1]) - int(known[1])
         if usd or tokens:
             self._post(connection, period, Kind.OPENING, usd, tokens)
 

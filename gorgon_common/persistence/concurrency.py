@@ -20,7 +20,7 @@ from gorgon_common.engine.records import Admission, Head, Hold, NewRun, Turn, st
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import KeyTaken
 from gorgon_common.persistence import encoding, parallel
-from gorgon_common.persistence.journal import tell
+from gorgon_common.persistence.journal import tell, tell_cancelled
 from gorgon_common.persistence.live import orphaned
 from gorgon_common.persistence.tables import (
     concurrency_keys,
@@ -83,7 +83,7 @@ def enter(connection: Connection, key: int, new: NewRun, hold: Hold) -> Place:
         kept = waiting[len(waiting) - (hold.most - 1) :] if hold.most - 1 < len(waiting) else waiting
         for member in waiting:
             if member not in kept:
-                end_waiting(connection, member.run_id, f"a newer run takes its place: {new.public_id}")
+                end_waiting(connection, member.run_id, f"a newer run took its place: {new.public_id}")
         waiting = kept
     if not waiting and len(holding) < hold.most:
         return Place.HOLDS
@@ -99,7 +99,7 @@ def _taken(hold: Hold, holding: Sequence[Any], waiting: Sequence[Any]) -> KeyTak
     more = f" and {others} more" if others else ""
     return KeyTaken(
         f"The concurrency key {shown(hold.key)!r} is {verb} by {_named(first)}{more}; this workflow says"
-        " `on_conflict: reject`, so no run was made.",
+        " `on_conflict: reject`, so no run was created.",
         hint=f"Wait for it (gorgon runs watch {first.public_id}) or end it (gorgon runs cancel {first.public_id}).",
         key=shown(hold.key),
         held_by=[member.public_id for member in (*holding, *waiting)],
@@ -187,6 +187,7 @@ def end_waiting(connection: Connection, run: int, why: str) -> None:
     if not ended.rowcount:
         return  # somebody else was faster
     low, high = step_id(run, 0), step_id(run + 1, 0)
+    tell_cancelled(connection, run)
     connection.execute(
         update(steps)
         .where(steps.c.id >= low, steps.c.id < high, steps.c.status < int(StepStatus.SUCCEEDED))
@@ -245,7 +246,7 @@ def promote(connection: Connection, key: int, *, home: str | None, lost: float) 
         here = started.home == home
         state = Place.HOLDS if here else Place.OWED
         connection.execute(update(concurrency_places).where(_places.run_id == row.run_id).values(state=int(state)))
-        tell(connection, row.run_id, None, "run.admitted", "it has its concurrency key")
+        tell(connection, row.run_id, None, "run.admitted", "the run holds its concurrency key now")
         if here:
             heads += _heads(connection, row.run_id, lost)
     connection.execute(
@@ -360,9 +361,9 @@ def _sentence(key: str, holding: Sequence[Any], ahead: int) -> str:
         if len(holding) > 1:
             told += f" and {len(holding) - 1} more"
         if first.dead:
-            told += ", whose process has died: gorgon runs resume or cancel it, or wait a moment until it is ended"
+            told += ", whose process has died: resume or cancel that run, or wait until it is ended"
         elif first.cancelled:
             told += ", which is being cancelled"
     if ahead:
-        told += f"; {ahead} {'run waits' if ahead == 1 else 'runs wait'} before it"
+        told += f"; {ahead} {'run is' if ahead == 1 else 'runs are'} ahead of it"
     return told

@@ -5,46 +5,50 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from gorgon_common.errors import Unavailable
+from gorgon_common.errors import ConfigurationError, Unavailable
+from gorgon_common.masking import redact
+from gorgon_common.persistence import postgres, sqlite_file
 from gorgon_common.persistence.tables import SQLITE_TIME
 
 BUSY_SECONDS = 10
+POOL_SECONDS = 10.0
+"""How long a thread waits for a connection that others have."""
 
 
 class Database:
     """Connections and transactions.
 
     `clock_offset` moves the database's clock on SQLite, in seconds: tests let leases run out with it.
+    `migrates`: statements may take as long as they like.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 8) -> None:
-        parsed = make_url(url)
+    def __init__(self, url: str, *, pool_size: int = 8, migrates: bool = False) -> None:
+        parsed = _parsed(url)
         self.sqlite = parsed.get_backend_name() == "sqlite"
         self.clock_offset = 0.0
+        self.path: str | None = None
+        """The file of a SQLite database."""
         self._one = threading.Lock()
         if self.sqlite:
-            if parsed.database and parsed.database != ":memory:":
-                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            self.engine = _sqlite(url, self, pool_size)
+            self.path = parsed.database or ""
+            sqlite_file.prepare(self.path)
+            self.engine = _sqlite(parsed, self, pool_size)
             self._reader: Engine = self.engine.execution_options(sqlite_begin="DEFERRED")
         else:
-            self.engine = create_engine(
-                parsed.set(drivername="postgresql+psycopg"),
-                pool_size=pool_size,
-                max_overflow=pool_size,
-                pool_pre_ping=True,
-            )
+            self.engine = _postgres(parsed, pool_size, migrates=migrates)
             self._reader = self.engine
+            self._plain = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
@@ -52,14 +56,50 @@ class Database:
 
         Raises Unavailable where the database cannot be reached.
         """
-        with translated(), self._one if self.sqlite else contextlib.nullcontext(), self.engine.begin() as connection:
+        alone = self._one if self.sqlite else contextlib.nullcontext()
+        with translated(self.path), alone, self.engine.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """One transaction that reads.  Keep it short: an open reader lets SQLite's WAL grow."""
-        with translated(), self._reader.begin() as connection:
+        with translated(self.path), self._reader.begin() as connection:
             yield connection
+
+    @contextlib.contextmanager
+    def statements(self) -> Iterator[Connection]:
+        """Statements of which each is a transaction of its own: without BEGIN and COMMIT, which cost as much again.
+
+        Raises Unavailable where the database cannot be reached.
+        """
+        if self.sqlite:
+            with self.write() as connection:
+                yield connection
+            return
+        with translated(), self._plain.connect() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def report(self) -> Iterator[Connection]:
+        """One transaction that reads much, and may take long."""
+        with self.read() as connection:
+            if self.sqlite:
+                yield connection
+                return
+            driver = cast(postgres.Connection, connection.connection.driver_connection)
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{postgres.REPORT_SECONDS:g}s'")
+            before, driver.reply_seconds = driver.reply_seconds, postgres.REPORT_SECONDS + postgres.PING_SECONDS
+            try:
+                yield connection
+            finally:
+                driver.reply_seconds = before
+
+    def connect(self, *, options: str = "") -> postgres.Connection:
+        """Return a connection to PostgreSQL beside the pool, every statement a transaction.
+
+        Raises psycopg.OperationalError.
+        """
+        return postgres.connect(self.engine.url, options=options)
 
     def now(self) -> datetime:
         """Return this process' clock plus the offset: what SQLite's `gorgon_now` says."""
@@ -71,24 +111,69 @@ class Database:
 
 
 @contextlib.contextmanager
-def translated() -> Iterator[None]:
-    """Turn a database that cannot be reached into Unavailable."""
+def translated(path: str | None = None) -> Iterator[None]:
+    """Turn a database that cannot be reached into Unavailable, one that is damaged into ConfigurationError.
+
+    `path`: the file of a SQLite database.
+    """
     try:
         yield
-    except (OperationalError, psycopg.OperationalError, sqlite3.OperationalError) as error:
+    except (DBAPIError, sqlite3.DatabaseError, psycopg.OperationalError) as error:
         # The drivers' own come from the statements that go past SQLAlchemy (`tick`, COPY).
-        cause = str(getattr(error, "orig", error)).strip() or type(error).__name__
-        raise Unavailable(
-            f"The database cannot be used: {cause.splitlines()[0]}",
-            hint="Check GORGON_DATABASE_URL, and that the database is running and migrated (gorgon db upgrade).",
-        ) from error
-    except DBAPIError as error:
-        if error.connection_invalidated:
+        known = sqlite_file.fault(error, path)
+        if known is not None:
+            raise known from error
+        if isinstance(error, (OperationalError, psycopg.OperationalError, sqlite3.OperationalError)):
+            cause = str(getattr(error, "orig", error)).strip() or type(error).__name__
+            raise Unavailable(
+                f"The database cannot be used: {redact(cause.splitlines()[0])}",
+                hint="Check GORGON_DATABASE_URL, and that the database is running and migrated (gorgon db upgrade).",
+            ) from error
+        if isinstance(error, DBAPIError) and error.connection_invalidated:
             raise Unavailable("The connection to the database broke.") from error
         raise
+    except PoolTimeout as error:
+        raise Unavailable(f"No connection to the database became free within {POOL_SECONDS:g} s.") from error
 
 
-def _sqlite(url: str, database: Database, pool_size: int) -> Engine:
+def _parsed(url: str) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise ConfigurationError(
+            f"GORGON_DATABASE_URL cannot be read: {redact(str(error))}",
+            hint="Write it like postgresql://user:password@host:5432/name; percent-encode what is special.",
+        ) from None
+
+
+def _postgres(url: URL, pool_size: int, *, migrates: bool) -> Engine:
+    engine = create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        connect_args=postgres.connect_arguments(url, migrates=migrates),
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_timeout=POOL_SECONDS,
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(_dialect: Any, _record: Any, arguments: Any, options: Any) -> postgres.Connection:
+        connection = postgres.Connection.connect(*arguments, **options)
+        connection.last_reply = time.monotonic()
+        if migrates:
+            connection.reply_seconds = None
+        return connection
+
+    @event.listens_for(engine, "checkout")
+    def _ask(connection: postgres.Connection, _record: Any, _proxy: Any) -> None:
+        try:
+            connection.ping()
+        except psycopg.Error as error:  # those beside it will be as dead
+            raise InvalidatePoolError(str(error)) from error
+
+    return engine
+
+
+def _sqlite(url: URL, database: Database, pool_size: int) -> Engine:
     # isolation_level=None: sqlite3 never begins by itself.  autocommit=True would make commit() a no-op, and Python's
     # default lost updates: "deferred" transactions that read first fail to upgrade.
     arguments: dict[str, Any] = {"isolation_level": None, "timeout": BUSY_SECONDS, "check_same_thread": False}

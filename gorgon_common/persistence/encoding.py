@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import Any
 
+from gorgon_common import strict_json
 from gorgon_common.engine.budget import UNSENT
 from gorgon_common.engine.records import Claimed, Finish
 from gorgon_common.engine.states import StepStatus
+from gorgon_common.masking import SECRETS
 from gorgon_common.persistence import budgets_sqlite
 
 INLINE_BYTES = 64 * 1024
@@ -16,8 +17,12 @@ INLINE_BYTES = 64 * 1024
 
 
 def dump(value: Any) -> str:
-    """Return JSON that both databases can store: NUL stays escaped, lone surrogates are replaced."""
-    return _encodable(json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str))
+    """Return JSON that both databases can store, secrets masked.
+
+    NUL stays escaped, lone surrogates are replaced; a number that is not finite, which nothing should let through, is
+    null, so that one row cannot break whoever reads many.
+    """
+    return _encodable(SECRETS.mask_json(strict_json.dumps(value, compact=True, default=str)))
 
 
 def _encodable(text: str) -> str:
@@ -68,9 +73,9 @@ def calls(step: Claimed, finish_calls: Any, attempt: int, at: datetime) -> list[
             "token": step.token,
             "ordinal": call.ordinal,
             "at": at,
-            "provider": call.provider,
-            "model": clean(call.model),
-            "role": clean(call.role),
+            "provider": clean(call.provider, 40),
+            "model": clean(call.model, 200),
+            "role": clean(call.role, 100),
             "attempt": attempt,
             "input_tokens": call.usage.input_tokens,
             "cache_read_tokens": call.usage.cache_read_tokens,
@@ -80,8 +85,8 @@ def calls(step: Claimed, finish_calls: Any, attempt: int, at: datetime) -> list[
             "cost_micro": call.cost_micro,
             "price_version": call.price_version,
             "latency_ms": call.latency_ms,
-            "outcome": clean(call.outcome),
-            "request_id": clean(call.request_id),
+            "outcome": clean(call.outcome, 40),
+            "request_id": clean(call.request_id, 200),
         }
         for call in finish_calls
         if call.outcome != UNSENT
@@ -96,7 +101,7 @@ def settlements(step: Claimed, finish_calls: Any) -> list[dict[str, Any]]:
             "t": step.token,
             "n": call.ordinal,
             "s": budgets_sqlite.RELEASED if call.outcome == UNSENT else budgets_sqlite.SETTLED,
-            "c": call.cost_micro if call.measured else None,
+            "c": call.cost_micro,
             "k": call.usage.input_tokens + call.usage.output_tokens if call.measured else None,
         }
         for call in finish_calls
@@ -104,6 +109,9 @@ def settlements(step: Claimed, finish_calls: Any) -> list[dict[str, Any]]:
     ]
 
 
-def clean(text: str | None) -> str | None:
-    """Return text without NUL, which PostgreSQL cannot store, and without lone surrogates, which neither can."""
-    return _encodable(text.replace("\0", "")) if text else text
+def clean(text: str | None, most: int | None = None) -> str | None:
+    """Return text with secrets masked, without NUL, which PostgreSQL cannot store, and without lone surrogates.
+
+    `most`: the characters that its column takes.  A reply may call its model by a name of any length.
+    """
+    return _encodable(SECRETS.mask(text).replace("\0", ""))[:most] if text else text

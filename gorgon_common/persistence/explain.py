@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -11,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, func, or_, select
 
-from gorgon_common import queues
+from gorgon_common import queues, strict_json
 from gorgon_common.clock import format_time
 from gorgon_common.costs.history import History
 from gorgon_common.engine import limits, outcomes
@@ -87,7 +86,9 @@ class _Explanation:
         self.rows = {entry.id & ROW_MASK: entry for entry in self._rows()}
         self.names = self.places.of({key: entry.node for key, entry in self.rows.items()})
         self.held = parallel.held(connection, run.id) if run.max_parallel is not None else set()
-        self.details = {key: json.loads(entry.detail) if entry.detail else {} for key, entry in self.rows.items()}
+        self.details = {
+            key: strict_json.loads_stored(entry.detail) if entry.detail else {} for key, entry in self.rows.items()
+        }
 
     def _rows(self) -> Sequence[Any]:
         query = (
@@ -171,7 +172,7 @@ class _Explanation:
             case StepStatus.WAITING:
                 told = self._parked(key)
             case _:
-                told = {"why": "in_doubt", "what": "nobody can tell whether its effect has happened"}
+                told = {"why": "in_doubt", "what": "it is unknown whether its effect has happened"}
         name, item = self.names[key]
         return {
             "step": name,
@@ -188,7 +189,7 @@ class _Explanation:
             parent = self._parent(key)
             limit = None if parent is None else self.plan.nodes[self.rows[parent].node].spec.get("max_parallel")
             limit = limit or self.plan.limits.get("max_parallel")
-            what = f"at most {limit} at the same time" if limit else "its turn"
+            what = f"at most {limit} run at the same time" if limit else "its turn has not come"
             return {"why": "max_parallel", "what": what, "since": self._ready_since(key)}
         names = list(dict.fromkeys(self._label(other) for other in on))
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
@@ -233,27 +234,31 @@ class _Explanation:
         row = self.rows[key]
         since = self._ready_since(key)
         if not self.run.active:
-            return {"why": "paused", "what": "the run takes no new step", "since": since}
+            return {"why": "paused", "what": "the run starts no new steps", "since": since}
         if row.id in self.held:
-            full = f"as many steps of the run are under way as its `max_parallel` lets: {self.run.max_parallel}"
+            full = f"the run already has as many steps under way as its `max_parallel` allows ({self.run.max_parallel})"
             return {"why": "max_parallel", "what": full, "since": since}
         name = queues.ALL[row.queue]
         served = self._served(row.queue)
         place = self._backlog(row)
         told = {"since": since, "queue": {"name": name, **served, "ahead": place}}
         if not served["workers"]:
-            where = "the process that began the run is gone" if self.run.home else f"no worker serves {name}"
-            hint = "gorgon runs resume" if self.run.home else f"start one: gorgon worker -q {name}"
+            where = "the process of the run has died" if self.run.home else f"no worker serves the queue {name}"
+            hint = (
+                f"continue it with: gorgon runs resume {self.run.public_id}"
+                if self.run.home
+                else f"start one with: gorgon worker -q {name}"
+            )
             if self.run.target == "live" and not self.run.home:
                 hint += " --live"
             return {**told, "why": "no_worker", "what": f"{where}; {hint}"}
-        busy = f"{served['busy']} of {served['slots']} slots of {name} are taken"
+        busy = f"{served['busy']} of {served['slots']} slots of the queue {name} are taken"
         if place is None:
-            return {**told, "why": "queue", "what": f"its message is on its way; {busy}"}
+            return {**told, "why": "queue", "what": f"its message has been sent; {busy}"}
         return {
             **told,
             "why": "backlog",
-            "what": f"{place} steps of {name} are before it; {busy}",
+            "what": f"{place} {'step is' if place == 1 else 'steps are'} ahead of it; {busy}",
             "until": self._turn(row, place, served["slots"]),
         }
 
@@ -316,22 +321,22 @@ class _Explanation:
         end = self._expected_end(key)
         told = {"since": self._ready_since(key), "until": None if end is None else format_time(end)}
         if worker is None or worker.lease_until <= self.now:
-            return {**told, "why": "lost_worker", "what": "its worker is gone; another takes it over"}
+            return {**told, "why": "lost_worker", "what": "its worker is gone; another worker takes the step over"}
         return {**told, "why": "running", "what": f"runs on {worker.name}, attempt {row.attempt}"}
 
     def _parked(self, key: int) -> dict[str, Any]:
         row = self.rows[key]
         event = self._last_event(key)
-        message = event.message if event is not None and event.message else "it waits"
+        message = event.message if event is not None and event.message else "no reason is recorded"
         told: dict[str, Any] = {
             "what": message,
             "since": None if event is None else format_time(event.at),
             "until": _time(row.due),
         }
-        reason = str(json.loads(event.data)["why"]) if event is not None and event.data else ""
+        reason = str(strict_json.loads_stored(event.data)["why"]) if event is not None and event.data else ""
         told["reason"] = reason or None
         if reason == outcomes.RETRY:
-            return {**told, "why": "retry", "what": f"attempt {row.attempt} follows: {message}"}
+            return {**told, "why": "retry", "what": f"attempt {row.attempt} comes next; the last one failed: {message}"}
         budget = self._budget(row.id)
         if budget is not None:
             return {**told, "why": "budget", "budget": budget}
@@ -554,4 +559,4 @@ def _of_the_run(entry: dict[str, Any], waits: Mapping[str, Any] | None) -> dict[
     """Return what a step waits for where the whole run waits for its concurrency key."""
     if waits is None or entry["why"] != "paused":
         return entry
-    return {**entry, "why": "key", "what": "starts when the run has its concurrency key", "since": waits["since"]}
+    return {**entry, "why": "key", "what": "it starts when the run holds its concurrency key", "since": waits["since"]}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, select
 
+from gorgon_common import strict_json
 from gorgon_common.costs.history import History, StepHistory
 from gorgon_common.engine.records import step_id
 from gorgon_common.engine.states import FINISHED_RUN, RunStatus, StepStatus
@@ -20,16 +20,16 @@ RUNS = 20
 """Past runs of the workflow that are looked at, newest first."""
 ROWS = 2_000
 """Rows of one run that are looked at: more of the same say little."""
-KIN = 1_000
+SIMILAR_CALLS = 1_000
 """Newest calls of any workflow that are looked at."""
 
-_UNCOUNTED = frozenset({"rate_limited", "cancelled"})
+_UNCOUNTED = frozenset({"rate_limited", "cancelled", "unknown"})
 """Outcomes of calls that are no work."""
 
 
 def read_history(database: Database, plan_of: Callable[[str], Plan], *, workflow: str, target: str) -> History:
     """Return what finished runs of a workflow on a target (live, sandbox) tell, and recent calls of other workflows."""
-    with database.read() as connection:
+    with database.report() as connection:
         past = connection.execute(
             select(runs.c.id, runs.c.plan_hash, runs.c.status, runs.c.started_at, runs.c.finished_at)
             .where(
@@ -43,13 +43,13 @@ def read_history(database: Database, plan_of: Callable[[str], Plan], *, workflow
         found: dict[str, StepHistory] = {}
         for row in past:
             _run(connection, row.id, plan_of(row.plan_hash), found)
-        kin = _kin(connection, target)
+        similar = _similar(connection, target)
     seconds = tuple(
         (row.finished_at - row.started_at).total_seconds()
         for row in past
         if row.status == RunStatus.SUCCEEDED and row.started_at is not None and row.finished_at is not None
     )
-    return History(len(past), seconds, found, kin)
+    return History(len(past), seconds, found, similar)
 
 
 def _run(connection: Connection, number: int, plan: Plan, found: dict[str, StepHistory]) -> None:
@@ -97,7 +97,7 @@ def _run(connection: Connection, number: int, plan: Plan, found: dict[str, StepH
     outputs = {row.step_id: row.output for row in texts}
     for node, key in samples.items():
         if outputs.get(key):
-            of(node).sample = json.loads(outputs[key])
+            of(node).sample = strict_json.loads_stored(outputs[key])
 
 
 def _expanded(connection: Connection, plan: Plan, low: int, high: int, of: Callable[[int], StepHistory]) -> None:
@@ -129,13 +129,13 @@ def _note(known: StepHistory, call: Any, *, first: bool) -> None:
         known.seconds.append(call.latency_ms / 1000)
 
 
-def _kin(connection: Connection, target: str) -> dict[tuple[str | None, str, str], StepHistory]:
+def _similar(connection: Connection, target: str) -> dict[tuple[str | None, str, str], StepHistory]:
     query = (
         select(ledger)
         .select_from(ledger.join(runs, runs.c.id == run_of(ledger.c.step_id)))
         .where(runs.c.target == target, ledger.c.provider != "none")
         .order_by(ledger.c.step_id.desc())
-        .limit(KIN)
+        .limit(SIMILAR_CALLS)
     )
     found: dict[tuple[str | None, str, str], StepHistory] = {}
     for call in connection.execute(query):

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import and_, literal, select
+from sqlalchemy import Connection, and_, literal, select
 
 from gorgon_common.engine.records import ROW_BITS
 from gorgon_common.engine.states import RunStatus
-from gorgon_common.persistence.tables import db_now, runs, steps, workers
+from gorgon_common.persistence.tables import SQLITE_TIME, db_now, runs, steps, workers
+
+Item = TypeVar("Item")
 
 LOST_SECONDS = 5.0
 """A message that nobody has claimed for this long may be lost; the sweep finds out."""
-SUSPECT_CRASHES = 2
-"""A step whose owners died this often is a suspect; at one more it is poison."""
 CHUNK = 500
 """Ids in one `IN (…)`: SQLite takes 32,766 parameters, and plans stay small."""
 LIVE = (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FINISHING)
 
 
-def chunks(ids: Sequence[int]) -> Iterable[Sequence[int]]:
-    """Yield the ids in parts of CHUNK."""
+def chunks(ids: Sequence[Item]) -> Iterable[Sequence[Item]]:
+    """Yield the ids (or rows) in parts of CHUNK."""
     for start in range(0, len(ids), CHUNK):
         yield ids[start : start + CHUNK]
+
+
+def now(connection: Connection) -> datetime:
+    """Return the database's clock."""
+    moment: Any = connection.execute(select(db_now())).scalar_one()
+    if isinstance(moment, str):  # SQLite
+        return datetime.strptime(moment, SQLITE_TIME).replace(tzinfo=UTC)
+    return cast(datetime, moment)
 
 
 def live_steps() -> Any:
@@ -45,3 +54,11 @@ def orphaned() -> Any:
     """Return the condition that a run belongs to one process, and that has died."""
     alive = select(literal(1)).where(workers.c.home == runs.c.home, workers.c.lease_until > db_now())
     return and_(runs.c.home != "", ~alive.exists())
+
+
+def lives(owner: int) -> Any:
+    """Return the condition that a worker may claim: its lease holds.  It goes into the statement that claims."""
+    held = select(literal(1)).where(
+        workers.c.id == owner, workers.c.reaped.is_(False), workers.c.lease_until > db_now()
+    )
+    return held.exists()

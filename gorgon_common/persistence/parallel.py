@@ -14,9 +14,11 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from gorgon_common.engine.poison import SUSPECT_DEATHS
 from gorgon_common.engine.records import Admitted, Claimed, Head
 from gorgon_common.engine.states import RunStatus, StepStatus
-from gorgon_common.persistence.live import SUSPECT_CRASHES, chunks
+from gorgon_common.persistence.journal import tell
+from gorgon_common.persistence.live import chunks, lives
 from gorgon_common.persistence.tables import db_now, held_steps, run_slots, runs, steps
 
 
@@ -57,7 +59,9 @@ def admit(
     ).first()
     if row is None:
         return Admitted()
-    if worker is not None and (row.target, row.home) != (worker.target, worker.home):
+    if worker is not None and (
+        (row.target, row.home) != (worker.target, worker.home) or not _lives(connection, worker)
+    ):
         worker = None
     running = _with_status(connection, json.loads(row.holders), StepStatus.RUNNING)
     room = max(0, row.max_parallel - len(running))
@@ -72,7 +76,7 @@ def admit(
     for step in found:
         if step.grouped and step.id in together:
             continue
-        known = step.crashes < SUSPECT_CRASHES or (suspects and step.id in ids)
+        known = step.crashes < SUSPECT_DEATHS or (suspects and step.id in ids)
         if len(mine) + len(sent) >= room:
             made.held.append(step.id)
         elif worker is not None and free > len(mine) and step.queue in worker.queues and known:
@@ -81,6 +85,10 @@ def admit(
             sent.append(step.id)
     made.held = _hold(connection, run, made.held)
     made.mine = _claim(connection, worker, mine)
+    if len(made.mine) < len(mine):  # its lease has run out in this moment: somebody else may take them
+        taken = {step.id for step in made.mine}
+        sent += [key for key in mine if key not in taken]
+        mine = [key for key in mine if key in taken]
     made.ready = _owe(connection, [*sent, *canvas], lost)
     if next_:
         over = set(next_) - set(_with_status(connection, next_, StepStatus.READY))
@@ -90,6 +98,10 @@ def admit(
         holders = json.dumps([*running, *(step.id for step in made.mine)])
         connection.execute(update(run_slots).where(run_slots.c.run_id == run).values(holders=holders))
     return made
+
+
+def _lives(connection: Connection, worker: Any) -> bool:
+    return connection.scalar(select(literal(1)).where(lives(worker.owner))) is not None
 
 
 def _with_status(connection: Connection, ids: Sequence[int], status: StepStatus) -> list[int]:
@@ -130,8 +142,8 @@ def _claim(connection: Connection, worker: Any, ids: Sequence[int]) -> list[Clai
         return []
     claimed = (
         update(steps)
-        .where(steps.c.id.in_(ids))
-        .values(status=int(StepStatus.RUNNING), token=steps.c.token + 1, owner=worker.owner, due=None)
+        .where(steps.c.id.in_(ids), lives(worker.owner))
+        .values(status=int(StepStatus.RUNNING), token=steps.c.token + 1, owner=worker.owner, due=db_now())
         .returning(
             steps.c.id,
             steps.c.token,
@@ -145,7 +157,10 @@ def _claim(connection: Connection, worker: Any, ids: Sequence[int]) -> list[Clai
             steps.c.unmet,
         )
     )
-    return sorted((Claimed(*row) for row in connection.execute(claimed)), key=lambda step: step.id)
+    mine = sorted((Claimed(*row) for row in connection.execute(claimed)), key=lambda step: step.id)
+    for step in mine:
+        tell(connection, step.run, step.row, "step.started", None, {"attempt": step.attempt})
+    return mine
 
 
 def _owe(connection: Connection, ids: Sequence[int], lost: float) -> list[Head]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -11,72 +12,105 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from gorgon_common.engine.records import ROW_BITS, ROW_MASK, Head, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
-from gorgon_common.persistence import concurrency, encoding, parallel, settling
-from gorgon_common.persistence.journal import tell
-from gorgon_common.persistence.live import LOST_SECONDS, SUSPECT_CRASHES, chunks, is_live, live_steps
+from gorgon_common.persistence import concurrency, deaths, encoding, lost_calls, parallel, settling
+from gorgon_common.persistence.journal import tell, tell_cancelled
+from gorgon_common.persistence.live import LOST_SECONDS, chunks, is_live, live_steps, orphaned
 from gorgon_common.persistence.tables import backlog, db_now, leaders, runs, steps, workers
+
+_CLAIM = (steps.c.id, steps.c.token, steps.c.node, steps.c.attempt)
 
 
 def lead(connection: Connection, name: str, owner: str, seconds: float) -> bool:
     """Become or stay the one that does a job, for so many seconds."""
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    connection.execute(
-        dialect.insert(leaders)
-        .values(name=name, owner=owner, until=db_now(-1))
-        .on_conflict_do_nothing(index_elements=["name"])
-    )
     taken = connection.execute(
         update(leaders)
         .where(leaders.c.name == name, or_(leaders.c.owner == owner, leaders.c.until < db_now()))
         .values(owner=owner, until=db_now(seconds))
     )
-    return taken.rowcount == 1
+    if taken.rowcount:
+        return True
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    first = connection.execute(
+        dialect.insert(leaders)
+        .values(name=name, owner=owner, until=db_now(seconds))
+        .on_conflict_do_nothing(index_elements=["name"])
+        .returning(leaders.c.name)
+    ).first()
+    return first is not None
 
 
-def reap(connection: Connection, *, home: str, target: str | None) -> tuple[list[tuple[Head, int]], list[Any]]:
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Steps that were taken back from dead workers: `ready` again, or rows of `stopped` runs that are to be ended."""
+
+    ready: list[Head]
+    stopped: list[Any]
+
+
+def reap(
+    connection: Connection, *, home: str, target: str | None, sparing: int | None, thorough: bool, limit: int
+) -> Taken:
     """Take the steps of dead workers back; see `Store.reap`.
 
-    Returns those that are ready again with their tokens, and the rows of those whose run had stopped.
+    It goes by the steps: whatever runs and whose worker has no lease is taken back, however its worker came to it.
     """
-    dead = select(workers.c.id).where(
-        workers.c.reaped.is_(False),
-        workers.c.lease_until < db_now(),
-        workers.c.home == home,
-        *([] if target is None else [workers.c.target == target]),
+    dead = workers.c.lease_until < db_now()
+    unknown = [workers.c.home == home, *([] if target is None else [workers.c.target == target])]
+    died = set(connection.scalars(select(workers.c.id).where(dead, workers.c.reaped.is_(False), *unknown)))
+    died.discard(sparing or 0)
+    if not died and not thorough:
+        return Taken([], [])
+    running = is_live(home, target), steps.c.status == int(StepStatus.RUNNING)
+    stray = (
+        select(steps.c.owner)
+        .distinct()
+        .select_from(live_steps().outerjoin(workers, workers.c.id == steps.c.owner))
+        .where(*running, or_(workers.c.id.is_(None), dead))
     )
-    taken: list[tuple[Head, int]] = []
-    stopped: list[Any] = []
-    for owner in connection.scalars(dead.with_for_update(skip_locked=True)).all():
+    strays = {owner for owner in connection.scalars(stray) if owner is None or owner != sparing}
+    # A worker that renews its lease now keeps its steps: its row is locked by whoever is first.
+    found = {owner for owner in strays | died if owner is not None}
+    locked = connection.scalars(
+        select(workers.c.id)
+        .where(workers.c.id.in_(found), dead)
+        .order_by(workers.c.id)
+        .with_for_update(skip_locked=True)
+    ).all()
+    known = set(connection.scalars(select(workers.c.id).where(workers.c.id.in_(found))))
+    taken = Taken([], [])
+    for owner in (*locked, *sorted(found - known), *([None] if None in strays else [])):
+        whose = steps.c.owner.is_(None) if owner is None else steps.c.owner == owner
         held = connection.execute(
-            select(steps.c.id, steps.c.crashes, steps.c.halted)
+            select(
+                steps.c.id, steps.c.token, steps.c.node, steps.c.due, steps.c.attempt, steps.c.crashes, steps.c.halted
+            )
             .select_from(live_steps())
-            .where(is_live(home), steps.c.status == int(StepStatus.RUNNING), steps.c.owner == owner)
+            .where(*running, whose)
             .order_by(steps.c.id)
             .with_for_update(of=steps)
         ).all()
-        settling.abandon(connection, [row.id for row in held])
-        suspects = {row.id for row in held if row.crashes >= SUSPECT_CRASHES}
-        for row in held:
-            blamed = not suspects or row.id in suspects
-            back = connection.execute(
-                update(steps)
-                .where(steps.c.id == row.id)
-                .values(
-                    status=int(StepStatus.READY),
-                    owner=None,
-                    due=db_now(LOST_SECONDS),
-                    crashes=steps.c.crashes + (1 if blamed else 0),
-                )
-                .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes, steps.c.token)
-            ).one()
-            if row.halted:
-                stopped.append(back)
-                continue
-            taken.append((Head(*back[:5]), back.token))
-            tell(connection, row.id >> ROW_BITS, row.id & ROW_MASK, "step.recovered", "its worker died")
-        connection.execute(update(workers).where(workers.c.id == owner).values(reaped=True))
-    settling.abandon_orphans(connection)
-    return taken, stopped
+        _take_back(connection, owner, held, taken, limit)
+    if locked:
+        connection.execute(update(workers).where(workers.c.id.in_(locked)).values(reaped=True))
+    return taken
+
+
+def _take_back(connection: Connection, owner: int | None, held: Sequence[Any], taken: Taken, limit: int) -> None:
+    lost_calls.enter(connection, held)
+    settling.abandon(connection, [row.id for row in held])
+    crashes = deaths.enter(connection, owner, held, limit=limit)
+    for row in held:
+        back = connection.execute(
+            update(steps)
+            .where(steps.c.id == row.id)
+            .values(status=int(StepStatus.READY), owner=None, due=db_now(LOST_SECONDS), crashes=crashes[row.id])
+            .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes, steps.c.token)
+        ).one()
+        if row.halted:
+            taken.stopped.append(back)
+            continue
+        taken.ready.append(Head(*back[:5]))
+        tell(connection, row.id >> ROW_BITS, row.id & ROW_MASK, "step.recovered", "its worker died")
 
 
 def overdue(
@@ -128,18 +162,25 @@ def expired(connection: Connection, *, home: str, target: str | None) -> list[in
     return list(connection.scalars(query))
 
 
-def close_orphan(connection: Connection, run: int, *, cancelled: bool) -> None:
-    """End a run whose process died; the run is locked, and has not ended."""
+def close_orphan(connection: Connection, run: int, *, cancelled: bool) -> bool:
+    """End a run whose process died; the run is locked, and has not ended.  False: it has not died, or lives again."""
+    if connection.scalar(select(runs.c.id).where(runs.c.id == run, orphaned())) is None:
+        return False
     status = RunStatus.CANCELLED if cancelled else RunStatus.FAILED
-    died = "The process that ran it has died."
+    died = "The process of the run died."
     error = {"message": died, "kind": "orphaned", "hint": None, "step": None, "summary": died}
     low, high = step_id(run, 0), step_id(run + 1, 0)
+    tell_cancelled(connection, run)
+    running = connection.execute(
+        select(*_CLAIM).where(steps.c.id >= low, steps.c.id < high, steps.c.status == int(StepStatus.RUNNING))
+    ).all()
     connection.execute(
         update(steps)
         .where(steps.c.id >= low, steps.c.id < high, steps.c.status < int(StepStatus.SUCCEEDED))
         .values(status=int(StepStatus.CANCELLED))
     )
     connection.execute(delete(backlog).where(backlog.c.step_id >= low, backlog.c.step_id < high))
+    lost_calls.enter(connection, running)
     settling.abandon_run(connection, run)
     parallel.close_slots(connection, run)
     key = connection.execute(
@@ -156,3 +197,4 @@ def close_orphan(connection: Connection, run: int, *, cancelled: bool) -> None:
     ).scalar_one()
     tell(connection, run, None, f"run.{status.name.lower()}", died)
     concurrency.release(connection, run, key, home=None, lost=LOST_SECONDS)
+    return True

@@ -7,7 +7,7 @@ known is None, with the known part beside it: unknown is never shown as 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     cast,
     distinct,
+    false,
     func,
     literal,
     literal_column,
@@ -46,6 +47,9 @@ DIMENSIONS = ("provider", "model", "role", "team", "workflow", "run", "step", "d
 
 LIBRARY = "library"
 """The target of calls that were made outside of runs and recorded with `costs.tracker`."""
+REAL = ("live", LIBRARY)
+"""Targets whose calls cost real money.  What the sandbox counts is play money, and is not added to it unasked."""
+TARGETS = (*REAL, "sandbox")
 
 _TOKENS = ("input", "cache_read", "cache_write", "output", "reasoning")
 _COUNTS = ("calls", "failed_calls", "unpriced_calls", "timed", "latency_ms", "cost_micro")
@@ -82,17 +86,33 @@ class Filters:
     until: datetime | None = None
     only: Mapping[str, str] = field(default_factory=dict)
     """Dimension → value; `run` is a run's public id."""
+    targets: tuple[str, ...] = TARGETS
 
     @classmethod
-    def read(cls, since: str | None, until: str | None, only: Mapping[str, str] | None) -> Filters:
+    def read(
+        cls, since: str | None, until: str | None, only: Mapping[str, str] | None, by: Sequence[str] = ()
+    ) -> Filters:
         """Return the filters that texts mean: a day in UTC (the last one is included) or an RFC 3339 time.
 
-        Raises InputInvalid.
+        The target is live, sandbox, library or all.  Where none is given, calls that cost real money are meant, unless
+        one run is asked for, or rows that name their target.  Raises InputInvalid.
         """
+        rest = dict(only or {})
+        target = rest.pop("target", None)
+        targets: tuple[str, ...]
+        if target is None:
+            targets = TARGETS if "run" in rest or "target" in by else REAL
+        elif target == "all":
+            targets = TARGETS
+        elif target in TARGETS:
+            targets = (target,)
+        else:
+            raise InputInvalid(f"There is no target {target!r}.", hint=f"Targets: {', '.join(TARGETS)}, or all.")
         return cls(
             None if since is None else _moment(since, end=False),
             None if until is None else _moment(until, end=True),
-            only or {},
+            rest,
+            targets,
         )
 
 
@@ -104,16 +124,18 @@ class Reports:
         self.plan_of = plan_of
 
     def report(self, by: Sequence[str], filters: Filters = Filters(), *, limit: int | None = None) -> dict[str, Any]:
-        """Return `{by, from, to, filters, rows, total}`: one row for each combination of `by`.
+        """Return `{by, from, to, filters, targets, rows, groups, total, by_target}`: one row for each combination of
+        `by`.
 
         A row has the dimensions and calls, failed_calls, runs, tokens {input, cache_read, cache_write, output,
-        reasoning}, cost_usd (None where a price is missing), known_cost_usd, unpriced_calls and latency_ms (mean).
+        reasoning}, cost_usd (None where that of a call is unknown), known_cost_usd, unpriced_calls and latency_ms
+        (mean).  `by_target` has the sums of each target, those that are not among the filters' too.
         Dearest first, or by day where that is the first dimension.  Raises InputInvalid for an unknown dimension.
         """
         by = list(dict.fromkeys(by))
         _check(by)
         _check(filters.only)
-        found = self._grouped(by, filters)
+        found, by_target = self._by_target(by, filters)
         rows = [_row(list(by), key, sums) for key, sums in found.items()]
         if by and by[0] == "day":
             rows.sort(key=lambda row: tuple(str(row[name] or "") for name in by))
@@ -121,15 +143,19 @@ class Reports:
             rows.sort(key=lambda row: (-row["known_cost_usd"], *(str(row[name] or "") for name in by)))
         total = _row([], (), _added(found.values()))
         if not by or not {"team", "workflow", "run", "target"}.issuperset(by):  # else each run is in one row
-            total["runs"] = self._runs(filters)
+            for name, count in self._runs(replace(filters, targets=TARGETS)).items():
+                by_target.get(name, {})["runs"] = count
+            total["runs"] = sum(by_target[name]["runs"] for name in filters.targets if name in by_target)
         return {
             "by": list(by),
             "from": None if filters.since is None else format_time(filters.since),
             "to": None if filters.until is None else format_time(filters.until),
             "filters": dict(filters.only),
+            "targets": list(filters.targets),
             "rows": rows if limit is None else rows[:limit],
             "groups": len(rows),
             "total": total,
+            "by_target": {name: _row([], (), sums) for name, sums in sorted(by_target.items())},
         }
 
     def calls(self, filters: Filters = Filters(), *, limit: int = 1000, cursor: str | None = None) -> dict[str, Any]:
@@ -146,7 +172,7 @@ class Reports:
         query = query.with_only_columns(*columns).order_by(*order).limit(limit + 1)
         if cursor is not None:
             query = query.where(tuple_(*order) > tuple_(*(literal(part, BigInteger) for part in _position(cursor))))
-        with self.database.read() as connection:
+        with self.database.report() as connection:
             rows = connection.execute(query).all()
             items = _items(connection, self.plan_of, rows[:limit])
         wanted = filters.only.get("step")
@@ -178,7 +204,7 @@ class Reports:
 
     def ratios(self, target: str) -> dict[tuple[str, str], Ratio]:
         """Return (provider, model) → how estimates of input tokens compare with what was counted on a target."""
-        with self.database.read() as connection:
+        with self.database.report() as connection:
             rows = connection.execute(select(token_ratios).where(token_ratios.c.target == target)).all()
         return {(row.provider, row.model): Ratio(int(row.calls), row.log_ratio, row.log_square) for row in rows}
 
@@ -215,11 +241,27 @@ class Reports:
 
     # Queries
 
+    def _by_target(
+        self, by: list[str], filters: Filters
+    ) -> tuple[dict[tuple[Any, ...], dict[str, int]], dict[str, dict[str, int]]]:
+        """Return dimensions → sums of the filters' targets, and target → sums of every one."""
+        found: dict[tuple[Any, ...], dict[str, int]] = {}
+        targets: dict[str, dict[str, int]] = {}
+        place_of = by.index("target") if "target" in by else len(by)
+        grouped = self._grouped(list(dict.fromkeys((*by, "target"))), replace(filters, targets=TARGETS))
+        for key, sums in grouped.items():
+            target = key[place_of]
+            targets[target] = _added([targets[target], sums]) if target in targets else sums
+            if target in filters.targets:
+                place = key[: len(by)]
+                found[place] = _added([found[place], sums]) if place in found else sums
+        return found, targets
+
     def _grouped(self, by: list[str], filters: Filters) -> dict[tuple[Any, ...], dict[str, int]]:
         """Return dimensions → sums.  Steps are grouped by node first: their names are in the plans."""
         by_step = "step" in by or "step" in filters.only
         found: dict[tuple[Any, ...], dict[str, int]] = {}
-        with self.database.read() as connection:
+        with self.database.report() as connection:
             rows = [
                 *connection.execute(_of_runs(by, filters, by_step=by_step)).all(),
                 *connection.execute(_of_recorded(by, filters)).all(),
@@ -238,14 +280,14 @@ class Reports:
             found[key] = _added([found[key], sums_here]) if key in found else sums_here
         return found
 
-    def _runs(self, filters: Filters) -> int:
-        """Return how many runs the calls belong to; who filters by a step's name gets those of the other filters."""
-        with self.database.read() as connection:
+    def _runs(self, filters: Filters) -> dict[str, int]:
+        """Return target → how many runs the calls belong to; a step's name does not count among the filters."""
+        with self.database.report() as connection:
             rows = [
-                connection.execute(_of_runs([], filters, by_step=False)).one(),
-                connection.execute(_of_recorded([], filters)).one(),
+                *connection.execute(_of_runs(["target"], filters, by_step=False)).all(),
+                *connection.execute(_of_recorded(["target"], filters)).all(),
             ]
-        return sum(int(row.runs or 0) for row in rows)
+        return {row.target: int(row.runs or 0) for row in rows}
 
     def _step(self, plan_hash: str | None, node: int | None, step: str | None) -> str | None:
         return step if plan_hash is None or node is None else step_name(self.plan_of(plan_hash), node)
@@ -315,6 +357,8 @@ class Reports:
         source = union_all(of_runs, recorded).subquery("calls")
         query = select(source)
         query = query.where(*_within(source.c.at, filters))
+        if filters.targets != TARGETS:
+            query = query.where(source.c.target.in_(filters.targets))
         for name, value in filters.only.items():
             if name == "day":
                 query = query.where(_Day(source.c.at) == value)
@@ -353,6 +397,8 @@ def _of_runs(by: Sequence[str], filters: Filters, *, by_step: bool) -> Select[An
     runs_of = func.count(distinct(part_of_run.c.number)).label("runs")
     query = select(*keys, *sums, runs_of).select_from(part_of_run.join(runs, runs.c.id == part_of_run.c.number))
     query = query.where(*(around[name] == value for name, value in filters.only.items() if name in around))
+    if filters.targets != TARGETS:
+        query = query.where(runs.c.target.in_(filters.targets))
     return query.group_by(*keys) if keys else query
 
 
@@ -364,6 +410,8 @@ def _of_recorded(by: Sequence[str], filters: Filters) -> Select[Any]:
     query = select(*keys, *_sums(recorded_calls.c), func.count(distinct(recorded_calls.c.run)).label("runs"))
     query = query.where(*_within(recorded_calls.c.at, filters))
     query = query.where(*(columns[name] == value for name, value in filters.only.items()))
+    if LIBRARY not in filters.targets:
+        query = query.where(false())
     return query.group_by(*(literal_column(str(place + 1)) for place in range(len(keys)))) if keys else query
 
 
@@ -407,7 +455,7 @@ def run_of(step: ColumnElement[int]) -> ColumnElement[int]:
 
 def step_name(plan: Plan, node: int) -> str:
     """Return what people call a node: that of a map's items and a loop's rounds without the mark."""
-    return plan.nodes[node].id.removesuffix("[]").removesuffix("#")
+    return plan.nodes[node].name
 
 
 def _moment(text: str, *, end: bool) -> datetime:
@@ -418,14 +466,16 @@ def _moment(text: str, *, end: bool) -> datetime:
         return parse_time(text)
     except (ValueError, OverflowError):
         raise InputInvalid(
-            f"{text[:60]!r} is no day and no time.", hint="Write 2026-11-22, or 2026-11-22T09:30:00Z."
+            f"{text[:60]!r} is not a valid date or time.", hint="Write 2026-11-22, or 2026-11-22T09:30:00Z."
         ) from None
 
 
 def _check(names: Iterable[str]) -> None:
     for name in names:
         if name not in DIMENSIONS:
-            raise InputInvalid(f"Costs cannot be told by {name!r}.", hint=f"Dimensions: {', '.join(DIMENSIONS)}.")
+            raise InputInvalid(
+                f"Costs cannot be grouped or filtered by {name!r}.", hint=f"Dimensions: {', '.join(DIMENSIONS)}."
+            )
 
 
 def _added(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -454,7 +504,7 @@ def _row(by: Sequence[str], key: Sequence[Any], sums: Mapping[str, int]) -> dict
 def _position(cursor: str) -> list[int]:
     parts = cursor.split(".")
     if len(parts) != 4 or not all(part.isdecimal() and len(part) < 20 for part in parts):
-        raise InputInvalid("That cursor is not one of ours.", hint="Use `next` of the page before.")
+        raise InputInvalid("The cursor is not valid.", hint="Use the `next` of the previous page.")
     return [int(part) for part in parts]
 
 

@@ -13,7 +13,7 @@ from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.persistence import encoding
 from gorgon_common.persistence.journal import tell
 from gorgon_common.persistence.live import LIVE, LOST_SECONDS, chunks
-from gorgon_common.persistence.tables import backlog, checkpoints, db_now, runs, steps
+from gorgon_common.persistence.tables import backlog, checkpoints, db_now, events, runs, steps
 
 
 def finishing(connection: Connection, run: int, *, error: Mapping[str, Any] | None) -> None:
@@ -34,7 +34,8 @@ def finishing(connection: Connection, run: int, *, error: Mapping[str, Any] | No
 def halt(connection: Connection, run: int, container: int, keeps: frozenset[int], reason: str) -> list[Head]:
     """Cancel what has not started under `container`, and let it wait for what is running.
 
-    Rows are locked ascending, as in `tick`.
+    The journal names what stops: the run, or the group or map in row `container`.  Rows are locked ascending, as in
+    `tick`.
     """
     low, high = step_id(run, 0), step_id(run + 1, 0)
     rows = connection.execute(
@@ -63,6 +64,10 @@ def halt(connection: Connection, run: int, container: int, keeps: frozenset[int]
         connection.execute(delete(backlog).where(backlog.c.step_id.in_(ids)))
         detail = encoding.dump({"reason": reason})
         connection.execute(
+            insert(events),
+            [{"run_id": run, "row": key & ROW_MASK, "kind": "step.cancelled", "at": now} for key in ids],
+        )
+        connection.execute(
             insert(checkpoints),
             [{"step_id": key, "status": 8, "attempts": 0, "finished_at": now, "detail": detail} for key in ids],
         )
@@ -71,7 +76,9 @@ def halt(connection: Connection, run: int, container: int, keeps: frozenset[int]
             update(steps).where(steps.c.id.in_(ids)).values(halted=True, parent=container, successors=[])
         )
     if stopped:
-        tell(connection, run, None, "run.stopping", f"{len(stopped)} steps will not start: {reason}")
+        count = "1 step" if len(stopped) == 1 else f"{len(stopped)} steps"
+        what = "run.stopping" if top else "step.stopping"
+        tell(connection, run, None if top else container, what, f"{count} will not start: {reason}")
     ready = not running
     found = connection.execute(
         update(steps)

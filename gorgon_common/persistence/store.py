@@ -10,32 +10,43 @@ import functools
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
-from datetime import UTC, datetime
+from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import psycopg
 from sqlalchemy import Connection, and_, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from gorgon_common import strict_json, telemetry
 from gorgon_common.costs.usage import CallRecord
+from gorgon_common.engine.poison import POISON_DEATHS
 from gorgon_common.engine.records import (
     ROW_MASK,
+    Activity,
     Admission,
     Admitted,
     Advance,
+    Buried,
     Checkpoint,
+    Children,
     Claimed,
     Expansion,
     Finish,
     Head,
     Keep,
     NewRun,
+    Recovered,
+    Refusal,
+    Released,
+    Renewal,
     Result,
     Room,
     Row,
+    RunClosed,
     RunInfo,
     Turn,
+    Waiting,
     Weight,
     step_id,
 )
@@ -44,16 +55,20 @@ from gorgon_common.errors import Conflict, NotFound, Unavailable
 from gorgon_common.persistence import (
     backlog,
     concurrency,
+    deaths,
     encoding,
+    lost_calls,
     parallel,
+    postgres,
     recovery,
     settling,
     stopping,
     tick_sqlite,
 )
+from gorgon_common.persistence.activity import activity, leads_for
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.journal import tell
-from gorgon_common.persistence.live import LOST_SECONDS, chunks, is_live, live_steps, orphaned
+from gorgon_common.persistence.live import LOST_SECONDS, chunks, is_live, live_steps, now, orphaned
 from gorgon_common.persistence.tables import (
     SQLITE_TIME,
     blobs,
@@ -61,13 +76,17 @@ from gorgon_common.persistence.tables import (
     db_now,
     expansions,
     fingerprints,
-    ledger,
     plans,
     runs,
     steps,
     workers,
 )
 
+_ENDED_AS = {
+    RunStatus.SUCCEEDED: "succeeded",
+    RunStatus.FAILED: "failed",
+    RunStatus.CANCELLED: "been cancelled",
+}
 _TICK = (
     "SELECT * FROM gorgon_tick(%b, %b, %b, %b::smallint[], %b::interval, %b::int, %b::int, %b::int, %b,"
     " %b::bigint[], %b::jsonb, %b::jsonb, %b::jsonb)"
@@ -120,11 +139,15 @@ class Worker:
 
 
 class Store:
-    """Rows of runs and steps; thread-safe."""
+    """Rows of runs and steps; thread-safe.
 
-    def __init__(self, database: Database) -> None:
+    `poison_deaths`: how many deaths of its workers condemn a step, where chance does not explain them.
+    """
+
+    def __init__(self, database: Database, *, poison_deaths: int = POISON_DEATHS) -> None:
         self.database = database
-        self._hot: psycopg.Connection[Any] | None = None
+        self.poison_deaths = poison_deaths
+        self._hot: postgres.Connection | None = None
         self._hot_lock = threading.Lock()
 
     def close(self) -> None:
@@ -147,14 +170,15 @@ class Store:
             slots=slots,
             started_at=db_now(),
             lease_until=db_now(lease),
+            beat_at=db_now(),
             reaped=False,
         )
         with self.database.write() as connection:
             owner = connection.execute(row.returning(workers.c.id)).scalar_one()
         return Worker(owner, target=target, home=home, queues=queues)
 
-    def heartbeat(self, worker: Worker, lease: float, watermarks: Mapping[int, float]) -> bool:
-        """Prolong the lease.  False: it had run out and the worker's steps were taken from it; it lives again now.
+    def heartbeat(self, worker: Worker, lease: float, watermarks: Mapping[int, float]) -> Renewal:
+        """Renew the lease, so that the worker may claim.
 
         It keeps its number: what it has claimed since belongs to it, what was taken from it has another token.
         `watermarks`: queue → when the newest message that this worker has claimed was sent.
@@ -162,13 +186,13 @@ class Store:
         beat = (
             update(workers)
             .where(workers.c.id == worker.owner)
-            .values(lease_until=db_now(lease), watermarks=encoding.dump(dict(watermarks)))
+            .values(lease_until=db_now(lease), beat_at=db_now(), watermarks=encoding.dump(dict(watermarks)))
         )
         with self.database.write() as connection:
-            alive = connection.execute(beat.where(workers.c.reaped.is_(False))).rowcount == 1
-            if not alive:
-                connection.execute(beat.values(reaped=False))
-        return alive
+            if connection.execute(beat.where(workers.c.reaped.is_(False))).rowcount == 1:
+                return Renewal.RENEWED
+            revived = connection.execute(beat.values(reaped=False)).rowcount == 1
+        return Renewal.REVIVED if revived else Renewal.UNKNOWN
 
     def watermarks(self, *, home: str, target: str | None = None) -> dict[int, float]:
         """Return queue → when the newest message that a worker has claimed was sent (seconds since 1970)."""
@@ -186,8 +210,9 @@ class Store:
 
     def retire(self, worker: Worker) -> None:
         """End a worker's lease now, so that what it still holds is taken over at once."""
+        over = update(workers).where(workers.c.id == worker.owner).values(lease_until=db_now(-1), retired=True)
         with self.database.write() as connection:
-            connection.execute(update(workers).where(workers.c.id == worker.owner).values(lease_until=db_now(-1)))
+            connection.execute(over)
 
     def vacate(self, home: str) -> None:
         """End the leases of a home whose process is known to be dead: its runs can be resumed at once."""
@@ -274,6 +299,7 @@ class Store:
                 "key_id": key,
                 "key_at": db_now() if key is not None and holds else None,
                 "max_parallel": new.max_parallel,
+                "trace_id": new.trace_id,
             }
             dialect = sqlite if self.database.sqlite else postgresql
             # Two requests with one key may pass the check above together: the unique key lets one of them in.
@@ -293,7 +319,7 @@ class Store:
                 parallel.open_slots(connection, run)
             if key is not None and new.hold is not None:
                 concurrency.settle_in(connection, run, key, place, new.hold, new.timeout)
-            waits = None if holds else "it waits for its concurrency key"
+            waits = None if holds else "the run waits for its concurrency key"
             tell(connection, run, None, "run.resumed" if new.resumed_from else "run.queued", waits)
         return run, True
 
@@ -335,7 +361,7 @@ class Store:
         """Insert rows in bulk; `row` and `successors` count from `offset`."""
         if not rows:
             return
-        due = datetime.fromtimestamp(self._epoch(connection) + LOST_SECONDS, UTC)
+        due = now(connection) + timedelta(seconds=LOST_SECONDS)
         driver = cast(Any, connection.connection.driver_connection)
         if self.database.sqlite:
             text = due.strftime(SQLITE_TIME)
@@ -374,12 +400,6 @@ class Store:
         ) as copy:
             copy.write("".join(lines))
 
-    @staticmethod
-    def _epoch(connection: Connection) -> float:
-        now: Any = connection.execute(select(db_now())).scalar_one()  # text on SQLite
-        moment = datetime.strptime(now, SQLITE_TIME).replace(tzinfo=UTC) if isinstance(now, str) else now
-        return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
-
     def info(self, run: int) -> RunInfo:
         """Return what workers need to know of a run.  Raises NotFound."""
         with self.database.read() as connection:
@@ -393,12 +413,13 @@ class Store:
             team=row.team,
             workflow=row.workflow,
             plan_hash=row.plan_hash,
-            inputs=json.loads(row.inputs),
+            inputs=strict_json.loads_stored(row.inputs),
             target=row.target,
             home=row.home,
             root=row.root_id,
             created_at=row.created_at,
             key_at=row.key_at,
+            trace_id=row.trace_id,
         )
 
     def begin(self, run: int) -> None:
@@ -424,7 +445,7 @@ class Store:
         """Return the error of the step that failed the run, and whether the run was cancelled."""
         with self.database.read() as connection:
             row = connection.execute(select(runs.c.error, runs.c.cancelled).where(runs.c.id == run)).one()
-        return (json.loads(row.error) if row.error else None), bool(row.cancelled)
+        return (strict_json.loads_stored(row.error) if row.error else None), bool(row.cancelled)
 
     # The hot path
 
@@ -455,6 +476,7 @@ class Store:
                 try:
                     if self._hot is None or self._hot.closed:
                         self._hot = self._connect()
+                    self._hot.ping()
                     rows = self._hot.execute(statement, arguments, prepare=True, binary=True).fetchall()
                     advance = _advance(rows)
                     advance.doubtful = doubtful
@@ -462,15 +484,16 @@ class Store:
                 except _RETRIED:
                     continue
                 except psycopg.OperationalError as error:
-                    self._hot = None
+                    hot, self._hot = self._hot, None
+                    if hot is not None:
+                        hot.close()
                     doubtful = True
                     if attempt:
                         raise Unavailable(f"The database cannot be used: {error}") from error
         raise Unavailable("The database refused a transaction five times in a row (deadlock).")
 
-    def _connect(self) -> psycopg.Connection[Any]:
-        url = self.database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-        return psycopg.connect(url, autocommit=True, options=_HOT_OPTIONS)
+    def _connect(self) -> postgres.Connection:
+        return self.database.connect(options=_HOT_OPTIONS)
 
     def _arguments(
         self,
@@ -557,12 +580,13 @@ class Store:
         with self.database.read() as connection:
             return [Claimed(*row) for row in connection.execute(query)]
 
-    def release(self, step: Claimed, *, weight: Weight | None = None, crashed: bool = False) -> Head | None:
-        """Give a claimed step back: it is ready again.  None where it was lost meanwhile.
+    def release(
+        self, step: Claimed, *, weight: Weight | None = None, crashed: str | None = None
+    ) -> Released | Buried | Refusal:
+        """Give a claimed step back: it is ready again.  One that ran on when its run had stopped is cancelled instead.
 
         `weight`: what it is from now on; a step whose condition holds is then one of its own queue.
-        `crashed`: it counts as if its worker had died.  A step that ran on when its run had stopped is cancelled
-        instead; the head is then what its end makes ready.
+        `crashed`: what broke while it ran; it counts as if its worker had died.
         """
         back = (
             update(steps)
@@ -572,7 +596,6 @@ class Store:
                 owner=None,
                 due=db_now(LOST_SECONDS),
                 weight=step.weight if weight is None else int(weight),
-                crashes=steps.c.crashes + int(crashed),
             )
             .returning(
                 steps.c.id,
@@ -586,11 +609,20 @@ class Store:
         )
         with self.database.write() as connection:
             if step.weight == Weight.SLOW:  # nobody else has anything reserved
+                if crashed is not None:
+                    lost_calls.enter(connection, [step])
                 settling.abandon(connection, [step.id], token=step.token)
             found = connection.execute(back).first()
-            if found is not None and found.halted:
-                return next(iter(self._buried(connection, found)), None)
-        return None if found is None else Head(*found[:5])
+            if found is None:
+                return Refusal.LOST
+            if found.halted:
+                return Buried(self._buried(connection, found))
+            head = Head(*found[:5])
+            if crashed is not None:
+                seen = deaths.enter_broken(connection, step.id, step.token, crashed, limit=self.poison_deaths)
+                connection.execute(update(steps).where(steps.c.id == step.id).values(crashes=seen))
+                head = replace(head, crashes=seen)
+        return Released(head)
 
     def park(
         self,
@@ -602,8 +634,8 @@ class Store:
         calls: Sequence[CallRecord],
         attempt: bool,
         room: Room | None = None,
-    ) -> str:
-        """Let a claimed step wait.  `attempt`: it was one.  Returns parked | halted (its run has stopped) | refused.
+    ) -> Waiting | Refusal:
+        """Let a claimed step wait.  `attempt`: it was one.
 
         `reason`: one of `outcomes.REASONS`, for machines; `message` is for people.  `room`: it is woken as soon as
         there is so much of it on a budget.
@@ -627,16 +659,18 @@ class Store:
                 tell(connection, step.run, step.row, kind, message, data)
                 if room is not None:
                     settling.wait(connection, step.id, room)
-                return "parked"
-            held = connection.execute(select(steps.c.id).where(_held(step))).first()
-        return "refused" if held is None else "halted"
+                return Waiting()
+            return self._refusal(connection, step)
+
+    @staticmethod
+    def _refusal(connection: Connection, step: Claimed) -> Refusal:
+        """Return why a claimed step could not be changed."""
+        held = connection.execute(select(steps.c.id).where(_held(step))).first()
+        return Refusal.LOST if held is None else Refusal.STOPPED
 
     def _facts(self, connection: Connection, step: Claimed, calls: Sequence[CallRecord]) -> None:
         settling.settle(connection, encoding.settlements(step, calls))
-        rows = encoding.calls(step, calls, step.attempt, datetime.now(UTC))
-        if rows:
-            dialect = sqlite if self.database.sqlite else postgresql
-            connection.execute(dialect.insert(ledger).on_conflict_do_nothing(), rows)
+        lost_calls.store_calls(connection, encoding.calls(step, calls, step.attempt, datetime.now(UTC)))
 
     def wake(self, ids: Sequence[int]) -> list[Head]:
         """Make waiting steps whose time has come ready."""
@@ -663,12 +697,11 @@ class Store:
         window: int | None = None,
         reduce: int | None = None,
         calls: Sequence[CallRecord] = (),
-    ) -> tuple[list[Head], int] | None:
+    ) -> Children | Refusal:
         """Turn a claimed composite into its children; it waits for them.
 
         `rows` count from 0.  `window`: how many items may be under way; items beyond it have a dependency that the
-        composite releases.  Returns the heads and the first child's row; None where the step was lost or its run has
-        stopped.
+        composite releases.
         """
         with self.database.write() as connection:
             self._lock(connection, step.run)  # or what stops the run would miss the children
@@ -677,7 +710,7 @@ class Store:
             ).first()
             self._facts(connection, step, calls)
             if parent is None:
-                return None
+                return self._refusal(connection, step)
             base = connection.execute(
                 update(runs)
                 .where(runs.c.id == step.run)
@@ -711,13 +744,13 @@ class Store:
                 )
             )
             self._insert_rows(connection, step.run, rows, offset=base)
-            tell(connection, step.run, step.row, "step.expanded", f"{len(rows)} steps")
+            tell(connection, step.run, step.row, "step.expanded", "1 step" if len(rows) == 1 else f"{len(rows)} steps")
         heads = [
             Head(step_id(step.run, base + row.row), row.node, int(row.weight), row.queue)
             for row in rows
             if not row.deps_left
         ]
-        return heads, base
+        return Children(heads, base)
 
     # Stopping
 
@@ -744,7 +777,8 @@ class Store:
             )
             if mine.first() is None:
                 return self._tick(connection, worker, keep, finishes=[finish])
-            heads = stopping.halt(connection, finish.step.run, container, keeps, "the run stopped: a step had failed")
+            reason = "the run stopped because a step failed" if run_fails else "another step of the same part failed"
+            heads = stopping.halt(connection, finish.step.run, container, keeps, reason)
             if run_fails:
                 stopping.finishing(connection, finish.step.run, error=finish.result.error)
             advance = self._tick(connection, worker, keep, finishes=[finish])
@@ -760,19 +794,23 @@ class Store:
         Raises Conflict where it is finished already.  A run that is finishing is left to it; one that waits for its
         concurrency key ends at once.
         """
+        end: telemetry.RunEnded | None = None
+        heads: list[Head] = []
         with self.database.write() as connection:
             status = self._lock(connection, run)
             if status in FINISHED_RUN:
-                raise Conflict(f"The run is {RunStatus(status).name.lower()} already.")
+                raise Conflict(f"The run has already {_ENDED_AS[RunStatus(status)]}.")
             if status == RunStatus.QUEUED and concurrency.waits(connection, run):
                 concurrency.end_waiting(connection, run, reason)
-                return []
-            if error is None:
-                connection.execute(update(runs).where(runs.c.id == run).values(cancelled=True))
-            if status == RunStatus.FINISHING:
-                return []
-            heads = stopping.halt(connection, run, gate, keeps, reason)
-            stopping.finishing(connection, run, error=error)
+                end = _end(connection, run)
+            else:
+                if error is None:
+                    connection.execute(update(runs).where(runs.c.id == run).values(cancelled=True))
+                if status != RunStatus.FINISHING:
+                    heads = stopping.halt(connection, run, gate, keeps, reason)
+                    stopping.finishing(connection, run, error=error)
+        if end is not None:
+            telemetry.emit(end)
         return heads
 
     @_tried_again
@@ -784,16 +822,17 @@ class Store:
         status: RunStatus,
         outputs: Any,
         error: Mapping[str, Any] | None,
-    ) -> list[Head]:
+    ) -> RunClosed | Refusal:
         """Finish the run's last step and the run with it.
 
-        Returns the first steps of runs of the same home that waited for its concurrency key: they are owed a message.
+        The answer has the first steps of runs of the same home that waited for its concurrency key: they are owed a
+        message.
         """
         with self.database.write() as connection:
             ended = self._lock(connection, finish.step.run) in FINISHED_RUN
             advance = self._tick(connection, worker, Keep(fast=0), finishes=[finish])
             if advance.refused or ended:
-                return []
+                return Refusal.LOST
             ran = connection.execute(
                 update(runs)
                 .where(runs.c.id == finish.step.run)
@@ -816,12 +855,17 @@ class Store:
                 f"run.{status.name.lower()}",
                 str(error["message"]) if error else None,
             )
-            return concurrency.release(connection, finish.step.run, ran.key_id, home=worker.home, lost=LOST_SECONDS)
+            heads = concurrency.release(connection, finish.step.run, ran.key_id, home=worker.home, lost=LOST_SECONDS)
+            end = _end(connection, finish.step.run)
+        telemetry.emit(end)
+        return RunClosed(heads)
 
-    def tell(self, run: int, row: int | None, kind: str, message: str | None) -> None:
-        """Write one line of the run's journal."""
+    def tell(
+        self, run: int, row: int | None, kind: str, message: str | None, data: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write one line of the run's journal; `data` is for machines."""
         with self.database.write() as connection:
-            tell(connection, run, row, kind, message)
+            tell(connection, run, row, kind, message, data)
 
     # Reading what is finished
 
@@ -864,7 +908,7 @@ class Store:
                     base=row.base,
                     count=row._mapping["count"],
                     round=row.round,
-                    items=json.loads(row.items) if row.items else (),
+                    items=strict_json.loads_stored(row.items) if row.items else (),
                     reduce=row.reduce,
                 )
                 for row in connection.execute(query)
@@ -920,34 +964,52 @@ class Store:
 
     def shelved(self) -> dict[int, int]:
         """Return queue → steps on the backlog."""
-        with self.database.read() as connection:
+        with self.database.statements() as connection:
             return backlog.sizes(connection)
 
     # The sweep
 
     def lead(self, name: str, owner: str, seconds: float) -> bool:
         """Become or stay the one that does a job, for so many seconds."""
-        with self.database.write() as connection:
+        with self.database.statements() as connection:
             return recovery.lead(connection, name, owner, seconds)
 
-    @_tried_again
-    def reap(self, *, home: str, target: str | None = None) -> list[tuple[Head, int]]:
-        """Take the steps of dead workers back: ready again, with their tokens.
+    def leads_for(self, name: str) -> float:
+        """Return how many seconds whoever does a job has it for; 0 where nobody does."""
+        with self.database.statements() as connection:
+            return leads_for(connection, now(connection), name)
 
-        If the dead worker held a suspect (a step whose owners died twice), only the suspects are blamed, else all.
-        A step that ran on when its run had stopped is not started again but cancelled; what that makes ready is
-        among the result, with token 0.
+    def activity(self, *, home: str, target: str) -> Activity:
+        """Return what is going on in the live runs of a home: one query, to tell whether a sweep has anything to do."""
+        with self.database.statements() as connection:
+            return activity(connection, now(connection), home=home, target=target)
+
+    @_tried_again
+    def reap(
+        self, *, home: str, target: str | None = None, sparing: int | None = None, thorough: bool = True
+    ) -> Recovered:
+        """Take the steps of dead workers back: they are ready again.
+
+        If the dead worker held suspects (steps whose owners died twice), only they are blamed, else all; see
+        `engine.poison`.  A step that ran on when its run had stopped is not started again but cancelled.
+
+        `sparing`: the worker that asks, which lives whatever its lease says.  `thorough` reads every step of the live
+        runs; without it that happens only where a worker has died since.
         """
+        freed: list[Head] = []
         with self.database.write() as connection:
-            taken, stopped = recovery.reap(connection, home=home, target=target)
-            for row in stopped:
-                taken += [(head, 0) for head in self._buried(connection, row)]
-        return taken
+            taken = recovery.reap(
+                connection, home=home, target=target, sparing=sparing, thorough=thorough, limit=self.poison_deaths
+            )
+            for row in taken.stopped:
+                freed += self._buried(connection, row)
+            settling.abandon_orphans(connection)
+        return Recovered(taken.ready, freed)
 
     def _buried(self, connection: Connection, row: Any) -> list[Head]:
         """End a step of a stopped run that nobody has any more; return what its end makes ready."""
         step = Claimed(row.id, row.token, row.node, row.weight, row.queue, 1, None, None, row.crashes)
-        ended = Finish(step, Result(StepStatus.CANCELLED, reason="the run had stopped before it ended"))
+        ended = Finish(step, Result(StepStatus.CANCELLED, reason="the run stopped before the step ended"))
         nobody = Worker(0, target="", home="", queues=())
         return self._tick(connection, nobody, Keep(0, 0, 0), finishes=[ended]).ready
 
@@ -988,19 +1050,33 @@ class Store:
         return status in FINISHED_RUN, [(row.id & ROW_MASK, row.node) for row in rows]
 
     @_tried_again
-    def close_orphan(self, run: int, *, cancelled: bool = False) -> None:
-        """End a run whose process died: what it left undone is cancelled.  One that has ended stays.
+    def close_orphan(self, run: int, *, cancelled: bool = False) -> bool:
+        """End a run whose process died: what it left undone is cancelled.  False: it lives, or has ended.
 
         It is failed, or cancelled where that was asked for.  Whoever waited for its concurrency key has it then.
         """
         with self.database.write() as connection:
-            if self._lock(connection, run) not in FINISHED_RUN:
-                recovery.close_orphan(connection, run, cancelled=cancelled)
+            if self._lock(connection, run) in FINISHED_RUN:
+                return False
+            closed = recovery.close_orphan(connection, run, cancelled=cancelled)
+            end = _end(connection, run) if closed else None
+        if end is not None:
+            telemetry.emit(end)
+        return closed
 
     def orphaned(self, run: int) -> bool:
         """Tell whether an embedded run has no living worker any more."""
         with self.database.read() as connection:
             return connection.scalar(select(runs.c.id).where(runs.c.id == run, orphaned())) is not None
+
+
+def _end(connection: Connection, run: int) -> telemetry.RunEnded:
+    """Return the event that tells how a run has ended; it is for after the commit."""
+    row = connection.execute(select(runs).where(runs.c.id == run)).one()
+    error = (json.loads(row.error) if row.error else {}).get("message")
+    seconds = max(0.0, (row.finished_at - row.created_at).total_seconds())
+    ref = telemetry.RunRef(row.public_id, row.workflow, row.team, row.target, row.trace_id)
+    return telemetry.RunEnded(ref, RunStatus(row.status).name.lower(), seconds, error)
 
 
 def _initial(row: Row) -> int:
@@ -1060,18 +1136,22 @@ def _advance(rows: Sequence[tuple[Any, ...]]) -> Advance:
             advance.ready.append(Head(key, node, weight, queue, crashes))
         elif what == 4:
             advance.counted.append(key)
+        elif what == 5:
+            advance.lapsed = True
+        elif what == 6:
+            advance.suspects.append(key)
         else:
             advance.refused.append(key)
     return advance
 
 
 def _checkpoint(row: Any) -> Checkpoint:
-    detail = json.loads(row.detail) if row.detail else {}
+    detail = strict_json.loads_stored(row.detail) if row.detail else {}
     body = row.body if row.body is not None else row.output
     return Checkpoint(
         id=row.step_id,
         status=StepStatus(row.status),
-        output=None if body is None else json.loads(body),
+        output=None if body is None else strict_json.loads_stored(body),
         error=detail.pop("error", None),
         reason=detail.pop("reason", None),
         detail=detail,

@@ -25,6 +25,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -62,20 +63,21 @@ class db_now(ColumnElement[datetime]):
 
     inherit_cache = True
     type = UtcTime()
-    _traverse_internals = [("seconds", InternalTraversal.dp_plain_obj)]  # noqa: RUF012
+    _traverse_internals = [("seconds", InternalTraversal.dp_clauseelement)]  # noqa: RUF012
 
     def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = float(seconds)
+        # A parameter: as a part of the statement each duration would make another one to compile, prepare and keep.
+        self.seconds = literal(float(seconds))
 
 
 @compiles(db_now, "postgresql")
-def _now_postgresql(element: db_now, _compiler: Any, **_: Any) -> str:
-    return f"(clock_timestamp() + make_interval(secs => {element.seconds!r}))"
+def _now_postgresql(element: db_now, compiler: Any, **options: Any) -> str:
+    return f"(clock_timestamp() + make_interval(secs => {compiler.process(element.seconds, **options)}))"
 
 
 @compiles(db_now, "sqlite")
-def _now_sqlite(element: db_now, _compiler: Any, **_: Any) -> str:
-    return f"gorgon_now({element.seconds!r})"
+def _now_sqlite(element: db_now, compiler: Any, **options: Any) -> str:
+    return f"gorgon_now({compiler.process(element.seconds, **options)})"
 
 
 BigKey = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
@@ -126,12 +128,14 @@ runs = Table(
     Column("key_id", BigInteger),
     Column("key_at", UtcTime),
     Column("max_parallel", Integer),
+    Column("trace_id", String(32)),
     UniqueConstraint("org_id", "idempotency_key"),
     Index("ix_runs_live", "status"),
 )
 """`active`: steps of the run may be claimed.  `cancelled`: somebody asked it to end.
 `key_id`: its concurrency key, NULL where it has none; `key_at`: when it got it.
-`max_parallel`: how many slow steps of it may run at a time, NULL for any number."""
+`max_parallel`: how many slow steps of it may run at a time, NULL for any number.
+`trace_id`: the trace that it is part of (W3C Trace Context); NULL for runs of older versions."""
 
 run_slots = Table(
     "run_slots",
@@ -211,7 +215,7 @@ steps = Table(
     Column("successors", ARRAY(Integer).with_variant(JSON, "sqlite"), nullable=False),
     postgresql_with={"fillfactor": 70},
 )
-"""`due`: a ready step's message counts as lost after it; a waiting step wakes at it.
+"""`due`: a ready step's message counts as lost after it; a waiting step wakes at it; a running one was claimed at it.
 `carried`: a canvas in flight sends this step's message when it becomes ready.
 `halted`: the step ran on when its run (or group) was stopped; it may finish, but neither expand nor wait.
 `unmet`: something that the step depends on has ended without success: only then does its join have to look.
@@ -318,9 +322,31 @@ workers = Table(
     Column("slots", Integer, nullable=False),
     Column("started_at", UtcTime, nullable=False),
     Column("lease_until", UtcTime, nullable=False),
+    Column("beat_at", UtcTime),
     Column("reaped", Boolean, nullable=False),
+    Column("retired", Boolean, nullable=False, server_default="0"),
     Column("watermarks", Text),
 )
+"""`beat_at`: when it last said that it lives.  `reaped`: its lease had run out and its steps were taken from it; it
+claims nothing until it says again that it lives.  `retired`: it has ended by itself.
+
+A worker may claim while its lease holds.  Its steps are taken back when its lease has run out, whatever is marked
+here."""
+
+step_deaths = Table(
+    "step_deaths",
+    metadata,
+    Column("step_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("token", Integer, primary_key=True, autoincrement=False),
+    _org(),
+    Column("at", UtcTime, nullable=False),
+    Column("owner", Integer),
+    Column("chance", Float(53), nullable=False),
+    Column("alone", Boolean, nullable=False),
+    Column("why", Text),
+)
+"""The deaths of workers for which a step was blamed; see `engine.poison.Death`.  `why`: what broke, where the worker
+lived on."""
 
 backlog = Table(
     "backlog",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from gorgon_common.engine.records import ROW_BITS, ROW_MASK, Keep
+from gorgon_common.engine.records import ROW_BITS, ROW_MASK, Keep, Weight
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.persistence.tables import SQLITE_TIME
 
@@ -39,7 +39,9 @@ _CALL = (
     "request_id",
 )
 _INSERT_CALL = (
-    f"INSERT INTO ledger ({', '.join(_CALL)}) VALUES ({', '.join(f':{name}' for name in _CALL)}) ON CONFLICT DO NOTHING"
+    f"INSERT INTO ledger ({', '.join(_CALL)}) VALUES ({', '.join(f':{name}' for name in _CALL)})"
+    f" ON CONFLICT DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _CALL[3:])}"
+    " WHERE ledger.outcome = 'unknown'"
 )
 
 
@@ -84,12 +86,21 @@ def tick(
             done.append(row)
     if skips and done:
         done += _skip(db, skips)
-    pending = _Taker(db, who, keep)
+    alive = lives(db, who.owner)
+    pending = _Taker(db, who, keep if alive else Keep(0, 0, 0))
     if done:
         out += pending.advance(done)
     claims = [*claims, *pending.pull(len(out))]
+    if claims and not alive:
+        return [*out, (5, *(None,) * 9)]
     out += _claim(db, who, claims, suspects=suspects)
     return out
+
+
+def lives(db: sqlite3.Connection, owner: int) -> bool:
+    """Tell whether a worker's lease holds.  There is one writer: it holds until the transaction ends."""
+    row = db.execute("SELECT 1 FROM workers WHERE id = ? AND NOT reaped AND lease_until > gorgon_now(0)", (owner,))
+    return row.fetchone() is not None
 
 
 def _time(moment: datetime | None) -> str | None:
@@ -225,10 +236,11 @@ class _Taker:
     def _open(self, step: int, taken: bool, *, told: bool) -> list[tuple[Any, ...]]:
         if taken:
             row = self.db.execute(
-                "UPDATE steps SET deps_left = 0, status = 2, token = token + 1, owner = ?, due = NULL"
+                "UPDATE steps SET deps_left = 0, status = 2, token = token + 1, owner = ?, due = gorgon_now(0)"
                 f" WHERE id = ? RETURNING {_COLUMNS}",
                 (self.who.owner, step),
             ).fetchone()
+            _tell_start(self.db, row)
             return [(1, *row)]
         row = self.db.execute(
             f"UPDATE steps SET deps_left = 0, status = 1, due = gorgon_now(?) WHERE id = ? RETURNING {_COLUMNS}",
@@ -261,7 +273,7 @@ def _claim(db: sqlite3.Connection, who: Who, claims: Sequence[int], *, suspects:
     out = []
     for step in claims:
         row = db.execute(
-            "UPDATE steps SET status = 2, token = token + 1, owner = ?, due = NULL"
+            "UPDATE steps SET status = 2, token = token + 1, owner = ?, due = gorgon_now(0)"
             " WHERE id = ? AND status = 1 AND (crashes < 2 OR ?) AND EXISTS (SELECT 1 FROM runs r"
             " WHERE r.id = steps.id >> 20 AND (r.max_parallel IS NULL OR steps.weight < 2)"
             " AND r.active AND r.target = ? AND r.home = ?)"
@@ -269,10 +281,28 @@ def _claim(db: sqlite3.Connection, who: Who, claims: Sequence[int], *, suspects:
             (who.owner, step, suspects, who.target, who.home),
         ).fetchone()
         if row is not None:
+            _tell_start(db, row)
             out.append((1, *row))
         elif _counted(db, who, step, suspects=suspects):
             out.append((4, step, *(None,) * 9))
+        elif not suspects and _suspect(db, step):
+            out.append((6, step, *(None,) * 9))
     return out
+
+
+def _tell_start(db: sqlite3.Connection, row: Sequence[Any]) -> None:
+    """Write into the journal that a slow step has been claimed; `row` has _COLUMNS."""
+    step, weight, attempt = row[0], row[3], row[5]
+    if weight == Weight.SLOW:
+        db.execute(
+            "INSERT INTO events (run_id, row, kind, at, data) VALUES (?, ?, 'step.started', gorgon_now(0), ?)",
+            (step >> ROW_BITS, step & ROW_MASK, f'{{"attempt": {attempt}}}'),
+        )
+
+
+def _suspect(db: sqlite3.Connection, step: int) -> bool:
+    row = db.execute("SELECT 1 FROM steps WHERE id = ? AND status = 1 AND crashes >= 2", (step,)).fetchone()
+    return row is not None
 
 
 def _counted(db: sqlite3.Connection, who: Who, step: int, *, suspects: bool) -> bool:

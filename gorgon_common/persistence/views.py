@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, select
 
+from gorgon_common import strict_json
 from gorgon_common.clock import format_time
 from gorgon_common.engine.records import ROW_BITS, ROW_MASK, step_id
 from gorgon_common.engine.states import FINISHED_RUN, RunStatus, StepStatus
@@ -76,7 +76,8 @@ class Views:
             if waits is not None:
                 view["waits_for"] = waits
             if with_steps:
-                view["steps"] = _Steps(connection, row.id, self.plan_of(row.plan_hash)).list()
+                plan, began = self.plan_of(row.plan_hash), row.key_at or row.created_at
+                view["steps"] = _Steps(connection, row.id, plan, began=began).list()
         return view
 
     def runs(self, *, status: str | None, workflow: str | None, limit: int, cursor: str | None) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class Views:
         if status is not None:
             if status.upper() not in RunStatus.__members__:
                 known = ", ".join(name.lower() for name in RunStatus.__members__)
-                raise InputInvalid(f"There is no run status {status!r}.", hint=f"It is one of {known}.")
+                raise InputInvalid(f"There is no run status {status!r}.", hint=f"Use one of {known}.")
             query = query.where(runs.c.status == int(RunStatus[status.upper()]))
         if workflow is not None:
             query = query.where(runs.c.workflow == workflow)
@@ -94,7 +95,12 @@ class Views:
         with self.database.read() as connection:
             rows = connection.execute(query).all()
             spent = _spent(connection, [row.id for row in rows])
+            homes = {row.home for row in rows if row.home and row.status not in FINISHED_RUN}
+            dead = {home for home in homes if _abandoned(connection, home)}
         items = [_run(row, spent.get(row.id)) for row in rows[:limit]]
+        for row, item in zip(rows, items, strict=False):
+            if row.home in homes and row.status not in FINISHED_RUN:
+                item["orphaned"] = row.home in dead
         more = base64.urlsafe_b64encode(str(rows[limit - 1].id).encode()).decode() if len(rows) > limit else None
         return {"items": items, "next": more}
 
@@ -139,10 +145,14 @@ def _said(event: Any) -> dict[str, Any] | None:
     """Return what an event says to machines; for a step that was parked: what it waits for, and until when."""
     if event.data is None:
         return None
-    data: dict[str, Any] = json.loads(event.data)
+    data: dict[str, Any] = strict_json.loads_stored(event.data)
     if event.kind not in _WAITING_EVENTS:
         return data
     return {"why": data["why"], "until": format_time(event.at + timedelta(seconds=data["seconds"]))}
+
+
+def _why(event: Any) -> Any:
+    return strict_json.loads_stored(event.data)["why"] if event.data else None
 
 
 def _abandoned(connection: Connection, home: str) -> bool:
@@ -158,7 +168,7 @@ def _position(cursor: str) -> int:
             raise ValueError(position)
         return position
     except ValueError:
-        raise InputInvalid("That cursor is not one of ours.", hint="Use `next` of the page before.") from None
+        raise InputInvalid("The cursor is not valid.", hint="Use the `next` of the previous page.") from None
 
 
 def _run(row: Row[Any], spent: Row[Any] | None) -> dict[str, Any]:
@@ -166,12 +176,13 @@ def _run(row: Row[Any], spent: Row[Any] | None) -> dict[str, Any]:
         "run_id": row.public_id,
         "workflow": row.workflow,
         "status": RunStatus(row.status).name.lower(),
-        "outputs": json.loads(row.outputs) if row.outputs else None,
-        "error": json.loads(row.error) if row.error else None,
-        "cost_usd": _dollars(spent),
+        "outputs": strict_json.loads_stored(row.outputs) if row.outputs else None,
+        "error": strict_json.loads_stored(row.error) if row.error else None,
+        **_costs(spent),
         "tokens": {"input": int(spent.used_in) if spent else 0, "output": int(spent.used_out) if spent else 0},
         "team": row.team,
         "target": row.target,
+        "trace_id": row.trace_id,
         "created_at": format_time(row.created_at),
         "started_at": _time(row.started_at),
         "finished_at": _time(row.finished_at),
@@ -182,11 +193,13 @@ def _time(moment: datetime | None) -> str | None:
     return None if moment is None else format_time(moment)
 
 
-def _dollars(spent: Row[Any] | None) -> float | None:
-    """Return US dollars; None where a call has no price: unknown is never 0."""
-    if spent is None:
-        return 0.0
-    return None if spent.unpriced else int(spent.cost or 0) / MICRO
+def _costs(spent: Row[Any] | None) -> dict[str, Any]:
+    """Return the sum in US dollars: None where the cost of a call is unknown, which is never 0, with what is known of
+    it and the number of such calls beside it.
+    """
+    known = 0.0 if spent is None else int(spent.cost or 0) / MICRO
+    unpriced = 0 if spent is None else int(spent.unpriced)
+    return {"cost_usd": None if unpriced else known, "known_cost_usd": known, "unpriced_calls": unpriced}
 
 
 _SUMS = (
@@ -219,7 +232,7 @@ def _details(connection: Connection, number: int, rows: list[int]) -> dict[int, 
         checkpoints.c.step_id.in_([step_id(number, row) for row in rows]), checkpoints.c.detail.is_not(None)
     )
     for row in connection.execute(query):
-        detail = json.loads(row.detail)
+        detail = strict_json.loads_stored(row.detail)
         message = (detail.get("error") or {}).get("message") or detail.get("reason") or detail.get("message")
         data = {key: detail[key] for key in ("provider", "model", "role", "exit_code") if key in detail}
         found[row.step_id & ROW_MASK] = {"message": message, "data": data or None}
@@ -261,7 +274,7 @@ class Places:
         return None
 
     def _name(self, number: int) -> str:
-        return self.plan.nodes[number].id.removesuffix("[]").removesuffix("#")
+        return self.plan.nodes[number].name
 
     def _item(self, row: int) -> int | None:
         """Return the item or iteration of a row: that of the nearest composite that has any."""
@@ -275,7 +288,11 @@ class Places:
 
 
 class _Steps(Places):
-    """The steps of one run as they are shown."""
+    """The steps of one run as they are shown.  `began`: when its first steps could begin."""
+
+    def __init__(self, connection: Connection, number: int, plan: Plan, *, began: datetime | None = None) -> None:
+        super().__init__(connection, number, plan)
+        self._began = began
 
     def names(self, rows: Iterable[int]) -> dict[int, str]:
         """Return row → the step's name with its items and iterations: `build[3]`."""
@@ -311,7 +328,8 @@ class _Steps(Places):
             """Add what is under a row; returns when its parts began."""
             begun: list[str] = []
             for key in children.get(parent, ()):
-                view = self._view(key, rows[key], spent.get(key), waits.get(key))
+                told = waits.get(key) or (None, self._ready_waits(key, rows))
+                view = self._view(key, rows[key], spent.get(key), *told)
                 if self.plan.nodes[rows[key].node].kind not in _ENGINE:
                     found.append(view)
                 inside = walk(key)
@@ -362,8 +380,8 @@ class _Steps(Places):
         )
         return {row.step_id & ROW_MASK: row for row in self.connection.execute(query)}
 
-    def _waits(self, rows: Sequence[int]) -> dict[int, Any]:
-        """Return row → the event that says what it waits for."""
+    def _waits(self, rows: Sequence[int]) -> dict[int, tuple[str | None, dict[str, Any]]]:
+        """Return row → (what it waits for, for people; `{why, since, until}`)."""
         if not rows:
             return {}
         query = (
@@ -371,11 +389,32 @@ class _Steps(Places):
             .where(events.c.run_id == self.number, events.c.row.in_(rows), events.c.kind.in_(_WAITING_EVENTS))
             .order_by(events.c.seq)
         )
-        return {row.row: row for row in self.connection.execute(query)}
+        last: dict[int, Any] = {}
+        since: dict[int, datetime] = {}
+        for row in self.connection.execute(query):
+            before = last.get(row.row)
+            # Who asks the limiter again and has to wait again has waited since the first time.
+            if before is None or row.kind == "step.retry" or _why(before) != _why(row):
+                since[row.row] = row.at
+            last[row.row] = row
+        return {
+            key: (row.message, {"since": format_time(since[key]), **(_said(row) or {})}) for key, row in last.items()
+        }
 
-    def _view(self, key: int, row: Row[Any], spent: Row[Any] | None, waits: Any | None) -> dict[str, Any]:
+    def _ready_waits(self, key: int, rows: Mapping[int, Any]) -> dict[str, Any] | None:
+        """Return what a ready step of the file waits for: a worker, since the last step before it has ended."""
+        row = rows[key]
+        if row.status != StepStatus.READY or key >= self.plan.top:
+            return None
+        ended = [rows[dep.node].finished_at for dep in self.plan.nodes[row.node].deps if dep.node in rows]
+        known = [moment for moment in (self._began, *ended) if moment is not None]
+        return {"why": "queue", "since": format_time(max(known)), "until": None} if known else None
+
+    def _view(
+        self, key: int, row: Row[Any], spent: Row[Any] | None, reason: str | None, waits: dict[str, Any] | None
+    ) -> dict[str, Any]:
         node = self.plan.nodes[row.node]
-        detail: Mapping[str, Any] = json.loads(row.detail) if row.detail else {}
+        detail: Mapping[str, Any] = strict_json.loads_stored(row.detail) if row.detail else {}
         body = row.body if row.body is not None else row.output
         status = StepStatus(row.status)
         if status is StepStatus.WAITING and row.deps_left:
@@ -392,13 +431,13 @@ class _Steps(Places):
             "provider": detail.get("provider") or (spent.provider if spent else node.spec.get("provider")),
             "model": detail.get("model") or (spent.model if spent else node.spec.get("model") or None),
             "status": status.name.lower(),
-            "reason": detail.get("reason") or (waits.message if waits else None),
-            "waits": _said(waits) if waits else None,
-            "output": None if body is None else json.loads(body),
+            "reason": detail.get("reason") or reason,
+            "waits": waits,
+            "output": None if body is None else strict_json.loads_stored(body),
             "error": detail.get("error"),
             "attempts": row.attempts if row.attempts is not None else (row.attempt if row.status in _BEGUN else 0),
             "tokens": {"input": int(spent.used_in) if spent else 0, "output": int(spent.used_out) if spent else 0},
-            "cost_usd": _dollars(spent),
+            **_costs(spent),
             "started_at": _time(started),
             "finished_at": _time(row.finished_at),
             "parent": None if above is None else self._name(self._node(above[0])),

@@ -1,5 +1,5 @@
-"""The limiter: who may call a provider, when, for all processes together.  See docs/limits.md.
+"""The limiter: decides for all processes together when a call to a provider may be made.  See docs/limits.md.
 
-`limiter.lua` decides in Redis, `gate` in Python for SQLite and for a worker on its own; one suite holds both to the
-same answers.
+`limiter.lua` decides in Redis; `gate` decides in Python, for SQLite and for a worker without Redis.  One test suite
+checks that both give the same answers.
 """

@@ -1,4 +1,4 @@
-"""What both limiters answer alike."""
+"""Answers that both limiters share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from gorgon_common.engine.limits import Gate, Never
 def never(dimension: str, cost: float, limit: float) -> Never:
     """Return the answer to a call that is larger than the whole limit."""
     what = dimension.replace("_", " ")
-    return Never(f"it needs {cost:,.0f} {what}, and the limit is {limit:,.0f}", dimension, cost, limit)
+    return Never(f"it needs {cost:,.0f} {what}, but the limit is {limit:,.0f}", dimension, cost, limit)
 
 
 def shown(gate: Gate, state: dict[str, Any]) -> dict[str, Any]:
-    """Return a gate for people and machines: times in seconds."""
+    """Return the state of a gate for display: times in seconds."""
     levels = dict(state["levels"]) or {}
     return {
         "target": gate.target,

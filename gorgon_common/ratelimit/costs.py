@@ -1,4 +1,4 @@
-"""What a call costs of each dimension: what is reserved, and what it has used."""
+"""The cost of a call in each dimension: what is reserved, and what was used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gorgon_common.engine.limits import Ask
 def reserved(ask: Ask) -> dict[str, float]:
     """Return what is reserved for a call.
 
-    `tokens` is the larger of the input and what the reply may have, as OpenAI lets calls in.
+    `tokens` is the larger of the input and the maximum reply, as OpenAI admits calls.
     """
     return {
         "requests": 1.0,
@@ -21,7 +21,7 @@ def reserved(ask: Ask) -> dict[str, float]:
 
 
 def used(provider: str, usage: Usage) -> dict[str, float]:
-    """Return what a call has used; Anthropic does not count what was read from its cache."""
+    """Return what a call has used; Anthropic does not count cache reads."""
     counted = usage.input_tokens - (usage.cache_read_tokens if provider == "anthropic" else 0)
     return {
         "tokens": float(usage.input_tokens + usage.output_tokens),

@@ -1,7 +1,7 @@
-"""The decisions of the limiter in Python: the twin of `limiter.lua`, which says why each is as it is.
+"""The decisions of the limiter in Python: equivalent to `limiter.lua`, whose comments give the reasons.
 
-One gate is two plain dicts (its own state and its account's) that a store reads, hands in and writes back as one
-transaction: SQLite for the dev tier, memory where Redis cannot be reached.  Times are in milliseconds.
+The state of a gate is two plain dicts (its own and its account's).  A store reads them, passes them in and writes them
+back in one transaction: SQLite on a laptop, memory while Redis cannot be reached.  Times are in milliseconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ State = dict[str, Any]
 
 
 def fresh() -> State:
-    """Return the state of a gate that nobody has used."""
+    """Return the state of an unused gate."""
     return {"n": {}, "leases": {}, "calls": {}, "finish": {}, "teams": {}, "waiters": {}, "line": {}, "workers": {}}
 
 
@@ -39,27 +39,27 @@ class Gatekeeper:
         self.account = account
         self.now = now
         self.scale = scale
-        """The part of every limit that may be used here: less than 1 in a worker that is on its own."""
+        """The fraction of every limit that may be used here: less than 1 in a worker without Redis."""
         self.n: dict[str, Any] = state["n"]
 
     # buckets
 
     def limit(self, d: str) -> float | None:
-        """Return the limit of a dimension as it holds now."""
+        """Return the current limit of a dimension."""
         found: float | None = self.n.get(f"L {d}")
         return found
 
     def capacity(self, d: str) -> float:
-        """Return what may be saved up."""
+        """Return the capacity of the bucket."""
         burst = BURST * (self.limit(d) or 0)
         return max(burst, 1.5) if d in _COUNTS else burst
 
     def rate(self, d: str) -> float:
-        """Return what comes back in a millisecond."""
+        """Return the refill per millisecond."""
         return float((self.limit(d) or 0) * self.n.get("f", FIRST) * self.n.get("m", 1.0) / PERIOD[d])
 
     def level(self, d: str) -> float:
-        """Return what is there now."""
+        """Return the current level."""
         has, at, cap = self.n.get(f"l {d}"), self.n.get(f"a {d}", self.now), self.capacity(d)
         if has is None:
             second = (self.limit(d) or 0) * FIRST * 1000 / PERIOD[d]
@@ -72,13 +72,13 @@ class Gatekeeper:
         self.n[f"a {d}"] = self.now
 
     def refresh(self) -> None:
-        """Bring the levels up to now, before anything that changes a rate."""
+        """Bring the levels up to date; required before a rate changes."""
         for d in DIMENSIONS:
             if self.limit(d) is not None:
                 self.put(d, self.level(d))
 
     def told(self, d: str) -> float | None:
-        """Return what the provider itself has said is left, None where that is not known."""
+        """Return what is left according to the provider, None where unknown."""
         left = self.n.get(f"p {d}")
         if left is None or self.now >= self.n.get(f"pe {d}", 0.0):
             return None
@@ -86,10 +86,10 @@ class Gatekeeper:
             return float(left)
         return float(left + max(0.0, self.now - self.n.get(f"pa {d}", self.now)) * (self.limit(d) or 0) / PERIOD[d])
 
-    # the line
+    # the queue
 
     def leave(self, member: str) -> None:
-        """Take a waiter out of the line."""
+        """Remove a waiting call from the queue."""
         self.state["waiters"].pop(member, None)
         line = self.state["line"]
         if line.pop(member, None) is None:
@@ -105,7 +105,7 @@ class Gatekeeper:
             self.state["teams"].pop(team, None)
 
     def tidy(self) -> None:
-        """Forget leases that ran out and waiters that did not come."""
+        """Remove expired leases and waiting calls that did not return."""
         for call in [call for call, until in self.state["leases"].items() if until <= self.now]:
             del self.state["leases"][call]
             self.state["calls"].pop(call, None)
@@ -115,7 +115,7 @@ class Gatekeeper:
     # acquire
 
     def configure(self, given: Sequence[float | None], ceilings: Sequence[float | None]) -> None:
-        """Apply what is configured and what was learned."""
+        """Apply the configured and the learned limits."""
         for d, assumed, ceiling in zip(DIMENSIONS, given, ceilings, strict=True):
             bound = self.n.get(f"c {d}", assumed)
             if ceiling is not None and (bound is None or ceiling < bound):
@@ -207,7 +207,7 @@ class Gatekeeper:
             del workers[name]
 
     def _served(self, team: str, tag: float, share: float) -> None:
-        """A team has had its turn; a tag behind the virtual time is as good as none and leaves no trace."""
+        """Record that a team has had its turn; a tag behind the virtual time has no effect and is dropped."""
         self.n["v"] = max(self.n.get("v", 0.0), tag)
         finish = self.state["finish"]
         finish[team] = tag + share
@@ -220,7 +220,7 @@ class Gatekeeper:
         return ["grant", len(self.state["workers"]), self.now, *(self.limit(d) for d in DIMENSIONS)]
 
     def _closed(self) -> tuple[float, str | None, bool]:
-        """Return (milliseconds until it opens, why it is closed, whether the next call is the breaker's probe)."""
+        """Return (milliseconds until available, why it is blocked, whether the next call is the breaker's probe)."""
         base, why = 0.0, None
         shut = max(self.n.get("closed", 0.0), self.account.get("closed", 0.0)) - self.now
         if shut > base:
@@ -239,19 +239,19 @@ class Gatekeeper:
         return base, why, probing
 
     def _oldest(self, team: str, *, before: int | None = None) -> Any:
-        """Return the waiter of a team that came first, as far as it has been seen; None where nobody waits.
+        """Return the first known waiting call of a team, None where no call waits.
 
-        `before`: it has to have come before the one with that place.
+        `before`: only a call that came before the one with that place.
         """
         found = self.state["line"].get(f"{team}\n", {}).get("oldest")
         return None if found is None or (before is not None and before <= found["place"]) else found
 
     def _need(self, d: str, cost: float) -> float:
-        """Return the level at which a call starts."""
+        """Return the level that a call needs to start."""
         return cost if d in _COUNTS else min(cost, self.capacity(d) * READY)
 
     def _robs(self, elder: Any, cost: Mapping[str, float]) -> bool:
-        """Tell whether what a call takes would not be back when one comes that has been the first for long."""
+        """Return whether a call would delay the first of the queue, because its amount is not refilled in time."""
         if elder is None or self.now - elder["at"] < OLD:
             return False
         ahead = max(0.0, self.state["waiters"].get(elder["member"], self.now) - self.now)
@@ -282,7 +282,7 @@ class Gatekeeper:
         why: str | None,
         elder: Any,
     ) -> tuple[bool, bool, bool, float, float, str | None]:
-        """Return (is there room, is it abundant, is it our turn, closed until, when to come, why not)."""
+        """Return (enough capacity, abundant capacity, our turn, blocked until, when to return, why not)."""
         room, idle = base == 0, True
         for d in DIMENSIONS:
             left = self.told(d) if self.limit(d) is not None else None
@@ -370,7 +370,7 @@ class Gatekeeper:
         used: Mapping[str, float],
         signals: Mapping[str, tuple[float | None, float | None, float | None, bool]],
     ) -> bool:
-        """Correct what was reserved, and learn.  `after` and the signals' third part are in milliseconds."""
+        """Settle a reservation, and learn from the reply.  `after` and the signals' third part are in milliseconds."""
         self.state["leases"].pop(call, None)
         taken = self.state["calls"].pop(call, None)
         if taken is None:
@@ -430,7 +430,7 @@ class Gatekeeper:
         absolute: bool,
         taken: Mapping[str, Any],
     ) -> bool | None:
-        """Take in one header; returns whether it agrees that there is room, None where it says nothing."""
+        """Apply one header; returns whether it confirms that capacity is left, None without information."""
         if capped is not None and capped != self.n.get(f"c {d}"):
             self.refresh()
             self.n[f"c {d}"] = capped
@@ -459,12 +459,12 @@ class Gatekeeper:
         return bool(rest >= self.n.get(f"mean {d}", 0.0))
 
     def _close(self, taken: Mapping[str, Any]) -> int:
-        """Return how many calls under way left just before this one: they may have arrived after it."""
+        """Return how many calls in flight started just before this one: they may have arrived after it."""
         ends = taken["seen"] + taken["lease"]
         return sum(ends - CLOSE <= until < ends for until in self.state["leases"].values())
 
     def _reset(self, d: str, ends: float) -> float | None:
-        """Return when the provider's count starts afresh, None where that is over; tells windows from buckets."""
+        """Return when the provider's window resets, None where that has passed; tells windows from buckets."""
         if ends <= self.now:
             return None
         known, first = self.n.get(f"ra {d}"), self.n.get(f"r0 {d}", 0.0)
@@ -515,7 +515,7 @@ class Gatekeeper:
             self.n.pop("bw", None)
 
     def _count(self, failed: bool) -> bool:
-        """Count a call; returns whether too many of the last ten seconds failed."""
+        """Count a call; returns whether too many calls of the last ten seconds failed."""
         second = math.floor(self.now / 1000)
         kept = {at: entry for at, *entry in self.n.get("bw", ()) if at > second - BREAKER_WINDOW}
         calls, failures = kept.get(second, (0, 0))
@@ -528,13 +528,13 @@ class Gatekeeper:
     # the rest
 
     def extend(self, calls: Sequence[str], lease: float) -> int:
-        """Extend leases that are still held."""
+        """Extend the leases that are still held."""
         held = [call for call in calls if call in self.state["leases"]]
         self.state["leases"].update(dict.fromkeys(held, self.now + lease))
         return len(held)
 
     def debit(self, used: Mapping[str, float]) -> None:
-        """Take off what was used without asking; in all, those who do that take off no more than can be saved up."""
+        """Deduct what was used without the limiter; all such deductions together are at most the capacity."""
         self.refresh()
         share = max(1, len(self.state["workers"]))
         for d, amount in used.items():
@@ -543,13 +543,13 @@ class Gatekeeper:
                 self.put(d, self.level(d) - min(amount, most))
 
     def drain(self) -> None:
-        """Forget what was saved up; requests of the day are no savings."""
+        """Empty the buckets, except for requests per day."""
         for d in DIMENSIONS:
             if self.limit(d) is not None and d != "requests_per_day":
                 self.put(d, min(0.0, self.level(d)))
 
     def snapshot(self) -> dict[str, Any]:
-        """Return what is to be seen of the gate; times in milliseconds from now."""
+        """Return the state of the gate for display; times in milliseconds from now."""
         self.tidy()
         levels = {
             d: {

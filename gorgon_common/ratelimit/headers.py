@@ -16,7 +16,7 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
 def signals(headers: Mapping[str, str], *, clock: Clock = SYSTEM_CLOCK) -> dict[str, Signal]:
-    """Return what headers (lower-case) say, by dimension.  What cannot be read says nothing."""
+    """Return the signals of headers (lower-case) by dimension.  Unreadable headers are ignored."""
     found: dict[str, Signal] = {}
     for word, name in _OPENAI.items():
         stem = "x-ratelimit-{}-" + word
@@ -34,7 +34,7 @@ def _add(
 ) -> None:
     limit, remaining = _number(headers.get(stem.format("limit"))), _number(headers.get(stem.format("remaining")))
     if limit == 0:
-        limit = None  # nothing could ever be sent: a server that does not know
+        limit = None  # a limit of 0 would admit nothing: the server does not know its limit
     if limit is not None or remaining is not None:
         found[name] = Signal(limit, remaining, resets, absolute)
 

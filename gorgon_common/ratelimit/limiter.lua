@@ -1,16 +1,16 @@
--- The limiter: every decision about one gate (a model of one provider account), each in one call and so all or nothing.
+-- The limiter: all decisions about one gate (a model of one provider account), each made atomically in one call.
 --
--- Its twin is `gate.py`: the same decisions in Python.  Whoever changes one changes the other; the suite in
--- tests/contract/test_limiter.py holds both to the same answers.
+-- `gate.py` makes the same decisions in Python.  Every change must be made in both; the suite in
+-- tests/contract/test_limiter.py checks that both give the same answers.
 --
 -- KEYS   1 state of the gate   2 leases (call → expiry)   3 calls in flight (call → what was reserved)
---        4 finish tag of each team   5 teams that wait (start tag)   6 waiters (due)   7 the line (arrival numbers)
+--        4 finish tag of each team   5 waiting teams (start tag)   6 waiting calls (due)   7 the queue (arrival numbers)
 --        8 workers (last seen)   9 state of the account
 -- ARGV   1 operation   2 milliseconds to add to the clock (tests)   then the operation's own
--- The line (7) has, for each team: how many came (E) and have gone (G), its weight (W), and the waiter that came first
--- (H: who, its number, since when it is the first, what it needs), as far as it has been seen.
--- Times are in milliseconds of the server's clock.  Dimensions: r requests a minute, d requests a day, t tokens,
--- i input tokens, o output tokens a minute.
+-- The queue (7) has, for each team: how many calls came (E) and have gone (G), its weight (W), and the first known waiting
+-- call (H: its id, its number, since when it is the first, what it needs).
+-- Times are in milliseconds of the server's clock.  Dimensions: r requests per minute, d requests per day, t tokens,
+-- i input tokens, o output tokens per minute.
 
 local STATE, LEASES, CALLS, FINISH, TEAMS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local WAITERS, LINE, WORKERS, ACCOUNT = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
@@ -20,22 +20,22 @@ local DIMENSIONS = {'r', 'd', 't', 'i', 'o'}
 local NAMES = {r = 'requests', d = 'requests_per_day', t = 'tokens', i = 'input_tokens', o = 'output_tokens'}
 local PERIOD = {r = 60000, d = 86400000, t = 60000, i = 60000, o = 60000}
 
-local BURST = 0.05            -- of the limit: what may be saved up
-local READY = 0.5             -- of the burst: a call that is larger starts at this level and leaves a debt
-local VALVE = 0.8             -- of the burst: above it nobody's turn is waited for, lest quota be lost
+local BURST = 0.05            -- of the limit: the capacity of a bucket
+local READY = 0.5             -- of the burst: a larger call starts at this level and leaves a negative level
+local VALVE = 0.8             -- of the burst: above it no turn is required, so that quota is not lost
 local FIRST, FULL = 0.95, 1.0 -- share of the limit that is refilled: at first, and once the headers agree
-local RAISE = 0.01            -- of that share, a second
+local RAISE = 0.01            -- of that share, per second
 local DECREASE, FLOOR = 0.5, 0.05
-local RECOVERY = 0.2          -- of the rate, for each second's worth that is used
-local EPOCH = 1000            -- at most one decrease in this time
-local GRACE = 5000            -- a waiter that has not come this long after it was due has gone
-local SEEN = 60000            -- workers that asked in this time count
-local PATIENT = 10000         -- a longer wait is told in part only: much may change
-local OLD = 10000             -- from then on nobody takes what the first of a line has been told to come for
-local TIDY = 500             -- what one call clears away at most
+local RECOVERY = 0.2          -- of the rate, for each second of capacity that is used
+local EPOCH = 1000            -- at most one decrease in this period
+local GRACE = 5000            -- a waiting call that has not returned this long after it was due is removed
+local SEEN = 60000            -- workers that asked within this period count
+local PATIENT = 10000         -- a longer wait is cut to this: much may change
+local OLD = 10000             -- from then on the amount for the first of a queue is kept free
+local TIDY = 500             -- the most that one call cleans up
 local STATE_KEPT, REST_KEPT = 172800000, 3600000
-local CLOSE = 1000            -- calls that were let in within this time may overtake each other on their way
-local STILL, WATCH = 250, 1500 -- a reset that moves by less in this time is the end of a window
+local CLOSE = 1000            -- calls admitted within this period may arrive in another order
+local STILL, WATCH = 250, 1500 -- a reset that moves by less in this period is the end of a window
 local B_WINDOW, B_CALLS, B_SHARE, B_FIRST, B_LONGEST, B_PROBE = 10, 20, 0.5, 5000, 120000, 60000
 
 local clock = call('TIME')
@@ -187,7 +187,7 @@ local function acquire()
   end
   tidy()
 
-  -- Closed to everybody?
+  -- Blocked for all callers?
   local base, why = 0, nil
   local function later(time, reason) if time > base then base, why = time, reason end end
   later(max(get('closed', 0), tonumber(call('HGET', ACCOUNT, 'closed') or 0)) - now, 'retry_after')
@@ -196,7 +196,7 @@ local function acquire()
   elseif opens > 0 then
     if get('bp', 0) > now then later(min(get('bp') - now, 1000), 'breaker') else probing = true end
   end
-  -- Whose turn is it?  Start-time fair queueing: the team that has had least, by its dominant share.
+  -- Whose turn is it?  Start-time fair queueing: the team with the smallest dominant share is next.
   local virtual = get('v', 0)
   local member = team .. '\n' .. ticket
   local own = call('ZSCORE', TEAMS, team) or false
@@ -220,7 +220,7 @@ local function acquire()
   local before = min(waiting, ahead * weights / weight)
   if not turn then before = max(before, 1) end
 
-  -- Is there room?
+  -- Is there enough capacity?
   local room, idle, soonest = base == 0, true, base
   for _, d in ipairs(DIMENSIONS) do
     local left = limit(d) and told(d)
@@ -234,7 +234,7 @@ local function acquire()
   for k, d in ipairs(DIMENSIONS) do
     if limit(d) and cost[d] > 0 then
       local has, cap, mean, need = level(d), capacity(d), get(d .. 'n', cost[d]), starts(d, cost[d])
-      -- Who came first may need more than most: room is left for it, or it would be overtaken for ever.
+      -- The first call may need more than the others: its amount is kept free, or it would be overtaken for ever.
       local more = elder and max(0, starts(d, elder[4][k]) - mean) or 0
       if has < need then room = false end
       if has < max(need, cap * VALVE) then
@@ -362,7 +362,7 @@ local function slow(outcome, after, named)
   end
   if after >= 0 then
     local shut = now + after
-    -- Headers name the model's own limits; without them nobody knows whose it was, and it is the whole account.
+    -- Headers name the model's own limits; without them the limit is unknown, and the whole account is blocked.
     if named then set('closed', max(get('closed', 0), shut))
     else call('HSET', ACCOUNT, 'closed', max(tonumber(call('HGET', ACCOUNT, 'closed') or 0), shut)) end
   end
@@ -395,7 +395,7 @@ local function learn(d, capped, left, resets, absolute, seen, seq, since, lease)
   local rest = left - since
   local window = get(d .. 'w', 0) == 1 and ends
   if window then
-    -- Calls that left just before this one may have arrived after it.
+    -- Calls that started just before this one may have arrived after it.
     rest = rest - call('ZCOUNT', LEASES, seen - CLOSE + lease, '(' .. string.format('%.17g', seen + lease)) * get(d .. 'n', 0)
   else
     rest = rest + max(0, now - seen) * limit(d) / PERIOD[d]
@@ -423,7 +423,7 @@ local function settle()
       set(d .. 'n', 0.9 * get(d .. 'n', actual) + 0.1 * actual)
       if back ~= 0 then
         local has = level(d)
-        -- A refund may stand above the burst, up to two calls: it was never used.
+        -- A refund may exceed the burst, by up to two calls: it was never used.
         if back > 0 then put(d, max(has, min(max(capacity(d), 2 * reserved[k]), has + back))) else put(d, has + back) end
         if get(d .. 'p') and seq > get(d .. 'ps', 0) then set(d .. 'p', get(d .. 'p') + back) end
       end

@@ -1,7 +1,7 @@
-"""What each gate may use by configuration: the tier's table, a file of one's own, and what `gorgon limits set` stored.
+"""The configured limits of each gate: the table of tiers, the limits file, and what `gorgon limits set` stored.
 
-Later ones win.  A tier's numbers are an assumption that the provider's headers replace; numbers that a person has set
-are kept to whatever the headers say (lower ones still hold).
+Later sources take precedence.  The numbers of a tier are an assumption that the provider's headers replace.  Numbers
+that a person has set apply regardless of what the provider reports (its lower limits still hold).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from gorgon_common.documents import read_data, read_text
+from gorgon_common.documents.data import MAX_BYTES
 from gorgon_common.engine.limits import DIMENSIONS, Gate, Quota
-from gorgon_common.errors import ConfigurationError, Unavailable
+from gorgon_common.errors import ConfigurationError, InputInvalid, NotFound, Unavailable
 
 NAMES = (*DIMENSIONS, "concurrency")
 REFRESH = 5.0
-"""Seconds after which a change by `gorgon limits set` is seen everywhere."""
+"""Seconds until every process notices a change by `gorgon limits set`."""
 FREE = Quota(concurrency=64)
-"""A compatible server of one's own: no quota is known."""
+"""A compatible server: no quota is known."""
 MOST = 1_000_000
 
 
@@ -39,7 +39,7 @@ class Rule:
     values: Mapping[str, float]
 
     def applies(self, gate: Gate) -> bool:
-        """Tell whether the rule is for calls of this gate."""
+        """Return whether the rule applies to calls of this gate."""
         return fnmatchcase(gate.provider, self.provider) and fnmatchcase(gate.model, self.model)
 
 
@@ -56,7 +56,7 @@ class QuotaBook:
     """`engine.limits.Quotas`; thread-safe.
 
     `stored` returns the rules of `gorgon limits set`, newest first; it is asked every REFRESH seconds.  `official`:
-    whether a provider's own server is called, so that its tiers hold.
+    whether the provider's own server is called, so that its tiers apply.
     """
 
     def __init__(
@@ -74,21 +74,21 @@ class QuotaBook:
         self._lock = threading.Lock()
         self._read: float | None = None
         self._known: tuple[Sequence[Rule], dict[Gate, tuple[Quota, Quota]]] = ((), {})
-        """What people have set, and what follows from it for each gate: replaced together."""
+        """What people have set, and the resulting limits of each gate; replaced together."""
 
     def quota(self, gate: Gate) -> tuple[Quota, Quota]:
-        """Return (what is assumed until the provider says otherwise, what must not be exceeded whatever it says)."""
+        """Return (the limits assumed until the provider reports its own, the limits that apply regardless)."""
         rules, found = self._refresh()
         if gate not in found:
             found[gate] = self._look(gate, rules)
         return found[gate]
 
     def weight(self, team: str) -> float:
-        """Return a team's share against other teams'."""
+        """Return a team's weight relative to other teams."""
         return self._own.weights.get(team, 1.0)
 
     def _refresh(self) -> tuple[Sequence[Rule], dict[Gate, tuple[Quota, Quota]]]:
-        """Read what people have set, if it is time to; nobody goes on before it was read for the first time."""
+        """Read what people have set, if it is due; the first caller waits until it has been read once."""
         now = self._clock()
         if self._read is None or now - self._read >= REFRESH:
             first = self._read is None
@@ -101,12 +101,12 @@ class QuotaBook:
 
     def _reread(self, now: float) -> None:
         if self._read is not None and now - self._read < REFRESH:
-            return  # somebody else was faster
+            return  # another thread was faster
         try:
             rules = tuple(self._stored())
         except Unavailable:
             if self._read is not None:
-                self._read = now  # what was known holds on
+                self._read = now  # keep what was read before
             return
         if rules != self._known[0]:
             self._known = (rules, {})
@@ -145,13 +145,11 @@ def read_limits(path: Path | None) -> OwnLimits:
     if path is None:
         return OwnLimits({}, (), {})
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
+        data = read_data(read_text(str(path), limit=MAX_BYTES), file=str(path)) or {}
+    except (InputInvalid, NotFound) as error:
         raise ConfigurationError(
-            f"{path} cannot be read: {error.strerror}", hint="Correct GORGON_LIMITS_FILE."
+            f"The limits cannot be read: {error.message}", hint="Correct the file, or GORGON_LIMITS_FILE."
         ) from None
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path} is not YAML: {error}", hint="Correct the file.") from None
     try:
         return _own(data)
     except (ValueError, TypeError, AttributeError) as error:
@@ -180,8 +178,8 @@ def _own(data: Mapping[str, Any]) -> OwnLimits:
     for name, entry in data.items():
         if name == "weights":
             weights = {str(team): float(weight) for team, weight in entry.items()}
-            if any(weight <= 0 for weight in weights.values()):
-                raise ValueError("a team's weight has to be above 0")
+            if not all(0 < weight < math.inf for weight in weights.values()):
+                raise ValueError("a team's weight has to be a number above 0")
             continue
         if unknown := sorted(set(entry) - {"tier", "models"}):
             raise ValueError(f"{name} has no {', '.join(unknown)}; it has tier and models")
@@ -201,5 +199,5 @@ def _quota(entry: Mapping[str, Any]) -> Quota:
 @cache
 def _defaults() -> Mapping[str, Any]:
     text = resources.files(__package__).joinpath("defaults.yaml").read_text(encoding="utf-8")
-    table: dict[str, Any] = yaml.safe_load(text)
+    table: dict[str, Any] = read_data(text, file="defaults.yaml")
     return table

@@ -18,7 +18,7 @@ from gorgon_common.ratelimit.costs import reserved
 
 PREFIX = "gorgon:limit:"
 TIMEOUT = 1.0
-"""Seconds that one question may take."""
+"""The timeout of one request, in seconds."""
 _PARTS = ("s", "l", "c", "f", "t", "w", "q", "k")
 
 Value = TypeVar("Value")
@@ -27,7 +27,7 @@ Value = TypeVar("Value")
 class RedisLimiter:
     """`Limiter` for any number of processes.  Raises Unavailable where Redis does not answer within TIMEOUT.
 
-    `worker` names this process.  `lease` is in seconds: a process that says nothing loses its places in flight.
+    `worker` names this process.  `lease` is in seconds: a silent process loses its calls in flight.
     `clock_offset` (seconds) moves the clock in tests.
     """
 
@@ -72,7 +72,7 @@ class RedisLimiter:
         return never(rest[0], float(rest[1]), float(rest[2]))
 
     def settle(self, grant: Grant, settlement: Settlement) -> None:
-        """Tell what became of a call.  Only the first time counts."""
+        """Settle a call.  Only the first settlement counts."""
         signals: list[Any] = []
         for name, signal in settlement.signals.items():
             numbers = (signal.limit, signal.remaining, None if signal.resets is None else signal.resets * 1000)
@@ -89,18 +89,18 @@ class RedisLimiter:
         )
 
     def extend(self, grants: Sequence[Grant]) -> int:
-        """Keep calls that are still under way from losing their leases; returns how many had theirs."""
+        """Extend the leases of calls in flight; returns how many still had theirs."""
         gates: dict[Gate, list[str]] = {}
         for grant in grants:
             gates.setdefault(grant.gate, []).append(grant.id)
         return sum(int(self._run(gate, "extend", self._lease * 1000, *ids)) for gate, ids in gates.items())
 
     def debit(self, gate: Gate, used: Mapping[str, float]) -> None:
-        """Take off what this process has used while it could not ask, by dimension."""
+        """Deduct what this process has used while Redis was unavailable, by dimension."""
         self._run(gate, "debit", *(used.get(name, 0.0) for name in DIMENSIONS))
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """Return every gate that was used lately."""
+        """Return every gate that was used recently."""
         found = self._ask(lambda: sorted(self._client.scan_iter(match=f"{PREFIX}*:s", count=1000)))
         gates = []
         for key in found:

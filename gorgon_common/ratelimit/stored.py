@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 
 
 class Documents(Protocol):
-    """Where state lives: `persistence.limits` on SQLite, `Memory` in one process."""
+    """A store of documents: `persistence.limits` on SQLite, `Memory` in one process."""
 
     def change(self, keys: Sequence[str], work: Callable[[list[Any], float], Value]) -> Value:
         """Call `work(documents, now)` in one transaction and store the documents that it leaves in the list.
@@ -31,7 +31,7 @@ class Documents(Protocol):
 
 
 class Memory:
-    """Documents of one process."""
+    """Documents in the memory of one process."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._documents: dict[str, Any] = {}
@@ -53,7 +53,7 @@ class Memory:
 
 
 class StoredLimiter:
-    """`Limiter` on documents.  `scale()`: the part of every limit that may be used here.  Raises what the store raises.
+    """`Limiter` on documents.  `scale()`: the fraction of every limit that may be used.  Raises what the store raises.
 
     `lease` is in seconds.
     """
@@ -103,7 +103,7 @@ class StoredLimiter:
         return never(rest[0], rest[1], rest[2])
 
     def settle(self, grant: Grant, settlement: Settlement) -> None:
-        """Tell what became of a call.  Only the first time counts."""
+        """Settle a call.  Only the first settlement counts."""
         signals = {
             name: (
                 signal.limit,
@@ -126,7 +126,7 @@ class StoredLimiter:
         )
 
     def extend(self, grants: Sequence[Grant]) -> int:
-        """Keep calls that are still under way from losing their leases; returns how many had theirs."""
+        """Extend the leases of calls in flight; returns how many still had theirs."""
         gates: dict[Gate, list[str]] = {}
         for grant in grants:
             gates.setdefault(grant.gate, []).append(grant.id)
@@ -136,20 +136,20 @@ class StoredLimiter:
         return lambda keeper: keeper.extend(ids, self._lease * 1000)
 
     def debit(self, gate: Gate, used: Mapping[str, float]) -> None:
-        """Take off what was used without asking, by dimension."""
+        """Deduct what was used without the limiter, by dimension."""
         self._with(gate, lambda keeper: keeper.debit(used))
 
     def drain(self) -> None:
-        """Forget what was saved up, at every gate."""
+        """Empty the buckets of every gate."""
         for gate in self._gates():
             self._with(gate, Gatekeeper.drain)
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """Return every gate that was used lately."""
+        """Return every gate that was used recently."""
         return [shown(gate, self._with(gate, Gatekeeper.snapshot)) for gate in self._gates()]
 
     def close(self) -> None:
-        """Nothing is held open here: the store is its owner's."""
+        """Do nothing: the store belongs to its owner."""
 
     def _gates(self) -> list[Gate]:
         parts = [key.split(":", 3) for key in sorted(self._documents.keys())]

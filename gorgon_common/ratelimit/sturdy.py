@@ -1,4 +1,4 @@
-"""The limiter of a worker: the shared one, and where that cannot be reached a careful one of its own."""
+"""The limiter of a worker: the shared one, and a local one with lower limits while that is unavailable."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from gorgon_common.ratelimit.redis import RedisLimiter
 from gorgon_common.ratelimit.stored import Memory, StoredLimiter
 
 PATIENCE = 1.0
-"""Seconds after which a worker goes on alone."""
+"""Seconds after which a worker continues with its own limiter."""
 PROBE = 1.0
 """Seconds between two attempts to reach the shared limiter again."""
 UNSEEN_WORKERS = 8
-"""How many workers are assumed where none was ever counted: never too few."""
+"""The number of workers to assume if none was ever counted; high on purpose."""
 
 log = get_logger(__name__)
 
 
 class SturdyLimiter:
-    """`Limiter` that never raises Unavailable and never lets everything through.
+    """`Limiter` that never raises Unavailable and is never unlimited.
 
-    While the shared limiter is out of reach each worker keeps to its limit ÷ (2 × workers last seen), so that all of
-    them together stay at half of it.  Where it comes and goes, neither side may have saved up what the other has used:
-    a worker begins with nothing, and tells afterwards what it took.
+    While the shared limiter is unavailable, each worker uses limit ÷ (2 × workers last seen), so that all workers
+    together stay at half of the limit.  If the shared limiter comes and goes, capacity must not be counted twice: a
+    worker starts with empty buckets and later reports what it used.
 
-    `clock` and `wall` give seconds: for how long, and since 1970.
+    `clock` (monotonic) and `wall` (since 1970) give seconds.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class SturdyLimiter:
         self._wall = wall
         self._probed = 0.0
         self._took: dict[Gate, dict[str, float]] = {}
-        """Gate → what was let in alone, by dimension."""
+        """Gate → what was admitted locally, by dimension."""
         self._alone = StoredLimiter(
             Memory(wall), _Known(shared, quotas), worker=worker, scale=self._scale, local=True, lease=600.0
         )
@@ -89,7 +89,7 @@ class SturdyLimiter:
         return answer
 
     def settle(self, grant: Grant, settlement: Settlement) -> None:
-        """Tell what became of a call; what the shared limiter cannot be told it finds out by the headers of others."""
+        """Settle a call.  A lost settlement is corrected by the headers of later replies."""
         if grant.local:
             self._alone.settle(grant, settlement)
             return
@@ -104,7 +104,7 @@ class SturdyLimiter:
                 self._found()
 
     def extend(self, grants: Sequence[Grant]) -> int:
-        """Keep calls that are still under way from losing their leases; returns how many had theirs."""
+        """Extend the leases of calls in flight; returns how many still had theirs."""
         held = self._alone.extend([grant for grant in grants if grant.local])
         shared = [grant for grant in grants if not grant.local]
         if shared and self._down is None:
@@ -115,7 +115,7 @@ class SturdyLimiter:
         return held
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """Return every gate that was used lately.  Raises Unavailable."""
+        """Return every gate that was used recently.  Raises Unavailable."""
         return self._shared.snapshot()
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ class SturdyLimiter:
         self._shared.close()
 
     def _try(self) -> bool:
-        """Tell whether the shared limiter is to be asked: always, or as a probe once a second."""
+        """Return whether to ask the shared limiter: always while it is available, else once a second as a probe."""
         with self._lock:
             if self._down is None:
                 return True
@@ -166,7 +166,7 @@ class SturdyLimiter:
 
 
 class _Known:
-    """The quotas that the shared limiter has told last; else the configured ones."""
+    """The quotas that the shared limiter reported last, else the configured ones."""
 
     def __init__(self, shared: RedisLimiter, quotas: Quotas) -> None:
         self._shared = shared

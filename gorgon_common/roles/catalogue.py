@@ -1,9 +1,9 @@
 """The roles that agents play, read from the YAML files beside this module.
 
-A role is a trade: what it is for, how it works, what comes out.  A file has exactly the fields of `Role`.  In its
-`output_schema` only `type`, `properties`, `items`, `enum` and `description` are written; reading it closes every object
-(all properties required, no others), which is the form that both model providers take for native structured output.
-A verdict (`approved`, `passed`) stands after its grounds, because a model writes the fields in their order.
+A role defines a purpose, a prompt and the fields of the answer.  A file has exactly the fields of `Role`.  Its
+`output_schema` uses only `type`, `properties`, `items`, `enum` and `description`.  Reading it closes every object (all
+properties required, no others), the form that both model providers accept for native structured output.  A verdict
+(`approved`, `passed`) comes after its reasons, because a model writes the fields in order.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import yaml
-
+from gorgon_common.documents import read_data
 from gorgon_common.errors import NotFound
 
 TIERS = ("fast", "standard", "strong")
@@ -29,10 +28,10 @@ MODELS = "models.yaml"
 class Role:
     """One role.
 
-    `system` is the system prompt, whose first line is `Role: <name>`.  `task` is what a step asks that names the role
-    and has no prompt.  `tier` is fast, standard or strong; `models.resolve_model(provider, tier)` gives the model's
-    name.  `max_tokens` caps the output of one call.  `allowed_tools` are the operations that a step may list under
-    `tools:` for this role.
+    `system` is the system prompt; its first line is `Role: <name>`.  `task` is the prompt of a step that names this
+    role and has no prompt.  `tier` is fast, standard or strong; `models.resolve_model(provider, tier)` gives the name
+    of the model.  `max_tokens` caps the output of one call.  `allowed_tools` are the operations that a step may list
+    under `tools:` for this role.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Role:
 
 
 class RoleCatalogue(Mapping[str, Role]):
-    """Role name → role.  An alias finds its role as well; iterating gives the proper names alone, sorted."""
+    """Role name → role.  Lookup accepts aliases; iteration gives the proper names only, sorted."""
 
     def __init__(self, roles: Mapping[str, Role]) -> None:
         self._roles = dict(sorted(roles.items()))
@@ -99,7 +98,7 @@ def load_roles() -> RoleCatalogue:
 
 def read_role(text: str, source: str) -> Role:
     """Return the role that a YAML text declares; `source` names it in errors (ValueError)."""
-    data = yaml.safe_load(text)
+    data = read_data(text, file=source)
     known = {entry.name for entry in fields(Role)}
     needed = known - {"aliases", "allowed_tools"}
     if not isinstance(data, dict) or not needed <= data.keys() <= known:

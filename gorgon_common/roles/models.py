@@ -1,4 +1,4 @@
-"""Which model is meant: a tier (fast, standard, strong), a short name or a full name → the name that the API knows."""
+"""Resolves a tier (fast, standard, strong), a short name or a full name to the model's name in the API."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import yaml
-
+from gorgon_common.documents import read_data
 from gorgon_common.errors import NotFound
 
 
 @cache
 def _table() -> Mapping[str, Mapping[str, Mapping[str, str]]]:
     text = resources.files(__package__).joinpath("models.yaml").read_text(encoding="utf-8")
-    table: dict[str, Any] = yaml.safe_load(text)
+    table: dict[str, Any] = read_data(text, file="models.yaml")
     return table
 
 

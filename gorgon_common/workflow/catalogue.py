@@ -1,18 +1,17 @@
-"""The bundled workflows and templates: YAML files of the package `workflows`, listed in its `index.yaml`."""
+"""The bundled workflows and templates: YAML files of the folder `workflows`, listed in its `index.yaml`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
 
-import yaml
-
+from gorgon_common import bundled
+from gorgon_common.documents import read_data
 from gorgon_common.errors import NotFound
 from gorgon_common.workflow.schema import suggest
 
-_PACKAGE = "workflows"
+_FOLDER = "workflows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ class Entry:
 @cache
 def entries() -> tuple[Entry, ...]:
     """Return the bundled workflows in the order of the index."""
-    listed = yaml.safe_load(_read("index.yaml"))["workflows"]
+    listed = read_data(_read("index.yaml"), file="index.yaml")["workflows"]
     return tuple(Entry(name=name, **{**entry, "shows": tuple(entry["shows"])}) for name, entry in listed.items())
 
 
@@ -48,7 +47,7 @@ def source(name: str) -> str:
 
 def templates() -> tuple[str, ...]:
     """Return the names of the templates, `minimal` first."""
-    files = (resources.files(_PACKAGE) / "templates").iterdir()
+    files = (bundled.folder(_FOLDER) / "templates").iterdir()
     names = {entry.name.removesuffix(".yaml") for entry in files if entry.name.endswith(".yaml")}
     return ("minimal", *sorted(names - {"minimal"}))
 
@@ -61,4 +60,4 @@ def template(name: str) -> str:
 
 
 def _read(path: str) -> str:
-    return (resources.files(_PACKAGE) / path).read_text(encoding="utf-8")
+    return (bundled.folder(_FOLDER) / path).read_text(encoding="utf-8")

@@ -2,9 +2,11 @@
 
 What changes: indentation (two spaces, lists indented), the order of the top-level keys, `id` first in a step, short
 forms of values (`depends_on: a` → `[a]`, `90s` → `1m30s`, `0.9` → `90%`).  What stays: comments, blank lines, quotes,
-flow or block style, the order of keys inside a step.  The meaning never changes: the result is read again and compared.
+flow or block style, line ends, the order of keys inside a step.  The meaning never changes: the result is read again
+and compared, and formatting it once more changes nothing.
 
-Files in the older format and JSON are not converted; of the older ones only the indentation changes.
+Files in the older format and JSON are not converted; of the older ones, and of those that are not valid yet, only the
+indentation and the order change.
 """
 
 from __future__ import annotations
@@ -19,22 +21,28 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
+from gorgon_common.documents import Path, Positions, read_document
 from gorgon_common.errors import GorgonError, Problem, WorkflowInvalid
 from gorgon_common.workflow import legacy
-from gorgon_common.workflow.document import Path, Positions, read_document
 from gorgon_common.workflow.schema import JSON_TYPES, Workflow, duration, duration_text
 
 _TOP = Workflow.written_keys()
 _STRANGE = re.compile("[\x85\u2028\u2029\r](?!\n)")
 """What ends a line for YAML 1.1 and for no editor."""
+_DIRECTIVES = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)*(?:%[^\n]*\n(?:[ \t]*(?:#[^\n]*)?\n)*)+---[ \t]*\n")
+"""Directives with the comments around them, up to the line that begins the document."""
+_ROUNDS = 4
 _DURATIONS = frozenset({"timeout", "deadline", "initial", "cap", "ttl", "for"})
 
 
 def format_text(text: str, *, file: str | None = None) -> str:
-    """Return the text in canonical form.  Raises WorkflowInvalid where it cannot be read as YAML."""
+    """Return the text in canonical form.
+
+    Raises WorkflowInvalid where it cannot be read as YAML, and GorgonError where no form of it would mean the same.
+    """
     document = read_document(text, file=file)
     if document.problems:
-        raise WorkflowInvalid(document.problems)
+        raise WorkflowInvalid(document.problems, source=text)
     if text.lstrip("\ufeff \t\r\n").startswith("{") or not isinstance(document.data, dict):
         return text
     strange = _STRANGE.search(text)
@@ -42,29 +50,62 @@ def format_text(text: str, *, file: str | None = None) -> str:
         line, column = text.count("\n", 0, strange.start()) + 1, strange.start() - text.rfind("\n", 0, strange.start())
         hint = "Write it as \\u2028 in double quotes, or remove it."
         raise WorkflowInvalid(
-            [Problem("an invisible line separator, which cannot be formatted", file, line, column, hint=hint)]
+            [Problem("an invisible line separator, which cannot be formatted", file, line, column, hint=hint)],
+            source=text,
         )
+    windows = text.count("\r\n") * 2 > text.count("\n")
+    plain = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    head = _directives(plain)
+    made = _stable(plain[len(head) :], document.data, file, before=head.count("\n"))
+    made = head + made
+    _compare(document.data, made, file)
+    return made.replace("\n", "\r\n") if windows else made
+
+
+def _directives(text: str) -> str:
+    """The lines of `%YAML 1.1` up to `---`, which stay as they are: whatever they say, a file is read as YAML 1.2."""
+    match = _DIRECTIVES.match(text)
+    return match[0] if match else ""
+
+
+def _stable(text: str, data: dict[str, Any], file: str | None, *, before: int) -> str:
+    """Format until nothing changes any more; `before` lines stand above the text.  Raises GorgonError."""
+    old, valid = legacy.detect(data), True
+    if not old:
+        try:
+            Workflow.model_validate(data)
+        except ValidationError:
+            valid = False  # nobody can tell what a short form in it stands for
+    for _ in range(_ROUNDS):
+        made = _formatted(text, file, before=before, values=valid and not old, order=not old)
+        if made == text:
+            return made
+        text = made
+    raise GorgonError(
+        f"{file or 'the text'} has no canonical form: each formatting changes it again, so it was left as it is",
+        hint="Please report this with the file.",
+    )
+
+
+def _formatted(text: str, file: str | None, *, before: int, values: bool, order: bool) -> str:
+    """Format once: the indentation, with `values` also the short forms, with `order` the order of keys."""
     yaml = _yaml()
     try:
-        tree = yaml.load(text.replace("\r\n", "\n"))
+        tree = yaml.load(text)
     except YAMLError as error:
-        raise WorkflowInvalid([_unreadable(error, file)]) from None
-    old = legacy.detect(document.data)
-    if not old:
+        raise WorkflowInvalid([_unreadable(error, file, before)]) from None
+    if values:
         _workflow(tree)
     buffer = io.StringIO()
     yaml.dump(tree, buffer)
-    made = _align(text.replace("\r\n", "\n"), buffer.getvalue().rstrip("\n") + "\n")
-    if not old:
-        made = _reorder(made)
-    _compare(document.data, made, file, old=old)
-    return made
+    made = _align(text, buffer.getvalue().rstrip("\n") + "\n")
+    return _reorder(made) if order else made
 
 
-def _unreadable(error: YAMLError, file: str | None) -> Problem:
+def _unreadable(error: YAMLError, file: str | None, before: int) -> Problem:
     """What the round trip cannot read, though the loader can: tabs between words, mostly."""
     mark = getattr(error, "problem_mark", None)
-    line, column = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
+    line, column = (mark.line + 1 + before, mark.column + 1) if mark is not None else (1, 1)
     hint = "Use spaces instead of tabs, and quote unusual text."
     return Problem("this is valid, but cannot be formatted as it stands", file, line, column, hint=hint)
 
@@ -122,23 +163,36 @@ def _align(before: str, made: str) -> str:
     return "\n".join(lines)
 
 
-def _compare(before: dict[str, Any], made: str, file: str | None, *, old: bool) -> None:
+def _compare(before: dict[str, Any], made: str, file: str | None) -> None:
+    """Raise GorgonError unless both mean the same: as workflows, or as data where they are none (yet)."""
     after = read_document(made, file=file)
-    same = not after.problems
-    if same and not old:
-        try:
-            one, other = Workflow.model_validate(before), Workflow.model_validate(after.data)
-            same = one == other
-        except ValidationError:
-            # Not a valid workflow yet: then the data alone can be compared, where no short form was written out.
-            pass
-    elif same:
-        same = after.data == before
+    same = not after.problems and (_same(before, after.data) or _same_workflow(before, after.data))
     if not same:
         raise GorgonError(
             f"formatting {file or 'the text'} would change what it means, so it was left as it is",
             hint="Please report this with the file.",
         )
+
+
+def _same_workflow(before: dict[str, Any], after: Any) -> bool:
+    if legacy.detect(before):
+        return False
+    try:
+        one, other = Workflow.model_validate(before), Workflow.model_validate(after)
+    except ValidationError:
+        return False
+    return one == other and _same(one.model_dump(), other.model_dump())
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Tell whether two values are equal and of the same types: for Python true is 1, and 1 is 1.0."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
 
 
 # ── Values ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -9,6 +9,7 @@ Messages are for somebody who sees the language for the first time: what is wron
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,14 +17,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gorgon_common.documents import Path, Positions, parse_path, quoted, read_document
 from gorgon_common.errors import Problem, WorkflowInvalid
 from gorgon_common.workflow import legacy
-from gorgon_common.workflow.document import Path, Positions, quoted, read_document
 from gorgon_common.workflow.expressions import check_id
 from gorgon_common.workflow.repair import repair
 from gorgon_common.workflow.schema import Workflow, suggest
 
 MAX_PROBLEMS = 100
+MAX_STEPS = 10_000
+"""Steps of a file, inner ones included: as many as the engine runs."""
 
 
 @dataclass(slots=True)
@@ -68,6 +71,8 @@ class Inspected:
     loaded: LoadedWorkflow | None
     problems: list[Problem]
     dropped: list[Path] = field(default_factory=list)
+    partial: list[Path] = field(default_factory=list)
+    """Places where something wrong was left out: of their steps only references to names can be judged."""
 
     @property
     def broken(self) -> bool:
@@ -109,6 +114,10 @@ def inspect(
         problems.append(positions.problem("a workflow is a mapping (`key: value`)", (), file=file, hint=hint))
         return Inspected(None, tidy(problems))
     data, old = document.data, legacy.detect(document.data)
+    if extra := next(itertools.islice(_steps(data), MAX_STEPS, None), None):
+        hint = "Split the workflow, or let one step work on a list with `map:`."
+        told = f"the file has more than {MAX_STEPS:,} steps"
+        return Inspected(None, tidy([*problems, positions.problem(told, extra[0], file=file, hint=hint)]))
     if old:
         translated = legacy.translate(data)
         # Findings are told at paths of the file, so before the paths of the spec mean something.
@@ -121,23 +130,22 @@ def inspect(
         data, positions.moved = translated.data, translated.moved
     spec: Workflow | None = None
     dropped: list[Path] = []
+    partial: list[Path] = []
     try:
         spec = Workflow.model_validate(data, context={"legacy": old})
     except ValidationError as error:
         problems += _translate(error, positions, file)
         if not old:
             guess = repair(data, error)
-            spec, dropped = guess.spec, guess.dropped
+            spec, dropped, partial = guess.spec, guess.dropped, guess.partial
             positions.moved = guess.renamed
     names = list(_check_names(data, positions, file, old=old, roles=roles, operations=operations))
-    if any(problem.path.endswith("id") for problem in names):
-        # What the ids mean is open, so whatever depends on them would be told wrongly.
-        spec = None
+    partial += [parse_path(problem.path) for problem in names if problem.path.endswith("id")]
     # What could not be read as it stands was replaced; its line has been told about.
     unread = {problem.line for problem in document.problems}
     problems = tidy([*document.problems, *(entry for entry in [*problems, *names] if entry.line not in unread)])
     loaded = LoadedWorkflow(spec, positions, old, problems, file) if spec is not None else None
-    return Inspected(loaded, problems, dropped)
+    return Inspected(loaded, problems, dropped, partial)
 
 
 def tidy(problems: Iterable[Problem]) -> list[Problem]:
@@ -271,7 +279,7 @@ def _check_names(
             at = (*path, "id")
             if name in seen:
                 line = positions.at((*seen[name], "id"))[0]
-                hint = f"It is the id of the step in line {line} already; ids are unique in the whole file."
+                hint = f"The step in line {line} already has this id; ids are unique in the whole file."
                 yield positions.problem(f"the id `{name}` is used twice", at, file=file, hint=hint)
             seen.setdefault(name, path)
             # Older files reach any id as steps["run-tests"].

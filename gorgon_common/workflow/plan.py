@@ -106,7 +106,7 @@ class Retry:
     initial: float = 2.0
     cap: float = 60.0
     jitter: str = "full"  # full | none
-    on: tuple[str, ...] = ("timeout", "server", "connection", "invalid_output")
+    on: tuple[str, ...] = ("timeout", "server", "connection", "invalid_output", "exit_code")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +152,11 @@ class Node:
     publishes: tuple[str, ...] = ()
     """Older files: names that `outputs:` publishes; the first is the whole output unless the reply has such a field."""
     phase: str = "main"  # main | on_error | finally (top level only)
+
+    @property
+    def name(self) -> str:
+        """What people call the step: the id without the mark of a template (`build`, where the id is `build[]`)."""
+        return self.id.removesuffix("[]").removesuffix("#")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gorgon_common.workflow.document import Path
+from gorgon_common.documents import Path
 from gorgon_common.workflow.schema import Workflow
 
 _MEANT = re.compile(r"Did you mean `([^`]+)`\?")
@@ -27,7 +27,9 @@ _HARMLESS = frozenset(
     }
 )
 """Keys whose value nothing else in the file refers to: without them the rest means the same."""
-_ROUNDS = 3
+_ROUNDS = 6
+_NO_WAY = frozenset({"steps", "inputs", "secrets"})
+"""Without these, what refers to them would be told wrongly."""
 
 
 @dataclass(slots=True)
@@ -38,20 +40,23 @@ class Repaired:
     renamed: dict[Path, Path] = field(default_factory=dict)
     """Path of a key as it was meant → as it was written."""
     dropped: list[Path] = field(default_factory=list)
-    """Keys that nobody knows; what was meant by them is missing from the guess."""
+    """Keys that nobody knows, which may have meant anything."""
+    partial: list[Path] = field(default_factory=list)
+    """Wrong values that were left out: names in the same step mean what they meant."""
 
 
 def repair(data: dict[str, Any], error: ValidationError) -> Repaired:
     """Return the workflow with the faults of `error` mended.
 
-    Misspelt keys become what they resemble; a wrong value is left out where nothing else can refer to it.
+    Misspelt keys become what they resemble; a wrong value is left out, and a step without an action does nothing.
     """
     guess = copy.deepcopy(data)
     made = Repaired()
     for _ in range(_ROUNDS):
         for entry in error.errors(include_url=False):
             path = tuple(part for part in entry["loc"] if not (isinstance(part, str) and part.startswith(("<", "["))))
-            if not _mend(guess, path, entry.get("ctx") or {}, made):
+            context = entry.get("ctx") or {}
+            if not (_mend(guess, path, context, made) or _leave_out(guess, path, made)):
                 return made
         try:
             made.spec = Workflow.model_validate(guess)
@@ -62,13 +67,8 @@ def repair(data: dict[str, Any], error: ValidationError) -> Repaired:
 
 
 def _mend(data: Any, path: Path, context: dict[str, Any], made: Repaired) -> bool:
-    """Mend one fault; False where nothing can be done."""
-    owner = data
-    for part in path[:-1]:
-        try:
-            owner = owner[part]
-        except (KeyError, IndexError, TypeError):
-            return False
+    """Mend one fault without a loss; False where that cannot be done."""
+    owner = _at(data, path[:-1])
     key = path[-1] if path else None
     if not isinstance(owner, dict) or not isinstance(key, str):
         return False
@@ -87,3 +87,70 @@ def _mend(data: Any, path: Path, context: dict[str, Any], made: Repaired) -> boo
         del owner[key]
         return True
     return False
+
+
+def _leave_out(data: dict[str, Any], path: Path, made: Repaired) -> bool:
+    """Leave out what is wrong, or put something in its place; False where the rest would be told wrongly."""
+    step = _step_of(path)
+    if step:
+        return _leave_out_of_step(data, step, path, made)
+    if len(path) >= 2 and path[0] == "inputs" and isinstance(data.get("inputs"), dict):
+        data["inputs"][path[1]] = {}  # any value
+        return True
+    if not path or path[0] == "name":
+        missing = not isinstance(data.get("name"), str) or not data["name"]
+        data["name"] = "a workflow"
+        return missing
+    if path[0] in _NO_WAY or path[0] not in data:
+        return False
+    del data[str(path[0])]
+    return True
+
+
+def _leave_out_of_step(data: Any, step: Path, path: Path, made: Repaired) -> bool:
+    body = _at(data, step)
+    owner = _at(data, step[:-1])
+    made.partial.append(path)
+    if not isinstance(body, dict):
+        if not isinstance(owner, list) or not isinstance(step[-1], int):
+            return False
+        owner[step[-1]] = {"id": _free_id(step), "checkpoint": ""}
+        return True
+    key = path[len(step)] if len(path) > len(step) else "id"
+    if key != "id":
+        if key in ("map", "loop", "steps"):  # these give names to what is inside
+            made.dropped.append(path)
+        return body.pop(key, body) is not body
+    if not isinstance(body.get("id"), str) or not body["id"]:
+        body["id"] = _free_id(step)
+        return True
+    if "checkpoint" in body:
+        return False
+    body["checkpoint"] = ""  # it has no action that can be read
+    return True
+
+
+def _step_of(path: Path) -> Path:
+    """The path of the innermost step that a path lies in, empty outside of steps."""
+    found: Path = ()
+    for end in range(1, len(path) + 1):
+        inner, before = path[end - 1], path[end - 2] if end > 1 else None
+        around = path[: max(end - 2, 0)]
+        listed = isinstance(inner, int) and before in ("steps", "on_error", "finally") and around in ((), found)
+        written = (before, inner) in (("map", "reduce"), ("fallback", "step")) and around == found
+        if listed or written:
+            found = path[:end]
+    return found
+
+
+def _free_id(step: Path) -> str:
+    return "step_" + "_".join(str(part) for part in step if isinstance(part, int))
+
+
+def _at(data: Any, path: Path) -> Any:
+    for part in path:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data

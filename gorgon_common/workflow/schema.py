@@ -175,7 +175,7 @@ Until = Annotated[
 
 # ── Parts of a step ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-RetryOn = Literal["timeout", "server", "connection", "invalid_output"]
+RetryOn = Literal["timeout", "server", "connection", "invalid_output", "exit_code"]
 
 
 class Retry(Closed):
@@ -189,7 +189,7 @@ class Retry(Closed):
     cap: Duration = Field(60.0, description="The longest wait.")
     jitter: Literal["full", "none"] = Field("full", description="Spread the waits so that steps do not retry together.")
     on: list[RetryOn] = Field(
-        ["timeout", "server", "connection", "invalid_output"],
+        ["timeout", "server", "connection", "invalid_output", "exit_code"],
         min_length=1,
         description="The kinds of failure that are worth another attempt.",
     )
@@ -244,7 +244,7 @@ class Aggregate(Closed):
 
     noun = "`aggregate`"
 
-    from_: Any = Field(alias="from", description='The list to join, such as "{{build.output}}".')
+    from_: Any = Field(alias="from", description='The list to join, such as "{{build.output}}" or [plan, build].')
     how: Literal["concat", "json", "vote", "first", "merge"] = Field(
         "concat", description="concat: text after text; json: one list; vote: the most frequent; merge: one object."
     )
@@ -335,7 +335,6 @@ class LegacyStep(Closed):
     max_parallel: int | None = None
     fail_fast: bool = False
     estimated_tokens: int | None = None
-    breaker: str | None = None
 
 
 Run = Annotated[
@@ -396,6 +395,9 @@ class StepBody(Closed):
             }
         ),
     ] = Field(None, description="A command as a list of arguments, run without a shell.")
+    cwd: Text | None = Field(
+        None, description="The folder that the command starts in; without it a new, empty one. `.` is the worker's own."
+    )
     env: dict[str, Argument] = Field({}, description="Environment variables of the command.")
     stdin: str | None = Field(None, description="What the command reads from its standard input.")
     workflow: Text | None = Field(None, description="A sub-workflow: name, name@3 or name@latest.")
@@ -536,6 +538,7 @@ def _action_faults(value: dict[str, Any]) -> Iterator[InitErrorDetails]:
     action = "prompt" if agent else actions[0]
     belongs = dict.fromkeys(_AGENT_ONLY, ("prompt",)) | {
         "with": ("uses", "workflow"),
+        "cwd": ("run",),
         "env": ("run",),
         "stdin": ("run",),
         "allow_failure": ("run",),
@@ -722,7 +725,7 @@ class Workflow(Closed):
     name: Text = Field(description="What the workflow is called.")
     version: str = Field("", description='The version, as text: "1.0".')
     description: str = Field("", description="What the workflow does, in a sentence.")
-    team: Text = Field("default", description="Who owns the cost and the budget.")
+    team: Text = Field("default", max_length=100, description="Who owns the cost and the budget.")
     inputs: Inputs = Field({}, description="What a run is given: name → type, as JSON Schema in shorthand.")
     secrets: list[Text] = Field([], description="Names of secrets; the values live in the secret store.")
     defaults: Defaults = Field(default_factory=Defaults, description="Values for steps that do not give their own.")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from gorgon_common.documents import Path, parse_path
 from gorgon_common.errors import Problem, WorkflowInvalid
 from gorgon_common.workflow.compiler import try_compile
-from gorgon_common.workflow.document import Path, parse_path
 from gorgon_common.workflow.loader import inspect, tidy
 from gorgon_common.workflow.plan import Plan
+
+_REFERENCES = ("there is nothing called", "there is no step", "there is no input")
 
 
 def read_workflow(text: str, *, file: str | None = None, roles: Any, operations: Any) -> tuple[Plan, list[Problem]]:
@@ -19,21 +21,29 @@ def read_workflow(text: str, *, file: str | None = None, roles: Any, operations:
     """
     found = inspect(text, file=file, roles=roles, operations=operations)
     if found.loaded is None:
-        raise WorkflowInvalid(found.problems)
+        raise WorkflowInvalid(found.problems, source=text)
     compiled = try_compile(found.loaded, roles=roles, operations=operations)
     if not found.broken:
         problems = tidy([*found.problems, *compiled.problems])
         if compiled.plan is None:
-            raise WorkflowInvalid(problems)
+            raise WorkflowInvalid(problems, source=text)
         return compiled.plan, problems
     told = {(problem.line, problem.column) for problem in found.problems}
     steps = {_step(path) for path in found.dropped}
+    partly = {_step(path) for path in found.partial}
     more = [
         problem
         for problem in compiled.problems
-        if (problem.line, problem.column) not in told and _step(parse_path(problem.path)) not in steps
+        if (problem.line, problem.column) not in told
+        and _step(parse_path(problem.path)) not in steps
+        and (_step(parse_path(problem.path)) not in partly or _is_reference(problem))
     ]
-    raise WorkflowInvalid(tidy([*found.problems, *more]))
+    raise WorkflowInvalid(tidy([*found.problems, *more]), source=text)
+
+
+def _is_reference(problem: Problem) -> bool:
+    """Tell whether a problem in a step that was partly left out is about a name, which holds whatever the step was."""
+    return problem.severity == "error" and problem.message.startswith(_REFERENCES)
 
 
 def _step(path: Path) -> Path:

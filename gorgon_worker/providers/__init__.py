@@ -1,4 +1,4 @@
-"""The providers of models, each made at its first use: an SDK takes up to two seconds to import."""
+"""The model providers, each created at its first use, because an SDK takes up to two seconds to import."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CLASSES = {
     "anthropic": "gorgon_worker.providers.anthropic:AnthropicProvider",
 }
 SANDBOX_KEY = "sandbox"
-"""The key that the sandbox takes."""
+"""An API key that the sandbox accepts."""
 
 
 class AgentProviders(Mapping[str, "AgentProvider"]):
@@ -42,19 +42,19 @@ class AgentProviders(Mapping[str, "AgentProvider"]):
     def _get(self, name: str) -> Any:
         options = self._options[name]
         if name not in self._made:
-            kind = load(_CLASSES[name])  # not under the lock: nobody should wait for the other SDK's import
+            kind = load(_CLASSES[name])  # not under the lock: no thread should wait for the import of the other SDK
             with self._lock:
                 if name not in self._made:
                     self._made[name] = kind(**options)
         return self._made[name]
 
     def problems(self, names: Iterable[str]) -> list[ProviderError]:
-        """Return what would fail every call to these providers (a missing key), known before a run starts."""
+        """Return problems that would fail every call to these providers (a missing key), for checks before a run."""
         found = (self._get(name).problem() for name in dict.fromkeys(names) if name in self._options)
         return [problem for problem in found if problem is not None]
 
     def close(self) -> None:
-        """Release the connections of those that were used."""
+        """Release the connections of the providers that were used."""
         with self._lock:
             made = list(self._made.values())
         for provider in made:
@@ -76,11 +76,11 @@ def agent_providers(target: str, settings: Settings, *, sandbox_url: str | None 
             }
         )
     if target != "sandbox":
-        raise ConfigurationError(f"There is no target {target!r}.", hint="It is live or sandbox.")
+        raise ConfigurationError(f"There is no target {target!r}.", hint="Use live or sandbox.")
     url = (sandbox_url or settings.sandbox_url or "").rstrip("/")
     if not url:
         raise ConfigurationError(
-            "It is not known where the sandbox is.", hint="Start `gorgon sandbox` and set GORGON_SANDBOX_URL."
+            "The address of the sandbox is not known.", hint="Start `gorgon sandbox` and set GORGON_SANDBOX_URL."
         )
     return AgentProviders(
         {

@@ -1,11 +1,11 @@
 """Anthropic through its official SDK.
 
-Importing this module imports the SDK (1.7 s): get it by `providers.agent_providers`, or preload it.
+Importing this module imports the SDK (1.7 s): use `providers.agent_providers`, or preload it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
@@ -13,12 +13,12 @@ import anthropic
 from anthropic.types import Model
 
 from gorgon_common import errors
-from gorgon_common.costs.usage import Usage
 from gorgon_common.engine.ports import AgentCall, AgentReply
 from gorgon_common.roles.models import known_models, resolve_model
 from gorgon_worker.providers import failures, schemas
-from gorgon_worker.providers.calling import STREAM_ABOVE, Client, watched
-from gorgon_worker.providers.failures import Server
+from gorgon_worker.providers.calling import STREAM_ABOVE, Client, body_of, watched
+from gorgon_worker.providers.failures import Answer, Server
+from gorgon_worker.providers.replies import Heard, anthropic_usage, joined, mapping, text_of
 from gorgon_worker.providers.transport import http_client
 
 BASE_URL = "https://api.anthropic.com"
@@ -26,12 +26,12 @@ BASE_URL = "https://api.anthropic.com"
 _STOPS = {
     "end_turn": "end",
     "stop_sequence": "end",
-    "tool_use": "end",
     "max_tokens": "max_tokens",
     "refusal": "refusal",
     "pause_turn": "pause",
     "model_context_window_exceeded": "context",
 }
+"""Its stop reasons → ours.  Another word is passed on as it is, and is no success."""
 _EFFORTS = {"none": "low", "minimal": "low"}
 """Words that only OpenAI has → the nearest here."""
 
@@ -73,7 +73,7 @@ class AnthropicProvider:
         return anthropic.Anthropic(
             api_key=self._key,
             base_url=self._server.url,
-            max_retries=0,  # a hidden retry would escape the budget, the limiter and the lease
+            max_retries=0,  # a hidden retry would bypass the budget, the limiter and the lease
             http_client=http_client(self._server.url, idle_connections=idle_connections),
         )
 
@@ -84,7 +84,11 @@ class AnthropicProvider:
         if not (self._key.isascii() and self._key.isprintable()):
             raise failures.unsendable_key(self._server)
         return watched(
-            self._server, call, cancelled, lambda: self._by_messages(call), sdk_error=anthropic.AnthropicError
+            self._server,
+            call,
+            cancelled,
+            lambda heard: self._by_messages(call, heard),
+            sdk_error=anthropic.AnthropicError,
         )
 
     def close(self) -> None:
@@ -92,10 +96,10 @@ class AnthropicProvider:
         self._client.close()
 
     def problem(self) -> errors.ProviderError | None:
-        """Return what would fail every call, known without making one: a missing key."""
+        """Return problems that would fail every call (a missing key), without making one."""
         return failures.missing_key(self._server) if self._key is None else None
 
-    def _by_messages(self, call: AgentCall) -> AgentReply:
+    def _by_messages(self, call: AgentCall, heard: Heard) -> AgentReply:
         form = schemas.anthropic_form(call.schema) if call.schema is not None else None
         request: dict[str, Any] = {
             "model": resolve_model("anthropic", call.model),
@@ -114,72 +118,64 @@ class AnthropicProvider:
             output["effort"] = _EFFORTS.get(call.effort, call.effort)
         if output:
             request["output_config"] = output
-        create = self._client.get().messages.with_raw_response.create
-        if call.max_tokens > self._stream_above:
-            raw = create(**request, stream=True)
-            body = self._joined(raw.parse())
-        else:
-            raw = create(**request)
-            body = raw.http_response.json()
-        return self._reply(call, form, body, {name.lower(): value for name, value in raw.headers.items()})
+        streamed = call.max_tokens > self._stream_above
+        raw = self._client.get().messages.with_raw_response.create(**request, **({"stream": True} if streamed else {}))
+        heard.headers = {name.lower(): value for name, value in raw.headers.items()}
+        heard.request_id = heard.headers.get("request-id")
+        body = body_of(raw, streamed=streamed)
+        if body is None:
+            body = self._joined(raw.parse(), heard)
+        return self._reply(call, form, body, heard)
 
-    def _joined(self, events: Any) -> dict[str, Any]:
+    def _joined(self, events: Any, heard: Heard) -> dict[str, Any]:
         """Put a stream of events together to the body that a call in one piece would have had."""
         text: list[str] = []
         body: dict[str, Any] = {}
         complete = False
         with events:
-            for event in events:
-                if event.type == "content_block_delta":
-                    if event.delta.type == "text_delta":
-                        text.append(event.delta.text)
-                elif event.type == "message_start":
-                    body = event.message.to_dict(mode="json")
-                elif event.type == "message_delta":
-                    delta = event.to_dict(mode="json")
-                    usage = {name: value for name, value in (delta.get("usage") or {}).items() if value is not None}
-                    body = {**body, **(delta.get("delta") or {}), "usage": {**(body.get("usage") or {}), **usage}}
-                elif event.type == "message_stop":
+            for received in events:
+                event = received.to_dict(mode="python", warnings=False)
+                heard.begun = True
+                for name, kind in (("content_block", "text"), ("delta", "text_delta")):
+                    part = mapping(event.get(name))
+                    if part.get("type") == kind:
+                        text.append(str(part.get("text") or ""))
+                if event.get("type") == "message_start":
+                    body = dict(mapping(event.get("message")))
+                elif event.get("type") == "message_delta":
+                    usage = {name: value for name, value in mapping(event.get("usage")).items() if value is not None}
+                    delta = {name: value for name, value in mapping(event.get("delta")).items() if value is not None}
+                    body = {**body, **delta, "usage": {**mapping(body.get("usage")), **usage}}
+                elif event.get("type") == "message_stop":
                     complete = True
         if not complete:
             raise failures.broken_off(self._server, "the stream ended without a last event")
-        return {**body, "content": [{"type": "text", "text": "".join(text)}]}
+        return {**body, "content": [{"type": "text", "text": joined(text)}]}
 
-    def _reply(self, call: AgentCall, form: schemas.Form | None, body: Any, headers: Mapping[str, str]) -> AgentReply:
-        request_id = headers.get("request-id")
-        if not isinstance(body, dict) or not isinstance(body.get("content"), list):
-            raise failures.unreadable(self._server, "there is no `content` in it", request_id)
-        stop = _STOPS.get(str(body.get("stop_reason")), "end")
-        text = "".join(
-            str(block.get("text") or "")
-            for block in body["content"]
-            if isinstance(block, dict) and block.get("type") == "text"
-        )
+    def _reply(self, call: AgentCall, form: schemas.Form | None, body: Any, heard: Heard) -> AgentReply:
+        entry = mapping(body)
+        usage = mapping(entry.get("usage"))
+        heard.note(entry, service_tier=usage.get("service_tier"))
+        content = entry.get("content")
+        text = joined([text_of(content) or ""])
+        heard.usage = anthropic_usage(usage, text=text)
+        if entry.get("error") or entry.get("type") == "error":
+            code, kind, said = failures.body_error(entry)
+            answer = Answer(200, code, kind, said, heard.headers, heard.request_id, begun=bool(content))
+            raise failures.from_answer(self._server, call.model, answer)
+        if not isinstance(content, (list, str)):
+            raise failures.unreadable(self._server, "there is no `content` in it")
+        reason = str(entry.get("stop_reason") or "no stop_reason")
+        stop = _STOPS.get(reason, reason)
         if stop == "refusal":
-            text = str((body.get("stop_details") or {}).get("explanation") or text)
-        usage = body.get("usage")
+            text = str(mapping(entry.get("stop_details")).get("explanation") or text)
         return AgentReply(
             text=text,
-            usage=_usage(usage if isinstance(usage, dict) else {}),
-            model=str(body.get("model") or call.model),
+            usage=heard.usage,
+            model=heard.model or call.model,
             data=form.restore(schemas.read_json(text)) if form is not None and stop == "end" else None,
             stop_reason=stop,
-            service_tier=usage.get("service_tier") if isinstance(usage, dict) else None,
-            request_id=request_id or body.get("id"),
-            headers=failures.rate_headers(headers),
+            service_tier=heard.service_tier,
+            request_id=heard.request_id,
+            headers=failures.rate_headers(heard.headers),
         )
-
-
-def _usage(entry: Mapping[str, Any]) -> Usage:
-    """Anthropic's input tokens are those that no cache had to do with; ours are all of them."""
-    read = int(entry.get("cache_read_input_tokens") or 0)
-    written = int(entry.get("cache_creation_input_tokens") or 0)
-    hour = int((entry.get("cache_creation") or {}).get("ephemeral_1h_input_tokens") or 0)
-    return Usage(
-        input_tokens=int(entry.get("input_tokens") or 0) + read + written,
-        cache_read_tokens=read,
-        cache_write_5m_tokens=max(0, written - hour),
-        cache_write_1h_tokens=hour,
-        output_tokens=int(entry.get("output_tokens") or 0),
-        reasoning_tokens=int((entry.get("output_tokens_details") or {}).get("thinking_tokens") or 0),
-    )

@@ -1,7 +1,7 @@
-"""Runs commands: without a shell, as the operator allows, in a clean environment, within limits, leaving nothing over.
+"""Runs commands that the operator allows: without a shell, in a clean environment, within limits, without leftovers.
 
-The process itself is run by `supervise.py`; this module decides whether it may run, feeds it, and watches the clock,
-the amount of output and the cancel flag.
+`supervise.py` runs the process.  This module decides whether it may run, writes its input, and watches the time, the
+amount of output and the cancel flag.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from typing import IO
 
 from gorgon_common.engine.ports import CommandCall, CommandResult
 from gorgon_common.errors import Cancelled, CommandFailed, OutputTooLarge, Retryable
+from gorgon_common.masking import redact
 from gorgon_common.workflow.environment import refused_value, refused_variable
 
 _SUPERVISOR = Path(__file__).parents[1] / "supervise.py"
-_TICK = 0.05  # seconds between two looks at the cancel flag
+_TICK = 0.05  # seconds between two checks of the cancel flag
 _GRACE = 5.0  # seconds for the supervisor to kill everything; it needs milliseconds
 _CHUNK = 65536
 _FILE_BYTES = 4 * 1024**3
@@ -50,7 +51,7 @@ class LocalCommands:
     ) -> None:
         self._allow = tuple(allow)
         entries = (os.environ.get("PATH", os.defpath) if path is None else path).split(os.pathsep)
-        # a relative entry would look into the step's own folder, where the step itself writes
+        # a relative entry would refer to the step's own folder, which the step itself can write
         self._path = os.pathsep.join(entry for entry in entries if os.path.isabs(entry))
         self._file_bytes = file_bytes
         self._processes = processes
@@ -70,7 +71,7 @@ class LocalCommands:
                 raise self._missing(name)
             raise CommandFailed(
                 f"{name!r} is not among the commands that this worker may run ({allowed}).",
-                hint=f"If it should be, set GORGON_COMMANDS_ALLOW={allowed},{name} where the worker runs.",
+                hint=f"To allow it, set GORGON_COMMANDS_ALLOW={allowed},{name} where the worker runs.",
             )
         if found is None:
             raise self._missing(name)
@@ -105,7 +106,7 @@ class LocalCommands:
         if not argv:
             raise CommandFailed("The command is empty.")
         _check_values(argv, call)
-        with tempfile.TemporaryDirectory(prefix="gorgon-", ignore_cleanup_errors=True) as scratch:
+        with _scratch() as scratch:
             cwd = os.path.abspath(call.cwd) if call.cwd is not None else scratch
             if not os.path.isdir(cwd):
                 raise CommandFailed(f"The working directory {call.cwd!r} does not exist on this worker.")
@@ -155,7 +156,7 @@ class LocalCommands:
             except OSError as error:
                 raise CommandFailed(
                     f"{argv[0]!r} could not be started: {error.strerror}.",
-                    hint="Hand large values over with `stdin:`; arguments and environment together are limited.",
+                    hint="Pass large values through `stdin:`; arguments and environment together are limited.",
                 ) from error
             finally:
                 os.close(status_write)
@@ -182,7 +183,7 @@ class LocalCommands:
             while any(stream in selector.get_map() for stream in collected):
                 ended = process.poll() is not None
                 ready = selector.select(0 if ended else _TICK)
-                if ended and not ready:  # held open by one who escaped a supervisor that was killed
+                if ended and not ready:  # held open by a process that escaped a killed supervisor
                     break
                 for key, _ in ready:
                     if key.fileobj is process.stdin:
@@ -221,18 +222,32 @@ class LocalCommands:
             )
 
 
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """Give a folder that is removed afterwards.  Raises CommandFailed where none can be made."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="gorgon-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise CommandFailed(
+            f"The command's temporary folder cannot be made: {error.strerror}.",
+            hint=f"Set TMPDIR to a folder that the worker can write ({tempfile.tempdir or 'now there is none'}).",
+        ) from None
+    with folder as path:
+        yield path
+
+
 def _check_values(argv: tuple[str, ...], call: CommandCall) -> None:
     reasons = [refused_value(f"argument {index}", part) for index, part in enumerate(argv)]
     for name, value in call.env.items():
         reasons += [refused_variable(name), refused_value(name, value)]
     for reason in filter(None, reasons):
-        raise CommandFailed(reason, hint="Large values go through `stdin:`; other names through another variable.")
+        raise CommandFailed(reason, hint="Pass large values through `stdin:`; choose another name for the variable.")
 
 
 def _feed(selector: selectors.BaseSelector, stdin: IO[bytes], pending: memoryview) -> memoryview:
     try:
         pending = pending[os.write(stdin.fileno(), pending[:_CHUNK]) :]
-    except BrokenPipeError:  # it does not want more: its own business
+    except BrokenPipeError:  # it reads no more input, which is its own decision
         pending = pending[:0]
     if not pending:
         selector.unregister(stdin)
@@ -249,7 +264,7 @@ def _take(selector: selectors.BaseSelector, stream: IO[bytes], into: bytearray) 
 
 @contextlib.contextmanager
 def _reaped(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Kill everything that is left, whatever happened inside, and close the pipes."""
+    """Kill all remaining processes in any case, and close the pipes."""
     try:
         yield
     finally:
@@ -271,9 +286,11 @@ def _result(name: str, status: str, call: CommandCall, stdout: bytes, stderr: by
     if word == "exec":
         raise CommandFailed(f"{name!r} could not be started: {os.strerror(int(number))}.")
     if word == "signal" and int(number) == signal.SIGXCPU:
-        raise CommandFailed("The command used more CPU time than it may.", hint=f"Raise its limit.{_tail(stderr)}")
+        raise CommandFailed(
+            "The command used more CPU time than it is allowed.", hint=f"Raise its limit.{_tail(stderr)}"
+        )
     if word == "signal" and int(number) == signal.SIGXFSZ:
-        raise CommandFailed(f"The command wrote a file that is larger than it may be.{_tail(stderr)}")
+        raise CommandFailed(f"The command wrote a file that is larger than allowed.{_tail(stderr)}")
     if word not in {"exit", "signal"}:
         raise CommandFailed(f"The command killed the process that watches it.{_tail(stderr)}")
     code = int(number) if word == "exit" else 128 + int(number)
@@ -281,13 +298,13 @@ def _result(name: str, status: str, call: CommandCall, stdout: bytes, stderr: by
 
 
 def _decode(data: bytes | bytearray) -> str:
-    """Read UTF-8; what is not, and zero bytes (no database stores them in text), become U+FFFD."""
-    return data.decode(errors="replace").replace("\0", "\ufffd")
+    """Read UTF-8, secrets masked; what is not UTF-8, and zero bytes (no database stores them), become U+FFFD."""
+    return redact(data.decode(errors="replace").replace("\0", "\ufffd"))
 
 
 def _tail(stderr: bytes | bytearray) -> str:
     last = _decode(stderr).strip()[-500:]
-    return f"\nIts last words were:\n{last}" if last else ""
+    return f"\nThe end of its output:\n{last}" if last else ""
 
 
 def _size(number: int) -> str:

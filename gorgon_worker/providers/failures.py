@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from gorgon_common import errors
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.costs.usage import Usage
+from gorgon_common.masking import redact
 
 _Failure = TypeVar("_Failure", bound=errors.ProviderError)
 
@@ -30,8 +31,16 @@ _STATUS_OF = {
     "invalid_prompt": 400,
     "bio_policy": 400,
     "misalignment_policy_violation": 400,
+    "context_length_exceeded": 400,
+    "model_not_found": 404,
+    "invalid_api_key": 401,
+    "resource_exhausted": 429,
+    "too_many_requests": 429,
+    "unavailable": 503,
+    "server_overloaded": 529,
+    "overloaded": 529,
 }
-"""The words for errors inside a stream or a failed response → the HTTP status that they would have had."""
+"""The words for errors inside a stream or a reply (lower-case) → the HTTP status that they would have had."""
 _TOO_LONG = ("context_length", "context window", "prompt is too long", "maximum context", "exceeds the context")
 
 
@@ -50,7 +59,12 @@ class Server:
     """Whether `url` is the provider's own."""
 
     def __str__(self) -> str:
-        return self.label if self.official else f"{self.label} at {self.url}"
+        return self.label if self.official else f"{self.label} at {self.shown}"
+
+    @property
+    def shown(self) -> str:
+        """Its URL without what is secret in it."""
+        return redact(self.url)
 
     @property
     def first(self) -> str:
@@ -61,7 +75,10 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP error: `code` and `type` are the words of the body that name it, `said` its message."""
+    """An error of a server: `code` and `type` are the words of the body that name it, `said` its message.
+
+    `begun`: a part of a reply came before it.
+    """
 
     status: int
     code: str = ""
@@ -69,6 +86,27 @@ class Answer:
     said: str = ""
     headers: Mapping[str, str] | None = None
     request_id: str | None = None
+    begun: bool = False
+
+    @property
+    def within(self) -> bool:
+        """Whether it came inside a reply that HTTP calls a success."""
+        return self.status < 300
+
+    @property
+    def meant(self) -> int:
+        """The HTTP status that the error has, or would have had."""
+        if not self.within:
+            return self.status
+        words = (self.code.lower(), self.type.lower())
+        known = next((status for word, status in _STATUS_OF.items() if word in words), None)
+        number = int(self.code) if self.code.isdecimal() and len(self.code) == 3 else 0
+        return known or (number if 400 <= number < 600 else 500)
+
+    @property
+    def where(self) -> str:
+        """How the error came, for people."""
+        return "an error inside HTTP 200" if self.within else f"HTTP {self.status}"
 
 
 def missing_key(server: Server) -> errors.Final:
@@ -93,6 +131,16 @@ def unsendable_key(server: Server) -> errors.Final:
     )
 
 
+def unsendable_prompt() -> errors.Final:
+    """The prompt cannot be encoded."""
+    return _free(
+        errors.Final(
+            "The prompt holds half of a surrogate pair, which no API takes.",
+            hint="Correct the text that the step is given: it was cut in the middle of a character.",
+        )
+    )
+
+
 def unreachable(server: Server, reason: str) -> errors.Retryable:
     """No connection came about, so nothing was charged."""
     where = (
@@ -101,7 +149,7 @@ def unreachable(server: Server, reason: str) -> errors.Retryable:
         else f"Check the network, the proxy and {server.url_variable}."
     )
     return _free(
-        errors.Retryable(f"Cannot reach {server.label} at {server.url}: {reason}", kind="connection", hint=where)
+        errors.Retryable(f"Cannot reach {server.label} at {server.shown}: {reason}", kind="connection", hint=where)
     )
 
 
@@ -109,7 +157,7 @@ def distrusted(server: Server, reason: str) -> errors.Final:
     """The server's certificate is not trusted."""
     return _free(
         errors.Final(
-            f"The certificate of {server.label} at {server.url} is not trusted: {reason}",
+            f"The certificate of {server.label} at {server.shown} is not trusted: {reason}",
             kind="rejected",
             hint="Install ca-certificates; behind a proxy that inspects TLS, point SSL_CERT_FILE at its certificate.",
         )
@@ -118,7 +166,7 @@ def distrusted(server: Server, reason: str) -> errors.Final:
 
 def wrong_address(server: Server, reason: str) -> errors.Final:
     """The URL is none."""
-    return _free(errors.Final(f"{server.url!r} is not the address of a server: {reason}", hint=_address(server)))
+    return _free(errors.Final(f"{server.shown!r} is not the address of a server: {reason}", hint=_address(server)))
 
 
 def broken_off(server: Server, reason: str) -> errors.Retryable:
@@ -126,7 +174,6 @@ def broken_off(server: Server, reason: str) -> errors.Retryable:
     return errors.Retryable(
         f"The connection to {server} broke before the reply was complete: {reason}",
         kind="connection",
-        hint="It is tried again as `retry:` says.",
     )
 
 
@@ -147,10 +194,19 @@ def too_large(server: Server) -> errors.OutputTooLarge:
     )
 
 
+def gave_up(server: Server, model: str, word: str) -> errors.Retryable:
+    """The server ended its reply with a word that says that it failed."""
+    return errors.Retryable(
+        f"{server.first} broke off the reply of {model}: it ended with {word!r}.",
+        kind="server",
+        hint="A half reply is not used. See the server's log for the reason.",
+    )
+
+
 def unreadable(server: Server, what: str, request_id: str | None = None) -> errors.Malformed:
     """The body is not what the API promises."""
     hint = (
-        "It is tried again as `retry:` says."
+        None
         if server.official or server.sandbox
         else f"Check that {server.url_variable} is the address of an API, not of a web page."
     )
@@ -160,20 +216,19 @@ def unreadable(server: Server, what: str, request_id: str | None = None) -> erro
 def from_answer(server: Server, model: str, answer: Answer) -> errors.ProviderError:
     """Return the error for an answer that is one.
 
-    For an HTTP status of 300 and above nothing is charged.  An error within a reply (status 200) is judged by the words
-    that it has for itself, and what is charged for it nobody knows.
+    For an HTTP status of 300 and above nothing is charged, and nothing for a refusal (4xx) inside HTTP 200 before any
+    part of a reply.  What is charged for other errors inside a reply nobody knows.
     """
-    within = answer.status < 300
-    status = next((s for word, s in _STATUS_OF.items() if word in (answer.code, answer.type)), 500)
-    error = _classify(server, model, replace(answer, status=status) if within else answer)
+    error = _classify(server, model, answer)
     error.status = answer.status
     error.request_id = answer.request_id
     error.headers = rate_headers(answer.headers or {})
-    return error if within else _free(error)
+    refused = not answer.within or (answer.meant < 500 and not answer.begun)
+    return _free(error) if refused else error
 
 
 def _classify(server: Server, model: str, answer: Answer) -> errors.ProviderError:
-    status, said = answer.status, _short(answer.said)
+    status, said = answer.meant, _short(answer.said)
     words = f"{answer.code} {answer.type}".lower()
     if any(word in words for word in _NO_MONEY) or status == 402 or "credit balance" in answer.said.lower():
         return errors.Final(
@@ -185,34 +240,33 @@ def _classify(server: Server, model: str, answer: Answer) -> errors.ProviderErro
         return errors.RateLimited(
             f"{server.first} limits the rate for {model}: {said}",
             retry_after=retry_after(answer.headers or {}),
-            hint="It is waited for; a higher limit at the provider makes it faster.",
+            hint="Gorgon waits as long as the provider asks; a higher limit there makes the run faster.",
         )
     if status >= 500:
         overloaded = status == 529 or "overloaded" in words
         return errors.Retryable(
-            f"{server.first} {'is overloaded' if overloaded else 'failed'} (HTTP {status}): {said}",
+            f"{server.first} {'is overloaded' if overloaded else 'failed'} ({answer.where}): {said}",
             kind="overloaded" if overloaded else "server",
-            hint="It is tried again as `retry:` says.",
         )
     if status == 408:
-        return errors.Retryable(f"{server.first} gave up waiting (HTTP 408): {said}", kind="timeout")
+        return errors.Retryable(f"{server.first} gave up waiting ({answer.where}): {said}", kind="timeout")
     if status in (409, 425):
         return errors.Retryable(
-            f"{server.first} could not take the call just now (HTTP {status}): {said}", kind="server"
+            f"{server.first} could not take the call just now ({answer.where}): {said}", kind="server"
         )
     return _rejected(server, model, answer, words, said)
 
 
 def _rejected(server: Server, model: str, answer: Answer, words: str, said: str) -> errors.Final:
     """The call is wrong, and would be the next time."""
-    status = answer.status
+    status = answer.meant
     if status == 401:
         return errors.Final(
             f"{server.first} does not accept the API key: {said}", kind="auth", hint=f"Check {server.key_variable}."
         )
     if status == 403:
         return errors.Final(
-            f"{server.first} does not let this key use {model}: {said}",
+            f"{server.first} does not allow this key to use {model}: {said}",
             kind="auth",
             hint=f"Use another model, or a key in {server.key_variable} whose project may use it.",
         )
@@ -220,9 +274,9 @@ def _rejected(server: Server, model: str, answer: Answer, words: str, said: str)
         return errors.Final(
             f"{server.first} has no model {model!r}.", kind="unknown_model", hint=_suggestion(server, model)
         )
-    if status == 404 or 300 <= status < 400:
+    if not answer.within and (status == 404 or 300 <= status < 400):
         return errors.Final(
-            f"There is no such API at {server.url} (HTTP {status}).", kind="rejected", hint=_address(server)
+            f"There is no such API at {server.shown} (HTTP {status}).", kind="rejected", hint=_address(server)
         )
     if status == 413 or any(word in f"{words} {answer.said.lower()}" for word in _TOO_LONG):
         return errors.Final(
@@ -231,7 +285,7 @@ def _rejected(server: Server, model: str, answer: Answer, words: str, said: str)
             hint="Pass less into the prompt, lower `max_tokens:`, or use a model with a larger context window.",
         )
     return errors.Final(
-        f"{server.first} rejected the call to {model} (HTTP {status}): {said}",
+        f"{server.first} rejected the call to {model} ({answer.where}): {said}",
         hint="Correct the step as the message says.",
     )
 
@@ -241,7 +295,7 @@ def _suggestion(server: Server, model: str) -> str:
     if near and server.official:
         return f"Did you mean {' or '.join(near)}?  A tier (fast, standard, strong) works too."
     if not server.official and not server.sandbox:
-        return f"Give the step a `model:` that {server.url} serves."
+        return f"Give the step a `model:` that {server.shown} serves."
     return "Use a tier (fast, standard, strong), or a name from the provider's list of models."
 
 
@@ -281,7 +335,8 @@ def body_error(body: Any) -> tuple[str, str, str]:
     entry = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(entry, dict):
         return "", "", str(entry or "")
-    return tuple(str(entry.get(name) or "") for name in ("code", "type", "message"))  # type: ignore[return-value]
+    code = next((entry[name] for name in ("code", "status_code", "status") if entry.get(name)), "")
+    return str(code), str(entry.get("type") or entry.get("status") or ""), str(entry.get("message") or "")
 
 
 def known_models(*lists: Iterable[str]) -> tuple[str, ...]:
@@ -290,7 +345,7 @@ def known_models(*lists: Iterable[str]) -> tuple[str, ...]:
 
 
 def _short(text: str) -> str:
-    joined = " ".join(text.split())
+    joined = " ".join(redact(text).split())  # before it is cut: a part of a key is not found any more
     return (joined[:300] + " …" if len(joined) > 300 else joined) or "no reason given"
 
 

@@ -1,7 +1,7 @@
 """OpenAI, and every server that speaks its API, through the official SDK.
 
 Two of its APIs: Responses, which is OpenAI's own, and chat completions, which compatible servers speak (Ollama, vLLM).
-Importing this module imports the SDK (two thirds of a second): get it by `providers.agent_providers`.
+Importing this module imports the SDK (two thirds of a second): use `providers.agent_providers`.
 """
 
 from __future__ import annotations
@@ -12,21 +12,34 @@ from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import openai
-import openai.resources.responses  # loaded here, not by the first call: it takes a tenth of a second
+import openai.resources.responses  # loaded here instead of by the first call: it takes a tenth of a second
 from openai.types import ChatModel
 
 from gorgon_common import errors
-from gorgon_common.costs.usage import Usage
 from gorgon_common.engine.ports import AgentCall, AgentReply
 from gorgon_common.roles.models import known_models, resolve_model
 from gorgon_worker.providers import failures, schemas
-from gorgon_worker.providers.calling import STREAM_ABOVE, Client, watched
+from gorgon_worker.providers.calling import STREAM_ABOVE, Client, body_of, watched
 from gorgon_worker.providers.failures import Answer, Server
+from gorgon_worker.providers.replies import Heard, joined, mapping, openai_usage, refusal_of, text_of
 from gorgon_worker.providers.transport import http_client
 
 BASE_URL = "https://api.openai.com/v1"
 
-_STOPS = {"stop": "end", "tool_calls": "end", "length": "max_tokens", "content_filter": "refusal"}
+_STOPS = {
+    "stop": "end",
+    "eos": "end",
+    "eos_token": "end",
+    "end_turn": "end",
+    "stop_sequence": "end",
+    "length": "max_tokens",
+    "max_tokens": "max_tokens",
+    "model_length": "context",
+    "content_filter": "refusal",
+}
+"""What servers give as `finish_reason` → ours.  Another word is passed on as it is, and is no success."""
+_FAILED = frozenset({"error", "abort", "aborted", "cancelled", "canceled", "timeout", "insufficient_system_resource"})
+_LAST_EVENTS = frozenset(f"response.{status}" for status in ("completed", "incomplete", "failed", "cancelled"))
 _INCOMPLETE = {"max_output_tokens": "max_tokens", "content_filter": "refusal"}
 
 
@@ -72,7 +85,7 @@ class OpenAIProvider:
         return openai.OpenAI(
             api_key=self._key,
             base_url=self._server.url,
-            max_retries=0,  # a hidden retry would escape the budget, the limiter and the lease
+            max_retries=0,  # a hidden retry would bypass the budget, the limiter and the lease
             http_client=http_client(self._server.url, idle_connections=idle_connections),
         )
 
@@ -83,19 +96,19 @@ class OpenAIProvider:
         if not (self._key.isascii() and self._key.isprintable()):
             raise failures.unsendable_key(self._server)
         attempt = self._by_chat if self._chat else self._by_responses
-        return watched(self._server, call, cancelled, lambda: attempt(call), sdk_error=openai.OpenAIError)
+        return watched(self._server, call, cancelled, lambda heard: attempt(call, heard), sdk_error=openai.OpenAIError)
 
     def close(self) -> None:
         """Release the connections."""
         self._client.close()
 
     def problem(self) -> errors.ProviderError | None:
-        """Return what would fail every call, known without making one: a missing key."""
+        """Return problems that would fail every call (a missing key), without making one."""
         return failures.missing_key(self._server) if self._key is None else None
 
     # Responses
 
-    def _by_responses(self, call: AgentCall) -> AgentReply:
+    def _by_responses(self, call: AgentCall, heard: Heard) -> AgentReply:
         form = schemas.openai_form(call.schema) if call.schema is not None else None
         request: dict[str, Any] = {
             "model": resolve_model("openai", call.model),
@@ -111,57 +124,57 @@ class OpenAIProvider:
             request["text"] = {"format": {"type": "json_schema", **asked}}
         if call.effort:
             request["reasoning"] = {"effort": call.effort}
-        create = self._client.get().responses.with_raw_response.create
-        if call.max_tokens > self._stream_above:
-            raw = create(**request, stream=True)
-            body = self._last_event(raw.parse())
-        else:
-            raw = create(**request)
-            body = raw.http_response.json()
-        return self._reply_of_response(call, form, body, _lower(raw.headers))
+        streamed = call.max_tokens > self._stream_above
+        raw = self._client.get().responses.with_raw_response.create(**request, **({"stream": True} if streamed else {}))
+        _headers(heard, raw)
+        body = body_of(raw, streamed=streamed)
+        if body is None:
+            body = self._last_event(call, raw.parse(), heard)
+        return self._reply_of_response(call, form, body, heard)
 
-    def _last_event(self, events: Any) -> Any:
+    def _last_event(self, call: AgentCall, events: Any, heard: Heard) -> Any:
         with events:
-            for event in events:
-                if event.type in ("response.completed", "response.incomplete", "response.failed"):
-                    return event.response.to_dict(mode="json")
+            for received in events:
+                event = received.to_dict(mode="python", warnings=False)
+                kind = str(event.get("type"))
+                if kind in _LAST_EVENTS:
+                    return event.get("response")
+                if kind == "error":
+                    raise self._error_within(call, event, heard)
+                heard.begun = heard.begun or kind.endswith(".delta")
         raise failures.broken_off(self._server, "the stream ended without a last event")
 
-    def _reply_of_response(
-        self, call: AgentCall, form: schemas.Form | None, body: Any, headers: Mapping[str, str]
-    ) -> AgentReply:
-        request_id = headers.get("x-request-id")
-        if not isinstance(body, dict) or not isinstance(body.get("output"), list):
-            raise failures.unreadable(self._server, "there is no `output` in it", request_id)
-        usage = _usage(body.get("usage"), "input_tokens", "output_tokens")
-        status = body.get("status")
+    def _reply_of_response(self, call: AgentCall, form: schemas.Form | None, body: Any, heard: Heard) -> AgentReply:
+        entry = mapping(body)
+        heard.note(entry, service_tier=entry.get("service_tier"))
+        items = [mapping(item) for item in entry["output"]] if isinstance(entry.get("output"), list) else []
+        messages = [item for item in items if item.get("type") == "message"]
+        heard.begun = heard.begun or bool(messages)
+        text = joined([text_of(item.get("content")) or "" for item in messages])
+        heard.usage = openai_usage(entry.get("usage"), "input_tokens", "output_tokens", text=text)
+        if entry.get("error"):
+            raise self._error_within(call, entry, heard)
+        status = entry.get("status")
         if status == "failed":
-            code, kind, said = failures.body_error(body.get("error"))
-            error = failures.from_answer(self._server, call.model, Answer(200, code, kind, said, headers, request_id))
-            error.usage = usage
-            raise error
-        parts = [
-            part
-            for item in body["output"]
-            if isinstance(item, dict)
-            for part in item.get("content") or ()
-            if item.get("type") == "message" and isinstance(part, dict)
-        ]
-        refusals = [str(part.get("refusal") or "") for part in parts if part.get("type") == "refusal"]
-        text = "".join(str(part.get("text") or "") for part in parts if part.get("type") == "output_text")
-        if refusals:
+            raise failures.gave_up(self._server, call.model, "failed")
+        if not isinstance(entry.get("output"), list):
+            raise failures.unreadable(self._server, "there is no `output` in it")
+        refusal = joined([refusal_of(item.get("content")) for item in messages])
+        whole = all(item.get("status") in (None, "completed") for item in messages)
+        if refusal:
             stop = "refusal"
         elif status == "incomplete":
-            stop = _INCOMPLETE.get(str((body.get("incomplete_details") or {}).get("reason")), "max_tokens")
+            reason = str(mapping(entry.get("incomplete_details")).get("reason") or "incomplete")
+            stop = _INCOMPLETE.get(reason, reason)
         elif status == "completed":
-            stop = "end"
+            stop = "end" if whole else "incomplete"
         else:
-            raise failures.unreadable(self._server, f"its status is {status!r}", request_id)
-        return _reply(call, form, " ".join(refusals) if refusals else text, stop, usage, body, headers)
+            raise failures.unreadable(self._server, f"its status is {status!r}")
+        return _reply(call, form, refusal or text, stop, heard)
 
     # Chat completions
 
-    def _by_chat(self, call: AgentCall) -> AgentReply:
+    def _by_chat(self, call: AgentCall, heard: Heard) -> AgentReply:
         form = schemas.openai_form(call.schema) if call.schema is not None else None
         system = _system(call, form)
         messages = [{"role": "system", "content": system}] if system else []
@@ -177,73 +190,90 @@ class OpenAIProvider:
             request["response_format"] = {"type": "json_schema", "json_schema": asked}
         if call.effort:
             request["reasoning_effort"] = call.effort
-        create = self._client.get().chat.completions.with_raw_response.create
-        if call.max_tokens > self._stream_above:
-            raw = create(**request, stream=True, stream_options={"include_usage": True})
-            body = self._joined(raw.parse())
-        else:
-            raw = create(**request)
-            body = raw.http_response.json()
-        return self._reply_of_chat(call, form, body, _lower(raw.headers))
+        streamed = call.max_tokens > self._stream_above
+        if streamed:
+            request |= {"stream": True, "stream_options": {"include_usage": True}}
+        raw = self._client.get().chat.completions.with_raw_response.create(**request)
+        _headers(heard, raw)
+        body = body_of(raw, streamed=streamed)
+        if body is None:
+            body = self._joined(raw.parse(), heard)
+        return self._reply_of_chat(call, form, body, heard)
 
     def _max_tokens(self, model: str) -> str:
         """OpenAI refuses the older name for its newer models, behind a gateway too; other servers may know no other."""
         return "max_completion_tokens" if self._official or model in get_args(ChatModel) else "max_tokens"
 
-    def _joined(self, chunks: Any) -> dict[str, Any]:
+    def _joined(self, chunks: Any, heard: Heard) -> dict[str, Any]:
         """Put a stream of chunks together to the body that a call in one piece would have had."""
-        text: list[str] = []
-        refusal: list[str] = []
+        said: dict[str, list[str]] = {"content": [], "refusal": []}
         body: dict[str, Any] = {}
-        finish = None
+        choice: dict[str, Any] = {}
+        closed, odd = False, None
         with chunks:
-            for chunk in chunks:
-                body["model"] = chunk.model
-                if chunk.usage is not None:
-                    body["usage"] = chunk.usage.to_dict(mode="json")
-                for choice in chunk.choices[:1]:
-                    text.append(choice.delta.content or "")
-                    refusal.append(choice.delta.refusal or "")
-                    finish = choice.finish_reason or finish
-        if finish is None:
+            for received in chunks:
+                chunk = received.to_dict(mode="python", warnings=False)
+                closed = closed or bool(chunk.get("usage") and not chunk.get("choices"))
+                body |= {name: value for name, value in chunk.items() if value is not None and name != "choices"}
+                for entry in map(mapping, chunk.get("choices") or ()):
+                    if entry.get("index") not in (None, 0):
+                        continue
+                    heard.begun = True
+                    delta = mapping(entry.get("delta"))
+                    for name, parts in said.items():
+                        text = text_of(delta.get(name))
+                        parts.append(text or "")
+                        odd = delta[name] if text is None else odd
+                    for name in ("finish_reason", "error"):
+                        choice[name] = entry.get(name) or choice.get(name)
+        if not (closed or choice.get("finish_reason") or choice.get("error")):
             raise failures.broken_off(self._server, "the stream ended without a reason")
-        message = {"content": "".join(text), "refusal": "".join(refusal) or None}
-        return {**body, "choices": [{"message": message, "finish_reason": finish}]}
+        message = {
+            "content": joined(said["content"]) if odd is None else odd,
+            "refusal": joined(said["refusal"]) or None,
+        }
+        return {**body, "choices": [{**choice, "message": message}]}
 
-    def _reply_of_chat(
-        self, call: AgentCall, form: schemas.Form | None, body: Any, headers: Mapping[str, str]
-    ) -> AgentReply:
-        choices = body.get("choices") if isinstance(body, dict) else None
-        first = choices[0] if isinstance(choices, list) and choices else None
-        message = first.get("message") if isinstance(first, dict) else None
-        if not isinstance(first, dict) or not isinstance(message, dict):
-            raise failures.unreadable(
-                self._server, "there is no `choices[0].message` in it", headers.get("x-request-id")
-            )
-        stop = "refusal" if message.get("refusal") else _STOPS.get(str(first.get("finish_reason")), "end")
-        usage = _usage(body.get("usage"), "prompt_tokens", "completion_tokens")
-        text = str(message.get("refusal") or message.get("content") or "")
-        return _reply(call, form, text, stop, usage, body, headers)
+    def _reply_of_chat(self, call: AgentCall, form: schemas.Form | None, body: Any, heard: Heard) -> AgentReply:
+        entry = mapping(body)
+        heard.note(entry, service_tier=entry.get("service_tier"))
+        choices = entry.get("choices")
+        first = mapping(choices[0] if isinstance(choices, list) and choices else None)
+        heard.begun = heard.begun or bool(first)
+        message = mapping(first.get("message"))
+        content = text_of(message.get("content"))
+        text = joined([content or ""])
+        refusal = joined([text_of(message.get("refusal")) or refusal_of(message.get("content"))])
+        heard.usage = openai_usage(entry.get("usage"), "prompt_tokens", "completion_tokens", text=text or refusal)
+        for part in (entry, first):
+            if part.get("error"):
+                raise self._error_within(call, part, heard)
+        if "message" not in first:
+            raise failures.unreadable(self._server, "there is no `choices[0].message` in it")
+        if content is None:
+            raise failures.unreadable(self._server, "`content` is neither a text nor a list of parts")
+        finish = str(first.get("finish_reason") or "no finish_reason")
+        if finish.lower() in _FAILED:
+            raise failures.gave_up(self._server, call.model, finish)
+        stop = "refusal" if refusal else _STOPS.get(finish.lower(), finish)
+        return _reply(call, form, refusal or text, stop, heard)
+
+    def _error_within(self, call: AgentCall, body: Mapping[str, Any], heard: Heard) -> errors.ProviderError:
+        code, kind, said = failures.body_error(body)
+        answer = Answer(200, code, kind, said, heard.headers, heard.request_id, begun=heard.begun)
+        return failures.from_answer(self._server, call.model, answer)
 
 
-def _reply(
-    call: AgentCall,
-    form: schemas.Form | None,
-    text: str,
-    stop: str,
-    usage: Usage,
-    body: Mapping[str, Any],
-    headers: Mapping[str, str],
-) -> AgentReply:
+def _reply(call: AgentCall, form: schemas.Form | None, text: str, stop: str, heard: Heard) -> AgentReply:
     return AgentReply(
         text=text,
-        usage=usage,
-        model=str(body.get("model") or call.model),
+        usage=heard.usage,
+        model=heard.model or call.model,
         data=form.restore(schemas.read_json(text)) if form is not None and stop == "end" else None,
         stop_reason=stop,
-        service_tier=body.get("service_tier"),
-        request_id=headers.get("x-request-id") or body.get("id"),
-        headers=failures.rate_headers(headers),
+        service_tier=heard.service_tier,
+        request_id=heard.request_id,
+        headers=failures.rate_headers(heard.headers),
     )
 
 
@@ -262,20 +292,6 @@ def _json_schema(call: AgentCall, form: schemas.Form) -> dict[str, Any] | None:
     return None
 
 
-def _usage(entry: Any, read: str, written: str) -> Usage:
-    entry = entry if isinstance(entry, dict) else {}
-    inputs = entry.get(f"{read}_details") or {}
-    outputs = entry.get(f"{written}_details") or {}
-    kept_12h = int((inputs.get("cache_write_tokens_details") or {}).get("ttl_12h_tokens") or 0)
-    return Usage(
-        input_tokens=int(entry.get(read) or 0),
-        cache_read_tokens=int(inputs.get("cached_tokens") or 0),
-        cache_write_5m_tokens=max(0, int(inputs.get("cache_write_tokens") or 0) - kept_12h),
-        cache_write_1h_tokens=kept_12h,
-        output_tokens=int(entry.get(written) or 0),
-        reasoning_tokens=int(outputs.get("reasoning_tokens") or 0),
-    )
-
-
-def _lower(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}
+def _headers(heard: Heard, raw: Any) -> None:
+    heard.headers = {name.lower(): value for name, value in raw.headers.items()}
+    heard.request_id = heard.headers.get("x-request-id")

@@ -1,15 +1,15 @@
-"""JSON Schemas in the subset that the providers' native structured output takes, and their replies back again.
+"""Translates JSON Schemas to the subset of the providers' structured output, and their replies back.
 
-Both want every object closed (`additionalProperties: false`) and refuse some keywords; OpenAI wants every property
-required besides.  What a schema loses here it loses only for the provider: the reply is validated against the original.
+Both require closed objects (`additionalProperties: false`) and reject some keywords; for OpenAI every property must be
+required.  The translation may lose constraints, but the reply is validated against the original schema.
 
-- Local `$ref`s are put in place; `oneOf` and lists of types become `anyOf`; an `allOf` of one is unwrapped.
-- Constraints that a provider does not take (`minLength`, `maximum`, …) move into the description, where the model
+- Local `$ref`s are inlined; `oneOf` and lists of types become `anyOf`; an `allOf` of one is unwrapped.
+- Constraints that a provider does not accept (`minLength`, `maximum`, …) move into the description, where the model
   reads them.
 - OpenAI: an optional property becomes required and nullable; `restore` drops such a null again.
-- A root that is no object is wrapped in `{"value": …}`; `restore` unwraps it.
-- What cannot be said so (free-form objects, recursion, `allOf` of several, `not`, …) has no native form: `native` is
-  None, and the adapter asks in words instead.
+- A root that is not an object is wrapped in `{"value": …}`; `restore` unwraps it.
+- What cannot be expressed (free-form objects, recursion, `allOf` of several, `not`, …) has no native form: `native` is
+  None, and the adapter describes the schema in the prompt.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gorgon_common import strict_json
+
 WRAPPED = "value"
-"""The property that holds a reply whose schema is no object."""
+"""The property that holds a reply whose schema is not an object."""
 
 _MAX_DEPTH = 32
 _ANNOTATIONS = frozenset(
@@ -69,7 +71,7 @@ _OPENAI_TAKES = frozenset(
 
 
 class _NoNativeForm(Exception):
-    """The schema says something that the subset cannot."""
+    """The subset cannot express the schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class Form:
     original: Mapping[str, Any]
 
     def restore(self, data: Any) -> Any:
-        """Turn a parsed reply into what the original schema means: unwrapped, without the nulls of optional fields."""
+        """Return the reply in the form of the original schema: unwrapped, without the nulls of optional fields."""
         if self.native is None:
             return data
         if self.wrapped:
@@ -103,7 +105,7 @@ def anthropic_form(schema: Mapping[str, Any]) -> Form:
 
 
 def in_words(schema: Mapping[str, Any]) -> str:
-    """Return the instruction that asks for a reply of this schema where there is no native form."""
+    """Return the instruction for a reply of this schema, if there is no native form."""
     return (
         "Answer with one JSON value and nothing else: no explanation, no Markdown fence. It must be valid against this "
         f"JSON Schema:\n{json.dumps(schema, ensure_ascii=False)}"
@@ -111,12 +113,12 @@ def in_words(schema: Mapping[str, Any]) -> str:
 
 
 def read_json(text: str) -> Any:
-    """Parse a reply, within a Markdown fence too; None where it is not JSON."""
+    """Parse a reply, within a Markdown fence too; None where it is not JSON that can be used."""
     stripped = text.strip()
     if stripped.startswith("```") and stripped.endswith("```") and "\n" in stripped:
         stripped = stripped[stripped.index("\n") : -3]
     try:
-        return json.loads(stripped)
+        return strict_json.loads(stripped)
     except ValueError:
         return None
 
@@ -278,7 +280,7 @@ def _allows_null(schema: Any, root: Mapping[str, Any]) -> bool:
 
 
 def _without_nulls(data: Any, schema: Any, root: Mapping[str, Any]) -> Any:
-    """Drop the nulls that only `all_required` brought in."""
+    """Remove the nulls that only `all_required` introduced."""
     if not isinstance(schema, Mapping):
         return data
     schema = _resolved(schema, root)

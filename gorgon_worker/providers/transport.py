@@ -1,8 +1,8 @@
 """The HTTP client of both model SDKs: calls that can be cancelled, with a deadline for the whole of each.
 
-A thread that waits for a model sits in `recv` for minutes, and neither SDK can call it back.  So the wait is cut into
-slices of a quarter of a second, and between two slices the call's `cancelled()` and its deadline are looked at.  That
-works with and without streaming and costs some 30 µs a slice.
+A thread that waits for a model blocks in `recv` for minutes, and neither SDK can interrupt it.  The wait is therefore
+divided into slices of a quarter of a second, and the call's `cancelled()` and its deadline are checked between two
+slices.  This works with and without streaming and costs about 30 µs per slice.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import httpx2
 from gorgon_common import errors
 
 SLICE = 0.25
-"""Seconds between two looks at `cancelled()`."""
+"""Seconds between two checks of `cancelled()`."""
 CONNECT_TIMEOUT = 5.0
 """Seconds for TCP and TLS each; a cancelled call waits for them."""
 MAX_RECEIVED = 64 * 1024**2
-"""Bytes of one call; a server that sends more without end would fill the memory."""
+"""The most bytes of one reply, so that an endless one cannot fill the memory."""
 
 _WRITE_CHUNK = 256 * 1024
 
 
 @dataclass(slots=True)
 class Watch:
-    """What the transport looks at while this thread makes a call.
+    """What the transport checks while this thread makes a call.
 
     `deadline` is on time.monotonic().  `ended` says why the transport gave up: cancelled, timeout or too_large; SDKs
     wrap what is raised here in errors of their own.
@@ -45,7 +45,7 @@ class Watch:
     ended: str | None = None
 
     def remaining(self) -> float:
-        """Return the seconds that are left; gives the call up where there are none, or where it was cancelled."""
+        """Return the seconds that are left; aborts the call if there are none, or if it was cancelled."""
         left = self.deadline - time.monotonic()
         if self.cancelled():
             self.ended = "cancelled"
@@ -56,7 +56,7 @@ class Watch:
         return left
 
     def count(self, data: bytes) -> bytes:
-        """Count what was received; gives the call up over MAX_RECEIVED."""
+        """Count the received bytes; aborts the call above MAX_RECEIVED."""
         self.received += len(data)
         if self.received > MAX_RECEIVED:
             self.ended = "too_large"
@@ -73,7 +73,7 @@ _current = _Current()
 
 @contextmanager
 def watching(timeout: float, cancelled: Callable[[], bool]) -> Iterator[Watch]:
-    """Hold every request that this thread makes inside to `timeout` seconds in all, and to `cancelled`."""
+    """Limit the requests of this thread inside the block to `timeout` seconds in total; abort them on `cancelled`."""
     watch = Watch(time.monotonic() + timeout, cancelled)
     before, _current.watch = _current.watch, watch
     try:
@@ -92,7 +92,7 @@ class _WatchedStream(httpcore2.NetworkStream):
             return self._inner.read(max_bytes, timeout)
         while True:
             try:
-                # To receive again after a timeout is safe, with TLS too: a part of a record stays in its buffer.
+                # Receiving again after a timeout is safe, with TLS too: a partial record stays in its buffer.
                 return watch.count(self._inner.read(max_bytes, min(SLICE, watch.remaining())))
             except httpcore2.ReadTimeout:
                 if watch.ended:
@@ -102,7 +102,7 @@ class _WatchedStream(httpcore2.NetworkStream):
         watch = _current.watch
         if watch is None:
             return self._inner.write(buffer, timeout)
-        # A write that timed out half-way cannot be taken up again, so this one is cut by size, not by time.
+        # A write that timed out halfway cannot be continued, so it is divided by size, not by time.
         for start in range(0, len(buffer), _WRITE_CHUNK):
             self._inner.write(buffer[start : start + _WRITE_CHUNK], watch.remaining())
         return None
@@ -120,7 +120,7 @@ class _WatchedStream(httpcore2.NetworkStream):
 
 
 class _WatchedBackend(httpcore2.NetworkBackend):
-    """Connects, and keeps silent connections alive: NAT routers drop them, and a thinking model says nothing."""
+    """Connects with TCP keep-alive, because NAT routers drop silent connections and a reasoning model sends nothing."""
 
     def __init__(self, inner: httpcore2.NetworkBackend) -> None:
         self._inner = inner
@@ -153,7 +153,7 @@ def http_client(url: str, *, idle_connections: int = 100) -> httpx2.Client:
     """Return a client for an SDK: as many connections as there are calls, `idle_connections` of them kept open.
 
     The environment's proxies and certificates apply, proxies not to loopback (the sandbox, a model on this machine).
-    Redirects are not followed: a key must not travel to where it was not meant for.
+    Redirects are not followed, so that a key is sent only to the configured address.
     """
     client = httpx2.Client(
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=idle_connections, keepalive_expiry=30.0),

@@ -21,10 +21,10 @@ from sqlalchemy import update
 from gorgon_common.engine import machine as machine_module
 from gorgon_common.engine.context import Run
 from gorgon_common.engine.ports import AgentCall
-from gorgon_common.engine.records import Claimed, Finish, Head, Weight, step_id
+from gorgon_common.engine.records import Claimed, Finish, Head, Recovered, Weight, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import RateLimited
-from gorgon_common.persistence import recovery, tick_sqlite
+from gorgon_common.persistence import deaths, tick_sqlite
 from gorgon_common.persistence import store as store_module
 from gorgon_common.persistence.store import Store, tick_function
 from gorgon_common.persistence.tables import db_now, workers
@@ -179,6 +179,28 @@ def a_frozen_worker_comes_back_too_late(fleet: Watched) -> None:
     fleet.expect(fleet.state(run, 2) is S.PENDING, "a join began before all of its steps had ended")
     beside.set()
     still.join(PATIENCE)
+    fleet.ends(run)
+
+
+def a_worker_that_was_given_up_gets_a_message(fleet: Watched) -> None:
+    """It has not said since that it lives, and may die at once: nobody would look for its steps."""
+    given_up, other = fleet.processes
+    given_up.store.heartbeat(given_up.member, 5, {})
+    run = given_up.submit(plan_of(step("a"), step("b", 0)))
+    fleet.elapse(6)
+    other.sweep.once()
+    fleet.mailbox.waiting.sort(key=lambda post: post.ids)
+    fleet.serving(given_up, fleet.mailbox.take()).join(PATIENCE)
+    fleet.expect(fleet.state(run, 0) is S.READY, "a worker without a lease was given a step")
+
+    def renew() -> None:
+        given_up.store.heartbeat(given_up.member, 5, {})
+
+    given_up.machine.renew = renew
+    fleet.elapse(6)
+    other.sweep.once()
+    fleet.serving(given_up, fleet.mailbox.take()).join(PATIENCE)
+    fleet.expect(fleet.state(run, 1) is S.SUCCEEDED, "a worker that renewed its lease was given nothing")
     fleet.ends(run)
 
 
@@ -338,6 +360,7 @@ def a_branch_is_skipped_while_another_runs(fleet: Watched) -> None:
 SCENARIOS: tuple[Callable[[Watched], None], ...] = (
     a_frozen_worker_comes_back,
     a_frozen_worker_comes_back_too_late,
+    a_worker_that_was_given_up_gets_a_message,
     steps_end_together,
     steps_end_one_after_another,
     a_message_comes_twice,
@@ -511,10 +534,17 @@ def test_no_fence(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_token(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim does not raise the token, so that the one before cannot be told from it."""
-    lite = [("SET status = 2, token = token + 1, owner = ?, due = NULL", "SET status = 2, owner = ?, due = NULL")]
+    lite = [("SET status = 2, token = token + 1, owner = ?", "SET status = 2, owner = ?")]
     post = [("SET status = 2, token = s.token + 1, owner", "SET status = 2, owner")]
     with rewritten(stores, monkeypatch, lite=lite, post=post):
         seen_by(stores, a_frozen_worker_comes_back)
+
+
+def test_a_claim_without_a_lease(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    lite = [("NOT reaped AND lease_until > gorgon_now(0)", "1")]
+    post = [("NOT w.reaped AND w.lease_until > clock_timestamp()", "true")]
+    with rewritten(stores, monkeypatch, lite=lite, post=post):
+        seen_by(stores, a_worker_that_was_given_up_gets_a_message)
 
 
 def test_a_claim_of_what_another_one_runs(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -574,8 +604,9 @@ def test_double_dispatch_of_a_join(stores: Stores, monkeypatch: pytest.MonkeyPat
 def test_a_sweep_that_adopts_another_homes_run(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     reap = Store.reap
 
-    def everyone(self: Store, *, home: str, **fields: Any) -> list[tuple[Head, int]]:
-        return reap(self, home="laptop", **fields) + reap(self, home=home, **fields)
+    def everyone(self: Store, *, home: str, **fields: Any) -> Recovered:
+        found = [reap(self, home=name, **fields) for name in ("laptop", home)]
+        return Recovered([head for entry in found for head in entry.again])
 
     monkeypatch.setattr(Store, "reap", everyone)
     found = seen_by(stores, a_laptop_has_died)
@@ -610,7 +641,7 @@ def test_a_claim_of_another_homes_step(stores: Stores, monkeypatch: pytest.Monke
 def test_a_sweep_that_takes_from_the_living(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     reap = Store.reap
 
-    def anyone(self: Store, **fields: Any) -> list[tuple[Head, int]]:
+    def anyone(self: Store, **fields: Any) -> Recovered:
         with self.database.write() as connection:
             connection.execute(update(workers).values(lease_until=db_now(-1)))
         return reap(self, **fields)
@@ -640,7 +671,7 @@ def test_a_sweep_that_finds_nothing(stores: Stores, monkeypatch: pytest.MonkeyPa
 
 
 def test_all_are_blamed_for_a_death(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recovery, "SUSPECT_CRASHES", 99)
+    monkeypatch.setattr(deaths, "SUSPECT_DEATHS", 99)
     seen_by(stores, a_step_kills_its_workers)
 
 

@@ -22,7 +22,7 @@ from gorgon_common.costs.budgets import LEVELS, Account, Balance, Shortage
 from gorgon_common.costs.ledger import Kind, replay
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine.budget import Held, unsent
-from gorgon_common.engine.records import Claimed, Finish, Result, Room, RunInfo, step_id
+from gorgon_common.engine.records import Claimed, Finish, Result, Room, RunInfo, Waiting, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import InputInvalid, Unavailable
 from gorgon_common.persistence.budgets import Budgets
@@ -149,7 +149,7 @@ def test_a_shortage_says_which_budget_and_how_much_is_missing(budgets: Budgets) 
     own = [limit(1_000_000), limit(None, 10, name="step:1:a", level="step")]
     told = short(reserve(budgets, own, 1_200_000, 5)).explain(1_200_000, 5)
     assert told == (
-        "The limit of run:1 is $1.00: $0.00 spent, $0.00 reserved. This may need up to $1.20, $0.20 more than is left."
+        "The limit of run:1 is $1.00: $0.00 spent, $0.00 reserved. The next call may cost $1.20; $1.00 is left."
     )
     assert "is 10 tokens: 0 tokens spent" in short(reserve(budgets, own, 1, 11)).explain(1, 11)
 
@@ -262,7 +262,7 @@ def test_what_has_no_budget(budgets: Budgets, scope: str) -> None:
 def test_a_period_or_timezone_that_is_none(budgets: Budgets) -> None:
     with pytest.raises(InputInvalid, match="no period"):
         budgets.change("org", period="week", usd="1")
-    with pytest.raises(InputInvalid, match="no timezone"):
+    with pytest.raises(InputInvalid, match="no time zone"):
         budgets.change("org", period="day", timezone="Mars/Olympus", usd="1")
 
 
@@ -340,6 +340,26 @@ def test_a_budget_counts_what_was_spent_before_it_was_set(budgets: Budgets, desk
     spent = [entry["accounts"][0]["usd_spent"] for entry in budgets.listing()]
     assert spent == [70, 70, 0]  # org, blue, red
     short(reserve(budgets, [], 1, run=info(run, team="red")))
+
+
+def test_a_budget_counts_in_full_what_is_unknown_from_before_it_was_set(budgets: Budgets, desk: Desk) -> None:
+    run = desk.create([row(0), row(1), row(2)], target="live", team="blue")
+    desk.worker = desk.register(target="live")
+    now = budgets.now()
+    free, other, tiered = (desk.one(run, number) for number in range(3))
+    unknown = paid(cost_micro=None, usage=Usage(), measured=False)
+    budgets.unknown((free.id, free.token, 1), (30, 20, 10))  # no budget counted it
+    budgets.unknown((free.id, free.token, 1), (30, 20, 10))
+    desk.end(free, calls=(unknown,), finished_at=now)
+    reserve(budgets, [limit(1000)], 400, 50, call=(other.id, other.token, 1))  # the limit of its file did
+    desk.end(other, calls=(replace(unknown, reserved=True),), finished_at=now)
+    reserve(budgets, [limit(1000)], 500, 90, call=(tiered.id, tiered.token, 1))  # only its price is unknown
+    counted = paid(cost_micro=None, usage=Usage(input_tokens=5, output_tokens=2), reserved=True)
+    desk.end(tiered, calls=(counted,), finished_at=now)
+    for _ in range(2):
+        budgets.set("org", period="month", usd=10_000, tokens=10_000)
+        account = budgets.listing()[0]["accounts"][0]
+        assert (account["usd_spent"], account["token_spent"]) == (30 + 400 + 500, 20 + 50 + 7)
 
 
 # Changing limits
@@ -453,7 +473,7 @@ def test_a_step_given_back_by_a_worker_that_broke(desk: Desk, budgets: Budgets) 
     run = desk.create([row(0)])
     step = desk.one(run, 0)
     reserve(budgets, [limit(1000)], 100, call=(step.id, step.token, 1))
-    desk.store.release(step, crashed=True)
+    desk.store.release(step, crashed="it broke")
     assert (one(budgets).usd_spent, one(budgets).usd_reserved) == (100, 0)
 
 
@@ -462,7 +482,8 @@ def test_an_orphaned_run_is_closed_with_its_reservations(store: Store, budgets: 
     run = desk.create([row(0)])
     step = desk.one(run, 0)
     reserve(budgets, [limit(1000)], 100, call=(step.id, step.token, 1))
-    store.close_orphan(run)
+    elapse(store, 61)
+    assert store.close_orphan(run)
     assert (one(budgets).usd_spent, one(budgets).usd_reserved) == (100, 0)
 
 
@@ -499,7 +520,7 @@ def parked(desk: Desk, run: int, number: int, period: int, usd: int, *, patient:
     step = desk.one(run, number)
     room = Room(period, usd, 0, patient=patient)
     said = desk.store.park(step, seconds=600, reason="waiting", message="", calls=(), attempt=False, room=room)
-    assert said == "parked"
+    assert said == Waiting()
     return step.id
 
 

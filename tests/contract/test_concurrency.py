@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql
 
-from gorgon_common.engine.records import Finish, Hold, Result, step_id
+from gorgon_common.engine.records import Finish, Hold, Result, RunClosed, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import Conflict, KeyTaken
 from gorgon_common.ids import new_id
@@ -58,9 +58,11 @@ def finish(desk: Desk, run: int, status: RunStatus = RunStatus.SUCCEEDED) -> lis
         desk.store.begin(run)
         desk.end(*first)
     (gate,) = desk.claim(run, 1)
-    heads = desk.store.finish_run(
+    answer = desk.store.finish_run(
         desk.worker, Finish(gate, Result(S.SUCCEEDED, finished_at=NOW)), status=status, outputs=None, error=None
     )
+    assert isinstance(answer, RunClosed)
+    heads = answer.ready
     assert all(entry == 0 for entry in rows_of(heads))
     return [head.id >> 20 for head in heads]
 
@@ -310,7 +312,7 @@ def test_what_a_run_waits_for_is_told(desk: Desk) -> None:
     assert (found["key"], found["max"], found["ahead"]) == ("k", 1, 1)
     assert [holder["run_id"] for holder in found["held_by"]] == ["run_first"]
     assert "held by run_first (deploy) since 20" in found["what"]
-    assert found["what"].endswith("1 run waits before it")
+    assert found["what"].endswith("1 run is ahead of it")
     stop(desk, second)
     assert told(second) is None
     assert told(third)["ahead"] == 0

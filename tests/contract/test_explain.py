@@ -144,14 +144,47 @@ def test_the_wait_is_told_to_machines_with_the_step_and_in_the_journal(store: St
         found: dict[str, Any] = views.run(public, with_steps=True)["steps"][0]
         return found
 
-    assert step()["waits"] is None
+    assert (step()["status"], step()["waits"]["why"], step()["waits"]["until"]) == ("ready", "queue", None)
+    assert step()["waits"]["since"] == views.run(public, with_steps=False)["created_at"]
     held = claim(store, worker(store), run, 0)
     store.park(held, seconds=90, reason="input_tokens", message="openai m: busy", calls=(), attempt=False)
     (event,) = (event for event in views.events(public, after=0, limit=100) if event["kind"] == "step.waiting")
     waits_for = step()["waits"]
     assert (step()["reason"], waits_for["why"]) == ("openai m: busy", "input_tokens")
-    assert event["data"] == waits_for
+    assert event["data"] == {"why": "input_tokens", "until": waits_for["until"]}
+    assert waits_for["since"] == event["at"]
     assert parse_time(waits_for["until"]) - parse_time(event["at"]) == timedelta(seconds=90)
+
+
+def test_a_step_that_has_to_wait_again_for_the_same_has_waited_since_the_first_time(store: Store) -> None:
+    run = make_run(store, PLAN)
+    views = Views(store.database, lambda plan_hash: Plan.from_json(store.plan_body(plan_hash)))
+    public = store.info(run).public_id
+
+    def since(reason: str, *, attempt: bool = False) -> tuple[str, str]:
+        """Claim the step, park it, and return since when it waits, and when that was written into the journal."""
+        store.park(
+            claim(store, worker(store), run, 0), seconds=0, reason=reason, message="m", calls=(), attempt=attempt
+        )
+        shown = views.run(public, with_steps=True)["steps"][0]["waits"]["since"]
+        written = [
+            event["at"]
+            for event in views.events(public, after=0, limit=100)
+            if event["kind"] in ("step.waiting", "step.retry")
+        ][-1]
+        store.wake([step_id(run, 0)])
+        return shown, written
+
+    first, at = since("input_tokens")
+    assert first == at
+    second, at = since("input_tokens")
+    assert (second, second < at) == (first, True)
+    other, at = since("requests")
+    assert other == at
+    retry, at = since("retry", attempt=True)
+    assert retry == at
+    retry, at = since("retry", attempt=True)
+    assert retry == at
 
 
 def test_unknown_runs_and_steps_are_told(store: Store) -> None:

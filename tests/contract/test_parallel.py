@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from gorgon_common.engine.records import Finish, Keep, Result, Weight, step_id
+from gorgon_common.engine.records import Finish, Keep, Released, Result, Weight, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.persistence.tables import held_steps, run_slots, steps
 from tests.support.engine import ANTHROPIC, NOW, Desk, elapse, row, rows_of
@@ -74,6 +74,7 @@ def test_as_many_are_claimed_as_may_run_and_the_rest_waits(desk: Desk) -> None:
     assert held(desk, run) == [2, 3, 4]
     elapse(desk.store, 100)
     assert desk.store.overdue(home="", all_ready=True) == ([], [])  # no message of theirs can be lost
+    desk.store.heartbeat(desk.worker, 60, {})
     assert admit(desk, run) == ([], [], [])
     end(desk, run, 0)
     assert admit(desk, run) == ([2], [], [])
@@ -89,12 +90,11 @@ def test_whatever_stops_a_step_makes_room(desk: Desk) -> None:
     desk.store.park(step, seconds=60, reason="retry", message="later", calls=(), attempt=True)
     assert admit(desk, run)[0] == [1]
     (step,) = desk.store.owned(desk.worker)
-    head = desk.store.release(step)
-    assert head is not None
+    assert isinstance(desk.store.release(step), Released)
     assert admit(desk, run)[0] == [2]
     elapse(desk.store, 100)  # the worker is dead
     other = desk.register()
-    ((back, _),) = desk.store.reap(home="")
+    (back,) = desk.store.reap(home="").again
     assert back.id == step_id(run, 2)
     made = desk.store.admit(other, run, [back.id], free=9)
     assert rows_of(made.mine) == [2]  # before those that came after it

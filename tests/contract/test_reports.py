@@ -154,7 +154,7 @@ def test_one_run(filled: Reports) -> None:
 
 def test_the_last_day_is_included_and_a_moment_is_not(filled: Reports) -> None:
     def count(since: str | None, until: str | None) -> int:
-        return int(filled.report([], Filters.read(since, until, None))["total"]["calls"])
+        return int(filled.report([], Filters.read(since, until, {"target": "all"}))["total"]["calls"])
 
     assert count("2026-11-20", "2026-11-20") == 3
     assert count("2026-11-20", "2026-11-21") == 5
@@ -227,7 +227,36 @@ class Book:
         self.reports.record(calls)
 
     def costs(self, by: Any, *, since: Any = None, until: Any = None, only: Any = None, limit: Any = None) -> Any:
-        return self.reports.report(by, Filters.read(since, until, only), limit=limit)
+        return self.reports.report(by, Filters.read(since, until, only, by), limit=limit)
+
+
+def test_a_reply_may_call_itself_what_it_likes(store: Store, reports: Reports) -> None:
+    run = make_run(store, PLAN)
+    spend(store.database, run, 0, record(model="m" * 1000 + "\ud800", request_id="\0r" * 500, outcome="o" * 90))
+    (call,) = reports.calls()["items"]
+    assert (call["model"], len(call["request_id"]), len(call["outcome"])) == ("m" * 200, 200, 40)
+
+
+def test_real_money_is_never_added_to_play_money(filled: Reports) -> None:
+    tracker = CostTracker(Book(filled), prices=GenaiPricer())
+    tracker.record(provider="openai", model="own", input_tokens=5, output_tokens=5, cost_usd=0.25, run="mine")
+    real = tracker.get_report(by="provider")
+    assert (real["targets"], real["total"]["cost_usd"], real["total"]["runs"]) == (["live", "library"], 0.254, 2)
+    sums = {name: (entry["calls"], entry["cost_usd"], entry["runs"]) for name, entry in real["by_target"].items()}
+    assert sums == {"library": (1, 0.25, 1), "live": (3, 0.004, 1), "sandbox": (2, None, 1)}
+    assert real["by_target"]["sandbox"]["unpriced_calls"] == 1
+    for target, calls in (("live", 3), ("library", 1), ("sandbox", 2), ("all", 6)):
+        assert tracker.get_report(by="model", target=target)["total"]["calls"] == calls
+        assert len(filled.calls(Filters.read(None, None, {"target": target}))["items"]) == calls
+    with pytest.raises(InputInvalid, match="no target 'play'"):
+        tracker.get_report(target="play")
+
+
+def test_one_run_and_rows_that_name_their_target_are_shown_unasked(filled: Reports) -> None:
+    run = filled.report(["run"], Filters(only={"team": "blue"}))["rows"][0]["run"]
+    assert filled.report([], Filters.read(None, None, {"run": run}))["total"]["calls"] == 2
+    rows = filled.report(["target"], Filters.read(None, None, None, ["target"]))["rows"]
+    assert {row["target"]: row["calls"] for row in rows} == {"live": 3, "sandbox": 2}
 
 
 def test_what_the_library_records_stands_beside_the_runs(filled: Reports) -> None:

@@ -16,7 +16,22 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from gorgon_common.engine.records import Finish, Head, Keep, Result, Weight, step_id
+from gorgon_common.engine.records import (
+    Buried,
+    Children,
+    Finish,
+    Head,
+    Keep,
+    Recovered,
+    Refusal,
+    Released,
+    Renewal,
+    Result,
+    RunClosed,
+    Waiting,
+    Weight,
+    step_id,
+)
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import Conflict, NotFound, Unavailable
 from gorgon_common.persistence.store import Store
@@ -31,6 +46,7 @@ from tests.support.engine import (
     elapse,
     fan,
     new_run,
+    now,
     paid,
     row,
     rows_of,
@@ -73,7 +89,8 @@ def test_only_what_is_ready_is_claimed_and_its_token_rises(desk: Desk) -> None:
     (step,) = desk.claim(run, 0, 1)
     assert (step.row, step.run, step.token, step.attempt, step.crashes) == (0, run, 1, 1, 0)
     stored = desk.step(run, 0)
-    assert (stored.status, stored.owner, stored.due) == (S.RUNNING, desk.worker.owner, None)
+    assert (stored.status, stored.owner) == (S.RUNNING, desk.worker.owner)
+    assert abs((stored.due - now(desk.store)).total_seconds()) < 60, "when it was claimed"
     assert desk.status(run, 1) is S.PENDING
 
 
@@ -262,7 +279,7 @@ def test_nul_and_lone_surrogates_can_be_stored_everywhere(desk: Desk) -> None:
     parked = desk.one(run, 1)
     assert (
         desk.store.park(parked, seconds=0, reason="retry", message=BAD, calls=(paid(role=BAD),), attempt=True)
-        == "parked"
+        == Waiting()
     )
     desk.store.wake([parked.id])
     failed = Finish(desk.one(run, 1), Result(S.FAILED, error={"message": BAD}), {})
@@ -369,12 +386,7 @@ def keeps(desk: Desk, keep: Keep, successors: list[Any]) -> tuple[list[int], lis
     advance = desk.end(desk.one(run, 0), keep=keep)
     for step in advance.mine:
         stored = desk.step(run, step.row)
-        assert (stored.status, stored.owner, stored.token, stored.due) == (
-            S.RUNNING,
-            desk.worker.owner,
-            step.token,
-            None,
-        )
+        assert (stored.status, stored.owner, stored.token) == (S.RUNNING, desk.worker.owner, step.token)
         assert step.token == 1
     for head in advance.ready:
         stored = desk.step(run, head.id & 0xFFFFF)
@@ -492,9 +504,8 @@ def expanded(desk: Desk, count: int, window: int, **fields: Any) -> tuple[int, i
         window=window if window < count else None,
         reduce=count if fields.get("reduce") else None,
     )
-    assert found is not None
-    heads, base = found
-    return run, base, heads
+    assert isinstance(found, Children)
+    return run, found.base, list(found.ready)
 
 
 def test_a_composite_waits_for_its_children(desk: Desk) -> None:
@@ -518,8 +529,8 @@ def test_a_composite_may_expand_again(desk: Desk) -> None:
     step = desk.one(run, 0)
     for turn in range(3):
         found = desk.store.expand(step, [row(0, parent=0, position=turn)], phase="body", round=turn)
-        assert found is not None
-        assert found[1] == turn + 1
+        assert isinstance(found, Children)
+        assert found.base == turn + 1
         (step,) = desk.end(desk.one(run, turn + 1), keep=Keep(fast=1)).mine
     assert [entry.round for entry in desk.store.expansions(step.id)] == [0, 1, 2]
 
@@ -585,7 +596,7 @@ def test_an_expansion_of_a_lost_step_is_refused_but_its_calls_count(desk: Desk) 
     run = desk.create([row(0, weight=Weight.INLINE)])
     stale = desk.one(run, 0)
     desk.store.release(stale)
-    assert desk.store.expand(stale, [row(0, parent=0)], phase="fallback", calls=(paid(),)) is None
+    assert desk.store.expand(stale, [row(0, parent=0)], phase="fallback", calls=(paid(),)) is Refusal.LOST
     assert list(desk.statuses(run)) == [0]
     assert len(desk.spent()) == 1
 
@@ -597,7 +608,7 @@ def test_a_parked_step_is_woken_when_its_time_has_come(desk: Desk) -> None:
     run = desk.create([row(0)])
     step = desk.one(run, 0)
     said = desk.store.park(step, seconds=30, reason="retry", message="busy", calls=(paid(),), attempt=True)
-    assert said == "parked"
+    assert said == Waiting()
     assert desk.status(run, 0) is S.WAITING
     assert desk.kinds(run)[-1] == "step.retry"
     assert len(desk.spent()) == 1
@@ -622,7 +633,7 @@ def test_a_lost_step_is_not_parked_but_its_calls_count(desk: Desk) -> None:
     stale = desk.one(run, 0)
     desk.store.release(stale)
     fresh = desk.one(run, 0)
-    assert desk.store.park(stale, seconds=0, reason="retry", message="", calls=(paid(),), attempt=True) == "refused"
+    assert desk.store.park(stale, seconds=0, reason="retry", message="", calls=(paid(),), attempt=True) is Refusal.LOST
     assert desk.status(run, 0) is S.RUNNING
     assert [entry.token for entry in desk.spent()] == [stale.token]
     desk.end(fresh)
@@ -639,9 +650,8 @@ def test_a_waiting_step_that_was_woken_twice_is_claimed_once(desks: tuple[Desk, 
 def test_a_released_step_is_ready_for_others(desk: Desk) -> None:
     run = desk.create([row(0, weight=Weight.INLINE)])
     step = desk.one(run, 0)
-    head = desk.store.release(step, weight=Weight.SLOW)
-    assert head == Head(step.id, 0, Weight.SLOW, OPENAI, 0)
-    assert desk.store.release(step) is None
+    assert desk.store.release(step, weight=Weight.SLOW) == Released(Head(step.id, 0, Weight.SLOW, OPENAI, 0))
+    assert desk.store.release(step) is Refusal.LOST
     stored = desk.step(run, 0)
     assert (stored.status, stored.owner, stored.weight) == (S.READY, None, Weight.SLOW)
     assert stored.due is not None
@@ -679,7 +689,7 @@ def test_a_failure_cancels_what_has_not_started_and_waits_for_what_runs(desk: De
     assert desk.statuses(run) == {0: S.FAILED, 1: S.RUNNING, 2: S.CANCELLED, 3: S.PENDING, 4: S.PENDING}
     assert desk.run_status(run) is RunStatus.FINISHING
     assert desk.store.failure(run) == ({"message": "boom"}, False)
-    assert desk.checkpoint(run, 2).reason == "the run stopped: a step had failed"
+    assert desk.checkpoint(run, 2).reason == "the run stopped because a step failed"
     advance = desk.end(second, keep=Keep(fast=4))
     assert rows_of(advance.mine) == [GATE]
 
@@ -748,8 +758,8 @@ def test_a_step_that_ran_on_may_neither_wait_nor_expand(desk: Desk) -> None:
     run = desk.create(gated())
     first, second = desk.claim(run, 0, 1)
     fails(desk, first)
-    assert desk.store.park(second, seconds=0, reason="retry", message="", calls=(), attempt=True) == "halted"
-    assert desk.store.expand(second, [row(0, parent=1)], phase="body") is None
+    assert desk.store.park(second, seconds=0, reason="retry", message="", calls=(), attempt=True) is Refusal.STOPPED
+    assert desk.store.expand(second, [row(0, parent=1)], phase="body") is Refusal.STOPPED
     assert desk.status(run, 1) is S.RUNNING
     assert rows_of(desk.end(second, status=S.CANCELLED).ready) == [GATE]
 
@@ -758,9 +768,9 @@ def test_a_step_that_ran_on_is_cancelled_when_it_is_given_back(desk: Desk) -> No
     run = desk.create(gated())
     one, two = desk.claim(run, 0, 1)
     fails(desk, one)
-    head = desk.store.release(two, weight=Weight.SLOW)
-    assert head is not None
-    assert head.id == step_id(run, GATE)
+    answer = desk.store.release(two, weight=Weight.SLOW)
+    assert isinstance(answer, Buried)
+    assert rows_of(answer.ready) == [GATE]
     assert desk.status(run, 1) is S.CANCELLED
     assert desk.claim(run, 1) == []
 
@@ -851,7 +861,7 @@ def test_an_expansion_and_a_failure_at_once_leave_nothing_behind(desks: tuple[De
         )
         assert not isinstance(advance, Exception), advance
         ready = rows_of(advance.ready)
-        if made is None:
+        if made is Refusal.STOPPED:
             ready += rows_of(desks[0].end(group, status=S.CANCELLED).ready)
         statuses = desks[0].statuses(run)
         assert ready == [2]
@@ -911,7 +921,7 @@ def test_a_finished_run_cannot_be_stopped(desk: Desk) -> None:
     desk.store.finish_run(
         desk.worker, Finish(last, Result(S.SUCCEEDED)), status=RunStatus.SUCCEEDED, outputs={}, error=None
     )
-    with pytest.raises(Conflict, match="The run is succeeded already"):
+    with pytest.raises(Conflict, match="The run has already succeeded"):
         stop(desk, run)
     assert desk.store.cancelled([run]) == set()
 
@@ -928,7 +938,7 @@ def test_cancel_and_the_end_of_the_run_have_one_winner(desks: tuple[Desk, Desk])
             ),
             lambda run=run: stop(desks[1], run),
         )
-        assert said[0] == []
+        assert said[0] == RunClosed([])
         assert isinstance(said[1], Conflict) or said[1] == [] or rows_of(said[1]) == [GATE]
         assert desks[0].run_status(run) is RunStatus.SUCCEEDED
 
@@ -1021,13 +1031,13 @@ def test_a_run_of_ten_thousand_steps_is_created_in_one_go(desk: Desk) -> None:
 def test_a_lease_is_prolonged_until_it_was_taken_away(desk: Desk) -> None:
     worker = desk.register(lease=10)
     elapse(desk.store, 8)
-    assert desk.store.heartbeat(worker, 10, {OPENAI: 5.5})
+    assert desk.store.heartbeat(worker, 10, {OPENAI: 5.5}) is Renewal.RENEWED
     elapse(desk.store, 8)
-    assert desk.store.reap(home="") == []
-    assert desk.store.heartbeat(worker, 10, {})
+    assert desk.store.reap(home="") == Recovered([], [])
+    assert desk.store.heartbeat(worker, 10, {}) is Renewal.RENEWED
     elapse(desk.store, 11)
     desk.store.reap(home="")
-    assert not desk.store.heartbeat(worker, 10, {})
+    assert desk.store.heartbeat(worker, 10, {}) is Renewal.REVIVED
 
 
 def test_a_worker_that_comes_to_life_again_can_die_again(desk: Desk) -> None:
@@ -1038,12 +1048,13 @@ def test_a_worker_that_comes_to_life_again_can_die_again(desk: Desk) -> None:
     elapse(desk.store, 11)
     desk.store.reap(home="")
     other = desk.one(run, 0)
+    assert desk.claim(run, 1, worker=worker) == []
+    assert desk.store.heartbeat(worker, 10, {}) is Renewal.REVIVED
     late = desk.one(run, 1, worker=worker)
-    assert not desk.store.heartbeat(worker, 10, {})
-    assert desk.store.heartbeat(worker, 10, {})
+    assert desk.store.heartbeat(worker, 10, {}) is Renewal.RENEWED
     assert desk.end(lost, worker=worker).refused == [lost.id]
     elapse(desk.store, 11)
-    assert [head.id for head, _ in desk.store.reap(home="")] == [late.id]
+    assert [head.id for head in desk.store.reap(home="").again] == [late.id]
     assert not desk.end(other).refused
 
 
@@ -1052,9 +1063,9 @@ def test_only_the_steps_of_the_dead_are_taken_back(desk: Desk) -> None:
     dead = desk.register(lease=5)
     mine, lost = desk.one(run, 0), desk.one(run, 1, worker=dead)
     elapse(desk.store, 6)
-    ((head, token),) = desk.store.reap(home="")
-    assert (head.id, head.crashes, token) == (lost.id, 1, lost.token)
-    assert desk.store.reap(home="") == []
+    (head,) = desk.store.reap(home="").again
+    assert (head.id, head.crashes) == (lost.id, 1)
+    assert desk.store.reap(home="") == Recovered([], [])
     assert desk.statuses(run) == {0: S.RUNNING, 1: S.READY, 2: S.READY}
     assert desk.step(run, 1).owner is None
     assert "step.recovered" in desk.kinds(run)
@@ -1067,7 +1078,7 @@ def test_a_worker_that_retires_is_reaped_at_once(desk: Desk) -> None:
     worker = desk.register()
     desk.one(run, 0, worker=worker)
     desk.store.retire(worker)
-    assert [head.id for head, _ in desk.store.reap(home="")] == [step_id(run, 0)]
+    assert [head.id for head in desk.store.reap(home="").again] == [step_id(run, 0)]
 
 
 def test_nobody_takes_over_what_belongs_to_another_home(desk: Desk) -> None:
@@ -1075,33 +1086,12 @@ def test_nobody_takes_over_what_belongs_to_another_home(desk: Desk) -> None:
     desk.one(here, 0, worker=desk.register(lease=1))
     desk.one(there, 0, worker=desk.register(lease=1, home="laptop"))
     elapse(desk.store, 20)
-    assert [head.id for head, _ in desk.store.reap(home="")] == [step_id(here, 0)]
+    assert [head.id for head in desk.store.reap(home="").again] == [step_id(here, 0)]
     assert desk.status(there, 0) is S.RUNNING
-    assert [head.id for head, _ in desk.store.reap(home="laptop")] == [step_id(there, 0)]
+    assert [head.id for head in desk.store.reap(home="laptop").again] == [step_id(there, 0)]
     elapse(desk.store, 20)
     late, _ = desk.store.overdue(home="")
     assert [head.id for head, _ in late] == [step_id(here, 0)]
-
-
-def test_if_the_dead_worker_held_a_suspect_only_the_suspect_is_blamed(desk: Desk) -> None:
-    run = desk.create([row(0), row(1)])
-    with desk.store.database.write() as connection:
-        connection.execute(update(steps).where(steps.c.id == step_id(run, 1)).values(crashes=2))
-    dead = desk.register(lease=1)
-    desk.one(run, 0, worker=dead)
-    desk.one(run, 1, worker=dead, suspects=True)
-    elapse(desk.store, 2)
-    desk.store.reap(home="")
-    assert (desk.step(run, 0).crashes, desk.step(run, 1).crashes) == (0, 3)
-
-
-def test_without_a_suspect_all_that_the_dead_held_are_blamed(desk: Desk) -> None:
-    run = desk.create([row(0), row(1)])
-    dead = desk.register(lease=1)
-    desk.claim(run, 0, 1, worker=dead)
-    elapse(desk.store, 2)
-    desk.store.reap(home="")
-    assert (desk.step(run, 0).crashes, desk.step(run, 1).crashes) == (1, 1)
 
 
 def test_two_sweeps_take_each_step_back_once(desks: tuple[Desk, Desk]) -> None:
@@ -1114,7 +1104,7 @@ def test_two_sweeps_take_each_step_back_once(desks: tuple[Desk, Desk]) -> None:
     if not desks[0].store.database.sqlite:
         elapse(desks[0].store, 2)
     taken = together(*[lambda desk=desk: desk.store.reap(home="") for desk in (*desks, *desks)])
-    assert sorted(head.id & 0xFFFFF for found in taken for head, _ in found) == list(range(10))
+    assert sorted(head.id & 0xFFFFF for found in taken for head in found.again) == list(range(10))
     assert {desks[0].step(run, number).crashes for number in range(10)} == {1}
 
 
@@ -1124,8 +1114,8 @@ def test_a_step_that_ran_on_in_a_stopped_run_is_not_started_again(desk: Desk) ->
     desk.one(run, 0, worker=desk.register(lease=1))
     stop(desk, run)
     elapse(desk.store, 2)
-    heads = [head for head, _ in desk.store.reap(home="")]
-    assert rows_of(heads) == [GATE]
+    recovered = desk.store.reap(home="")
+    assert (rows_of(recovered.again), rows_of(recovered.freed)) == ([], [GATE])
     assert (desk.status(run, 0), desk.status(run, GATE)) == (S.CANCELLED, S.READY)
 
 
@@ -1377,13 +1367,15 @@ def test_a_closed_orphan_has_failed_and_leaves_nothing_behind(desk: Desk) -> Non
     worker = desk.register(home="laptop", lease=1)
     desk.one(run, 0, worker=worker)
     desk.store.shelve([Head(step_id(run, 1), 1, Weight.SLOW, OPENAI)], "team")
-    desk.store.close_orphan(run)
+    assert not desk.store.close_orphan(run), "its process lives"
+    elapse(desk.store, 2)
+    assert desk.store.close_orphan(run)
     assert desk.run_status(run) is RunStatus.FAILED
     assert set(desk.statuses(run).values()) == {S.CANCELLED}
     assert desk.waiting() == []
     assert desk.store.finished(run)[0]
     elapse(desk.store, 5)
-    assert desk.store.reap(home="laptop") == []
+    assert desk.store.reap(home="laptop") == Recovered([], [])
 
 
 def test_a_run_that_has_ended_is_not_closed_as_an_orphan(desk: Desk) -> None:
@@ -1392,7 +1384,8 @@ def test_a_run_that_has_ended_is_not_closed_as_an_orphan(desk: Desk) -> None:
     desk.store.finish_run(
         desk.worker, Finish(step, Result(S.SUCCEEDED)), status=RunStatus.SUCCEEDED, outputs=1, error=None
     )
-    desk.store.close_orphan(run)
+    elapse(desk.store, 61)
+    assert not desk.store.close_orphan(run)
     assert desk.run_status(run) is RunStatus.SUCCEEDED
     assert "run.failed" not in desk.kinds(run)
 

@@ -12,12 +12,15 @@ import typer
 
 from gorgon_api.app import create_app
 from gorgon_api.auth import SingleKey
+from gorgon_api.errors import KINDS
+from gorgon_common import logs, metrics
 from gorgon_common.bootstrap import Services
 from gorgon_common.cli import build
 from gorgon_common.engine.states import RUN_TRANSITIONS, STEP_TRANSITIONS, RunStatus, StepStatus
 from gorgon_common.roles.catalogue import load_roles
 from gorgon_common.settings import describe, load
 from gorgon_common.workflow import loader
+from tests.unit.test_telemetry import EVENTS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -122,7 +125,7 @@ def test_the_routes_of_the_table_are_those_of_the_api() -> None:
     app = create_app(cast(Services, None), SingleKey("key"))  # nothing is asked of it
     routes = {(verb.upper(), path) for path, verbs in app.openapi()["paths"].items() for verb in verbs}
     text = (ROOT / "docs" / "http-api.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `(GET|POST) (/\S+)` \|", text, re.MULTILINE)) == routes
+    assert set(re.findall(r"^\| `(GET|POST|PUT) (/\S+)` \|", text, re.MULTILINE)) == routes
 
 
 def test_the_modules_that_the_architecture_names_exist() -> None:
@@ -148,3 +151,22 @@ def test_the_diagrams_draw_every_transition() -> None:
     assert all(cancelled in after for after in STEP_TRANSITIONS.values() if after)
     runs: set[tuple[RunStatus, RunStatus]] = {(a, b) for a, after in RUN_TRANSITIONS.items() for b in after}
     assert drawn("queued") == {(a.name.lower(), b.name.lower()) for a, b in runs}
+
+
+def test_every_kind_of_problem_is_in_the_table() -> None:
+    text = (ROOT / "docs" / "http-api.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z-]+)` \| [\d, ]+ \| (.+) \|$", text, re.MULTILINE)
+    assert dict(rows) == KINDS
+
+
+def test_every_metric_is_in_the_table() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(gorgon_[a-z_]+)`", text))
+    assert named == {f"{metric.name}_total" if metric.kind == "Counter" else metric.name for metric in metrics.ALL}
+
+
+def test_every_line_about_runs_steps_and_calls_is_in_the_table() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    for event in EVENTS:
+        _, name, _ = logs._LINES[type(event)](event)
+        assert f"`{name}`" in text, name

@@ -16,7 +16,7 @@ from gorgon_common import metrics
 from gorgon_common.bootstrap import build
 from gorgon_common.costs.budgets import Balance
 from gorgon_common.costs.ledger import replay
-from gorgon_common.costs.prices import GenaiPricer
+from gorgon_common.costs.prices import GenaiPricer, read_overrides
 from gorgon_common.costs.usage import Usage
 from gorgon_common.engine.budget import Purse, Short
 from gorgon_common.engine.context import Run
@@ -111,7 +111,7 @@ def test_a_call_that_does_not_fit_is_not_made(lab: Lab) -> None:
     ran = lab.run(steps("go", head="limits: {budget_usd: 0.001}"))
     assert ran.error["kind"] == "budget"
     assert ran.error["message"].startswith("The limit of the run is $0.001: $0.00 spent, $0.00 reserved. This may need")
-    assert "more than is left" in ran.error["message"]
+    assert "is left." in ran.error["message"]
     assert lab.calls() == 0
 
 
@@ -356,7 +356,11 @@ def test_a_model_without_a_price_is_never_called_for_real_money(sandbox: Sandbox
     if own:
         assert ran.document["cost_usd"] > 0
     else:
-        assert "nobody could say what it costs" in ran.error["message"]
+        assert "the cost of the call would be unknown" in ran.error["message"]
+        assert "GORGON_PRICES" in ran.error["hint"]
+        entry = next(line for line in ran.error["hint"].splitlines() if line.startswith("- {"))
+        (made,) = read_overrides(entry)
+        assert (made.provider, made.model) == ("openai", "house-model"), "the hint can be copied into the file"
         assert sandbox.log() == []
 
 
@@ -432,7 +436,7 @@ def test_a_repair_that_no_budget_allows_says_what_is_paid(either: Lab) -> None:
     step = f"{{id: talk, {ASK}, max_tokens: 1024, prompt: '{WRONG}', output: {{a: string}}}}"
     ran = either.run(f"name: short\nlimits: {{budget_usd: 0.007}}\nsteps:\n  - {step}\n")
     assert ran.error["kind"] == "budget"
-    assert "Calls of this step that are paid already: 1, $0.0046." in ran.error["hint"]
+    assert "Calls of this step that are already paid for: 1, $0.0046." in ran.error["hint"]
     assert either.calls() == 1
     assert calls_on_ledger(either) == ["invalid"]
 

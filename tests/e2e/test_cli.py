@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import psutil
 import pytest
 
 from gorgon_common.client import schemas
+from tests.support.running import eventually
 from tests.support.sandbox import Sandbox, sandbox, sandbox_process
 
 __all__ = ["sandbox", "sandbox_process"]
@@ -383,7 +386,7 @@ def test_doctor_finds_everything_well_and_says_what_is_not(folder: Path) -> None
         "doctor", GORGON_REDIS_URL="redis://127.0.0.1:9/0", GORGON_SLOT="3", ANTHROPIC_API_KEY="sk-ant-" + "x" * 40
     )
     assert ill.returncode == 1
-    assert "GORGON_SLOT means nothing" in ill.stdout
+    assert "GORGON_SLOT is not a setting of Gorgon" in ill.stdout
     assert "Is it running?" in ill.stdout
     assert "x" * 10 not in ill.stdout
 
@@ -401,3 +404,69 @@ def test_demos_end_well(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GORGON_SANDBOX_URL")
     done = gorgon("demo", which, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+class TestWhatIsSaidAboutRuns:
+    def test_a_failed_run_offers_to_continue_with_the_edited_file(self, tmp_path: Path) -> None:
+        file = tmp_path / "broken run.yaml"
+        file.write_text("name: R\nsteps:\n  - {id: a, run: [sh, -c, 'exit 3']}\n")
+        failed = gorgon("run", str(file), GORGON_COMMANDS_ALLOW="*")
+        assert failed.returncode == 1
+        assert "a: The command exited with status 3" in failed.stdout
+        offered = next(line for line in failed.stdout.splitlines() if " -f " in line)
+        file.write_text(file.read_text().replace("exit 3", "echo ok"))
+        again = gorgon(*shlex.split(offered)[1:], GORGON_COMMANDS_ALLOW="*")
+        assert again.returncode == 0, again.stdout + again.stderr
+
+    def test_a_killed_run_is_listed_as_such(self, sandbox: Sandbox) -> None:
+        sandbox.faults({"role": "builder", "delay": 20})
+        process = started("run", "chain.yaml", GORGON_LEASE_SECONDS="1")
+        assert process.stdout is not None
+        assert process.stderr is not None
+        run_id = process.stdout.readline().split()[0]
+        process.kill()
+        process.wait(15)
+        process.stdout.close()
+        process.stderr.close()
+        eventually(
+            lambda: json.loads(gorgon("runs", "ls", "--json").stdout)["items"][0].get("orphaned"),
+            what="the lease's end",
+        )
+        listed = gorgon("runs", "ls")
+        assert listed.stdout.splitlines()[0].split("\t")[:4] == ["run", "workflow", "status", "target"]
+        assert f"{run_id}\tchain\tdied\tsandbox" in listed.stdout
+        assert f"gorgon runs resume {run_id}" in listed.stderr
+        watched = gorgon("runs", "watch", run_id)
+        assert watched.returncode == 3
+        assert f"has died. To continue it: gorgon runs resume {run_id}" in watched.stderr
+        assert "The run goes on" not in watched.stderr
+
+    def test_a_command_starts_in_its_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("hello")
+        (tmp_path / "c.yaml").write_text(
+            "name: C\ninputs: {folder: string}\nsteps:\n"
+            "  - {id: here, run: [cat, notes.txt], cwd: .}\n"
+            '  - {id: there, run: [cat, notes.txt], cwd: "{{inputs.folder}}"}\n'
+            '  - {id: empty, run: [sh, -c, \'ls -A; test "$HOME" = "$PWD"\']}\n'
+            'outputs: {all: "{{here.stdout}} {{there.stdout}} <{{empty.stdout}}>"}\n'
+        )
+        document = run_json("c.yaml", "-i", f"folder={tmp_path}", GORGON_COMMANDS_ALLOW="*")
+        assert document["outputs"]["all"] == "hello hello <>"
+
+
+def on_a_terminal(*arguments: str, columns: int) -> str:
+    with terminal(*arguments, COLUMNS=str(columns)) as (process, drawn):
+        assert process.wait(60) == 0
+    text = b"".join(drawn).decode()
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "")
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_real_terminal_shows_ids_in_one_piece(width: int) -> None:
+    run_id = run_json("chain.yaml")["run_id"]
+    for arguments in (["runs", "ls"], ["runs", "show", "last"], ["runs", "explain", "last"], ["costs", "top"]):
+        text = on_a_terminal(*arguments, columns=width)
+        if arguments[0] == "runs":
+            assert run_id in text, text
+        for line in text.splitlines():
+            assert len(line.rstrip()) <= width or "gorgon " in line, line

@@ -70,6 +70,11 @@ def test_reports_add_up_to_what_the_run_and_the_sandbox_say(lab: Lab, client: Cl
         assert sum(row["tokens"]["input"] for row in report["rows"]) == ran.document["tokens"]["input"]
         schemas.CostReport.model_validate(report)
         assert client.costs(by, only={"run": ran.id}) == report
+    real = client.costs(["workflow"])
+    assert (real["rows"], real["total"]["calls"], real["targets"]) == ([], 0, ["live", "library"]), "it was play money"
+    played = client.costs(["workflow"], only={"target": "sandbox"})
+    assert played["total"] == real["by_target"]["sandbox"]
+    assert micros(played["total"]["cost_usd"]) == micros(ran.document["cost_usd"])
     calls = lab.services.calls(only={"run": ran.id})["items"]
     assert len(calls) == lab.calls(status=200)
     assert sum(micros(call["cost_usd"]) for call in calls) == micros(ran.document["cost_usd"])
@@ -219,14 +224,16 @@ def test_the_commands_from_plan_to_report(tmp_path: Path, sandbox: Sandbox) -> N
     planned = gorgon(tmp_path, sandbox, "plan", "work.yaml", "-i", "topic=tea")
     assert "never run before" in planned
     assert "build ×3 (≤ 8)" in planned
-    assert "longest way: plan" in planned
+    assert "critical path: plan" in planned
     ran = json.loads(gorgon(tmp_path, sandbox, "run", "work.yaml", "--json"))
     report = json.loads(gorgon(tmp_path, sandbox, "costs", "report", "--by", "step", "--run", "last", "--json"))
     assert micros(report["total"]["cost_usd"]) == micros(ran["cost_usd"])
-    rows = list(csv.DictReader(io.StringIO(gorgon(tmp_path, sandbox, "costs", "report", "--calls", "--csv"))))
+    rows = list(
+        csv.DictReader(io.StringIO(gorgon(tmp_path, sandbox, "costs", "report", "--calls", "--run", "last", "--csv")))
+    )
     assert sum(micros(float(row["cost_usd"])) for row in rows) == micros(ran["cost_usd"])
     assert {"step", "item", "attempt", "cache_read_tokens", "price_version", "latency_ms"} <= rows[0].keys()
-    top = gorgon(tmp_path, sandbox, "costs", "top", "-n", "2")
+    top = gorgon(tmp_path, sandbox, "costs", "top", "-n", "2", "--target", "sandbox")
     assert top.splitlines()[0].startswith("work\t")
     explained = gorgon(tmp_path, sandbox, "runs", "explain", "last")
     assert "the work itself" in explained

@@ -50,7 +50,7 @@ def test_steps_wait_for_the_limit_and_none_of_it_is_an_attempt_or_a_call(lab: La
     assert (lab.calls(status=200), lab.calls(status=429)) == (6, 0)
     waits = [event for event in ran.events if event["kind"] == "step.waiting"]
     assert waits
-    assert waits[0]["message"] == f"openai {MODEL}: rate limit on requests"
+    assert waits[0]["message"] == f"openai {MODEL}: no room under the rate limit for requests"
     assert {event["data"]["why"] for event in waits} == {"requests"}
     assert all(parse_time(event["data"]["until"]) > parse_time(event["at"]) for event in waits)
     times = [entry["time"] for entry in lab.sandbox.log()]
@@ -96,7 +96,7 @@ def test_a_call_above_the_whole_limit_fails_at_once_and_is_not_made(lab: Lab) ->
     LimitRules(lab.services.database).set("openai", "gpt-5", {"tokens": 100})
     ran = lab.run('name: big\nsteps: [{id: it, provider: openai, model: gpt-5, max_tokens: 500, prompt: "Hello"}]\n')
     assert ran.error["kind"] == "over_limit"
-    assert "it needs 500 tokens, and the limit is 100" in ran.error["message"]
+    assert "it needs 500 tokens, but the limit is 100" in ran.error["message"]
     assert lab.calls() == 0
 
 
@@ -241,11 +241,12 @@ def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_plan_says_how_far_off_token_counts_are(sandbox: Sandbox, tmp_path: Path, say: Shell) -> None:
     file = tmp_path / "one.yaml"
     file.write_text(f'name: one\nsteps: [{{id: it, provider: openai, model: {MODEL}, prompt: "Hello"}}]\n')
-    assert "off by about 30% (never compared with a real count)" in say.gorgon("plan", str(file))
+    assert "typical error ±30 % (not yet compared with a real count)" in say.gorgon("plan", str(file))
     with laboratory(tmp_path, sandbox) as lab:
         lab.run(file.read_text())
     (estimate,) = json.loads(say("ls", "--json"))["estimates"]
-    told = f"tokens of {MODEL}: estimate × {estimate['ratio']:.2f}, off by about {estimate['error']:.0%} (1 past call)"
+    corrected = f"estimate corrected ×{estimate['ratio']:.2f}, typical error ±{100 * estimate['error']:.0f} %"
+    told = f"tokens of {MODEL}: {corrected} (from 1 past call)"
     assert told in say.gorgon("plan", str(file))
 
 
@@ -269,14 +270,14 @@ def test_the_command_line(sandbox: Sandbox, tmp_path: Path, say: Shell, monkeypa
     assert 0 < estimate["error"] < 1
     piped = say("ls")
     assert f"openai\t{MODEL}\tsandbox\trequests\t" in piped
-    assert "\t60\tset\t0\t0\t95%\topen" in piped
-    assert f"input tokens of openai {MODEL} (sandbox): estimate × {estimate['ratio']:.2f}, off by about" in piped
+    assert "\t60\tset\t0\t0\t95%\tavailable" in piped
+    assert f"input tokens of openai {MODEL} (sandbox): estimate corrected ×{estimate['ratio']:.2f}, typical" in piped
     monkeypatch.setattr(terminal, "interactive", lambda: True)
     read = say("ls")
-    assert f"openai {MODEL} (sandbox): open; 0 in flight, 0 waiting, rate 95%" in read
+    assert f"openai {MODEL} (sandbox): available\n  0 calls in flight, 0 waiting, at 95% of the allowed speed" in read
     assert max(len(line) for line in read.splitlines()) < 110
-    assert "no limits of your own any more" in say("set", "openai", MODEL, "--clear")
-    assert "there were none" in say("set", "openai", MODEL, "--clear")
+    assert "your limits are removed" in say("set", "openai", MODEL, "--clear")
+    assert "no limits were set" in say("set", "openai", MODEL, "--clear")
 
 
 @pytest.mark.parametrize(
@@ -302,9 +303,9 @@ def test_names_of_models_are_understood_or_questioned(say: Shell) -> None:
     known = resolve_model("openai", "standard")
     assert f"standard stands for {known}" in say("set", "openai", "standard", "--requests", "5")
     assert "Did you mean" in (told := say("set", "openai", f"{known}x", "--requests", "5"))
-    assert f"knows no model '{known}x': the limit holds for calls to exactly that name" in told
+    assert f"does not know the model '{known}x': the limit applies to calls to exactly that name" in told
     for fine in (known, MODEL, "gpt-*", "*"):
-        assert "knows no model" not in say("set", "openai", fine, "--requests", "5")
+        assert "does not know" not in say("set", "openai", fine, "--requests", "5")
     names = {rule["model"] for rule in json.loads(say("ls", "--json"))["rules"]}
     assert names == {known, f"{known}x", MODEL, "gpt-*", "*"}
 
@@ -328,7 +329,7 @@ steps:
     eventually(lambda: gate("claude-sonnet-5").get("breaker"), what="an open breaker")
     assert gate(MODEL)["teams"].get("default", 0) >= 1
     shown = say("ls")
-    assert "breaker open for" in shown
+    assert "the circuit breaker is open" in shown
     assert "(default " in shown
     for run in (waiting, failing):
         with contextlib.suppress(Conflict):  # it may have ended

@@ -386,7 +386,7 @@ name: skip
 steps:
   - {{id: bad, {self.BAD}, on_failure: skip}}
   - {{id: last, prompt: "More: {{{{bad.output}}}}"}}
-outputs: {{text: "{{{{last.output}}}}"}}
+outputs: {{text: "{{{{last.status == 'succeeded' ? 1 : last.output}}}}"}}
 """
         )
         message = ran.error["message"]
@@ -1093,7 +1093,7 @@ outputs: {on: "{{on.output}}", off: "{{default(off.output, null)}}", whole: "{{i
 name: missing
 inputs: {go: {type: boolean, default: false}}
 steps: [{id: off, checkpoint: x, when: inputs.go}]
-outputs: {off: "{{off.output}}"}
+outputs: {off: "{{inputs.go ? 'on' : off.output}}"}
 """
         )
         assert "off" in ran.error["message"]

@@ -132,6 +132,9 @@ class TestStart:
             "[]",
             "null",
             json.dumps({"source": OPEN, "inputs": {"x": float("nan")}}),
+            json.dumps({"source": OPEN, "max_cost_usd": float("nan")}),
+            json.dumps({"source": OPEN, "max_cost_usd": float("inf")}),
+            '{"source": "x", "inputs": {"x": 1e999}}',
             json.dumps({"source": OPEN, "inputs": {"x": ["\ud800"]}}),
             json.dumps({"source": OPEN, "inputs": {"\ud800": 1}}),
             '{"source": "\\ud800"}',
@@ -156,7 +159,7 @@ class TestStart:
         problem(response, 413, "content-too-large")
 
     def test_a_body_over_the_cap_without_a_length_is_refused(self, http: TestClient) -> None:
-        chunks = (b"y" * 65_536 for _ in range(20))
+        chunks = (b"y" * 65_536 for _ in range(MAX_BODY // 65_536 + 2))
         response = http.post("/v1/runs", content=chunks, headers={"Content-Type": "application/json"})
         problem(response, 413, "content-too-large")
 

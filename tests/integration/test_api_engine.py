@@ -59,6 +59,22 @@ def test_a_run_has_the_published_shape(client: Client) -> None:
     assert [(step["id"], step["status"]) for step in run["steps"]] == [("plan", "ready"), ("build", "pending")]
 
 
+def test_a_new_run_says_how_many_steps_it_has_to_run(client: Client) -> None:
+    first = client.submit(source=HELLO, inputs={"topic": "tea"})
+    assert (first["reused"], first["to_run"]) == (0, 2)
+    mapped = """
+name: mapped
+inputs: {xs: {type: array}}
+steps:
+  - id: each
+    role: builder
+    map: {over: "{{inputs.xs}}", as: x}
+    prompt: "{{x}}"
+  - {id: note, checkpoint: done, depends_on: [each]}
+"""
+    assert client.submit(source=mapped, inputs={"xs": [1, 2, 3]})["to_run"] == 1
+
+
 def test_an_idempotency_key(client: Client) -> None:
     first = start(client, idempotency_key="a")
     assert start(client, idempotency_key="a") == first

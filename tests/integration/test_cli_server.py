@@ -111,9 +111,9 @@ def test_a_failed_run_is_1_and_says_how_to_resume(gorgon: Gorgon, services: Fini
     assert f"--server {url}" in result.stdout
 
 
-def test_detach_is_3_and_prints_the_id(gorgon: Gorgon) -> None:
+def test_detach_is_0_and_prints_the_id(gorgon: Gorgon) -> None:
     result = gorgon("run", "hello.yaml", "-i", "topic=tea", "--detach")
-    assert result.exit_code == 3
+    assert result.exit_code == 0
     assert result.stdout.strip().startswith("run_")
     assert "gorgon runs watch" in result.stderr
 

@@ -14,6 +14,7 @@ from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine import rows
 from gorgon_common.engine.records import Advance, Claimed, Finish, Keep, NewRun, Result, Row, Weight, step_id
 from gorgon_common.engine.states import RUN_TRANSITIONS, STEP_TRANSITIONS, RunStatus, StepStatus
+from gorgon_common.persistence import live
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.store import Store, Worker
 from gorgon_common.persistence.tables import backlog, events, ledger, runs, steps
@@ -126,12 +127,26 @@ def elapse(store: Store, seconds: float) -> None:
     if store.database.sqlite:
         store.database.clock_offset += seconds
         return
-    columns = [("steps", "due"), ("workers", "lease_until"), ("leaders", "until"), ("runs", "deadline")]
+    columns = [
+        ("steps", "due"),
+        ("workers", "started_at"),
+        ("workers", "beat_at"),
+        ("workers", "lease_until"),
+        ("step_deaths", "at"),
+        ("leaders", "until"),
+        ("runs", "deadline"),
+    ]
     with store.database.write() as connection:
         for table, column in columns:
             connection.execute(
                 text(f"UPDATE {table} SET {column} = {column} - make_interval(secs => :s)"), {"s": seconds}
             )
+
+
+def now(store: Store) -> datetime:
+    """Return the time by the database's clock."""
+    with store.database.read() as connection:
+        return live.now(connection)
 
 
 def new_run(**fields: Any) -> NewRun:

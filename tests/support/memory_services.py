@@ -24,6 +24,7 @@ from gorgon_common.errors import Conflict, InputInvalid, NotFound, Problem, Work
 from gorgon_common.ids import new_id
 from gorgon_common.roles.catalogue import load_roles
 from gorgon_common.settings import Settings
+from gorgon_common.telemetry import new_trace_id
 from gorgon_common.workflow.compiler import check_inputs, try_compile
 from gorgon_common.workflow.loader import load
 from gorgon_common.workflow.plan import Kind, Plan
@@ -62,6 +63,7 @@ class MemoryServices(Services):
         team: str | None = None,
         idempotency_key: str | None = None,
         home: str = "",
+        trace_id: str | None = None,
     ) -> Submitted:
         values = check_inputs(plan, inputs)
         digest = hashlib.sha256(json.dumps([plan.hash(), values, target], sort_keys=True).encode()).hexdigest()
@@ -81,6 +83,7 @@ class MemoryServices(Services):
                 "status": "queued",
                 "target": target,
                 "team": team or plan.team,
+                "trace_id": trace_id or new_trace_id(),
                 "created_at": _now(),
                 "outputs": None,
                 "error": None,
@@ -159,7 +162,9 @@ class MemoryServices(Services):
         self.finish(run_id, "cancelled")
         return self.run(run_id)
 
-    def resume(self, run_id: str, *, plan: Plan | None = None, home: str | None = None) -> Submitted:
+    def resume(
+        self, run_id: str, *, plan: Plan | None = None, home: str | None = None, trace_id: str | None = None
+    ) -> Submitted:
         before = self.run(run_id, steps=True)
         if before["status"] not in RUN_FINISHED:
             raise Conflict("The run is still going on.")

@@ -30,7 +30,8 @@ class Seen:
 class Say:
     """What the server does with one request.
 
-    `reply` is a dict of `text`, `stop`, `usage`, … in no provider's form (see `render`); `raw` goes out as it is.
+    `reply` is a dict of `text`, `stop`, `usage`, … in no provider's form (see `FORMS`); `raw_usage`, `raw_stop` and
+    `raw_text` in it, and what `raw_more` adds to the body, go out as they are, and so does `raw`.
     `end`: whole | drop (after reading the request) | truncate (half of the body) | hang (until the server is closed) |
     late (whole, after `release`).
     """
@@ -155,13 +156,16 @@ def _responses(model: str, reply: dict[str, Any], stream: bool) -> Any:
             {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [part]},
         ],
         "service_tier": reply.get("tier", "default"),
-        "usage": {
+        "usage": reply["raw_usage"] if "raw_usage" in reply else {
             "input_tokens": usage.get("input", 0), "output_tokens": usage.get("output", 0),
             "input_tokens_details": _cached(usage),
             "output_tokens_details": {"reasoning_tokens": usage.get("reasoning", 0)},
             "total_tokens": usage.get("input", 0) + usage.get("output", 0),
         },
+        **reply.get("raw_more", {}),
     }  # fmt: skip
+    if "raw_stop" in reply:
+        body |= {"status": "incomplete", "incomplete_details": {"reason": reply["raw_stop"]}}
     if not stream:
         return body
     last = {"type": "response.incomplete" if cut else "response.completed", "sequence_number": 2, "response": body}
@@ -177,22 +181,25 @@ def _cached(usage: dict[str, int]) -> dict[str, int]:
 def _chat(model: str, reply: dict[str, Any], stream: bool) -> Any:
     usage = reply["usage"]
     finish = {"end": "stop", "max_tokens": "length", "refusal": "stop"}[reply["stop"]]
-    said = {"refusal" if reply["stop"] == "refusal" else "content": reply["text"]}
+    finish = reply.get("raw_stop", finish)
+    said = {"refusal" if reply["stop"] == "refusal" else "content": reply.get("raw_text", reply["text"])}
     counted = {
         "prompt_tokens": usage.get("input", 0), "completion_tokens": usage.get("output", 0),
         "total_tokens": usage.get("input", 0) + usage.get("output", 0),
         "prompt_tokens_details": _cached(usage),
         "completion_tokens_details": {"reasoning_tokens": usage.get("reasoning", 0)},
     }  # fmt: skip
+    if "raw_usage" in reply:
+        counted = reply["raw_usage"]
     shared = {"id": "chatcmpl-1", "created": 0, "model": reply.get("model", model)}
+    more = {"usage": counted, "service_tier": reply.get("tier", "default"), **reply.get("raw_more", {})}
     if not stream:
         choice = {"index": 0, "message": {"role": "assistant", **said}, "finish_reason": finish, "logprobs": None}
-        return {**shared, "object": "chat.completion", "choices": [choice], "usage": counted,
-                "service_tier": reply.get("tier", "default")}  # fmt: skip
+        return {**shared, "object": "chat.completion", "choices": [choice], **more}
     chunks = [
         {**shared, "choices": [{"index": 0, "delta": {"role": "assistant", **said}, "finish_reason": None}]},
         {**shared, "choices": [{"index": 0, "delta": {}, "finish_reason": finish}]},
-        {**shared, "choices": [], "usage": counted, "service_tier": reply.get("tier", "default")},
+        {**shared, "choices": [], **more},
     ]
     lines = [json.dumps({**chunk, "object": "chat.completion.chunk"}) for chunk in chunks]
     return [f"data: {line}\n\n" for line in (*lines, "[DONE]")]
@@ -212,24 +219,28 @@ def _messages(model: str, reply: dict[str, Any], stream: bool) -> Any:
         "output_tokens_details": {"thinking_tokens": usage.get("reasoning", 0)},
         "service_tier": reply.get("tier", "standard"),
     }  # fmt: skip
+    stop = reply.get("raw_stop", stop)
+    start_usage: Any = {**counted, "output_tokens": 1}
+    last_usage: Any = {name: counted[name] for name in ("output_tokens", "output_tokens_details")}
+    whole: Any = counted
+    if "raw_usage" in reply:
+        start_usage = last_usage = whole = reply["raw_usage"]
     refused = reply["stop"] == "refusal"
     details = {"type": "refusal", "category": "cyber", "explanation": reply["text"]} if refused else None
-    block = {"type": "text", "text": "" if refused else reply["text"]}
+    block = {"type": "text", "text": "" if refused else reply.get("raw_text", reply["text"])}
     body = {"id": "msg_1", "type": "message", "role": "assistant", "model": reply.get("model", model),
             "content": [block], "stop_reason": stop, "stop_sequence": None, "stop_details": details,
-            "usage": counted}  # fmt: skip
+            "usage": whole, **reply.get("raw_more", {})}  # fmt: skip
     if not stream:
         return body
-    start = {**body, "content": [], "stop_reason": None, "stop_details": None,
-             "usage": {**counted, "output_tokens": 1}}  # fmt: skip
+    start = {**body, "content": [], "stop_reason": None, "stop_details": None, "usage": start_usage}
     events: list[dict[str, Any]] = [
         {"type": "message_start", "message": start},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
         {"type": "content_block_delta", "index": 0, "delta": block | {"type": "text_delta"}},
         {"type": "content_block_stop", "index": 0},
         {"type": "message_delta", "delta": {"stop_reason": stop, "stop_sequence": None, "stop_details": details},
-         "usage": {"output_tokens": counted["output_tokens"],
-                   "output_tokens_details": counted["output_tokens_details"]}},
+         "usage": last_usage},
         {"type": "message_stop"},
     ]  # fmt: skip
     return [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events]

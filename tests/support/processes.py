@@ -60,11 +60,25 @@ class Process:
         assert self.line, "".join(self.said)
 
     @property
+    def ready(self) -> bool:
+        """Whether it has said that it is ready."""
+        return bool(self.line)
+
+    @property
     def alive(self) -> bool:
         return self._process.poll() is None
 
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
+
+    def wait(self, seconds: float = 20.0) -> int:
+        """Wait for its end, and return the exit code.  Raises AssertionError where it does not end."""
+        try:
+            code = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError("it did not end:\n" + "".join(self.said)) from None
+        self._reader.join(5)
+        return code
 
     def kill(self) -> None:
         """As `kill -9`."""

@@ -143,6 +143,7 @@ def laboratory(folder: Path, sandbox: Sandbox, *, database_url: str | None = Non
         broker_url=EMBEDDED_BROKER,
         commands_allow="*",
         lease_seconds=10,
+        grace_seconds=2,
     )
     services = build(settings)
     home = new_home()

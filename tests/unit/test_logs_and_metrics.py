@@ -14,6 +14,7 @@ import pytest
 
 from gorgon_common import lazy, logs, metrics, queues
 from gorgon_common.errors import ConfigurationError
+from gorgon_common.masking import MASK
 
 
 @pytest.fixture
@@ -63,6 +64,40 @@ def test_secrets_are_hidden_wherever_they_are(stream: io.StringIO) -> None:
     assert "rejected key ********" in stream.getvalue()
     assert "Bearer ********" in stream.getvalue()
     assert "ValueError" in stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_what_others_say_cannot_steer_a_terminal_or_forge_a_line(stream: io.StringIO, form: str) -> None:
+    logs.configure("info", form, stream=stream)
+    logs.get_logger("x").error("failed\nERROR forged", said="\x1b[2J\x9b\u202e", more=["\x1b]0;owned\x07"])
+    text = stream.getvalue()
+    assert text.count("\n") == 1
+    assert not [sign for sign in "\x1b\x9b\u202e\x07" if sign in text]
+
+
+def test_libraries_with_handlers_of_their_own_are_masked_too() -> None:
+    code = (
+        "import logging, sys; from gorgon_common.cli import streams; streams.prepare(); log = logging.getLogger('c')\n"
+    )
+    code += "handler = logging.StreamHandler(sys.stdout); handler.setFormatter(logging.Formatter('%(message)s'))\n"
+    code += "log.addHandler(handler)\n"
+    code += "try: raise ValueError('amqp://me:pw@h//')\n"
+    code += "except ValueError: log.exception('lost %s\\x1b[2J', 'redis://:pw@h/0')\n"
+    code += "logging.getLogger('other').warning('redis://:pw@h/1')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, *trace = done.stdout.splitlines()
+    assert first == rf"lost redis://:{MASK}@h/0\x1b[2J"
+    assert trace[-1] == f"ValueError: amqp://me:{MASK}@h//"
+    assert f"redis://:{MASK}@h/1" in done.stderr
+    assert ":pw@" not in done.stdout + done.stderr
+
+
+def test_credentials_in_what_libraries_log_are_hidden(stream: io.StringIO) -> None:
+    logs.configure("info", "json", stream=stream)
+    logging.getLogger("celery").error("cannot connect to redis://:pw@h/0", exc_info=ValueError("amqp://me:pw@h//"))
+    (line,) = lines(stream)
+    assert line["event"] == f"cannot connect to redis://:{MASK}@h/0"
+    assert f"amqp://me:{MASK}@h//" in str(line["exception"])
 
 
 def test_other_libraries_log_the_same_way(stream: io.StringIO) -> None:

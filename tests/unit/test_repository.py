@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("gorgon_common", "gorgon_worker", "gorgon_api", "dashboard", "workflows")
+PACKAGES = ("gorgon", "gorgon_common", "gorgon_worker", "gorgon_api", "dashboard")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 COMPANIONS = {"pydantic-core": "pydantic", "starlette": "fastapi"}  # pinned by, and of no use without
 IMPORTS_LATE = {"gorgon_common/lazy.py"}

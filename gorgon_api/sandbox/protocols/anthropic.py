@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gorgon_api.sandbox.calls import Known, ModelCall, ModelReply, Tool, Usage, tokens_in
-from gorgon_api.sandbox.desk import Desk, ProviderFailure, account_of, dump, event, log_entry, pieces
 from gorgon_api.sandbox.http import Request, Response
 from gorgon_api.sandbox.limits import Denied, Level
+from gorgon_api.sandbox.model_service import ModelService, ProviderFailure, account_of, dump, event, log_entry, pieces
 
 _MODELS_TEXT = """
     claude-opus-5-5 claude-sonnet-5-5 claude-haiku-5-5 claude-fable-5-2 claude-mythos-5-2 claude-opus-5
@@ -44,7 +44,7 @@ KINDS = {
     529: ("overloaded_error", "Overloaded"),
 }
 ACCEPTED = Known()
-"""Schemas that were found good already."""
+"""Schemas that have been validated."""
 
 STOPS = {
     "end": "end_turn",
@@ -67,8 +67,8 @@ def rounded(amount: float, limit: float) -> int:
     return int(round(amount, -3)) if limit >= 100_000 else int(amount)
 
 
-class Dialect:
-    """Anthropic's shapes."""
+class AnthropicWireFormat:
+    """Anthropic's wire format."""
 
     name = "anthropic"
 
@@ -126,11 +126,11 @@ class Dialect:
         return ProviderFailure(429, "rate_limit_error", text, None, None, after)
 
     def costs(self, call: ModelCall) -> dict[str, float]:
-        """Return what a call is expected to use: output counts when it has been made, but there has to be some left."""
+        """Return the expected usage: output counts when it is generated, but some must be left."""
         return {"requests": 1, "tokens": call.input_tokens, "input_tokens": call.input_tokens, "output_tokens": 1}
 
     def used(self, usage: Usage) -> dict[str, float]:
-        """Return what a call has used in the end; what is read from the cache does not count."""
+        """Return the actual usage; cache reads do not count."""
         paid = usage.input - usage.cached
         return {"requests": 1, "tokens": paid + usage.output, "input_tokens": paid, "output_tokens": usage.output}
 
@@ -147,10 +147,10 @@ class Dialect:
         return b"event: error\ndata: " + self.error(failure, request_id) + b"\n\n"
 
 
-DIALECT = Dialect()
+WIRE_FORMAT = AnthropicWireFormat()
 
 
-# reading
+# reading requests
 
 
 def texts(content: Any) -> Iterable[str]:
@@ -258,7 +258,7 @@ def schema_of(body: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, int]:
 
 
 def tool_of(body: Mapping[str, Any], answered: bool) -> Tool | None:
-    """Return the tool to be called now: the one that is forced, else the first one as long as none was called."""
+    """Return the tool to call now: the forced one, else the first one if none was called yet."""
     tools = {
         item["name"]: Tool(item["name"], item["input_schema"])
         for item in body.get("tools") or ()
@@ -282,7 +282,7 @@ def check_parameters(body: Mapping[str, Any], counting: bool) -> str:
     if not isinstance(model, str) or not model:
         raise bad_request("model: Field required")
     if model.startswith(("unknown-", "gpt-")):
-        raise DIALECT.failure(404, None, None, model)
+        raise WIRE_FORMAT.failure(404, None, None, model)
     limit = body.get("max_tokens")
     if not counting:
         if not isinstance(limit, int) or isinstance(limit, bool):
@@ -354,7 +354,7 @@ def read_call(body: Mapping[str, Any], counting: bool = False) -> ModelCall:
     )
 
 
-# writing
+# writing replies
 
 
 def usage_of(call: ModelCall, usage: Usage) -> dict[str, Any]:
@@ -465,9 +465,9 @@ def check_key(request: Request, key: str) -> None:
     if not key:
         raise ProviderFailure(401, "authentication_error", "x-api-key header is required")
     if key.startswith("bad"):
-        raise DIALECT.failure(401, None, None, "")
+        raise WIRE_FORMAT.failure(401, None, None, "")
     if key.startswith("broke"):
-        raise DIALECT.failure(402, None, None, "")
+        raise WIRE_FORMAT.failure(402, None, None, "")
     if not request.headers.get("anthropic-version"):
         raise bad_request("anthropic-version: header is required")
 
@@ -501,7 +501,7 @@ def read_body(request: Request) -> dict[str, Any]:
     return body
 
 
-async def handle(desk: Desk, request: Request) -> Response:
+async def handle(service: ModelService, request: Request) -> Response:
     """Answer a request to Anthropic."""
     key = authenticate(request)
     account = account_of(key)
@@ -511,11 +511,11 @@ async def handle(desk: Desk, request: Request) -> Response:
         if request.method == "GET" and operation == "models":
             data = [model_info(model) for model in MODELS]
             page = {"data": data, "has_more": False, "first_id": MODELS[0], "last_id": MODELS[-1]}
-            return free(desk, request, account, "models", page)
+            return free(service, request, account, "models", page)
         if request.method == "GET" and operation.startswith("models."):
             model = request.path.removeprefix("/v1/models/")
             check_parameters({"model": model}, counting=True)
-            return free(desk, request, account, "models", model_info(model))
+            return free(service, request, account, "models", model_info(model))
         if request.method == "POST" and operation in ("messages", "messages.count_tokens"):
             body = read_body(request)
             try:
@@ -523,17 +523,17 @@ async def handle(desk: Desk, request: Request) -> Response:
             except (AttributeError, KeyError, TypeError) as error:
                 raise bad_request(f"The request has an unexpected shape: {error}") from error
             if operation == "messages":
-                return await desk.answer(DIALECT, request, account, call)
-            return free(desk, request, account, operation, {"input_tokens": call.input_tokens})
+                return await service.answer(WIRE_FORMAT, request, account, call)
+            return free(service, request, account, operation, {"input_tokens": call.input_tokens})
         raise ProviderFailure(404, "not_found_error", "Not found")
     except ProviderFailure as failure:
-        entry = {**log_entry(request, "anthropic", account, operation), "request_id": desk.request_id()}
-        return desk.fail(DIALECT, None, failure, entry, time.time())
+        entry = {**log_entry(request, "anthropic", account, operation), "request_id": service.request_id()}
+        return service.fail(WIRE_FORMAT, None, failure, entry, time.time())
 
 
-def free(desk: Desk, request: Request, account: str, operation: str, data: Mapping[str, Any]) -> Response:
-    """Return something that costs nothing."""
-    request_id = desk.request_id()
+def free(service: ModelService, request: Request, account: str, operation: str, data: Mapping[str, Any]) -> Response:
+    """Return a reply that costs nothing."""
+    request_id = service.request_id()
     entry = log_entry(request, "anthropic", account, operation)
-    desk.log.add({**entry, "request_id": request_id, "status": 200, "delivered": True})
-    return Response(200, dump(data), {"content-type": "application/json", **DIALECT.headers({}, request_id)})
+    service.log.add({**entry, "request_id": request_id, "status": 200, "delivered": True})
+    return Response(200, dump(data), {"content-type": "application/json", **WIRE_FORMAT.headers({}, request_id)})

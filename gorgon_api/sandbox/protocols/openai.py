@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gorgon_api.sandbox.calls import Known, ModelCall, ModelReply, Tool, Usage, tokens_in
-from gorgon_api.sandbox.desk import Desk, ProviderFailure, account_of, dump, event, log_entry, pieces
 from gorgon_api.sandbox.http import Request, Response
 from gorgon_api.sandbox.limits import Denied, Level
+from gorgon_api.sandbox.model_service import ModelService, ProviderFailure, account_of, dump, event, log_entry, pieces
 
 _MODELS_TEXT = """
     gpt-6-astra gpt-6-sol gpt-6-luna gpt-5.6-sol gpt-5.6-terra gpt-5.6-luna gpt-5.5 gpt-5.4 gpt-5.4-mini
@@ -27,10 +27,10 @@ CONTEXT = 1_000_000
 IMAGE_TOKENS = 765
 REASONING = re.compile(r"^(o\d|gpt-[5-9])")
 CACHE_WRITES = re.compile(r"^gpt-(5\.[6-9]|[6-9])")
-"""Models that count what is written to the prompt cache."""
+"""Models that count cache writes."""
 
 ACCEPTED = Known()
-"""Strict schemas that were found good already."""
+"""Strict schemas that have been validated."""
 
 EFFORT_SHARE = {"none": 0.0, "minimal": 0.05, "low": 0.15, "medium": 0.3, "high": 0.6, "xhigh": 1.2, "max": 1.5}
 _RESPONSE_PARAMETERS_TEXT = """
@@ -83,8 +83,8 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return ProviderFailure(400, "invalid_request_error", message, code, param)
 
 
-class Dialect:
-    """OpenAI's shapes."""
+class OpenAIWireFormat:
+    """OpenAI's wire format."""
 
     name = "openai"
 
@@ -139,7 +139,7 @@ class Dialect:
         return ProviderFailure(429, denied.kind, text, "rate_limit_exceeded", None, after)
 
     def costs(self, call: ModelCall) -> dict[str, float]:
-        """Return what a call is expected to use: OpenAI lets in by the larger of input and max_tokens."""
+        """Return the expected usage: OpenAI admits a call by the larger of input and max_tokens."""
         expected = max(call.input_tokens, call.max_tokens or 0)
         return {
             "requests": 1,
@@ -149,7 +149,7 @@ class Dialect:
         }
 
     def used(self, usage: Usage) -> dict[str, float]:
-        """Return what a call has used in the end."""
+        """Return the actual usage."""
         tokens = usage.input + usage.output
         return {"requests": 1, "tokens": tokens, "input_tokens": usage.input, "output_tokens": usage.output}
 
@@ -173,10 +173,10 @@ class Dialect:
         return event({"type": "response.failed", "sequence_number": number, "response": whole}, "response.failed")
 
 
-DIALECT = Dialect()
+WIRE_FORMAT = OpenAIWireFormat()
 
 
-# reading
+# reading requests
 
 
 def texts(content: Any) -> Iterable[str]:
@@ -222,7 +222,7 @@ def messages_of(items: Any) -> tuple[list[str], list[str], int, bool]:
 
 
 def tools_of(body: Mapping[str, Any], answered: bool) -> Tool | None:
-    """Return the function to be called now: the one that is forced, else the first one as long as none was called."""
+    """Return the function to call now: the forced one, else the first one if none was called yet."""
     functions = {}
     for item in body.get("tools") or ():
         function = item.get("function", item)
@@ -308,12 +308,12 @@ def check_model(body: Mapping[str, Any]) -> str:
     if not isinstance(model, str) or not model:
         raise bad_request("you must provide a model parameter")
     if model.startswith(("unknown-", "claude-")):
-        raise DIALECT.failure(404, None, None, model)
+        raise WIRE_FORMAT.failure(404, None, None, model)
     return model
 
 
 def reasoning_share(model: str, effort: Any) -> float:
-    """Return how many reasoning tokens there are for a visible one."""
+    """Return the reasoning tokens per visible token."""
     if effort is None:
         effort = "medium" if REASONING.match(model) and "chat" not in model else "none"
     if effort not in EFFORT_SHARE:
@@ -396,7 +396,7 @@ def read_call(body: Mapping[str, Any], operation: str) -> ModelCall:
     )
 
 
-# writing
+# writing replies
 
 
 def tier(body: Mapping[str, Any]) -> str:
@@ -612,7 +612,7 @@ def embedding(text: str, dimensions: int) -> array[float]:
     return array("f", (value / length for value in vector))
 
 
-def embed(desk: Desk, request: Request, account: str, body: Mapping[str, Any]) -> Response:
+def embed(service: ModelService, request: Request, account: str, body: Mapping[str, Any]) -> Response:
     """Answer a request for embeddings.  Raises ProviderFailure."""
     model = check_model(body)
     given = body.get("input")
@@ -632,20 +632,20 @@ def embed(desk: Desk, request: Request, account: str, body: Mapping[str, Any]) -
         plain = base64.b64encode(vector.tobytes()).decode() if body.get("encoding_format") == "base64" else list(vector)
         data.append({"object": "embedding", "index": index, "embedding": plain})
     now = time.time()
-    gate = desk.limits.gate("openai", account, model, now)
-    request_id = desk.request_id()
+    gate = service.limits.gate("openai", account, model, now)
+    request_id = service.request_id()
     entry = log_entry(request, "openai", account, "embeddings")
     entry |= {"request_id": request_id, "model": model, "prompt": inputs[0][:200]}
     entry["digest"] = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
     denied = gate.admit({"requests": 1, "tokens": tokens, "input_tokens": tokens}, now)
     if denied is not None:
-        return desk.fail(DIALECT, gate, DIALECT.denial(denied, model), entry, now)
+        return service.fail(WIRE_FORMAT, gate, WIRE_FORMAT.denial(denied, model), entry, now)
     gate.leave()
     usage = Usage(input=tokens)
-    desk.limits.spend("openai", account, tokens)
-    desk.log.charge(account, "openai", model, usage.to_dict())
-    desk.log.add({**entry, "status": 200, "usage": usage.to_dict(), "delivered": True})
-    headers = {"content-type": "application/json", **DIALECT.headers(gate.levels(now), request_id)}
+    service.limits.spend("openai", account, tokens)
+    service.log.charge(account, "openai", model, usage.to_dict())
+    service.log.add({**entry, "status": 200, "usage": usage.to_dict(), "delivered": True})
+    headers = {"content-type": "application/json", **WIRE_FORMAT.headers(gate.levels(now), request_id)}
     counted = {"prompt_tokens": tokens, "total_tokens": tokens}
     return Response(200, dump({"object": "list", "data": data, "model": model, "usage": counted}), headers)
 
@@ -685,7 +685,7 @@ def read_body(request: Request) -> dict[str, Any]:
     return body
 
 
-async def handle(desk: Desk, request: Request) -> Response:
+async def handle(service: ModelService, request: Request) -> Response:
     """Answer a request to OpenAI."""
     key = request.headers.get("authorization", "").partition(" ")[2].strip()
     account = account_of(key)
@@ -693,29 +693,31 @@ async def handle(desk: Desk, request: Request) -> Response:
     try:
         authenticate(request)
         if request.method == "GET" and operation == "models":
-            return listed(desk, request, account, {"object": "list", "data": [model_info(model) for model in MODELS]})
+            return listed(
+                service, request, account, {"object": "list", "data": [model_info(model) for model in MODELS]}
+            )
         if request.method == "GET" and operation.startswith("models."):
             model = check_model({"model": request.path.removeprefix("/v1/models/")})
-            return listed(desk, request, account, model_info(model))
+            return listed(service, request, account, model_info(model))
         if request.method == "POST" and operation == "embeddings":
-            return embed(desk, request, account, read_body(request))
+            return embed(service, request, account, read_body(request))
         if request.method == "POST" and operation in ("responses", "chat.completions"):
             body = read_body(request)
             try:
                 call = read_call(body, operation)
             except (AttributeError, KeyError, TypeError) as error:
                 raise bad_request(f"The request has an unexpected shape: {error}") from error
-            return await desk.answer(DIALECT, request, account, call)
+            return await service.answer(WIRE_FORMAT, request, account, call)
         text = f"Invalid URL ({request.method} {request.path})"
         raise ProviderFailure(404, "invalid_request_error", text)
     except ProviderFailure as failure:
-        entry = {**log_entry(request, "openai", account, operation), "request_id": desk.request_id()}
-        return desk.fail(DIALECT, None, failure, entry, time.time())
+        entry = {**log_entry(request, "openai", account, operation), "request_id": service.request_id()}
+        return service.fail(WIRE_FORMAT, None, failure, entry, time.time())
 
 
-def listed(desk: Desk, request: Request, account: str, data: Mapping[str, Any]) -> Response:
-    """Return something that costs nothing."""
-    request_id = desk.request_id()
+def listed(service: ModelService, request: Request, account: str, data: Mapping[str, Any]) -> Response:
+    """Return a reply that costs nothing."""
+    request_id = service.request_id()
     entry = log_entry(request, "openai", account, "models")
-    desk.log.add({**entry, "request_id": request_id, "status": 200, "delivered": True})
-    return Response(200, dump(data), {"content-type": "application/json", **DIALECT.headers({}, request_id)})
+    service.log.add({**entry, "request_id": request_id, "status": 200, "delivered": True})
+    return Response(200, dump(data), {"content-type": "application/json", **WIRE_FORMAT.headers({}, request_id)})

@@ -1,10 +1,10 @@
-"""What a piece of work will use: low, expected, p95 and worst, by playing it many times with seeded chance.
+"""Forecasts what a piece of work will use (low, expected, p95 and worst) by seeded Monte Carlo simulation.
 
-The work is a tree of tasks; what is uncertain about each is a Guess, learned from past calls or assumed.  Low, expected
-and p95 come from the plays (2.5 % quantile, mean, 95 % quantile); worst is no play but arithmetic: every attempt and
-repair round is used up, every map is full, every loop goes all its rounds, every reply is as long as it may be.
+The work is a tree of tasks.  Each uncertain quantity is an Estimate, learned from past calls or assumed.  Low, expected
+and p95 come from the trials (2.5 % quantile, mean, 95 % quantile).  Worst is computed, not simulated: every attempt and
+repair round is used up, every map is full, every loop runs all its rounds, every reply is as long as it may be.
 
-What nothing is known of is None.  A sum of something unknown is None too, with the sum of the rest beside it.
+An unknown quantity is None.  A sum with an unknown part is None too; the sum of the known parts is given beside it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gorgon_common.costs.forecast.bands import Band, Line, line_of, unknown_tasks
-from gorgon_common.costs.forecast.plays import ITEMS, Play, correct_times, rates_of
+from gorgon_common.costs.forecast.budget_check import budget_needed, check_budget
+from gorgon_common.costs.forecast.quantiles import Line, Quantiles, line_of, unknown_tasks
 from gorgon_common.costs.forecast.quotas import binding_quota, quota_seconds
-from gorgon_common.costs.forecast.refusals import rooms_needed, verdict
+from gorgon_common.costs.forecast.simulation import ITEMS, Trial, correct_times, rates_of
 from gorgon_common.costs.forecast.work import (
     ASSUMED,
     HISTORY,
-    KIN,
+    SIMILAR,
     Allowance,
     Call,
-    Guess,
+    Estimate,
     Part,
     Price,
     Quota,
@@ -41,17 +41,17 @@ __all__ = [
     "ASSUMED",
     "CALL_TOKENS",
     "HISTORY",
-    "KIN",
     "REPAIR_TOKENS",
     "REREAD",
+    "SIMILAR",
     "Allowance",
-    "Band",
     "Call",
+    "Estimate",
     "Forecast",
-    "Guess",
     "Line",
     "Part",
     "Price",
+    "Quantiles",
     "Quota",
     "Repeat",
     "Task",
@@ -67,47 +67,50 @@ _FEWEST, _MOST = 60, 400
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """The whole of it.  `path`: (task, expected seconds) of the longest way.  `binding`: see `binding_quota`."""
+    """The whole forecast.  `path`: (task, expected seconds) of the critical path.  `binding`: see `binding_quota`.
+
+    `trials`: how many trials were simulated.
+    """
 
     lines: tuple[Line, ...]
     total: Line
     unknown_cost: tuple[int, ...]
     unknown_time: tuple[int, ...]
-    known_usd: Band
-    known_seconds: Band
+    known_usd: Quantiles
+    known_seconds: Quantiles
     path: tuple[tuple[int, float], ...]
     models: Mapping[tuple[str, str], Mapping[str, float]]
     binding: Mapping[str, Any] | None
     budgets: tuple[Mapping[str, Any], ...]
-    plays: int
+    trials: int
 
 
 def forecast(work: Work) -> Forecast:
-    """Return what the work will use."""
+    """Return the forecast of the work."""
     rates = {index: rates_of(work, task.call) for index, task in enumerate(work.tasks) if task.call is not None}
-    first = Play(work, rates, random.Random(work.seed))
-    first.play()
+    first = Trial(work, rates, random.Random(work.seed))
+    first.run()
     turns = max(1.0, sum(min(sums.runs, ITEMS) for sums in first.own))
-    plays = int(min(_MOST, max(_FEWEST, _DRAWS / turns)))
-    played: list[tuple[Play, Sums]] = []
-    for number in range(plays):
-        play = Play(work, rates, random.Random(work.seed * 1_000_003 + number))
-        played.append((play, play.play()))
-    correct_times(work, played)
-    for play, sums in played:
-        sums.seconds = max(sums.seconds, play.busy / work.slots, quota_seconds(work, play.models))
+    count = int(min(_MOST, max(_FEWEST, _DRAWS / turns)))
+    trials: list[tuple[Trial, Sums]] = []
+    for number in range(count):
+        trial = Trial(work, rates, random.Random(work.seed * 1_000_003 + number))
+        trials.append((trial, trial.run()))
+    correct_times(work, trials)
+    for trial, sums in trials:
+        sums.seconds = max(sums.seconds, trial.busy / work.slots, quota_seconds(work, trial.models))
     worst = Worst(work)
     most = worst.all()
     no_cost, no_time = unknown_tasks(work, rates)
     lines = tuple(
-        line_of(work, index, [play.own[index] for play, _ in played], worst.own[index], no_cost, no_time, worst)
+        line_of(work, index, [trial.own[index] for trial, _ in trials], worst.own[index], no_cost, no_time, worst)
         for index in range(len(work.tasks))
     )
-    totals = [sums for _, sums in played]
+    totals = [sums for _, sums in trials]
     known = line_of(work, None, totals, most, set(), set(), worst)
     total = line_of(work, None, totals, most, no_cost, no_time, worst)
-    rooms = rooms_needed(work, lines)
-    models = _models(work, [play.models for play, _ in played])
+    needed = budget_needed(work, lines)
+    models = _models(work, [trial.models for trial, _ in trials])
     return Forecast(
         lines=lines,
         total=total,
@@ -118,24 +121,24 @@ def forecast(work: Work) -> Forecast:
         path=_path(work, lines),
         models=models,
         binding=binding_quota(work, models, known.seconds.expected or 0.0),
-        budgets=tuple(verdict(allowance, total, known, rooms) for allowance in work.allowances),
-        plays=plays,
+        budgets=tuple(check_budget(allowance, total, known, needed) for allowance in work.allowances),
+        trials=count,
     )
 
 
-def _models(work: Work, played: Sequence[Mapping[tuple[str, str], Sums]]) -> dict[tuple[str, str], Mapping[str, float]]:
+def _models(work: Work, trials: Sequence[Mapping[tuple[str, str], Sums]]) -> dict[tuple[str, str], Mapping[str, float]]:
     """Return (provider, model) → expected calls, input and output tokens."""
     found: dict[tuple[str, str], Mapping[str, float]] = {}
-    for key in sorted({key for models in played for key in models}):
+    for key in sorted({key for models in trials for key in models}):
         sums = Sums()
-        for models in played:
-            sums.add(models.get(key, Sums()), 1 / len(played))
+        for models in trials:
+            sums.add(models.get(key, Sums()), 1 / len(trials))
         found[key] = {"calls": sums.calls, "input": sums.input, "output": sums.output}
     return found
 
 
 def _path(work: Work, lines: Sequence[Line]) -> tuple[tuple[int, float], ...]:
-    """Return the longest way through the tasks at the top, by expected seconds; composites are followed inside."""
+    """Return the critical path through the top-level tasks, by expected seconds."""
 
     def expected(index: int) -> float:
         band = lines[index].seconds
@@ -148,11 +151,11 @@ def _path(work: Work, lines: Sequence[Line]) -> tuple[tuple[int, float], ...]:
                 ((ends[need][0], need) for need in work.tasks[index].needs if need in ends), default=(0.0, None)
             )
             ends[index] = (begin + expected(index), before)
-        way: list[int] = []
+        path: list[int] = []
         current: int | None = max(ends, key=lambda index: ends[index][0], default=None)
         while current is not None:
-            way.append(current)
+            path.append(current)
             current = ends[current][1]
-        return way[::-1]
+        return path[::-1]
 
     return tuple((index, expected(index)) for index in longest(work.top) if expected(index) > 0)

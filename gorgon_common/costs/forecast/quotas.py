@@ -1,4 +1,4 @@
-"""How long the quotas make the work take, and which of them binds."""
+"""How long the provider's quotas delay the work, and which quota is the binding one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from gorgon_common.costs.forecast.work import Quota, Sums, Work
 
 BURST_SECONDS = 3.0
-"""What a bucket holds when the work begins: so many seconds' worth (the limiter's burst)."""
+"""What a bucket holds when the work begins, in seconds of its rate (the limiter's burst)."""
 
 
 def _needs(quota: Quota, calls: float, tokens_in: float, tokens_out: float) -> dict[str, float]:
-    """Return dimension → seconds that the quota takes to let this much through."""
+    """Return dimension → seconds in which the quota admits this much."""
     wanted = (
         ("requests", quota.requests, calls),
         ("input_tokens", quota.input_tokens, tokens_in),
@@ -27,7 +27,7 @@ def _quota_of(work: Work, provider: str, model: str) -> Quota | None:
 
 
 def quota_seconds(work: Work, models: Mapping[tuple[str, str], Sums]) -> float:
-    """Return how long the quotas alone would make the work take."""
+    """Return the seconds that the work takes if only the quotas limit it."""
     longest = 0.0
     for (provider, model), sums in models.items():
         quota = _quota_of(work, provider, model)
@@ -40,10 +40,10 @@ def quota_seconds(work: Work, models: Mapping[tuple[str, str], Sums]) -> float:
 def binding_quota(
     work: Work, models: Mapping[tuple[str, str], Mapping[str, float]], seconds: float
 ) -> dict[str, Any] | None:
-    """Return the quota that comes nearest to its end, None where no quotas are known.
+    """Return the quota that the work uses most, None where no quotas are known.
 
-    `{provider, model, dimension, per_minute, needed, seconds, share, binds}`: `share` is how much of the quota the work
-    uses while it lasts; it binds where the quota makes the work take longer.
+    `{provider, model, dimension, per_minute, needed, seconds, share, binds}`: `share` is the used fraction of the quota
+    over the work's duration; `binds` is true where the quota delays the work.
     """
     found: list[dict[str, Any]] = []
     for (provider, model), used in models.items():

@@ -1,4 +1,4 @@
-"""The work that is forecast: a tree of tasks, and how uncertain each of them is."""
+"""The work to forecast: a tree of tasks with uncertain quantities."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from statistics import fmean
 
 from gorgon_common.costs.usage import Usage
 
-HISTORY, KIN, ASSUMED = "history", "similar calls", "assumption"
-"""Where a guess comes from: past calls of the same step; of the same role and model elsewhere; nowhere."""
+HISTORY, SIMILAR, ASSUMED = "history", "similar calls", "assumption"
+"""Where an estimate comes from: past calls of the same step, past calls of the same role and model, or a default."""
 
 _PRIOR_SPREAD, _PRIOR_WEIGHT = 0.35, 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Guess:
-    """A quantity that is about `median`, with `spread` the standard deviation of its logarithm.
+class Estimate:
+    """An uncertain quantity, log-normal: `median`, and `spread`, the standard deviation of its logarithm.
 
-    `count`: how many observations stand behind it.
+    `count`: how many observations it is based on.
     """
 
     median: float
@@ -29,26 +29,26 @@ class Guess:
     count: int = 0
 
     def draw(self, chance: random.Random, common: Mapping[str, float]) -> float:
-        """Return one value; `common` is what all guesses of a source are off by in this play."""
+        """Return one value; `common`: source → the error that all its estimates share in this trial."""
         if not self.median:
             return 0.0
         return self.median * math.exp(common.get(self.source, 0.0) + self.spread * chance.gauss(0.0, 1.0))
 
 
-def learned(values: Iterable[float], source: str = HISTORY) -> Guess | None:
-    """Return what the next value will be like: a log-normal prediction, wider the fewer values there are."""
+def learned(values: Iterable[float], source: str = HISTORY) -> Estimate | None:
+    """Return a log-normal prediction of the next value, None without values; the fewer values, the wider."""
     logs = [math.log(value) for value in values if value > 0]
     if not logs:
         return None
     mean = fmean(logs)
     squares = sum((entry - mean) ** 2 for entry in logs)
     spread = (squares + _PRIOR_WEIGHT * _PRIOR_SPREAD**2) / (len(logs) + _PRIOR_WEIGHT)
-    return Guess(math.exp(mean), math.sqrt(spread * (1 + 1 / len(logs))), source, len(logs))
+    return Estimate(math.exp(mean), math.sqrt(spread * (1 + 1 / len(logs))), source, len(logs))
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Input tokens that come from what another task returns: `tokens` where that one is as long as expected."""
+    """Input tokens from the output of another task: `tokens` if that output has its expected length."""
 
     task: int
     tokens: float
@@ -58,23 +58,23 @@ class Part:
 class Call:
     """One conversation with a model.
 
-    `models`: (provider, model) in the order they are tried.  `fixed`: input tokens that are known, `error` how far that
-    may be off (relative).  `parts`: input that other tasks write.  `input` replaces both where only the past tells.
-    `unsized`: something in the input has a size that nobody knows.  `most_input`: the most tokens of input, None where
-    only the context window bounds it; `bound`: what budgets take the expected input for.  `extra`: further calls to
-    one, on average (repairs, retries).  `cached`: the share of input that is read from the provider's cache.  Times in
-    seconds.
+    `models`: (provider, model) in the order they are tried.  `fixed`: known input tokens, `error` their relative error.
+    `parts`: input from the outputs of other tasks.  `input` replaces both where only past calls give the size.
+    `unsized`: part of the input has an unknown size.  `most_input`: the upper bound of input tokens, None where only
+    the context window bounds it.  `bound`: the input tokens that a budget reserves.  `extra`: further calls per
+    conversation, on average (repairs, retries).  `cached`: the share of input that is read from the provider's cache.
+    Times in seconds.
     """
 
     models: tuple[tuple[str, str], ...]
     max_tokens: int
     fixed: float
     error: float
-    output: Guess
-    seconds: Guess | None
+    output: Estimate
+    seconds: Estimate | None
     timeout: float
     parts: tuple[Part, ...] = ()
-    input: Guess | None = None
+    input: Estimate | None = None
     unsized: bool = False
     most_input: int | None = None
     bound: int = 0
@@ -84,9 +84,9 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """How often a task's body is done: a map's items (side by side, `parallel` at most) or a loop's rounds."""
+    """How often a body runs: a map's items (at most `parallel` at a time) or a loop's rounds (`in_turn`)."""
 
-    times: Guess
+    times: Estimate
     most: int
     parallel: int | None = None
     in_turn: bool = False
@@ -97,10 +97,10 @@ class Repeat:
 class Task:
     """One step, or the template of one.  `needs` are tasks of the same body.
 
-    `body`: what it is made of; with `repeat` the body is done several times, and `after` once when all are done.
-    `seconds`: how long it takes beside its calls and its body, None where nobody knows; `most_seconds` at worst.
-    `chance`: how likely it runs; `never` where it is certain that it does not.  `attempts`: the most.
-    `pauses`: seconds between all attempts at worst.  `fallback`: tasks that are only done when it has failed.
+    `body`: its members; with `repeat` the body runs several times, and `after` runs once afterwards.  `seconds`: how
+    long it takes in addition to its calls and its body, None where unknown; `most_seconds`: the same at worst.
+    `chance`: the probability that it runs; `never`: it certainly does not.  `attempts`: the maximum.  `pauses`: the
+    seconds between all attempts at worst.  `fallback`: tasks that run only after it has failed.
     """
 
     id: str
@@ -112,21 +112,21 @@ class Task:
     after: tuple[int, ...] = ()
     fallback: tuple[int, ...] = ()
     parent: int | None = None
-    seconds: Guess | None = Guess(0.0, 0.0, ASSUMED)
+    seconds: Estimate | None = Estimate(0.0, 0.0, ASSUMED)
     most_seconds: float | None = 0.0
     chance: float = 1.0
     never: bool = False
     attempts: int = 1
     pauses: float = 0.0
     of: tuple[int, ...] = ()
-    """Tasks whose returned size its own follows (an aggregate)."""
+    """For an aggregate: the tasks whose output sizes determine its own."""
     opaque: bool = False
-    """Nobody can tell what it costs before it runs (a sub-workflow)."""
+    """Its cost cannot be known before it runs (a sub-workflow)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What may be used in a minute; None is no limit."""
+    """Limits per minute; None is no limit."""
 
     requests: float | None = None
     input_tokens: float | None = None
@@ -136,7 +136,7 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """A budget that the work would be charged to, and what is left of it; None: no limit of that kind."""
+    """What is left of a budget that the work would be charged to; None: no limit of that kind."""
 
     name: str
     usd: float | None = None
@@ -149,10 +149,10 @@ Price = Callable[[str, str, Usage], int | None]
 
 @dataclass(slots=True)
 class Work:
-    """What is to be forecast.
+    """The input of a forecast.
 
-    `price` and `window` (provider, model → the most tokens of input) describe the models; `slots` is how many calls run
-    at the same time; `startup` is spent once, before the first call.  `quotas`: (provider, model) or (provider, `*`).
+    `price` and `window` (provider, model → the context window in tokens) describe the models.  `slots`: how many calls
+    run at the same time.  `startup`: seconds before the first call.  `quotas`: (provider, model) or (provider, `*`).
     """
 
     tasks: Sequence[Task]
@@ -160,20 +160,20 @@ class Work:
     price: Price
     window: Callable[[str, str], int]
     slots: int = 50
-    startup: Guess = Guess(0.0, 0.0, ASSUMED)
+    startup: Estimate = Estimate(0.0, 0.0, ASSUMED)
     quotas: Mapping[tuple[str, str], Quota] = field(default_factory=dict)
     allowances: Sequence[Allowance] = ()
     most_usd: float | None = None
-    """A limit on money that is enforced: the worst cost is no more."""
+    """An enforced limit in US dollars: it caps the worst cost."""
     most_seconds: float | None = None
     past_seconds: Sequence[float] = ()
-    """How long the same work took before: it corrects what its parts suggest, for all that is not in the parts."""
+    """How long past runs of the same work took: corrects the simulated times for everything not modelled."""
     seed: int = 0
 
 
 @dataclass(slots=True)
 class Sums:
-    """What one task has used in one play, or at worst."""
+    """What one task uses in one trial, or at worst."""
 
     calls: float = 0.0
     input: float = 0.0
@@ -183,7 +183,7 @@ class Sums:
     runs: float = 0.0
 
     def add(self, other: Sums, times: float = 1.0) -> None:
-        """Add what something else has used, time left out."""
+        """Add the usage of another, without its time."""
         self.calls += other.calls * times
         self.input += other.input * times
         self.output += other.output * times

@@ -1,4 +1,4 @@
-"""The most that the work can use: every attempt, every round of repair, every item, every reply at its longest."""
+"""The upper bound of the work: every attempt, repair round and item happens, and every reply has its full length."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import math
 from collections.abc import Sequence
 
 from gorgon_common.costs.estimate import worst_cost
-from gorgon_common.costs.forecast.plays import PACE
 from gorgon_common.costs.forecast.quotas import quota_seconds
-from gorgon_common.costs.forecast.work import Call, Guess, Sums, Task, Work, ordered
+from gorgon_common.costs.forecast.simulation import PACE
+from gorgon_common.costs.forecast.work import Call, Estimate, Sums, Task, Work, ordered
 
 REPAIR_ROUNDS = 2
 REPAIR_TOKENS = 8_500
-"""The most that a round of repair says beside the last reply: 20 violations of 300 characters, a token a byte."""
+"""The most tokens of a repair request besides the last reply: 20 violations of 300 characters, a token per byte."""
 REREAD = 4.0
-"""How many tokens a token of a reply may be when it is read again: indented as JSON, under another tokenizer."""
+"""How many input tokens one output token may become when sent back: indented JSON, another tokenizer."""
 CALL_TOKENS = 1_000
-"""The most that a provider adds to a call of its own: the turn's frame, the words around a schema."""
+"""The most tokens that a provider adds to a call: the framing of turns, the text around a schema."""
 
 
 class Worst:
-    """The most that each task can use."""
+    """Computes the upper bound of each task."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -29,7 +29,7 @@ class Worst:
         self.endless: set[int] = set()
 
     def all(self) -> Sums:
-        """Return the most of everything.  At worst all calls wait for their quota and take their time as well."""
+        """Return the upper bound of the whole: every call waits for its quota and uses its full timeout as well."""
         total = self._body(self.work.top, 1)
         models: dict[tuple[str, str], Sums] = {}
         for task, used in zip(self.work.tasks, self.own, strict=True):
@@ -80,7 +80,7 @@ class Worst:
         return used
 
     def _call(self, index: int, task: Task, call: Call, used: Sums) -> None:
-        """Every attempt asks every model, and each conversation needs all its rounds of repair."""
+        """Every attempt asks every model, and each conversation uses all its repair rounds."""
         rounds = 1 + REPAIR_ROUNDS
         for provider, model in call.models:
             window = self.work.window(provider, model)
@@ -101,6 +101,6 @@ class Worst:
         return worst_cost(lambda usage: self.work.price(provider, model, usage), tokens, output)
 
 
-def _upper(guess: Guess) -> float:
-    """Return what a guess will hardly exceed."""
-    return guess.median * math.exp(4 * (guess.spread + PACE.get(guess.source, 0.0)))
+def _upper(estimate: Estimate) -> float:
+    """Return a value that the quantity will hardly exceed (four standard deviations)."""
+    return estimate.median * math.exp(4 * (estimate.spread + PACE.get(estimate.source, 0.0)))

@@ -61,6 +61,7 @@ def ask(context: StepContext, model: str, detail: Mapping[str, Any] | None = Non
     if adopted is not None:
         return adopted
     found = _provider(context, provider)
+    context.budget.record(context.calls)
     # Another model may have been asked for and not called: what is held for it keeps its number.
     earlier = max([0, *context.budget.held, *(made.ordinal for made in context.calls)])
     if not context.calls:
@@ -71,7 +72,7 @@ def ask(context: StepContext, model: str, detail: Mapping[str, Any] | None = Non
         pricer=context.services.pricer,
         provider_name=provider,
         cancelled=context.cancelled,
-        on_call=lambda record: context.calls.append(replace(record, ordinal=earlier + record.ordinal)),
+        on_call=lambda record: context.record(replace(record, ordinal=earlier + record.ordinal)),
         clock=context.services.clock,
         reserve=lambda asked, ordinal: context.budget.reserve(provider, asked, earlier + ordinal),
         over=lambda ordinal: context.budget.over(earlier + ordinal),

@@ -19,13 +19,15 @@ class Aggregate(StepHandler):
     kind: ClassVar[str] = "aggregate"
 
     def execute(self, context: StepContext) -> Outcome:
-        """Return the joined value.  Raises ExpressionError."""
-        return context.succeeded(aggregate(context.node, context.env()))
+        """Return the joined value.  Raises ExpressionError, Malformed."""
+        joined = aggregate(context.node, context.env())
+        schema = context.node.spec.get("schema")
+        return context.succeeded(joined if schema is None else context.fitting(schema, joined))
 
 
 def aggregate(node: Node, env: Env) -> Any:
     """Return what an `aggregate:` step gives.  Raises ExpressionError."""
-    source = node.spec["from"]
+    source = node.spec.get("from", [])
     value = render_value(source, env, legacy=env.lenient)
     parts = list(value) if isinstance(value, (list, tuple)) else [value]
     match node.spec.get("how", "concat"):
@@ -39,14 +41,14 @@ def aggregate(node: Node, env: Env) -> Any:
             return _vote(parts)
         case "merge":
             return _merge(node, parts)
-    raise ExpressionError(f"`how: {node.spec.get('how')}` of `{node.id}` is not known.")
+    raise ExpressionError(f"`how: {node.spec.get('how')}` of `{node.name}` is not known.")
 
 
 def _vote(parts: list[Any]) -> Any:
     """Return the value that most of the parts agree on; of several the one that came first."""
     counts: dict[str, int] = {}
     for part in parts:
-        key = json.dumps(part, sort_keys=True)
+        key = json.dumps(part, sort_keys=True, default=str)
         counts[key] = counts.get(key, 0) + 1
     return json.loads(max(counts, key=lambda key: counts[key])) if counts else None
 
@@ -59,4 +61,4 @@ def _merge(node: Node, parts: list[Any]) -> Any:
         return merged
     if all(isinstance(part, (list, tuple)) for part in parts):
         return [entry for part in parts for entry in part]
-    raise ExpressionError(f"`how: merge` of `{node.id}` needs objects only, or lists only.")
+    raise ExpressionError(f"`how: merge` of `{node.name}` needs objects only, or lists only.")

@@ -10,17 +10,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
 
+from gorgon_common import strict_json
 from gorgon_common.clock import Clock
 from gorgon_common.costs.usage import CallRecord
-from gorgon_common.engine import rendering
+from gorgon_common.engine import rendering, reporting
+from gorgon_common.engine.agent import misfits
 from gorgon_common.engine.budget import Purse, Vault, unsent
 from gorgon_common.engine.context import Knowledge, Run
 from gorgon_common.engine.outcomes import Done, Outcome
+from gorgon_common.engine.poison import POISON_DEATHS
 from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
 from gorgon_common.engine.records import Claimed, Expansion, Result, Weight, step_id
 from gorgon_common.engine.states import StepStatus
-from gorgon_common.errors import ExpressionError, GorgonError, OutputTooLarge, StepError
-from gorgon_common.workflow.expressions import Env
+from gorgon_common.errors import ExpressionError, GorgonError, Malformed, OutputTooLarge, StepError
+from gorgon_common.masking import SECRETS
+from gorgon_common.workflow.expressions import Env, conform
 from gorgon_common.workflow.plan import Node
 
 DEFAULT_TIMEOUT = 300.0
@@ -45,6 +49,7 @@ class StepServices:
     cancelled: Callable[[int], bool]
     chance: Callable[[], float] = random.random
     budgets: Vault | None = None
+    poison_deaths: int = POISON_DEATHS
 
 
 class StepContext:
@@ -80,8 +85,8 @@ class StepContext:
             return limit
         if left <= 0:
             raise DeadlineExceeded(
-                f"`{self.node.id}` has not ended within its deadline of {self.node.deadline:g} s.",
-                hint="Raise `deadline:`, which counts all attempts and the time in queues, or see what it waited for.",
+                f"`{self.node.name}` did not end within its deadline of {self.node.deadline:g} s.",
+                hint="Raise `deadline:`, which counts all attempts and all waits; `gorgon runs logs` shows them.",
             )
         return min(limit, left)
 
@@ -104,8 +109,11 @@ class StepContext:
     # Work that is done already
 
     def fingerprint(self, *request: Any) -> str:
-        """Return `root:hash` of the step's place and of everything that its work depends on (JSON values)."""
-        return self.run.fingerprint(self.step, json.dumps(request, sort_keys=True))
+        """Return `root:hash` of the step's place and of everything that its work depends on (JSON values).
+
+        Secrets are masked: with a rotated secret it is the same work.
+        """
+        return self.run.fingerprint(self.step, SECRETS.mask_json(json.dumps(request, sort_keys=True)))
 
     def adopted(self, fingerprint: str) -> Done | None:
         """Return what an earlier run of this root has paid for already; it costs nothing."""
@@ -120,14 +128,42 @@ class StepContext:
     # Its end
 
     def succeeded(self, output: Any = None, detail: Mapping[str, Any] | None = None) -> Done:
-        """The step has done its work.  Raises OutputTooLarge."""
-        size = 0 if output is None else len(json.dumps(output, default=str))
+        """The step has done its work.  Raises Malformed, OutputTooLarge."""
+        if output is not None:
+            self._check_storable(output)
+        return Done(self.result(StepStatus.SUCCEEDED, output, detail=detail or {}))
+
+    def _check_storable(self, output: Any) -> None:
+        path = strict_json.not_finite(output)
+        if path is not None:
+            where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+            raise Malformed(
+                f"`{self.node.name}.output{where}` is NaN or infinite, which is not a number of JSON.",
+                hint="Let the step give null, or a text, where there is no number.",
+            )
+        size = len(json.dumps(output, default=str))
         if size > rendering.MAX_OUTPUT_BYTES:
             raise OutputTooLarge(
-                f"The output of `{self.node.id}` has {size / 1024**2:.1f} MB, and may have 10 MB.",
+                f"The output of `{self.node.name}` has {size / 1024**2:.1f} MB; at most 10 MB are allowed.",
                 hint="Write large results to a file, or let the step return a part of it.",
             )
-        return Done(self.result(StepStatus.SUCCEEDED, output, detail=detail or {}))
+
+    def fitting(self, schema: Mapping[str, Any], value: Any) -> Any:
+        """Return what a step without a model gives, text read as JSON.  Raises Malformed where it misses its schema."""
+        wrong: list[str] = []
+        if isinstance(value, str):
+            try:
+                value = strict_json.loads(value)
+            except ValueError as error:
+                wrong = [f"it is not JSON: {error}"]
+        wrong = wrong or misfits(schema, value)
+        if wrong:
+            listed = "\n".join(f"- {sentence}" for sentence in wrong)
+            raise Malformed(
+                f"The output of `{self.node.name}` does not fit its `output:` schema:\n{listed}",
+                hint="Print one JSON value that fits, or remove `output:`.",
+            )
+        return conform(value, schema)
 
     def skipped(self, reason: str) -> Done:
         """The step does not run, nor does what needs it."""
@@ -148,7 +184,7 @@ class StepContext:
 
     def error_data(self, error: GorgonError) -> dict[str, Any]:
         """Return an error as data: what the checkpoint, `{{error}}` and people get."""
-        path = self.run.path(self.step)
+        path = self.run.shown_path(self.step)
         return {
             "step": path,
             "kind": getattr(error, "kind", "expression" if isinstance(error, ExpressionError) else "error"),
@@ -156,6 +192,12 @@ class StepContext:
             "hint": error.hint or None,
             "summary": f"{self.run.info.workflow}: step {path} failed: {error.message}",
         }
+
+    def record(self, call: CallRecord) -> None:
+        """Note a call that is over, whatever became of it."""
+        self.calls.append(call)
+        self.budget.recorded(call)
+        reporting.settled(self.run, self.step, call)
 
     def paid(self) -> tuple[CallRecord, ...]:
         """Return the calls of this attempt, and what was reserved for calls that were not made."""

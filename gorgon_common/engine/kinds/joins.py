@@ -58,6 +58,7 @@ def _without_outputs(context: StepContext, wrong: ExpressionError) -> dict[str, 
     if cause is not None:
         error["message"] += f".  Before that, `{cause['step']}` failed: {cause['message']}"
         error["hint"] = cause.get("hint") or error["hint"]
+    error["summary"] = f"{context.run.info.workflow}: its outputs failed: {error['message']}"
     return error
 
 

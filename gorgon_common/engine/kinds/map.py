@@ -15,6 +15,7 @@ from gorgon_common.engine.records import ROW_MASK, Claimed, Expansion, step_id
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.errors import ExpressionError, StepError
 from gorgon_common.workflow.expressions import render_value
+from gorgon_common.workflow.expressions.functions import of_type
 from gorgon_common.workflow.plan import Node
 
 
@@ -54,17 +55,22 @@ def _items(context: StepContext) -> list[Any]:
     if over is None and lenient:
         over = []
     if not isinstance(over, (list, tuple)):
-        kind = type(over).__name__
-        raise ExpressionError(
-            f"`over:` of `{node.id}` gives {'text' if kind == 'str' else kind}, not a list.",
-            hint="Use lines(…) or split(…) to make a list of a text.",
-        )
+        raise ExpressionError(f"`over:` of `{node.name}` gives {of_type(over)}, not a list.", hint=_no_list(over))
     if len(over) > node.spec["max_items"]:
         raise TooManyItems(
-            f"`{node.id}` has {len(over)} items, and may have {node.spec['max_items']}.",
+            f"`{node.name}` has {len(over)} items; at most {node.spec['max_items']} are allowed.",
             hint="Raise `max_items:` of its map, or give it fewer items.",
         )
     return list(over)
+
+
+def _no_list(value: Any) -> str:
+    """Return what to do about a value that was to be a list."""
+    if value is None:
+        return "Give it a value, or write default(…, []) for an empty list where there is none."
+    if isinstance(value, str):
+        return "Use lines(…) or split(…) to make a list of a text."
+    return "Write [x] to make a list of one value."
 
 
 def _expanded(run: Run, step: Claimed, node: Node, items: list[Any], parallel: int | None) -> Expanded:
@@ -128,5 +134,5 @@ def _check_enough(run: Run, node: Node, expansion: Expansion) -> None:
     good = len(items) - len(failed)
     if good < wanted:
         raise ChildFailed(
-            f"{good} of {len(items)} items succeeded, {wanted} must; the first error: {why}", hint=error.get("hint")
+            f"{good} of {len(items)} items succeeded, but {wanted} must; the first error: {why}", hint=error.get("hint")
         )

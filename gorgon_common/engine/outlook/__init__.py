@@ -1,4 +1,4 @@
-"""From a plan, its inputs and what past runs tell to the work that `costs.forecast` plays.
+"""From a plan, its inputs and what past runs tell to the work that `costs.forecast` simulates.
 
 Nothing is called.  Every prompt is rendered as the engine would render it: inputs are there already; what a step will
 return is stood in for by what it returned last time, or else by an example of its schema.  What depends on inputs alone
@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from gorgon_common.costs.estimate import input_bound
-from gorgon_common.costs.forecast import ASSUMED, KIN, Call, Guess, Part, Repeat, Task, learned
+from gorgon_common.costs.forecast import ASSUMED, SIMILAR, Call, Estimate, Part, Repeat, Task, learned
 from gorgon_common.costs.history import History, StepHistory
 from gorgon_common.costs.tokens import TokenEstimator
 from gorgon_common.engine.kinds.agent import DEFAULT_TIER
@@ -37,7 +37,7 @@ REPLY_SPREAD, ITEMS_SPREAD, ROUNDS_SPREAD = 0.35, 0.4, 0.6
 LIVE_SECONDS, LIVE_RATE = 1.5, 60.0
 """A live model is taken to begin after so many seconds and to write so many tokens a second."""
 SANDBOX_SECONDS = 0.16
-STEP_SECONDS = Guess(0.02, 0.7, ASSUMED)
+STEP_SECONDS = Estimate(0.02, 0.7, ASSUMED)
 """What a step costs beside its call: the hop from one to the next."""
 _SAMPLES = 3
 """Past values from which on a step speaks for itself."""
@@ -46,7 +46,7 @@ _UNCALLED = frozenset({Kind.COMMAND, Kind.ACTION, Kind.APPROVAL, Kind.WORKFLOW, 
 
 @dataclass(slots=True)
 class Outlook:
-    """What is to be played, and what people are told beside it: `said` is what was assumed, a sentence each."""
+    """The work to simulate, and `said`: the assumptions made, one sentence each."""
 
     tasks: list[Task]
     top: list[int]
@@ -137,25 +137,25 @@ class _Reader:
         done = known.executions + len(known.counts)
         return (done + 0.5) / (done + known.skipped + 1.0)
 
-    def _takes(self, node: Node, known: StepHistory | None) -> tuple[Guess | None, float | None]:
+    def _takes(self, node: Node, known: StepHistory | None) -> tuple[Estimate | None, float | None]:
         """Return how long a step without a call to a model takes, and at most."""
         limit = node.timeout or (DEFAULT_TIMEOUT if node.kind in (Kind.COMMAND, Kind.ACTION) else None)
         if node.kind is Kind.NOOP:
             seconds = float(node.spec.get("milliseconds", 0)) / 1000
-            return Guess(seconds, 0.05, ASSUMED), seconds * 2 + 1
+            return Estimate(seconds, 0.05, ASSUMED), seconds * 2 + 1
         if node.kind is Kind.WAIT and isinstance(node.spec.get("for"), (int, float)):
             seconds = float(node.spec["for"])
-            return Guess(seconds, 0.01, ASSUMED), seconds + 10
+            return Estimate(seconds, 0.01, ASSUMED), seconds + 10
         return learned(known.took) if known is not None else None, limit
 
     def _rounds(self, node: Node, known: StepHistory | None) -> Repeat:
         most = int(node.spec["max"])
-        guess = learned(float(count) for count in known.counts) if known is not None else None
-        if guess is None:
+        estimate = learned(float(count) for count in known.counts) if known is not None else None
+        if estimate is None:
             rounds = min(float(most), ROUNDS)
-            self.values.said.append(f"`{node.id}` is taken to need one round or two (at most {most}).")
-            guess = Guess(rounds, ROUNDS_SPREAD, ASSUMED)
-        return Repeat(guess, most, in_turn=True)
+            self.values.said.append(f"`{node.name}` is assumed to need one or two iterations (at most {most}).")
+            estimate = Estimate(rounds, ROUNDS_SPREAD, ASSUMED)
+        return Repeat(estimate, most, in_turn=True)
 
     # Calls
 
@@ -196,9 +196,7 @@ class _Reader:
         output, seconds = self._reply(node, known, models[0])
         past = learned(known.input) if known is not None and not sized else None
         if not sized and past is None:
-            self.values.said.append(
-                f"Nothing is known of the size of what `{_shown(node)}` reads: its cost is unknown."
-            )
+            self.values.said.append(f"The size of what `{_shown(node)}` reads is unknown, so its cost is unknown.")
         return Call(
             models=models,
             max_tokens=int(node.spec.get("max_tokens") or DEFAULT_MAX_TOKENS),
@@ -219,39 +217,39 @@ class _Reader:
     def _tokens(self, model: tuple[str, str], text: str) -> float:
         return self.estimator.estimate(*model, text).tokens if text else 0.0
 
-    def _reply(self, node: Node, known: StepHistory | None, model: tuple[str, str]) -> tuple[Guess, Guess | None]:
+    def _reply(self, node: Node, known: StepHistory | None, model: tuple[str, str]) -> tuple[Estimate, Estimate | None]:
         """Return how many tokens the reply has, and how long the call takes."""
-        kin = self.history.kin.get((node.spec.get("role"), *model))
+        similar = self.history.similar.get((node.spec.get("role"), *model))
         output = learned(known.output) if known is not None else None
         seconds = learned(known.seconds) if known is not None else None
-        if kin is not None:
+        if similar is not None:
             # Another step of the role says how long such replies are; its schema may be another one.
-            if output is None and node.spec.get("role") and len(kin.output) >= _SAMPLES:
-                output = learned(kin.output, KIN)
-            if seconds is None and len(kin.seconds) >= _SAMPLES:
-                seconds = learned(kin.seconds, KIN)
+            if output is None and node.spec.get("role") and len(similar.output) >= _SAMPLES:
+                output = learned(similar.output, SIMILAR)
+            if seconds is None and len(similar.seconds) >= _SAMPLES:
+                seconds = learned(similar.seconds, SIMILAR)
         if output is None:
             visible = self._tokens(model, to_text(reply_example(node, self.target)))
             share = REASONING.get(str(node.spec.get("effort") or "none"), 0.4)
             if self.target == "sandbox":
                 share *= 0.3
-            output = Guess(max(8.0, visible * (1 + share)), REPLY_SPREAD, ASSUMED)
+            output = Estimate(max(8.0, visible * (1 + share)), REPLY_SPREAD, ASSUMED)
             self.values.said.append(
-                "A reply that nothing is known of is taken to be as long as its schema suggests"
-                + (", less on the sandbox." if self.target == "sandbox" else ".")
+                "A reply without history is assumed to be as long as its schema suggests"
+                + (", and shorter on the sandbox." if self.target == "sandbox" else ".")
             )
         if seconds is None:
             seconds = self._assumed_seconds(output.median)
         return output, seconds
 
-    def _assumed_seconds(self, tokens: float) -> Guess:
+    def _assumed_seconds(self, tokens: float) -> Estimate:
         if self.target != "sandbox":
             self.values.said.append(
-                f"A model that was never called is taken to begin after {LIVE_SECONDS:g} s "
-                f"and to write {LIVE_RATE:g} tokens a second."
+                f"A model that was never called is assumed to start its reply after {LIVE_SECONDS:g} s "
+                f"and to write {LIVE_RATE:g} tokens per second."
             )
-            return Guess(LIVE_SECONDS + tokens / LIVE_RATE, 0.4, ASSUMED)
-        return Guess((SANDBOX_SECONDS if self.latency is None else self.latency) + 0.02, 0.35, ASSUMED)
+            return Estimate(LIVE_SECONDS + tokens / LIVE_RATE, 0.4, ASSUMED)
+        return Estimate((SANDBOX_SECONDS if self.latency is None else self.latency) + 0.02, 0.35, ASSUMED)
 
 
 def _pause(node: Node, attempt: int) -> float:
@@ -261,4 +259,4 @@ def _pause(node: Node, attempt: int) -> float:
 
 
 def _shown(node: Node) -> str:
-    return node.id.removesuffix("[]").removesuffix("#")
+    return node.name

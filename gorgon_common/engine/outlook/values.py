@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from gorgon_common.costs.forecast import ASSUMED, HISTORY, Guess, Repeat, learned
+from gorgon_common.costs.forecast import ASSUMED, HISTORY, Estimate, Repeat, learned
 from gorgon_common.costs.history import History, StepHistory
 from gorgon_common.engine.context import published
 from gorgon_common.engine.kinds.aggregate import aggregate
@@ -202,14 +202,14 @@ class Values:
         found = self.items(index)
         if found is not None and found[1]:
             count = min(most, len(found[0]))
-            return Repeat(Guess(float(count), 0.0, HISTORY), count, parallel, exact=True)
-        guess = learned(float(count) for count in known.counts) if known is not None else None
-        if guess is None:
+            return Repeat(Estimate(float(count), 0.0, HISTORY), count, parallel, exact=True)
+        estimate = learned(float(count) for count in known.counts) if known is not None else None
+        if estimate is None:
             count = min(most, len(found[0]) if found is not None and found[0] else ITEMS)
             if not self.skipped(index):
-                self.said.append(f"`{node.id}` is taken to have about {count} items (at most {most}).")
-            guess = Guess(float(count), ITEMS_SPREAD, ASSUMED)
-        return Repeat(guess, most, parallel)
+                self.said.append(f"`{node.name}` is assumed to have about {count} items (at most {most}).")
+            estimate = Estimate(float(count), ITEMS_SPREAD, ASSUMED)
+        return Repeat(estimate, most, parallel)
 
 
 class Names(Mapping[str, Any]):

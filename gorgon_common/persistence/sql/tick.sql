@@ -11,8 +11,12 @@
 -- p_skips     [{i id, d detail}]: descendants that go with the one finish of this call
 -- p_fast, p_slow  how many fast and slow steps the caller may take over in place; p_pull from the backlog
 --
+-- A worker whose lease has run out may still finish what nobody else has taken, but it gets no step: each statement that
+-- claims looks at the worker's row, once.  A running step's `due` is when it was claimed.
+--
 -- Returns rows (what, …): 1 the caller holds it now, 2 it is ready and owed a message, 3 the fence refused the finish,
--- 4 it is slow and its run has `max_parallel`: it is claimed by `Store.admit`, which counts.
+-- 4 it is slow and its run has `max_parallel`: it is claimed by `Store.admit`, which counts, 5 (without an id) the
+-- caller's lease has run out, so that none of p_claims was claimed, 6 it is ready and a suspect, see p_suspects.
 CREATE OR REPLACE FUNCTION gorgon_tick(
     p_owner int, p_target text, p_home text, p_queues smallint[], p_lost interval,
     p_fast int, p_slow int, p_pull int, p_suspects boolean,
@@ -35,6 +39,7 @@ DECLARE
     touched bigint[];
     repeated bigint[];
     times int[];
+    pulled bigint[];
     brought int := 0;
 BEGIN
     IF p_calls IS NOT NULL THEN
@@ -46,6 +51,18 @@ BEGIN
             c.price_version, c.latency_ms, c.outcome, c.request_id
         FROM jsonb_populate_recordset(NULL::ledger, p_calls) c
         ON CONFLICT DO NOTHING;
+        GET DIAGNOSTICS brought = ROW_COUNT;
+        IF brought < jsonb_array_length(p_calls) THEN
+            -- A call that was taken for lost is told by whoever made it after all.
+            UPDATE ledger l SET at = c.at, provider = c.provider, model = c.model, role = c.role, attempt = c.attempt,
+                input_tokens = c.input_tokens, cache_read_tokens = c.cache_read_tokens,
+                cache_write_tokens = c.cache_write_tokens, output_tokens = c.output_tokens,
+                reasoning_tokens = c.reasoning_tokens, cost_micro = c.cost_micro, price_version = c.price_version,
+                latency_ms = c.latency_ms, outcome = c.outcome, request_id = c.request_id
+            FROM jsonb_populate_recordset(NULL::ledger, p_calls) c
+            WHERE l.step_id = c.step_id AND l.token = c.token AND l.ordinal = c.ordinal AND l.outcome = 'unknown';
+        END IF;
+        brought := 0;
     END IF;
 
     IF p_finishes IS NOT NULL THEN
@@ -135,7 +152,10 @@ BEGIN
                 AND row_number() OVER (PARTITION BY l.weight = 2, l.free AND l.ours ORDER BY l.id)
                     <= CASE WHEN l.weight = 2 THEN p_slow ELSE p_fast END
                 AND (SELECT r.active AND (r.max_parallel IS NULL OR l.weight < 2)
-                    FROM runs r WHERE r.id = l.id >> 20) AS take
+                    FROM runs r WHERE r.id = l.id >> 20)
+                AND EXISTS (SELECT 1 FROM workers w
+                    WHERE w.id = p_owner AND NOT w.reaped AND w.lease_until > clock_timestamp())
+                AS take
             FROM locked l
         ), moved AS (
             UPDATE steps s SET
@@ -143,7 +163,7 @@ BEGIN
                 status = CASE WHEN NOT p.free THEN s.status WHEN p.take THEN 2 ELSE 1 END,
                 token = s.token + CASE WHEN p.take THEN 1 ELSE 0 END,
                 owner = CASE WHEN p.take THEN p_owner END,
-                due = CASE WHEN p.free AND NOT p.take THEN clock_timestamp() + p_lost END,
+                due = CASE WHEN p.take THEN clock_timestamp() WHEN p.free THEN clock_timestamp() + p_lost END,
                 unmet = s.unmet OR coalesce(s.id = ANY (unmet_edges), false),
                 window_next = least(s.window_end, s.window_next + p.times)
             FROM placed p WHERE s.id = p.id
@@ -162,15 +182,26 @@ BEGIN
                 status = CASE WHEN o.taken THEN 2 ELSE 1 END,
                 token = s.token + CASE WHEN o.taken THEN 1 ELSE 0 END,
                 owner = CASE WHEN o.taken THEN p_owner END,
-                due = clock_timestamp() + p_lost
+                due = clock_timestamp() + CASE WHEN o.taken THEN interval '0' ELSE p_lost END
             FROM (
                 SELECT t.id, t.id = ANY (ARRAY(SELECT opened.id FROM opened WHERE active))
+                    AND EXISTS (SELECT 1 FROM workers w
+                        WHERE w.id = p_owner AND NOT w.reaped AND w.lease_until > clock_timestamp())
                     AND (t.weight = 0 OR (t.queue = ANY (p_queues)
                         AND t.id = ANY (ARRAY(SELECT opened.id FROM opened WHERE room)))) AS taken
                 FROM steps t WHERE t.id = ANY (ARRAY(SELECT opened.id FROM opened)) OFFSET 0
             ) o WHERE s.id = o.id AND s.status = 0
             RETURNING s.id, s.token, s.node, s.weight, s.queue, s.attempt, s.parent, s.position, s.crashes,
                 s.unmet, s.status
+        ), told AS (
+            INSERT INTO events (run_id, "row", kind, at, data)
+            SELECT x.id >> 20, (x.id & 1048575)::int, 'step.started', clock_timestamp(),
+                '{"attempt": ' || x.attempt || '}'
+            FROM (
+                SELECT m.id, m.attempt FROM moved m WHERE m.status = 2 AND m.weight = 2
+                UNION ALL
+                SELECT r.id, r.attempt FROM released r WHERE r.status = 2 AND r.weight = 2
+            ) x
         )
         SELECT CASE WHEN m.status = 2 THEN 1 ELSE 2 END::smallint, m.id, m.token, m.node, m.weight, m.queue, m.attempt,
             m.parent, m.position, m.crashes, m.unmet
@@ -193,23 +224,38 @@ BEGIN
                     AND (p_suspects OR (SELECT s.crashes < 2 FROM steps s WHERE s.id = b.step_id))
                 ORDER BY b.rank, b.step_id LIMIT p_pull - brought FOR UPDATE OF b SKIP LOCKED
             ) first
+            WHERE EXISTS (SELECT 1 FROM workers w
+                WHERE w.id = p_owner AND NOT w.reaped AND w.lease_until > clock_timestamp())
             ORDER BY first.rank, first.step_id LIMIT p_pull - brought
         ), gone AS (
             DELETE FROM backlog b USING picked p
             WHERE b.queue = p.queue AND b.rank = p.rank AND b.step_id = p.step_id RETURNING b.step_id
         )
-        SELECT p_claims || array_agg(gone.step_id) INTO p_claims FROM gone HAVING count(*) > 0 OR p_claims IS NOT NULL;
+        SELECT array_agg(gone.step_id) INTO pulled FROM gone;
+        p_claims := CASE WHEN pulled IS NULL THEN p_claims ELSE p_claims || pulled END;
     END IF;
 
     IF p_claims IS NOT NULL THEN
         RETURN QUERY
-        UPDATE steps s SET status = 2, token = s.token + 1, owner = p_owner, due = NULL
-        FROM runs r
-        WHERE s.id = ANY (p_claims) AND s.status = 1 AND (s.crashes < 2 OR p_suspects)
-            AND r.id = s.id >> 20 AND r.active AND r.target = p_target AND r.home = p_home
-            AND (r.max_parallel IS NULL OR s.weight < 2)
-        RETURNING 1::smallint, s.id, s.token, s.node, s.weight, s.queue, s.attempt, s.parent, s.position, s.crashes,
-            s.unmet;
+        WITH claimed AS (
+            UPDATE steps s SET status = 2, token = s.token + 1, owner = p_owner, due = clock_timestamp()
+            FROM runs r
+            WHERE s.id = ANY (p_claims) AND s.status = 1 AND (s.crashes < 2 OR p_suspects)
+                AND EXISTS (SELECT 1 FROM workers w
+                    WHERE w.id = p_owner AND NOT w.reaped AND w.lease_until > clock_timestamp())
+                AND r.id = s.id >> 20 AND r.active AND r.target = p_target AND r.home = p_home
+                AND (r.max_parallel IS NULL OR s.weight < 2)
+            RETURNING s.id, s.token, s.node, s.weight, s.queue, s.attempt, s.parent, s.position, s.crashes,
+                s.unmet
+        ), told AS (
+            INSERT INTO events (run_id, "row", kind, at, data)
+            SELECT c.id >> 20, (c.id & 1048575)::int, 'step.started', clock_timestamp(),
+                '{"attempt": ' || c.attempt || '}'
+            FROM claimed c WHERE c.weight = 2
+        )
+        SELECT 1::smallint, c.id, c.token, c.node, c.weight, c.queue, c.attempt, c.parent, c.position, c.crashes,
+            c.unmet
+        FROM claimed c;
         GET DIAGNOSTICS brought = ROW_COUNT;
         IF brought < cardinality(p_claims) THEN
             RETURN QUERY
@@ -220,6 +266,18 @@ BEGIN
                 AND r.max_parallel IS NOT NULL
             RETURNING 4::smallint, s.id, NULL::int, NULL::int, NULL::smallint, NULL::smallint, NULL::smallint,
                 NULL::int, NULL::int, NULL::smallint, NULL::boolean;
+            -- What was on the backlog and could not be claimed is owed a message: nobody else would find it.
+            UPDATE steps s SET due = clock_timestamp() + p_lost
+            WHERE s.id = ANY (pulled) AND s.status = 1 AND s.due IS NULL;
+            RETURN QUERY
+            SELECT 6::smallint, s.id, NULL::int, NULL::int, NULL::smallint, NULL::smallint, NULL::smallint, NULL::int,
+                NULL::int, NULL::smallint, NULL::boolean
+            FROM steps s WHERE s.id = ANY (p_claims) AND s.status = 1 AND s.crashes >= 2 AND NOT p_suspects;
+            RETURN QUERY
+            SELECT 5::smallint, NULL::bigint, NULL::int, NULL::int, NULL::smallint, NULL::smallint, NULL::smallint,
+                NULL::int, NULL::int, NULL::smallint, NULL::boolean
+            WHERE NOT EXISTS (SELECT 1 FROM workers w
+                WHERE w.id = p_owner AND NOT w.reaped AND w.lease_until > clock_timestamp());
         END IF;
     END IF;
 END $$;

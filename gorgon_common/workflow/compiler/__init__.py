@@ -10,7 +10,7 @@ agent       provider, model ("" : the role's tier at that provider), models ["pr
             prompt (None: `standing` is the task; its material are the values of the names in `given`: inputs, the
             item or the results of a map, and the outputs of the steps in `context`), schema, max_tokens, effort, tools,
             cache {ttl}, estimated_tokens
-command     argv [template, …] or shell (text, unsubstituted) with exports {ENV: name}, env {ENV: template}, stdin,
+command     argv [template, …] or shell (text, unsubstituted) with exports {ENV: name}, env {ENV: template}, stdin, cwd,
             allow_failure, timeout (s), schema
 action      uses, with, effect, on_doubt
 workflow    workflow, with

@@ -8,7 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from gorgon_common.errors import Problem, WorkflowInvalid
-from gorgon_common.workflow.compiler import specs
+from gorgon_common.workflow.compiler import checks, missing, specs
 from gorgon_common.workflow.compiler.layout import PHASES, Draft, Layout, Place
 from gorgon_common.workflow.compiler.names import RUN, Meaning, Names, Unknown
 from gorgon_common.workflow.compiler.sources import Bare, Operations, Roles, Source
@@ -73,8 +73,11 @@ class _Builder:
         self.operations = operations
         self.layout = Layout(self.workflow)
         self.names = Names(self.layout, roles)
+        self.known = frozenset({*self.layout.ids, *self.layout.item_names, "inputs", "secrets"})
+        """Names that an expression could use somewhere in the file."""
         self.problems: list[Problem] = []
         self.unavailable: list[str] = []
+        self.reads: list[missing.Read] = []
         self._told: set[tuple[Place, int | None, str]] = set()
 
     # ── problems ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -117,6 +120,7 @@ class _Builder:
         self.cycles()
         outputs, output_refs = self.outputs()
         self.concurrency()
+        self.gaps()
         self.promises()
         workflow = self.workflow
         return Plan(
@@ -189,13 +193,17 @@ class _Builder:
             self.read_condition(draft, draft.spec["until"], (*draft.place, "loop", "until"), until=True)
         for at, value in specs.texts(draft):
             place = (*draft.place, *at)
-            for inner, template in self.templates(value, place):
+            for inner, template in self.templates(value, place, step):
                 types = self.read(draft, template, inner, secrets=at[0] in ("with", "env"))
                 self.tell_all(check(template, types), inner)
+                if at == ("cwd",):
+                    self.fixed_folder(template, inner)
                 if at == inner[len(draft.place) :] == ("map", "over"):
                     self.over(draft, template, types, inner)
             if at in (("map", "over"), ("aggregate", "from")):
                 self.forgotten_braces(value, place)
+            if at == ("aggregate", "from") and isinstance(value, list):
+                self.joined_texts(value, place)
         if draft.kind is Kind.COMMAND:
             self.command(draft, step)
 
@@ -205,22 +213,41 @@ class _Builder:
             hint = f'Write it as an expression: "{{{{{value.strip()}}}}}".'
             self.tell(f"`{place[-1]}` needs a list, and this is a text", place, hint=hint)
 
-    def templates(self, value: Any, place: Place) -> Iterator[tuple[Place, Template]]:
-        """Yield every text with an expression in it, inside a nested value."""
+    def joined_texts(self, values: list[Any], place: Place) -> None:
+        """A plain text in the list of an `aggregate` is neither a step nor visibly meant as text."""
+        for number, value in enumerate(values):
+            if isinstance(value, str) and not self.lenient and "{{" not in value:
+                hint = f'Name a step, or write {{{{ "{value}" }}}} where the text itself is meant.'
+                self.tell(f"`{value}` is not the name of a step", (*place, number), hint=hint)
+
+    def templates(self, value: Any, place: Place, step: StepBody | None = None) -> Iterator[tuple[Place, Template]]:
+        """Yield every text with an expression in it, inside a nested value (of a step)."""
         if isinstance(value, str):
             try:
                 template = parse_template(value, self.lenient)
             except ExpressionSyntaxError as error:
                 self.tell(error.message, place, hint=error.hint, offset=error.offset)
                 return
+            if not self.lenient:
+                self.other_notations(template, place, step)
             if not template.is_literal:
                 yield place, template
         elif isinstance(value, Mapping):
             for key, entry in value.items():
-                yield from self.templates(entry, (*place, str(key)))
+                yield from self.templates(entry, (*place, str(key)), step)
         elif isinstance(value, (list, tuple)):
             for index, entry in enumerate(value):
-                yield from self.templates(entry, (*place, index))
+                yield from self.templates(entry, (*place, index), step)
+
+    def other_notations(self, template: Template, place: Place, step: StepBody | None) -> None:
+        """References in other notations, `${x}` and `{inputs.x}`, would silently stay text."""
+        known, inputs = self.known, self.workflow.inputs
+        if step is not None and (place[-1] == "stdin" or "run" in place[-2:]):
+            found = checks.command_literal_findings(template, known, inputs, step.env)
+        else:
+            found = checks.literal_findings(template, known, inputs)
+        for finding in (*found, *checks.single_findings(template, known, inputs)):
+            self.tell(finding.message, place, hint=finding.hint, offset=finding.offset)
 
     def read(
         self,
@@ -230,9 +257,14 @@ class _Builder:
         *,
         secrets: bool = False,
         until: bool = False,
+        needed: set[int] | None = None,
     ) -> dict[str, Type]:
-        """Resolve the names of an expression; return their types."""
+        """Resolve the names of an expression; return their types.
+
+        `needed`: of a condition, the offsets of the names that it reads in any case.
+        """
         types: dict[str, Type] = {}
+        certain = missing.certain_paths(expression) if needed is None else needed
         for path in expression.paths:
             if path.root == "secrets" and "secrets" not in self.layout.ids:
                 self.secret(path, place, allowed=secrets)
@@ -243,6 +275,9 @@ class _Builder:
                 self.tell(unknown.message, place, hint=unknown.hint, offset=path.offset)
                 continue
             self.bind(draft.refs, types, path.root, meaning)
+            if path.offset in certain:
+                condition = needed is not None
+                self.reads.append(missing.Read(draft.index, path, meaning.ref, place, condition, until))
         return types
 
     @staticmethod
@@ -285,8 +320,9 @@ class _Builder:
         """Resolve and check a condition."""
         types: dict[str, Type] = {}
         try:
+            needed = dict(missing.certain_fields(condition, legacy=self.lenient))
             for at, expression in condition_expressions(condition, self.lenient):
-                types.update(self.read(draft, expression, (*place, *at), until=until))
+                types.update(self.read(draft, expression, (*place, *at), until=until, needed=needed.get(at, set())))
                 self.exit_codes(expression, (*place, *at))
             complaints = check_condition(condition, types, legacy=self.lenient)
         except ExpressionSyntaxError as error:
@@ -327,8 +363,23 @@ class _Builder:
         elif kind.item is not None:
             self.names.items[draft.index] = kind.item
 
+    def fixed_folder(self, template: Template, place: Place) -> None:
+        """What a model wrote must not decide where a command runs: its programs and settings may be found there."""
+        for path in template.paths:
+            if path.root != "inputs":
+                hint = 'Write the folder out, or take it from an input: cwd: "{{inputs.folder}}".'
+                self.tell(f"`{path}` may not decide the folder of a command", place, hint=hint, offset=path.offset)
+
     def command(self, draft: Draft, step: StepBody) -> None:
         """A command's program is fixed; its values are arguments, environment or input."""
+        found = specs.relative_path(step) if step.cwd is None and not self.lenient else None
+        if found is not None:
+            at, path = found
+            hint = (
+                "Add `cwd: .` to start it in the folder of the worker (or of `gorgon run`), or write an absolute path."
+            )
+            message = f"`{path}` is a relative path, and a command without `cwd:` starts in a new, empty folder"
+            self.tell(message, (*draft.place, *at), hint=hint, severity="warning")
         if step.shell is None:
             argv = step.run if isinstance(step.run, list) else []
             filled = ["{{" in argument or (self.lenient and "${" in argument) for argument in argv]
@@ -414,11 +465,13 @@ class _Builder:
         """What does not fit together in a step, and what cannot run yet."""
         if draft.kind is Kind.MAP and step.map is not None and not self.lenient:
             self.item_name(draft, step.map.as_)
+        if draft.outer:
+            self.keys(draft, step)
         if not draft.inner:
             return
         if draft.kind is Kind.APPROVAL and not any(outer.deps for outer in self.layout.ancestors(draft.index)):
             self.tell(
-                f"the approval `{draft.id}` depends on nothing: it would ask as soon as the run starts",
+                f"the approval `{draft.id}` depends on nothing, so it would ask as soon as the run starts",
                 (*draft.place, "approval"),
                 hint="Name the step whose result is to be approved in `depends_on:`.",
                 severity="warning" if self.lenient else "error",
@@ -433,13 +486,17 @@ class _Builder:
                 hint=f"It is reached as `{draft.id}.output.{name}`.",
                 severity="warning",
             )
-        for key in _UNENFORCED:
-            if getattr(step, key) is not None:
-                self.unenforced(key, (*draft.place, key))
         reason = _unavailable(draft, step)
         if reason:
             self.unavailable.append(reason)
             self.tell(reason, draft.place, hint="`gorgon run` refuses the workflow until then.", severity="warning")
+
+    def keys(self, draft: Draft, step: StepBody) -> None:
+        """Whatever a step asks for is done, or told; older files were never checked, so there it is a warning."""
+        retry = specs.retry_of(self.layout.innermost(draft.index), self.workflow.defaults, self.operations)
+        for finding in (*checks.key_findings(draft, step, retry), *(() if self.lenient else checks.unfilled(step))):
+            severity = "warning" if self.lenient else finding.severity
+            self.tell(finding.message, (*draft.place, *finding.place), hint=finding.hint, severity=severity)
 
     def unenforced(self, what: str, place: Place) -> None:
         """Warn of a key that is understood and does nothing yet: a limit that holds nothing back must not be silent."""
@@ -450,6 +507,12 @@ class _Builder:
         """Warn of what the workflow as a whole asks for and does not get yet."""
         if self.workflow.triggers:
             self.unenforced("triggers", ("triggers",))
+        if self.workflow.limits.on_budget == "approve":
+            finding = checks.APPROVES_NOT
+            self.tell(finding.message, ("limits", "on_budget"), severity=finding.severity)
+        if not self.lenient:
+            for finding in (*checks.default_findings(self.workflow.defaults), *checks.unfilled_inputs(self.workflow)):
+                self.tell(finding.message, finding.place, hint=finding.hint, severity=finding.severity)
 
     def item_name(self, draft: Draft, name: str) -> None:
         """The `as:` name is a name like any id, and hides none."""
@@ -511,7 +574,7 @@ class _Builder:
                 loops = [draft for draft in self.layout.ancestors(ring[0].index) if draft.kind is Kind.LOOP]
                 if loops:
                     name = f"{loops[0].id}.output.{ring[1].id}"
-                    hint += f" What a step gave in the round before is `default({name}, '')`."
+                    hint += f" The output of a step in the previous iteration is `default({name}, '')`."
                 self.tell(f"the steps wait for each other in a circle: {told}", ring[0].place, hint=hint)
 
     # ── the run's own texts ──────────────────────────────────────────────────────────────────────────────────────────
@@ -534,6 +597,14 @@ class _Builder:
                 self.tell_all(check(template, types), inner)
         refs, end.refs = end.refs, {}
         return made, dict(sorted(refs.items()))
+
+    def gaps(self) -> None:
+        """Tell of values that may not exist when they are read; in older files such a value renders as nothing."""
+        if self.lenient:
+            return
+        for gap in missing.Gaps(self.layout).find(self.reads):
+            read = gap.read
+            self.tell(gap.message, read.place, hint=gap.hint, offset=read.path.offset, severity=gap.severity)
 
     def unpublished(self, value: Any) -> bool:
         """Whether an older file's output names something that does not exist."""
@@ -561,17 +632,13 @@ class _Builder:
         if path.root not in ("inputs", "run") and not bare:
             hint = "Write `inputs.name`: the key is needed before any step has run."
             if path.root == "secrets":
-                hint = "A key is stored and shown to people: who waits for it, who holds it."
+                hint = "The key is stored and shown to people, so it cannot contain this."
             self.tell(f"`{path.root}` cannot be part of the key", place, hint=hint, offset=path.offset)
         field = path.fields[0] if path.fields else None
         if path.root == "run" and field in (None, "id", "started_at"):
             hint = "Leave it out: runs that are to wait for each other need the same key."
-            told = f"`{path}` differs from run to run: no run would ever wait"
+            told = f"`{path}` differs from run to run, so no run would ever wait"
             self.tell(told, place, hint=hint, offset=path.offset)
-
-
-_UNENFORCED = ("cache",)
-"""Keys of a step that are understood and do nothing yet."""
 
 
 def _fields(draft: Draft) -> Mapping[str, Any]:

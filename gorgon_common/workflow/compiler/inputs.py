@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from gorgon_common import strict_json
 from gorgon_common.errors import InputInvalid
 from gorgon_common.workflow.expressions import conform, did_you_mean
 from gorgon_common.workflow.plan import Plan
@@ -39,12 +40,21 @@ def check_inputs(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
         if value is None and not declared.get("required"):
             made[name] = None
             continue
-        found = [_explain(name, error) for error in Draft202012Validator(schema).iter_errors(value)]
+        if (path := strict_json.not_finite(value)) is not None:
+            where = _where(path)
+            faults.append(f"`{name}{where}` is NaN or infinite; a number must be finite")
+            continue
+        found = [_explain(name, error) for error in _validator(schema).iter_errors(value)]
         faults.extend(found)
         made[name] = conform(value, schema)
     if faults:
         raise InputInvalid(_listed(faults), hint=_usage(plan))
     return made
+
+
+def _validator(schema: Mapping[str, Any]) -> Draft202012Validator:
+    """`format: date` and the like are checked, as far as the library can without others."""
+    return Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
 
 
 def input_schema(declared: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,10 +65,13 @@ def input_schema(declared: Mapping[str, Any]) -> dict[str, Any]:
     return schema
 
 
+def _where(path: Iterable[str | int]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+
+
 def _explain(name: str, error: Any) -> str:
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
     message = str(error.message)
-    return f"`{name}{where}`: {message if len(message) <= 200 else message[:199] + '…'}"
+    return f"`{name}{_where(error.absolute_path)}`: {message if len(message) <= 200 else message[:199] + '…'}"
 
 
 def _listed(faults: list[str]) -> str:

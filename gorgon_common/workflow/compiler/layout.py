@@ -66,6 +66,8 @@ class Layout:
         self.publishers: dict[str, list[int]] = {}
         """Older files: published name → outer nodes of the steps that publish it, in the order of the file."""
         self.children: dict[int, list[int]] = {}
+        self.item_names: set[str] = set()
+        """The `as:` names of all maps."""
         sections = (workflow.steps, workflow.on_error, workflow.finally_)
         for phase, name, steps in zip(PHASES, ("steps", "on_error", "finally"), sections, strict=True):
             for number, step in enumerate(steps):
@@ -130,6 +132,8 @@ class Layout:
             return
         if draft.kind is Kind.MAP:
             self._body(draft, "[]", "item")
+            if step.map is not None:
+                self.item_names.add(step.map.as_)
             if step.map is not None and step.map.reduce is not None:
                 reduce = (*draft.place, "map", "reduce")
                 self._add(step.map.reduce, f"{draft.id}.reduce", reduce, container=draft, role="reduce")

@@ -206,13 +206,13 @@ class Names:
                 drafts = list(self.layout.ancestors(owner))
                 if drafts[-1].phase == "main" and not any(draft.role == "fallback" for draft in drafts):
                     raise Unknown(
-                        "`error` means something in on_error, finally and fallback steps only",
+                        "`error` is only available in on_error, finally and fallback steps",
                         "A step's own error is `step.error`.",
                     )
                 return Meaning(Ref("error"), _ERROR)
             case "results":
                 raise Unknown(
-                    "`results` means something in a map's `reduce:` only", "A map's own results are `id.output`."
+                    "`results` is only available in a map's `reduce:`", "A map's own results are `id.output`."
                 )
             case "steps":
                 return self._by_key(owner, path, until=until)
@@ -244,7 +244,8 @@ class Names:
                     return Meaning(Ref("step", draft.bodies["body"][0]), kind)
             if owner == index:
                 raise Unknown(
-                    f"step `{target.id}` refers to itself", "Only a step with `loop:` may: its last iteration."
+                    f"step `{target.id}` refers to itself",
+                    "Only a step with `loop:` can, to read its previous iteration.",
                 )
             raise Unknown(
                 f"this refers to `{target.id}`, the step that it is part of",
@@ -309,10 +310,10 @@ class Names:
         container = self.layout.drafts[draft.container] if draft.container is not None else None
         if draft.role == "item" and container is not None:
             raise Unknown(
-                f"`{target.id}` runs once for each item of `{container.id}`: there is more than one of it",
+                f"`{target.id}` runs once for each item of `{container.id}`, so it has more than one result",
                 f"`{container.id}.output` is the list of results.",
             )
         if draft.role == "fallback" and container is not None:
             raise Unknown(
-                f"`{target.id}` stands in where `{container.id}` fails", f"`{container.id}.output` is what it gives."
+                f"`{target.id}` only runs if `{container.id}` fails", f"`{container.id}.output` is what it gives."
             )

@@ -16,6 +16,7 @@ COMMAND = "command"
 
 _OPENAI = re.compile(r"gpt|chatgpt|o\d|codex|text-")
 _RETRIED = {Kind.AGENT: 2}
+_NAME = re.compile(r"[a-z][a-z0-9_]*(?:\.[A-Za-z_]\w*)*")
 _SHELL_NAME = re.compile(r"\$(?:\{([A-Za-z_]\w*)|([A-Za-z_]\w*))")
 
 
@@ -110,7 +111,16 @@ def command_spec(step: StepBody) -> dict[str, Any]:
     else:
         spec["argv"] = list(step.run) if isinstance(step.run, list) else []
     spec.update(env=dict(step.env), stdin=step.stdin, allow_failure=step.allow_failure or None, schema=step.output)
+    if step.cwd is not None:
+        spec["cwd"] = step.cwd
     return spec
+
+
+def joined(source: Any) -> Any:
+    """Return what an `aggregate` joins: in a list a bare name stands for a step, `[plan, build.output]`."""
+    if not isinstance(source, list):
+        return source
+    return [f"{{{{{entry}}}}}" if isinstance(entry, str) and _NAME.fullmatch(entry) else entry for entry in source]
 
 
 def map_spec(step: StepBody) -> dict[str, Any]:
@@ -154,7 +164,8 @@ def spec_of(draft: Draft, defaults: Defaults, roles: Roles, *, lenient: bool) ->
                 spec = {"max_parallel": step.legacy.max_parallel, "fail_fast": step.legacy.fail_fast}
         case Kind.AGGREGATE:
             assert step.aggregate is not None
-            spec = {"from": step.aggregate.from_, "how": step.aggregate.how, "schema": step.output}
+            source = step.aggregate.from_ if lenient else joined(step.aggregate.from_)
+            spec = {"from": source, "how": step.aggregate.how, "schema": step.output}
         case Kind.CHECKPOINT:
             spec = {"name": step.id or draft.id, "message": step.checkpoint}
         case _:
@@ -273,6 +284,7 @@ def texts(draft: Draft) -> Iterator[tuple[Place, Any]]:
             yield ("system",), step.system
         case Kind.COMMAND:
             yield ("run",), step.run
+            yield ("cwd",), step.cwd
             yield ("env",), step.env
             yield ("stdin",), step.stdin
         case Kind.ACTION | Kind.WORKFLOW:
@@ -286,8 +298,7 @@ def texts(draft: Draft) -> Iterator[tuple[Place, Any]]:
             yield ("wait", "until"), step.wait.until
             yield ("wait", "event"), step.wait.event
         case Kind.AGGREGATE:
-            assert step.aggregate is not None
-            yield ("aggregate", "from"), step.aggregate.from_
+            yield ("aggregate", "from"), draft.spec.get("from", [])
         case Kind.CHECKPOINT:
             yield ("checkpoint",), step.checkpoint
 
@@ -296,6 +307,30 @@ def shell_names(text: str, known: Sequence[str] | Mapping[str, Any]) -> list[str
     """Return the names of `known` that a shell text refers to as `$name` or `${name…}`, in its order."""
     found = [match[1] or match[2] for match in _SHELL_NAME.finditer(text)]
     return [name for name in dict.fromkeys(found) if name in known]
+
+
+_FILE_NAME = re.compile(
+    r"[\w-][\w.-]*\.(?:cfg|conf|csv|css|go|html?|ini|ipynb|java|jsonl?|js|log|md|pdf|php|py|rb|rs|sh|sql|tf|toml|ts|tsv|txt|xml"
+    r"|ya?ml)"
+)
+_OWN_FOLDER = re.compile(r"(?:^|[;&|\n]\s*)(?:cd|git clone|mkdir|mktemp|tar|unzip)\b")
+"""A text that makes files or goes somewhere: its relative paths may well be its own."""
+
+
+def relative_path(step: StepBody) -> tuple[Place, str] | None:
+    """Return (place, path) of the first relative path that a command is given as it is, None where there is none."""
+    if step.shell is not None:
+        words = [] if _OWN_FOLDER.search(step.shell) or ">" in step.shell else step.shell.split()
+        return next(((("run",), word) for word in words if _is_relative(word.strip("\"'"))), None)
+    argv = step.run if isinstance(step.run, list) else []
+    places = enumerate(map(str, argv))
+    return next(((("run", index), word) for index, word in places if _is_relative(word)), None)
+
+
+def _is_relative(word: str) -> bool:
+    if re.search(r"[\s{}$*?=:@()]", word) or word.startswith(("-", "/", "~")):
+        return False
+    return word in (".", "..") or word.startswith(("./", "../")) or bool(_FILE_NAME.fullmatch(word.rpartition("/")[2]))
 
 
 _INTERPRETERS = re.compile(r"(?:ba|da|z|k|fi)?sh|python[\d.]*|perl|ruby|node|php|lua|pwsh|Rscript|osascript")

@@ -166,7 +166,7 @@ def _field(condition: Mapping[str, Any], names: Mapping[str, Any], lenient: bool
         held = _COMPARED[operator](value, wanted)
     except TypeError:
         raise ExpressionError(
-            f"condition `{told}`: `{source}` is {functions.of_type(value)}, which cannot be compared so with "
+            f"condition `{told}`: `{source}` is {functions.of_type(value)}, which cannot be compared this way with "
             f"{functions.of_type(wanted)}"
         ) from None
     return held, f"{told}: it is {_show(value)}"

@@ -141,7 +141,7 @@ def _truth(value: Any, node: tree.Node) -> bool:
 def _whole(value: Any) -> Any:
     if isinstance(value, int) and not _INT_MIN <= value <= _INT_MAX:
         raise ExpressionError("the result is too large for an integer (64 bits)")
-    if isinstance(value, float) and math.isinf(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ExpressionError("the result is too large for a decimal")
     return value
 

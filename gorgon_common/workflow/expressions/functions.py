@@ -6,6 +6,7 @@ into a message with the expression in it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -188,7 +189,7 @@ def _int(meter: Meter, value: Any) -> int:
         case _:
             raise TypeError
     if number is None or not -(2**63) <= number < 2**63:
-        raise ExpressionError(f"`{_short(value)}` is no integer of 64 bits")
+        raise ExpressionError(f"`{_short(value)}` is not a 64-bit integer")
     return number
 
 
@@ -203,9 +204,12 @@ def _double(meter: Meter, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise TypeError
     try:
-        return float(value)
-    except ValueError:
-        raise ExpressionError(f"`{_short(value)}` is no number") from None
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise ExpressionError(f"`{_short(value)}` is not a number") from None
+    if not math.isfinite(number):
+        raise ExpressionError(f"`{_short(value)}` is not a finite number")
+    return number
 
 
 def _string(meter: Meter, value: Any) -> str:
@@ -244,7 +248,9 @@ def _timestamp(meter: Meter, value: Any) -> datetime:
             return datetime.fromisoformat(cut).astimezone(UTC)
     except (ValueError, OverflowError, OSError):
         pass
-    raise ExpressionError(f"`{_short(value)}` is no timestamp", hint='A timestamp looks like "2026-05-01T12:00:00Z".')
+    raise ExpressionError(
+        f"`{_short(value)}` is not a timestamp", hint='A timestamp looks like "2026-05-01T12:00:00Z".'
+    )
 
 
 _DURATION = re.compile(r"[+-]?(?:\d+(?:\.\d+)?(?:h|m(?!s)|s|ms|us|ns))+")
@@ -257,7 +263,7 @@ def _duration(meter: Meter, value: Any) -> timedelta:
         return value
     _texts(value)
     if len(value) > 40 or not _DURATION.fullmatch(value):
-        raise ExpressionError(f"`{_short(value)}` is no duration", hint='A duration looks like "90s" or "1h30m".')
+        raise ExpressionError(f"`{_short(value)}` is not a duration", hint='A duration looks like "90s" or "1h30m".')
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(value))
     try:
         return timedelta(seconds=-seconds if value.startswith("-") else seconds)

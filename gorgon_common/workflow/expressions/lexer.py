@@ -142,7 +142,7 @@ def _unescape(match: re.Match[str], begin: int) -> str:
     if digits is not None or octal is not None:
         code = int(digits, 16) if digits is not None else int(octal, 8)
         if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
-            raise ExpressionSyntaxError(f"`{match.group()}` is no character", offset)
+            raise ExpressionSyntaxError(f"`{match.group()}` is not a character", offset)
         return chr(code)
     if char not in _ESCAPES:
         raise ExpressionSyntaxError(

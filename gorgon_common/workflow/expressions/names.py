@@ -45,7 +45,7 @@ def check_id(name: str) -> str | None:
         wish = wish if ID.fullmatch(wish) else f"step_{wish}".rstrip("_")
         return f"`{name}` is not an id: ids are lower-case letters, digits and `_`, a letter first (`{wish}`)"
     if name in CEL_WORDS:
-        return f"`{name}` is a word that the expression language keeps for itself; choose another id"
+        return f"`{name}` is a reserved word of the expression language; choose another id"
     if name in ROOTS:
         return f"`{name}` already means something in expressions; choose another id"
     if name in FUNCTIONS:

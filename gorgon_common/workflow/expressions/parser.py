@@ -184,9 +184,9 @@ class _Parser:
             return tree.Literal(token.offset, _LITERALS[token.value])
         if token.value in _WORDS and not self.at(".") and not self.at("["):
             self.position -= 1
-            raise self.unexpected("this is no operator here")
+            raise self.unexpected("this is not an operator")
         if token.value in CEL_WORDS:
-            raise ExpressionSyntaxError(f"`{token.value}` is a word that the language keeps for itself", token.offset)
+            raise ExpressionSyntaxError(f"`{token.value}` is a reserved word of the expression language", token.offset)
         if self.at("("):
             return self.call(token, None)
         return tree.Ident(token.offset, token.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from gorgon_common.workflow.document import Path
+from gorgon_common.documents import Path
 
 AGENTS = {
     "claude_code": "anthropic",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gorgon_common.workflow.document import Path
+from gorgon_common.documents import Path
 from gorgon_common.workflow.legacy.steps import Steps
 from gorgon_common.workflow.schema import suggest
 
@@ -54,9 +54,12 @@ class File(Steps):
         """Return the whole file in the present form."""
         for key in data:
             if key not in _WORKFLOW_KEYS:
-                self.warn(f"`{key}` is no key of the older format and is ignored", (key,), key=True)
+                self.warn(f"`{key}` is not a key of the older format and is ignored", (key,), key=True)
         settings = data.get("settings")
         settings = settings if isinstance(settings, dict) else {}
+        for key in settings:
+            if key not in ("auto_parallel", "auto_parallel_max_workers"):
+                self.warn(f"the setting `{key}` is ignored", ("settings", key), key=True)
         together = settings.get("auto_parallel") is True
         limits: dict[str, Any] = {"tokens": data.get("token_budget", 100_000)}
         limits["timeout"] = data.get("timeout_seconds", 3600)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gorgon_common.workflow.document import Path
+from gorgon_common.documents import Path
 from gorgon_common.workflow.legacy.base import STEP_KEYS, Part
 from gorgon_common.workflow.schema import suggest
 

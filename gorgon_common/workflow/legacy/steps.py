@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gorgon_common.workflow.document import Path
+from gorgon_common.documents import Path
 from gorgon_common.workflow.legacy.base import AGENTS, STEP_KEYS, TYPES, Part, Translated, bare
 from gorgon_common.workflow.schema import suggest
 
@@ -30,6 +30,8 @@ _RENAMED = {
     "slack.send_notification": "slack.post_message",
     "slack.send_approval": "slack.request_approval",
 }
+_THEN = ("then", "if_true", "true", "true_steps", "on_true", "then_steps")
+_ELSE = ("else", "if_false", "false", "false_steps", "on_false", "else_steps")
 _PARAMS: dict[str, frozenset[str]] = {
     "agent": frozenset(["role", "prompt", "model", "max_tokens", "system_prompt", "estimated_tokens"]),
     "shell": frozenset({"command", "allow_failure"}),
@@ -38,12 +40,29 @@ _PARAMS: dict[str, frozenset[str]] = {
     "fan_out": frozenset(["items", "max_concurrent", "fail_fast", "step_template", "collect_errors"]),
     "fan_in": frozenset(["input", "aggregation", "aggregate_prompt", "role", "model", "max_tokens", "system_prompt"]),
     "map_reduce": frozenset(["items", "max_concurrent", "fail_fast", "map_step", "reduce_step"]),
+    "branch": frozenset(["condition", "if", "when", *_THEN, *_ELSE]),
+    "loop": frozenset(
+        [
+            *(
+                "steps",
+                "step",
+                "body",
+                "do",
+                "max_iterations",
+                "max",
+                "loop_type",
+                "collection",
+                "items",
+                "as",
+                "count",
+            ),
+            *("until", "condition", "while"),
+        ]
+    ),
     "mcp_tool": frozenset({"server", "tool", "arguments"}),
     "approval": frozenset(["prompt", "message", "preview_from", "timeout_hours", "approvers"]),
 }
 _PARAMS_HINT = "In the older format it belongs under `params:`."
-_THEN = ("then", "if_true", "true", "true_steps", "on_true", "then_steps")
-_ELSE = ("else", "if_false", "false", "false_steps", "on_false", "else_steps")
 _AGGREGATIONS = {
     **{name: name for name in ("concat", "json", "vote", "first", "merge")},
     "collect": "json",
@@ -119,7 +138,7 @@ class Steps(Part):
         for key in step:
             if key not in STEP_KEYS and not key.startswith("$"):
                 hint = _PARAMS_HINT if any(key in known for known in _PARAMS.values()) else suggest(key, STEP_KEYS)
-                self.warn(f"`{key}` is no key of a step and is ignored", (*old, key), hint, key=True)
+                self.warn(f"`{key}` is not a key of a step and is ignored", (*old, key), hint, key=True)
         params = step.get("params")
         if params is None:
             params = {}
@@ -442,6 +461,8 @@ class Steps(Part):
         leaf = not ({"steps", "map", "approval", "checkpoint", "aggregate"} & made.keys())
         if leaf or ("map" in made and "steps" not in made and "retry" not in made):
             found["retry"] = {"max": step.get("max_retries", 3)}
+            if "$shell" in made or "run" in made:
+                self._command_retry(step, found["retry"])
             found["timeout"] = step.get("timeout_seconds", 300)
         elif "steps" in made and "timeout_seconds" in step:
             found["timeout"] = step["timeout_seconds"]
@@ -453,8 +474,15 @@ class Steps(Part):
             found.pop("timeout", None)
         found |= self._failure(step, old, new)
         if isinstance(step.get("circuit_breaker_key"), str):
-            found["$legacy"] = {**made.get("$legacy", {}), "breaker": step["circuit_breaker_key"]}
+            told = "`circuit_breaker_key` has no effect: there is a breaker for each provider and model"
+            self.warn(told, (*old, "circuit_breaker_key"), key=True)
         return found
+
+    @staticmethod
+    def _command_retry(step: Mapping[str, Any], retry: dict[str, Any]) -> None:
+        """A command that ends with a non-zero status is run again only where the file asks for it."""
+        if "max_retries" not in step and step.get("on_failure") != "retry":
+            retry["on"] = ["timeout", "invalid_output"]
 
     def _condition(self, condition: Any) -> Any:
         """A condition is false where its field is missing; graphs had two operators of their own."""

@@ -23,7 +23,7 @@ def test_none_yet() -> None:
 
 def test_what_is_set_is_listed() -> None:
     code, said = gorgon("set", "team:blue", "--usd", "12.5", "--per", "day", "--timezone", "Europe/Berlin")
-    assert (code, said.strip()) == (0, "team blue per day: $12.50, days of Europe/Berlin.")
+    assert (code, said.strip()) == (0, "team blue per day: $12.50; days begin at midnight in Europe/Berlin.")
     assert gorgon("set", "team:blue", "--tokens", "1000", "--per", "day")[0] == 0
     assert gorgon("set", "workflow:review", "--usd", "1", "--per", "run")[0] == 0
     blue, review = json.loads(gorgon("ls", "--json")[1])
@@ -32,8 +32,8 @@ def test_what_is_set_is_listed() -> None:
     assert (review["scope"], review["name"], review["period"], review["accounts"]) == ("workflow", "review", "run", [])
     table = gorgon("ls")[1]
     assert "$12.50" in table
-    assert "1,000 tokens" in table
-    assert "each run by itself" in table
+    assert "1,000 tok" in table
+    assert "separate for each run" in table
 
 
 def test_a_limit_is_taken_away() -> None:
@@ -47,11 +47,11 @@ def test_a_limit_is_taken_away() -> None:
     [
         (["org"], "needs a limit"),
         (["org", "--usd", "-1"], "cannot be negative"),
-        (["org", "--usd", "much"], "no amount in dollars"),
-        (["org", "--tokens", "1.5"], "no number of tokens"),
-        (["nobody", "--usd", "1"], "nothing that has a budget"),
+        (["org", "--usd", "much"], "not an amount in dollars"),
+        (["org", "--tokens", "1.5"], "not a number of tokens"),
+        (["nobody", "--usd", "1"], "not a budget scope"),
         (["org", "--usd", "1", "--per", "year"], "no period"),
-        (["org", "--usd", "1", "--timezone", "Here"], "no timezone"),
+        (["org", "--usd", "1", "--timezone", "Here"], "no time zone"),
         (["org", "--usd", "none"], "needs a limit"),
     ],
 )

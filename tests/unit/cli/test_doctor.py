@@ -36,7 +36,7 @@ def test_a_fresh_machine_is_well(gorgon: Gorgon, monkeypatch: pytest.MonkeyPatch
 def test_keys_are_masked(gorgon: Gorgon, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "sk-ant-0123456789abcdefghij"
     _, checks = report(gorgon, monkeypatch, ANTHROPIC_API_KEY=secret, GORGON_API_KEY="short")
-    assert checks["Anthropic"]["detail"] == "key sk-a…ghij"
+    assert checks["Anthropic"]["detail"] == "key …ghij"
     assert checks["API key"]["detail"] == "********"
     assert secret not in gorgon("doctor").stdout
 
@@ -80,7 +80,7 @@ def test_commands_that_are_not_there(gorgon: Gorgon, monkeypatch: pytest.MonkeyP
 
 def test_a_misspelt_variable(gorgon: Gorgon, monkeypatch: pytest.MonkeyPatch) -> None:
     _, checks = report(gorgon, monkeypatch, GORGON_SLOTTS="3")
-    assert checks["Settings"]["detail"] == "GORGON_SLOTTS means nothing"
+    assert checks["Settings"]["detail"] == "GORGON_SLOTTS is not a setting of Gorgon"
 
 
 def test_a_clock_that_is_wrong() -> None:

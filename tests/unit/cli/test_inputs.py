@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_single_values_win_over_the_file(tmp_path: Path) -> None:
         (["text"], "is not NAME=VALUE"),
         (["=3"], "is not NAME=VALUE"),
         (["count=1", "count=2"], "given 2 times"),
-        (["text=@/nowhere/at/all"], "No such file"),
+        (["text=@/nowhere/at/all"], "There is no file /nowhere"),
     ],
 )
 def test_what_cannot_be_is_told(given: list[str], told: str) -> None:
@@ -91,7 +92,7 @@ def test_what_cannot_be_is_told(given: list[str], told: str) -> None:
     ("name", "content", "told"),
     [
         ("a.json", b"{", "not valid JSON"),
-        ("a.yaml", b"a: [", "not valid YAML"),
+        ("a.yaml", b"a: [", "a.yaml:1:5: this is not valid YAML"),
         ("a.json", b"[1]", "must hold a mapping"),
         ("a.json", b"\xff", "not UTF-8"),
     ],
@@ -101,3 +102,52 @@ def test_a_file_that_cannot_be_is_told(tmp_path: Path, name: str, content: bytes
     file.write_bytes(content)
     with pytest.raises(InputInvalid, match=told):
         read_inputs([], str(file), SCHEMAS)
+
+
+def test_yaml_is_read_as_in_a_workflow(tmp_path: Path) -> None:
+    file = tmp_path / "in.yaml"
+    file.write_text("map: {country: NO, at: 12:30, zip: 01234, day: 2026-11-30, flag: on, yes: y}\n")
+    expected = {"country": "NO", "at": "12:30", "zip": 1234, "day": "2026-11-30", "flag": "on", "yes": "y"}
+    assert read_inputs([], str(file), SCHEMAS) == {"map": expected}
+    file.write_text("{country: NO, at: 12:30, zip: 01234, day: 2026-11-30, flag: on, yes: y}\n")
+    assert read_inputs([f"map=@{file}"], None, SCHEMAS) == {"map": expected}
+
+
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path) -> None:
+    for name, data in (("bom.json", b'\xef\xbb\xbf{"text": "x"}'), ("w.json", '{"text": "x"}'.encode("utf-16"))):
+        (tmp_path / name).write_bytes(data)
+        assert read_inputs([], str(tmp_path / name), SCHEMAS) == {"text": "x"}
+    (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbfhello")
+    assert read_inputs([f"text=@{tmp_path / 't.txt'}"], None, SCHEMAS) == {"text": "hello"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.json", '{"text": "a", "text": "b"}', "the key 'text' is written twice"),
+        ("a.yaml", "text: a\ntext: b\n", "a.yaml:2:1: `text` is written twice"),
+        ("a.yaml", "count: .nan\n", "`.nan` is not a number that can be used"),
+        ("a.json", '{"count": NaN}', "NaN is not a JSON number"),
+        ("a.json", '{"count": 1e999}', "1e999 is too large for a number"),
+        ("a.yaml", '{"count": -Infinity}', "-Infinity is not a JSON number"),
+        ("a.json", '{"points": ' + "[" * 300 + "]" * 300 + "}", "nested deeper than 200 levels"),
+        ("a.json", '{"points": ' + "[" * 100_000, "nested deeper than 200 levels"),
+    ],
+)
+def test_what_is_not_data_is_refused(tmp_path: Path, name: str, content: str, told: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputInvalid, match=re.escape(told)):
+        read_inputs([], str(tmp_path / name), SCHEMAS)
+
+
+def test_a_mapping_does_not_become_a_list_of_one(tmp_path: Path) -> None:
+    for name in ("a.json", "a.yaml", "a"):
+        (tmp_path / name).write_text('{"x": 1}')
+        with pytest.raises(InputInvalid, match=r"must be an array, and .* holds a mapping"):
+            read_inputs([f"points=@{tmp_path / name}"], None, SCHEMAS)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e400"])
+def test_a_number_on_the_command_line_is_finite(value: str) -> None:
+    with pytest.raises(InputInvalid, match="is not valid JSON"):
+        read_inputs([f"count={value}"], None, SCHEMAS)

@@ -147,7 +147,7 @@ class TestDrawing:
         assert "✓ plan" in text
         assert "planner · big" in text
         assert "1,234 tok  $0.5000   1.2 s" in text
-        assert "waiting: quota until 09:31" in text
+        assert "quota until 09:31" in text
         assert "skipped: review.approved is false" in text
         assert "No such model." in text
         assert "Models: a, b." in text

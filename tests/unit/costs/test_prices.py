@@ -171,6 +171,7 @@ def test_the_version_names_both_tables() -> None:
         ("{provider: p, model: m, from: 2026-01-01, reason: r, prices: {input: -1, output: 1}}", "negative"),
         ("{provider: p, model: m, from: 2026-01-01, reason: r, prices: {input: 1, output: 1, imput: 2}}", "imput"),
         ("{provider: p, model: m, from: 2026-01-01, reason: r, prices: {input: x, output: 1}}", "Entry 1"),
+        ("{provider: p, model: m, from: 2026-01-01, reason: r, prices: {input: nan, output: 1}}", "none negative"),
     ],
 )
 def test_a_wrong_table_says_what_is_wrong(entry: str, said: str) -> None:

@@ -49,8 +49,11 @@ class TokenPricer:
 
     version = "test-1"
 
-    def price(self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None) -> int | None:
-        return None if model.startswith("unpriced") else usage.input_tokens + usage.output_tokens
+    def price(
+        self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None, asked: str | None = None
+    ) -> int | None:
+        unpriced = all(name.startswith("unpriced") for name in (model, asked or model))
+        return None if unpriced else usage.input_tokens + usage.output_tokens
 
 
 @dataclass

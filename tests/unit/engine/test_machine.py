@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from gorgon_common.engine.context import Knowledge
-from gorgon_common.engine.machine import Machine
+from gorgon_common.engine.machine import Job, Machine
 from gorgon_common.engine.outcomes import Done, Ended, Expanded, Failed, Outcome, Parked, Passed
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.records import Advance, Claimed, Finish, Head, Keep, Result, Weight, step_id
@@ -19,7 +19,7 @@ from gorgon_common.engine.slots import ReadyQueue
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import GorgonError, Unavailable
 from gorgon_common.persistence.store import Store
-from gorgon_common.workflow.plan import Plan
+from gorgon_common.workflow.plan import Kind, Plan
 from tests.support.engine import Desk, agent, elapse, make_run, node, open_store, plan_of, row
 from tests.support.fleet import Counted, Mailbox
 
@@ -662,17 +662,91 @@ def test_a_machine_that_closes_says_what_is_still_running(bench: Bench) -> None:
     assert bench.desk.status(run, 0) is S.SUCCEEDED
 
 
-def test_while_it_closes_it_does_not_wait_for_the_database(bench: Bench) -> None:
+def test_while_it_stops_it_holds_its_results_until_the_database_is_there_again(bench: Bench) -> None:
+    run = bench.run(chain(1))
+    spy = Spy(bench.store)
+    bench.machine.store = spy
+    away = iter(range(4))
+
+    def before(finishes: Sequence[Finish]) -> None:
+        if finishes:
+            bench.machine.closing = True
+            if next(away, None) is not None:
+                raise Unavailable("away")
+
+    spy.before = before
+    bench.handle(run, 0)
+    assert next(away, None) is None
+    assert bench.desk.status(run, 0) is S.SUCCEEDED
+
+
+def test_when_it_has_closed_it_does_not_wait_for_the_database(bench: Bench) -> None:
     run = bench.run(chain(1))
     spy = Spy(bench.store)
     bench.machine.store = spy
 
     def away(finishes: Sequence[Finish]) -> None:
         if finishes:
-            bench.machine.closing = True
+            bench.machine.close(0)
             raise Unavailable("away")
 
     spy.before = away
     with pytest.raises(GorgonError):
         bench.machine.handle([step_id(run, 0)])
     assert bench.resting()
+
+
+# Leases
+
+
+def test_a_claim_that_finds_the_lease_run_out_renews_it_and_claims_again(bench: Bench) -> None:
+    """A worker that was waiting for its broker, or was suspended: it must not leave the message to the sweep."""
+    run = bench.run(chain(2))
+    renewed: list[int] = []
+
+    def renew() -> None:
+        renewed.append(1)
+        bench.store.heartbeat(bench.desk.worker, 60, {})
+
+    bench.machine.renew = renew
+    elapse(bench.store, 100)
+    bench.store.reap(home="")
+    bench.handle(run, 0)
+    assert bench.hand.seen[:2] == [0, 1]
+    assert renewed == [1]
+    assert bench.resting()
+
+
+def test_a_composite_that_was_lost_is_not_said_to_have_been_stopped(bench: Bench) -> None:
+    """It is ready again with the same token, so that whatever is stored for it now would count."""
+    group = node("group", kind=Kind.GROUP, bodies={"steps": (4,)})
+    run = bench.run(plan_of(group, templates=[agent("inner", container=0)]))
+    child = row(0, parent=0)
+    lost = []
+
+    def expands(step: Claimed) -> Outcome:
+        if not lost:
+            lost.append(step.token)
+            elapse(bench.store, 100)
+            bench.store.reap(home="")
+            assert bench.desk.step(run, 0).token == step.token
+        return Expanded([child], "steps")
+
+    bench.hand.does[0] = expands
+    bench.handle(run, 0, fast=True)
+    assert bench.desk.statuses(run)[0] is S.READY
+    assert bench.desk.checkpoint(run, 0) is None
+    bench.store.heartbeat(bench.desk.worker, 60, {})
+    bench.handle(run, 0, fast=True)
+    assert bench.desk.statuses(run)[0] is S.WAITING
+    assert bench.resting()
+
+
+def test_the_end_of_a_lost_claim_leaves_the_claim_that_followed(bench: Bench) -> None:
+    run = bench.run(chain(1))
+    old = bench.desk.one(run, 0)
+    bench.machine._take([old], job := Job())
+    new = replace(old, token=old.token + 1)
+    bench.machine._take([new], Job())
+    bench.machine._left(job, [old])
+    assert bench.machine.held == {old.id: new}

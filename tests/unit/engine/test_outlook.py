@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gorgon_common.costs.forecast import ASSUMED, HISTORY, KIN, Call, Task
+from gorgon_common.costs.forecast import ASSUMED, HISTORY, SIMILAR, Call, Task
 from gorgon_common.costs.history import History, StepHistory
 from gorgon_common.costs.prices import GenaiPricer
 from gorgon_common.costs.tokens import TokenEstimator
@@ -83,7 +83,7 @@ def test_items_of_a_step_are_assumed_and_it_is_said() -> None:
     repeat = task(found, "build").repeat
     assert repeat is not None
     assert (repeat.times.source, repeat.most, repeat.exact) == (ASSUMED, 12, False)
-    assert any("`build` is taken to have about 3 items (at most 12)" in sentence for sentence in found.said)
+    assert any("`build` is assumed to have about 3 items (at most 12)" in sentence for sentence in found.said)
 
 
 def test_items_and_replies_follow_the_past() -> None:
@@ -102,7 +102,7 @@ def test_calls_of_the_same_role_and_model_elsewhere_are_better_than_nothing() ->
     like = StepHistory(output=[800.0] * 4, seconds=[2.0] * 4, calls=4, executions=4)
     models = call(seen(PLANNED), "plan").models
     found = seen(PLANNED, history=History(0, (), {}, {("planner", *models[0]): like}))
-    assert call(found, "plan").output.source == KIN
+    assert call(found, "plan").output.source == SIMILAR
     assert call(found, "plan").output.median == pytest.approx(800.0)
 
 

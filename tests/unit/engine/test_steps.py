@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from gorgon_common.costs.usage import Usage
 from gorgon_common.engine import rendering
@@ -13,7 +15,8 @@ from gorgon_common.engine.outcomes import Parked
 from gorgon_common.engine.ports import AgentCall
 from gorgon_common.engine.records import Claimed, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
-from gorgon_common.errors import Final, RateLimited, Retryable, Throttled
+from gorgon_common.errors import Final, RateLimited, Retryable, Throttled, Unavailable
+from gorgon_common.persistence.tables import events, ledger
 from gorgon_common.workflow.plan import Dep, Join, Kind, Node, OnFailure, Plan, Ref, Retry
 from tests.support.engine import Desk, agent, node, plan_of
 from tests.support.fleet import Fleet, fleet
@@ -258,11 +261,79 @@ def test_a_step_that_has_killed_three_workers_is_not_begun(lab: Lab) -> None:
     assert lab.made.provider.calls == []
 
 
+def rows_of(lab: Lab) -> list[tuple[str, int | None, int]]:
+    with lab.made.store.database.read() as connection:
+        found = connection.execute(ledger.select().order_by(ledger.c.step_id, ledger.c.token, ledger.c.ordinal))
+        return [(row.outcome, row.cost_micro, row.input_tokens) for row in found if row.provider != "none"]
+
+
+def test_an_exception_in_a_call_is_recorded_and_named(lab: Lab) -> None:
+    lab.made.provider.behaves["bad"] = failing(ZeroDivisionError("by nothing"))
+    assert lab.run(plan_of(step("a", prompt="bad", retry=Retry(max=3)))) is R.FAILED
+    assert lab.error()["kind"] == "internal"
+    assert "ZeroDivisionError: by nothing" in lab.error()["message"]
+    assert rows_of(lab) == [("internal", None, 0)], "what was used nobody knows"
+    assert len(lab.made.provider.calls) == 1
+
+
+def test_an_exception_behind_a_call_is_recorded_and_named(lab: Lab) -> None:
+    broken = {"provider": "openai", "model": "m", "prompt": "go", "schema": {"type": "string", "pattern": "("}}
+    lab.made.provider.behaves["go"] = '"text"'
+    assert lab.run(plan_of(agent("a", spec=broken))) is R.FAILED
+    assert lab.error()["kind"] == "internal"
+    assert rows_of(lab) == [("internal", 1, 1)], "the call is paid, whatever became of its reply"
+
+
+def test_an_exception_beside_a_call_fails_the_step_under_its_own_name(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendering, "MAX_OUTPUT_BYTES", "not a number")
+    assert lab.run(plan_of(step("a"))) is R.FAILED
+    assert (lab.error()["kind"], lab.error()["message"][:42]) == (
+        "internal",
+        "Gorgon failed at this step: TypeError: '>'",
+    )
+    assert rows_of(lab) == [("ok", 1, 1)]
+
+
+class AwayLater:
+    """A store of budgets without any, which is away from the second call on."""
+
+    def __init__(self) -> None:
+        self.noted = 0
+
+    def applying(self, info: Any) -> list[Any]:
+        return []
+
+    def note(self, key: Any, info: Any, bound: Any) -> None:
+        self.noted += 1
+        if self.noted > 1:
+            raise Unavailable("The database is away.")
+
+    def over(self, key: Any) -> bool:
+        return False
+
+    def unknown(self, key: Any, bound: Any) -> None:
+        raise Unavailable("The database is away.")
+
+    def keep(self, step: Any, calls: Any, body: str) -> None:
+        raise Unavailable("The database is away.")
+
+
+def test_a_database_that_is_away_between_two_calls_takes_none_of_them_with_it(lab: Lab) -> None:
+    lab.made.processes[0].machine.executor.budgets = AwayLater()
+    asks = {"provider": "openai", "model": "m", "prompt": "go", "schema": {"type": "integer"}}
+    outcome = executed(lab, plan_of(agent("a", spec=asks)))
+    assert isinstance(outcome, Parked)
+    assert (outcome.attempt, outcome.message) == (False, "The database is away.")
+    assert [(call.outcome, call.cost_micro) for call in outcome.calls] == [("invalid", 1)]
+
+
 def test_an_output_over_the_cap_fails_the_step(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering, "MAX_OUTPUT_BYTES", 100)
     lab.made.provider.behaves["large"] = "x" * 101
     assert lab.run(plan_of(step("a", prompt="large"))) is R.FAILED
-    assert "may have 10 MB" in lab.error()["message"]
+    assert "at most 10 MB" in lab.error()["message"]
     assert "Write large results to a file" in lab.error()["hint"]
 
 
@@ -400,12 +471,12 @@ def test_a_map_of_nothing_has_no_results(lab: Lab) -> None:
 
 def test_a_map_is_over_a_list(lab: Lab) -> None:
     assert lab.run(mapped("{{1 + 1}}")) is R.FAILED
-    assert "`over:` of `m` gives int, not a list." in lab.error()["message"]
+    assert "`over:` of `m` gives an integer, not a list." in lab.error()["message"]
 
 
 def test_a_map_has_at_most_so_many_items(lab: Lab) -> None:
     assert lab.run(mapped(list(range(11)))) is R.FAILED
-    assert "`m` has 11 items, and may have 10." in lab.error()["message"]
+    assert "`m` has 11 items; at most 10 are allowed." in lab.error()["message"]
     assert lab.made.provider.calls == []
 
 
@@ -479,6 +550,8 @@ def test_a_loop_fails_with_its_body(lab: Lab) -> None:
     lab.made.provider.behaves["count"] = failing(Final("boom"))
     assert lab.run(looped(3)) is R.FAILED
     assert lab.made.provider.calls == ["l#1"]
+    assert "l (iteration 1): boom" in lab.error()["message"]
+    assert "#" not in lab.error()["summary"]
 
 
 def grouped(*inner: Node, **spec: Any) -> Plan:
@@ -498,3 +571,33 @@ def test_a_group_that_fails_fast_does_not_begin_what_is_left(lab: Lab, fast: boo
     assert lab.run(grouped(*inner, fail_fast=fast, max_parallel=1)) is R.FAILED
     assert lab.made.provider.calls == calls
     assert "boom" in lab.error()["message"]
+
+
+def test_a_map_over_nothing_says_what_it_got_and_what_to_do(lab: Lab) -> None:
+    assert lab.run(mapped("{{null}}")) is R.FAILED
+    assert "`over:` of `m` gives null, not a list." in lab.error()["message"]
+    assert "default(" in lab.error()["hint"]
+
+
+def test_outputs_that_cannot_be_made_are_named_as_such(lab: Lab) -> None:
+    plan = plan_of(step("a"), outputs={"x": "{{a.nothing}}"}, output_refs={"a": Ref("step", node=0)})
+    assert lab.run(plan) is R.FAILED
+    assert lab.error()["step"] == "outputs"
+    assert "its outputs failed: " in lab.error()["summary"]
+    assert "$end" not in json.dumps(lab.error())
+
+
+def test_the_last_failure_does_not_promise_another_attempt(lab: Lab) -> None:
+    lab.made.provider.behaves["lost"] = failing(Retryable("The connection broke.", kind="connection"))
+    assert lab.run(plan_of(step("a", prompt="lost", retry=Retry(max=0)))) is R.FAILED
+    assert lab.error()["hint"] == "The step was tried once. Raise its `max_retries:`, or continue the run later."
+
+
+def test_the_journal_names_the_map_that_stopped(lab: Lab) -> None:
+    lab.made.provider.behaves["item b"] = failing(Final("boom"))
+    assert lab.run(mapped(list("abc"), max_parallel=1, on_item_failure="fail")) is R.FAILED
+    with lab.made.store.database.read() as connection:
+        told = connection.execute(select(events).where(events.c.run_id == lab.number).order_by(events.c.seq)).all()
+    stops = [(entry.kind, entry.row, entry.message) for entry in told if entry.kind.endswith("stopping")]
+    assert stops[0] == ("step.stopping", 0, "1 step will not start: another step of the same part failed")
+    assert all("the run" in message for kind, _, message in stops if kind == "run.stopping")

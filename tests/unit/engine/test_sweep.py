@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from gorgon_common.engine import control
-from gorgon_common.engine.records import step_id
+from gorgon_common.engine.records import Renewal, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
-from gorgon_common.errors import Conflict, Final, Unavailable
+from gorgon_common.engine.sweep import INTERVAL, LEASE, QUIET
+from gorgon_common.errors import Conflict, Final, Throttled, Unavailable
 from gorgon_common.workflow.plan import Plan
-from tests.support.engine import Desk, agent, plan_of
+from tests.support.engine import NOTHING, OPENAI, Desk, agent, plan_of
 from tests.support.fleet import Fleet, Post, Process, fleet
 
 S = StepStatus
@@ -171,13 +172,13 @@ def test_a_sweep_that_fails_is_made_again(made: Fleet, here: Process, clock: Han
     """Its thread must live."""
     calls = []
 
-    def breaks() -> int:
+    def breaks() -> float:
         calls.append(len(calls))
         if len(calls) == 3:
             here.sweep._stop.set()
         raise Unavailable("away") if len(calls) == 1 else RuntimeError("a fault of ours")
 
-    here.sweep.once = breaks  # type: ignore[method-assign]
+    here.sweep.look = breaks  # type: ignore[method-assign]
     here.sweep._stop.wait = lambda _=None: here.sweep._stop.is_set()  # type: ignore[method-assign, assignment]
     here.sweep._forever()
     assert calls == [0, 1, 2]
@@ -194,6 +195,25 @@ def test_what_the_dead_held_goes_out_one_to_a_message(made: Fleet, here: Process
     clock.move(6)
     here.sweep.once()
     assert sorted(post.ids for post in made.mailbox.waiting) == [[step_id(run, number)] for number in range(4)]
+
+
+def test_a_process_that_was_suspended_lives(sqlite_url: str) -> None:
+    """It sweeps first when it wakes up, with its lease run out: it must not take its own steps back."""
+    with fleet(sqlite_url, home="laptop", lease=5) as made:
+        (here,) = made.processes
+        here.sweep.worker = here.member.owner
+        here.sweep.renew = lambda: renewed.append(here.store.heartbeat(here.member, 5, {}))
+        renewed: list[Any] = []
+        run = here.submit(plan_of(step("a")))
+        held = here.store.tick(here.member, NOTHING, claims=[step_id(run, 0)]).mine
+        made.elapse(60)
+        here.sweep.once()
+        assert renewed == [Renewal.RENEWED], "before anything was taken for dead"
+        here.sweep.renew = lambda: None
+        made.elapse(60)
+        here.sweep.once()
+        assert here.store.owned(here.member) == held
+        assert not here.sweep._alien(run), "nor does it end its own runs"
 
 
 def test_sleepers_are_woken(made: Fleet, here: Process, clock: Hands) -> None:
@@ -250,7 +270,7 @@ def test_a_cancel_runs_only_the_final_steps(made: Fleet, here: Process) -> None:
     made.drain()
     assert made.status(run) is RunStatus.CANCELLED
     assert made.provider.calls == ["last"]
-    with pytest.raises(Conflict, match="cancelled already"):
+    with pytest.raises(Conflict, match="already been cancelled"):
         cancelled(made, here, run)
 
 
@@ -298,6 +318,32 @@ def test_a_resume_pays_for_nothing_twice(made: Fleet, here: Process) -> None:
     assert made.store.info(again).root == run
 
 
+def test_a_run_that_failed_by_poison_can_be_resumed(made: Fleet, here: Process, clock: Hands) -> None:
+    """The machine was at fault, and has been mended: the step begins with a clean record."""
+    plan = plan_of(step("a"), step("b", 0))
+    run = here.submit(plan)
+    here.machine.worker.queues.remove(OPENAI)  # `b` needs a message
+    here.serve(made.mailbox.take())
+    here.machine.worker.queues.append(OPENAI)
+    desk = Desk(made.store)
+    for _ in range(3):
+        made.store.tick(desk.register(lease=5), NOTHING, claims=[step_id(run, 1)], suspects=True)
+        clock.move(6)
+        made.store.reap(home="")
+    made.mailbox.waiting.clear()
+    clock.move(6)
+    here.sweep.once()
+    made.drain()
+    assert made.status(run) is RunStatus.FAILED
+    error, _ = made.store.failure(run)
+    assert error is not None
+    assert (error["kind"], "runs resume" in error["hint"]) == ("poison", True)
+    again, reused, left = resumed(made, here, run, plan)
+    made.drain()
+    assert made.status(again) is RunStatus.SUCCEEDED
+    assert (reused, left, made.provider.calls) == (1, 1, ["a", "b"])
+
+
 def test_a_run_that_is_going_on_cannot_be_resumed(made: Fleet, here: Process) -> None:
     plan = plan_of(step("a"))
     run = here.submit(plan)
@@ -315,3 +361,49 @@ def test_a_changed_step_and_what_comes_after_it_are_run_anew(made: Fleet, here: 
     assert (reused, left) == (1, 1)
     assert made.status(again) is RunStatus.SUCCEEDED
     assert made.provider.calls == ["a", "b", "b"]
+
+
+# How often
+
+
+def test_it_looks_seldom_while_there_is_nothing_to_do(made: Fleet, here: Process, clock: Hands) -> None:
+    here.sweep.look()  # the first one tidies up
+    assert here.sweep.look() == QUIET
+    run = here.submit(plan_of(step("a")))
+    assert here.sweep.look() == INTERVAL, "a step is ready"
+    made.drain()
+    assert made.status(run) is RunStatus.SUCCEEDED
+    assert here.sweep.look() == QUIET
+
+
+def test_it_looks_again_when_a_waiting_step_is_due(made: Fleet, here: Process, clock: Hands) -> None:
+    def wait(_: object) -> str:
+        raise Throttled("wait", seconds=60.0, reason="requests", until=0.0)
+
+    made.provider.behaves["go"] = wait
+    run = here.submit(plan_of(step("a")))
+    made.drain()
+    assert made.statuses(run)[0] is StepStatus.WAITING
+    here.sweep.look()
+    assert here.sweep.look() == QUIET
+    clock.move(58)
+    here.sweep.look()
+    assert INTERVAL < here.sweep.look() <= 2.0
+    made.provider.behaves["go"] = "done"
+    clock.move(2.1)
+    here.sweep.look()
+    made.drain()
+    assert made.status(run) is RunStatus.SUCCEEDED
+
+
+def test_the_second_one_waits_until_the_lease_of_the_first_is_over(made: Fleet, here: Process, clock: Hands) -> None:
+    second = made.processes[1].sweep
+    here.sweep.look()
+    first = second.look()
+    assert first <= LEASE
+    clock.move(2)
+    assert second.look() <= max(INTERVAL, first - 2)
+    clock.move(LEASE)
+    second.look()
+    here.sweep.look()
+    assert here.sweep.look() > INTERVAL, "it was too late, and has lost the lead"

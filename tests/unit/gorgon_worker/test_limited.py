@@ -149,7 +149,7 @@ def test_a_long_wait_gives_the_slot_back(desk: Desk) -> None:
     assert caught.value.reason == "requests"
     assert caught.value.seconds == pytest.approx(10 / 0.95, rel=0.1)
     assert caught.value.until == pytest.approx(desk.time.at + caught.value.seconds, abs=0.01)
-    assert caught.value.message == "openai gpt-5: rate limit on requests"
+    assert caught.value.message == "openai gpt-5: no room under the rate limit for requests"
     assert len(desk.inner.calls) == 1
     assert desk.time.slept == []
 
@@ -205,7 +205,7 @@ def test_even_a_repair_does_not_wait_beyond_its_time(desk: Desk) -> None:
 def test_what_never_fits_is_said_at_once_and_is_no_call(desk: Desk) -> None:
     desk.quota_now = Quota(tokens=50)
     records: list[CallRecord] = []
-    with pytest.raises(OverLimit, match="it needs 100 tokens, and the limit is 50") as caught:
+    with pytest.raises(OverLimit, match="it needs 100 tokens, but the limit is 50") as caught:
         _converse(desk, CALL, records)
     assert "gorgon limits set" in caught.value.hint
     assert (records, desk.inner.calls) == ([], [])
@@ -528,7 +528,9 @@ def test_one_provider_is_made_for_each_name(desk: Desk) -> None:
 class _Free:
     version = "test"
 
-    def price(self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None) -> int | None:
+    def price(
+        self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None, asked: str | None = None
+    ) -> int | None:
         return 0
 
 

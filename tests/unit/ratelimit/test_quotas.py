@@ -167,8 +167,10 @@ def test_every_tier_of_the_table_can_be_read() -> None:
         ("openai: {models: {'*': {requests: 0}}}", "requests is 0; it has to be a number above 0"),
         ("openai: {models: {'*': {requests: many}}}", "requests is 'many'"),
         ("openai: {teir: 2}", "openai has no teir"),
-        ("weights: {research: 0}", "weight has to be above 0"),
-        ("openai: [1", "is not YAML"),
+        ("weights: {research: 0}", "weight has to be a number above 0"),
+        ("weights: {research: .inf}", "`.inf` is not a number that can be used"),
+        ("openai: {tier: 1}\nopenai: {tier: 2}", "`openai` is written twice"),
+        ("openai: [1", "limits.yaml:1:9: a list opened with"),
         ("just a text", "limits.yaml"),
     ],
 )

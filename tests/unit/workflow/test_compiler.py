@@ -211,7 +211,6 @@ def test_where_the_modifiers_of_a_map_go() -> None:
         "  on_failure: skip\n"
         "  max_retries: 4\n"
         "  timeout: 9s\n"
-        "  deadline: 90s\n"
     )
     outer, inner = node(plan, "work"), node(plan, "work[]")
     assert (outer.kind, inner.kind) == (Kind.MAP, Kind.AGENT)
@@ -219,7 +218,6 @@ def test_where_the_modifiers_of_a_map_go() -> None:
     assert (outer.on_failure.action, inner.on_failure.action) == ("skip", "abort")
     assert (outer.retry.max, inner.retry.max) == (0, 4)
     assert (outer.timeout, inner.timeout) == (None, 9.0)
-    assert (outer.deadline, inner.deadline) == (90.0, None)
     assert (outer.queue, inner.queue) == (None, "anthropic")
 
 
@@ -227,9 +225,9 @@ def test_retries_by_kind() -> None:
     plan = plan_of(
         '- {id: a, prompt: "x"}\n- {id: b, run: [ls]}\n'
         "- {id: c, uses: github.list_issues}\n- {id: d, uses: slack.post_message}\n"
-        "- {id: e, run: [ls], on_failure: retry}\n- {id: f, run: [ls], retry: {initial: 1s}}\n"
+        "- {id: e, run: [ls], on_failure: retry}\n- {id: f, run: [ls], retry: {max: 1, initial: 1s}}\n"
     )
-    assert [node(plan, name).retry.max for name in "abcdef"] == [2, 0, 2, 0, 3, 0]
+    assert [node(plan, name).retry.max for name in "abcdef"] == [2, 0, 2, 0, 3, 1]
     assert node(plan, "f").retry.initial == 1.0
 
 
@@ -403,7 +401,7 @@ REFUSED = [
     ),
     ("- {id: a, approval: ok}\n", "", "depends on nothing", "depends_on", 3, 21),
     ('- {id: a, prompt: "{{error.message}}"}\n', "", "on_error, finally and fallback", "", 3, 22),
-    ('- {id: a, prompt: "{{results}}"}\n', "", "a map's `reduce:` only", "", 3, 22),
+    ('- {id: a, prompt: "{{results}}"}\n', "", "only available in a map's `reduce:`", "", 3, 22),
     ('- {id: a, prompt: "{{steps[inputs.x].output}}"}\n', "inputs: {x: string}\n", "needs the id of a step", "", 4, 22),
     ("- {id: a, prompt: \"{{steps['b'].output}}\"}\n", "", "no step `b`", "a", 3, 22),
     (

@@ -86,7 +86,7 @@ def test_a_dynamic_index_leaves_its_root_and_its_key() -> None:
         ("x | json", 2, "unexpected `|`", "json(x)"),
         ("contain(a, 'x')", 0, "no function `contain`", "Did you mean `contains`"),
         ("'abc", 0, "not closed", ""),
-        ("for", 0, "keeps for itself", ""),
+        ("for", 0, "reserved word", ""),
         ("xs.map(x)", 3, "takes a name and an expression", ""),
         ("size(a, b)", 0, "takes 1 value, not 2", ""),
         ("has(a)", 0, "takes one field", ""),

@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gorgon_common.documents import read_document
 from gorgon_common.errors import GorgonError, WorkflowInvalid
 from gorgon_common.workflow import catalogue, formatter
-from gorgon_common.workflow.document import read_document
 from gorgon_common.workflow.formatter import format_text
 from gorgon_common.workflow.schema import Workflow
 
@@ -38,6 +38,33 @@ def test_the_messy_file_becomes_the_tidy_one() -> None:
 def test_formatting_twice_changes_nothing_more(text: str) -> None:
     once = format_text(text)
     assert format_text(once) == once
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_windows_line_ends_and_a_directive_make_no_difference(text: str) -> None:
+    once = format_text(text)
+    assert format_text(text.replace("\n", "\r\n")) == once.replace("\n", "\r\n")
+    body = text if text.startswith("---\n") else f"---\n{text}"
+    assert format_text(f"%YAML 1.1\n{body}") == f"%YAML 1.1\n---\n{format_text(body.removeprefix('---' + chr(10)))}"
+
+
+ODD = [
+    *("yes", "on", "NO", "~", "12:30", "01234", "1_000", "0o14", "0x1F"),
+    *("1e3", ".5", "+7", "2026-11-30", "2026-11-30T10:00:00Z", "=", "<<", "y", "null", "True"),
+]
+
+
+@pytest.mark.parametrize("head", ["", "%YAML 1.1\n---\n", "%YAML 1.2\n---\n"])
+@pytest.mark.parametrize("name", ["name", "nme"])
+@pytest.mark.parametrize("value", ODD)
+def test_no_odd_value_is_changed(head: str, name: str, value: str) -> None:
+    text = f"{head}{name}: w\nmetadata: {{k: {value}, l: [{value}]}}\nsteps:\n- {{id: a, prompt: {value}}}\n"
+    try:
+        made = format_text(text)
+    except WorkflowInvalid:
+        return  # refused with its place, and left as it is
+    assert read_document(made).data == read_document(text).data
+    assert format_text(made) == made
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
@@ -124,9 +151,26 @@ def test_block_texts_are_not_touched() -> None:
     assert format_text(text) == text
 
 
-def test_windows_line_ends_become_plain_ones() -> None:
-    made = format_text("name: a\r\nsteps:\r\n- id: x\r\n  prompt: hi\r\n")
-    assert made == "name: a\nsteps:\n  - id: x\n    prompt: hi\n"
+def test_windows_line_ends_stay_and_are_no_difference() -> None:
+    made = format_text("name: a\r\nsteps:\r\n- id: x\r\n  prompt: |\r\n    hi\r\n    you\r\n")
+    assert made == "name: a\r\nsteps:\r\n  - id: x\r\n    prompt: |\r\n      hi\r\n      you\r\n"
+    assert format_text(made) == made
+
+
+def test_mixed_line_ends_become_those_of_the_most_lines() -> None:
+    assert format_text("name: a\r\nsteps:\r\n  - {id: x, prompt: hi}\n").count("\r\n") == 3
+    assert "\r" not in format_text("name: a\nsteps:\n  - {id: x, prompt: hi}\r\n")
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.2"])
+@pytest.mark.parametrize("key", ["name", "nme"])
+def test_a_directive_changes_no_value(version: str, key: str) -> None:
+    text = f"# mine\n%YAML {version}\n---\n{key}: yes\nsteps:\n- {{id: a, prompt: on, timeout: 12:30}}\n"
+    made = format_text(text)
+    assert made.startswith(f"# mine\n%YAML {version}\n---\n")
+    assert f"\n{key}: yes\n" in made
+    assert read_document(made).data == read_document(text).data
+    assert format_text(made) == made
 
 
 def test_older_files_keep_their_words() -> None:
@@ -144,7 +188,8 @@ def test_json_stays_as_it_is() -> None:
 
 def test_a_file_that_is_wrong_but_readable_is_formatted() -> None:
     made = format_text("steps:\n- {promt: hi, timeout: soon, depends_on: x}\nname: 5\n")
-    assert made == "name: 5\n\nsteps:\n  - {promt: hi, timeout: soon, depends_on: [x]}\n"
+    # What a short form stands for is known of a valid file only.
+    assert made == "name: 5\n\nsteps:\n  - {promt: hi, timeout: soon, depends_on: x}\n"
 
 
 def test_a_file_that_cannot_be_read_is_refused_with_its_place() -> None:

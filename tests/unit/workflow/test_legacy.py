@@ -245,7 +245,7 @@ def test_a_branch_cannot_name_a_step_that_is_not_there() -> None:
 def test_a_parameter_beside_params_is_told_where_it_belongs() -> None:
     step = {"id": "s", "type": "openai", "prompt": "x", "params": {"role": "planner"}}
     problem = loaded({"name": "a", "steps": [step]}).problems[0]
-    assert problem.message == "`prompt` is no key of a step and is ignored"
+    assert problem.message == "`prompt` is not a key of a step and is ignored"
     assert problem.hint == "In the older format it belongs under `params:`."
 
 
@@ -342,8 +342,7 @@ def test_failure_modes() -> None:
     chat, mail = steps["chat"], steps["mail"]
     assert chat.fallback is not None
     assert (chat.on_failure, chat.fallback.value) == ("fallback", {"sent": False})
-    assert chat.legacy is not None
-    assert (chat.legacy.breaker, chat.depends_on, chat.order_after) == ("slack", ["summed"], [])
+    assert (chat.depends_on, chat.order_after) == (["summed"], [])
     assert mail.fallback is not None
     assert mail.fallback.step is not None
     assert (mail.fallback.type, mail.fallback.step.uses) == ("alternate_step", "slack.post_message")
@@ -363,8 +362,8 @@ def test_what_has_no_effect_is_told() -> None:
     made = loaded({"name": "a", "steps": [{**step, "fallback": {"type": "default_value", "value": 1}}], "extra": 1})
     told = [problem.message for problem in made.problems]
     assert sorted(told) == [
-        "`colour` is no key of a step and is ignored",
-        "`extra` is no key of the older format and is ignored",
+        "`colour` is not a key of a step and is ignored",
+        "`extra` is not a key of the older format and is ignored",
         "`fallback` has no effect without `on_failure: fallback`",
         "the parameter `temperature` is ignored",
     ]

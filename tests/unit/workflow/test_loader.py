@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from gorgon_common import documents
+from gorgon_common.documents import format_path, parse_path, read_document
+from gorgon_common.documents.reader import _Reader
 from gorgon_common.errors import Problem, WorkflowInvalid
 from gorgon_common.operations.catalogue import load_operations
 from gorgon_common.roles.catalogue import load_roles
-from gorgon_common.workflow import document
-from gorgon_common.workflow.document import format_path, parse_path, read_document
 from gorgon_common.workflow.loader import LoadedWorkflow, load
 from gorgon_common.workflow.source import read_workflow
 
@@ -74,7 +75,7 @@ def test_broken_yaml_is_explained(text: str, line: int, column: int, message: st
 def test_duplicate_keys_name_the_first_line() -> None:
     problem = only(f"name: a\nteam: x\n{STEP}name: b\n")
     assert (problem.line, problem.column, problem.message) == (4, 1, "`name` is written twice")
-    assert problem.hint == "It stands in line 1 already."
+    assert problem.hint == "It is already in line 1."
 
 
 def test_anchors_aliases_and_tags_are_refused_each() -> None:
@@ -99,15 +100,15 @@ def test_an_alias_bomb_is_refused_at_once() -> None:
 
 
 def test_too_large_is_refused_before_it_is_read() -> None:
-    text = f"name: a\n{STEP}# {'x' * document.MAX_BYTES}\n"
-    assert "at most 262,144 (256 KB)" in only(text).message
-    fits = f"name: a\n{STEP}# ".ljust(document.MAX_BYTES - 1, "x") + "\n"
+    text = f"name: a\n{STEP}# {'x' * documents.WORKFLOW.max_bytes}\n"
+    assert "at most 4,194,304 are read" in only(text).message
+    fits = f"name: a\n{STEP}# ".ljust(documents.WORKFLOW.max_bytes - 1, "x") + "\n"
     assert loaded(fits).spec.name == "a"
 
 
 def test_size_is_counted_in_bytes() -> None:
-    text = f"name: a\n{STEP}# ".ljust(document.MAX_BYTES // 2 + 100, "é")
-    assert "256 KB" in only(text).message
+    text = f"name: a\n{STEP}# ".ljust(documents.WORKFLOW.max_bytes // 2 + 100, "é")
+    assert "at most 4,194,304 are read" in only(text).message
 
 
 def nested(depth: int) -> str:
@@ -122,17 +123,27 @@ def test_depth_twenty_is_the_limit() -> None:
     assert (problem.line, problem.column) == (3, 15 + 18)
 
 
-def test_ten_thousand_values_are_the_limit() -> None:
+def test_two_hundred_thousand_values_are_the_limit() -> None:
     # Each entry is one value; beside them the file has ten keys and values.
     head = f"name: a\n{STEP}"
-    most = document.MAX_NODES - read_nodes(head + "metadata: {x: []}\n")
-    assert loaded(f"{head}metadata: {{x: [{', '.join(['1'] * most)}]}}\n").spec
+    most = documents.WORKFLOW.max_nodes - read_nodes(head + "metadata: {x: []}\n")
+    assert not read_document(f"{head}metadata: {{x: [{', '.join(['1'] * most)}]}}\n").problems
     problem = only(f"{head}metadata: {{x: [{', '.join(['1'] * (most + 1))}]}}\n")
-    assert problem.message == "the file has more than 10,000 values"
+    assert problem.message == "the file has more than 200,000 values"
+
+
+def test_ten_thousand_steps_are_the_limit() -> None:
+    def steps(count: int) -> str:
+        return "name: a\nsteps:\n" + "".join(f"  - {{id: s{number}, checkpoint: x}}\n" for number in range(count))
+
+    assert len(loaded(steps(5_000)).spec.steps) == 5_000
+    problem = only(steps(10_001))
+    assert problem.message == "the file has more than 10,000 steps"
+    assert problem.line == 10_003
 
 
 def read_nodes(text: str) -> int:
-    reader = document._Reader(text, None)
+    reader = _Reader(text, None, documents.WORKFLOW)
     reader.read()
     return reader.nodes
 
@@ -560,6 +571,48 @@ def test_a_step_whose_meaning_is_unknown_is_not_judged_further() -> None:
     with pytest.raises(WorkflowInvalid) as caught:
         read_workflow(text, roles=ROLES, operations=OPERATIONS)
     assert [problem.message for problem in caught.value.problems] == ["unknown key `frobnicate` in a step"]
+
+
+def test_wrong_values_do_not_hide_wrong_names() -> None:
+    text = """name: w
+inputs: {x: {type: strng}, y: {type: string}}
+steps:
+  - {id: a, prompt: 5}
+  - {id: b, run: {x: 1}, when: nothing.output == 1}
+  - {id: c, prompt: "{{inputs.z}} {{a.output}} {{inputs.x}}", depends_on: [zz]}
+  - {id: d, prompt: "{{missing.output}}", map: {over: "{{inputs.q}}", max_items: many}}
+  - {id: e, prompt: hi, run: [ls]}
+  - {id: f, aggregate: {from: [a], how: glue}}
+  - {id: f, prompt: "{{lost.output}}"}
+  - {prompt: "{{away.output}}"}
+  - 5
+  - {id: g, steps: [{id: h, run: 3}, {id: i, prompt: "{{gone.output}} {{h.output}}"}]}
+outputs: {o: "{{nope.output}}"}
+"""
+    with pytest.raises(WorkflowInvalid) as caught:
+        read_workflow(text, roles=ROLES, operations=OPERATIONS)
+    told = [(problem.line, problem.message) for problem in caught.value.problems]
+    assert told == [
+        (2, "`strng` is not a type"),
+        (4, "`prompt` must be text"),
+        (5, "`run` must be a list"),
+        (5, "there is nothing called `nothing`"),
+        (6, "there is no input `z`"),
+        (6, "there is no step `zz` to depend on"),
+        (7, "there is nothing called `missing`"),
+        (7, "there is no input `q`"),
+        (7, "`max_items` must be a whole number, not `many`"),
+        (8, "the step has 2 actions: `prompt`, `run`"),
+        (9, "`glue` is not a value of `how`"),
+        (10, "the id `f` is used twice"),
+        (10, "there is nothing called `lost`"),
+        (11, "`id` is missing in a step"),
+        (11, "there is nothing called `away`"),
+        (12, "a step must be a mapping (`key: value`)"),
+        (13, "`run` must be a list"),
+        (13, "there is nothing called `gone`"),
+        (14, "there is nothing called `nope`"),
+    ]
 
 
 def test_warnings_come_with_the_plan() -> None:

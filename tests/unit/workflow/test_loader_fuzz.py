@@ -13,11 +13,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gorgon_common.documents import read_document
 from gorgon_common.errors import GorgonError, WorkflowInvalid
 from gorgon_common.operations.catalogue import load_operations
 from gorgon_common.roles.catalogue import load_roles
 from gorgon_common.workflow import catalogue
-from gorgon_common.workflow.document import read_document
 from gorgon_common.workflow.formatter import format_text
 from gorgon_common.workflow.source import read_workflow
 

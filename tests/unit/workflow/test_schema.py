@@ -8,8 +8,8 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
+from gorgon_common.documents import read_document
 from gorgon_common.workflow import catalogue
-from gorgon_common.workflow.document import read_document
 from gorgon_common.workflow.schema import (
     Step,
     Workflow,

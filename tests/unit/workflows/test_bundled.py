@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any
 
 import pytest
 import yaml
 
+from gorgon_common.bundled import folder
 from gorgon_common.errors import InputInvalid
 from gorgon_common.roles.catalogue import load_roles
 from gorgon_common.workflow.compiler import check_inputs, try_compile
@@ -15,7 +15,7 @@ from gorgon_common.workflow.formatter import format_text
 from gorgon_common.workflow.loader import load
 from gorgon_common.workflow.plan import Kind, Plan
 
-FOLDER = resources.files("workflows")
+FOLDER = folder("workflows")
 INDEX: dict[str, dict[str, Any]] = yaml.safe_load((FOLDER / "index.yaml").read_text(encoding="utf-8"))["workflows"]
 TEMPLATES = sorted(entry.name for entry in (FOLDER / "templates").iterdir() if entry.name.endswith(".yaml"))
 BUNDLED = pytest.mark.parametrize("name", INDEX)

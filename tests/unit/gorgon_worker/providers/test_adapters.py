@@ -122,7 +122,7 @@ def test_content_filter_is_a_refusal(server: ModelServer) -> None:
     assert ask(openai(server)).stop_reason == "refusal"
     server.say(Say(raw=b'{"choices": [{"message": {"content": null}, "finish_reason": "content_filter"}]}'))
     reply = ask(openai(server, api="chat"))
-    assert (reply.stop_reason, reply.usage, reply.model) == ("refusal", Usage(), "gpt-6-luna")
+    assert (reply.stop_reason, reply.usage, reply.model) == ("refusal", None, "gpt-6-luna")
 
 
 def test_an_hour_in_anthropics_cache(server: ModelServer) -> None:

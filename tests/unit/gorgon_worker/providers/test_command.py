@@ -319,7 +319,7 @@ def test_the_memory_cap(anything: LocalCommands) -> None:
 
 
 def test_the_cpu_limit(anything: LocalCommands) -> None:
-    with pytest.raises(CommandFailed, match="more CPU time than it may"):
+    with pytest.raises(CommandFailed, match="more CPU time than it is allowed"):
         anything.run(CommandCall(argv=("sh", "-c", "while :; do :; done"), cpu_seconds=1, timeout=60), never)
 
 

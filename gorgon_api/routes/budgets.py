@@ -1,0 +1,36 @@
+"""What may be spent: by the org, a team or a workflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from gorgon_api.dependencies import Caller, TheServices
+from gorgon_api.errors import documented
+from gorgon_common.client.schemas import BudgetChange, BudgetList, BudgetView
+from gorgon_common.client.views import budget_document
+from gorgon_common.costs.budgets import parse_scope
+
+router = APIRouter(prefix="/v1/budgets", tags=["budgets"], responses=documented(401, 422, 503))
+
+
+@router.get("", response_model=BudgetList, summary="List budgets")
+def budgets(services: TheServices, _caller: Caller) -> JSONResponse:
+    """Return every budget with what is spent and reserved of it, in dollars and tokens."""
+    return JSONResponse({"items": [budget_document(entry) for entry in services.list_budgets()]})
+
+
+@router.put("", response_model=BudgetView, summary="Set a budget", responses=documented(403, 413))
+def set_budget(change: BudgetChange, services: TheServices, caller: Caller) -> JSONResponse:
+    """Set a budget or change it.  That of a team needs a key that may act for it, any other one for every team."""
+    scope, name = parse_scope(change.scope)
+    if scope == "team":
+        caller.require(name)
+    else:
+        caller.require_all("This budget")
+    given: dict[str, Any] = {field: getattr(change, field) for field in {"usd", "tokens"} & change.model_fields_set}
+    limits = {field: None if value is None else str(value) for field, value in given.items()}
+    made = services.set_budget(change.scope, period=change.period, timezone=change.timezone, **limits)
+    return JSONResponse(budget_document(made))

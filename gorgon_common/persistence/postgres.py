@@ -1,0 +1,99 @@
+"""Connections to PostgreSQL that cannot stay silent for ever.
+
+A connection may die without a word: a NAT gateway forgets it, a standby takes over, a machine disappears.  Three things
+together bound every wait:
+
+* TCP: keep-alive probes and `tcp_user_timeout` on both sides find a peer that is gone, idle or not.
+* The server ends statements, waits for locks and transactions that their client has forgotten, so that a worker that
+  vanished keeps no row locked.
+* This side gives a connection up that has not answered for longer than the server would let any statement run.  It is
+  the only one of the three that helps where something between the two (a proxy, a pooler) keeps the connection open.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar
+
+import psycopg
+from psycopg.abc import RV, PQGen
+from psycopg.pq import TransactionStatus
+from sqlalchemy import URL
+
+CONNECT_SECONDS = 5
+STATEMENT_SECONDS = 12.0
+"""How long the server lets a statement run."""
+LOCK_SECONDS = 10.0
+REPLY_SECONDS = 15.0
+"""How long this side waits for a reply: longer than any statement may take, and short enough to work again in 30 s."""
+PING_SECONDS = 5.0
+FRESH_SECONDS = 1.0
+"""A connection that answered so lately is used without a question."""
+REPORT_SECONDS = 120.0
+"""How long reports may take; they read whole tables."""
+MIGRATION_LOCK_SECONDS = 60.0
+
+_KEEP_ALIVE = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+_SERVER = (
+    " -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
+    f" -c tcp_user_timeout=15000 -c idle_in_transaction_session_timeout={round(STATEMENT_SECONDS * 1000)}"
+)
+
+
+class Connection(psycopg.Connection[Any]):
+    """A connection that is given up where the server has not answered for `reply_seconds` (None: never)."""
+
+    reply_seconds: float | None = REPLY_SECONDS
+    last_reply = float("-inf")
+    """When it last answered, on the monotonic clock."""
+    silence: ClassVar[float] = float("-inf")
+    """When a connection of this process was last given up."""
+
+    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        """Wait for a reply.  Raises OperationalError, and closes the connection, where there is none in time."""
+        try:
+            found = super().wait(gen, interval, self.reply_seconds if timeout is None else timeout)
+        except psycopg.OperationalError as error:
+            if self.pgconn.transaction_status != TransactionStatus.ACTIVE:
+                raise  # the server's own answer, or a broken connection
+            self.pgconn.finish()
+            Connection.silence = time.monotonic()
+            raise psycopg.OperationalError(f"the server has not answered for {self.reply_seconds:g} s") from error
+        self.last_reply = time.monotonic()
+        return found
+
+    def ping(self) -> None:
+        """Ask the server for a sign of life, unless it has given one just now; not within a transaction.
+
+        What has not answered since another connection was given up is as dead, and is not waited for.
+        Raises psycopg.OperationalError.
+        """
+        if self.last_reply < self.silence:
+            raise psycopg.OperationalError("another connection to the server has died")
+        if time.monotonic() - self.last_reply < FRESH_SECONDS:
+            return
+        patience, mode = self.reply_seconds, self.autocommit
+        self.reply_seconds, self.autocommit = PING_SECONDS, True
+        self.execute("")
+        self.reply_seconds, self.autocommit = patience, mode
+
+
+def connect_arguments(url: URL, *, migrates: bool = False, options: str = "") -> dict[str, Any]:
+    """Return how to connect to `url`, what the URL itself says going before.
+
+    `migrates`: statements may take as long as they like.  `options`: further ones of the session (`-c name=value`).
+    """
+    statement, lock = (0.0, MIGRATION_LOCK_SECONDS) if migrates else (STATEMENT_SECONDS, LOCK_SECONDS)
+    limits = f"-c statement_timeout={round(statement * 1000)} -c lock_timeout={round(lock * 1000)}"
+    wanted = {"connect_timeout": CONNECT_SECONDS, "tcp_user_timeout": round(REPLY_SECONDS * 1000), **_KEEP_ALIVE}
+    own = url.query.get("options", "")
+    session = f"{limits}{_SERVER} {options} {own if isinstance(own, str) else ' '.join(own)}"
+    return {**{name: value for name, value in wanted.items() if name not in url.query}, "options": session.strip()}
+
+
+def connect(url: URL, *, options: str) -> Connection:
+    """Return a connection of its own, every statement a transaction."""
+    plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    made = Connection.connect(plain, autocommit=True, **connect_arguments(url, options=options))
+    made.last_reply = time.monotonic()
+    return made

@@ -1,1 +1,0 @@
-"""The bundled workflows: YAML files, listed in `index.yaml`; `templates/` holds what `gorgon init` copies."""
