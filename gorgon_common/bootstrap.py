@@ -173,6 +173,15 @@ class Services:
         control.cancel(self.store, self.publisher(run.info.target, run.info.home), run)
         return self.run(run_id)
 
+    def send_event(self, run_id: str, name: str, data: Any = None) -> dict[str, Any]:
+        """Send an event to a run, for a step that waits for it or will; returns the run.
+
+        Raises NotFound, Conflict (it has ended), InputInvalid (the name).
+        """
+        run = self.knowledge.run(self.views.number(run_id))
+        control.send_event(self.store, self.publisher(run.info.target, run.info.home), run, name, data)
+        return self.run(run_id)
+
     def resume(
         self, run_id: str, *, plan: Plan | None = None, home: str | None = None, trace_id: str | None = None
     ) -> Submitted:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Body, Header, Path, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 
@@ -42,6 +42,7 @@ _IdempotencyKey = Header(
 )
 
 
+EventName = Annotated[str, Path(min_length=1, max_length=200, description="The name of the event.")]
 _Trace = Annotated[
     str | None, Header(max_length=512, description="W3C Trace Context: the run becomes part of this trace.")
 ]
@@ -183,6 +184,24 @@ def cancel(run: RunId, services: TheServices, caller: Caller) -> JSONResponse:
     """End the run: calls in flight are aborted, no new step starts.  409 where it is finished already."""
     caller.require(str(services.run(run)["team"]))
     return JSONResponse(services.cancel(run))
+
+
+@router.post(
+    "/{run}/events/{name}",
+    status_code=202,
+    response_model=Run,
+    summary="Send an event to a run",
+    responses=documented(403, 404, 409),
+)
+def send_event(
+    run: RunId, name: EventName, services: TheServices, caller: Caller, data: Annotated[Any, Body()] = None
+) -> JSONResponse:
+    """Let a step that waits for the event (`wait: {event: NAME}`) go on; the body, any JSON value, is its output.
+
+    An event that is sent before a step waits for it is kept.  409 where the run has ended.
+    """
+    caller.require(str(services.run(run)["team"]))
+    return JSONResponse(services.send_event(run, name, data), status_code=202)
 
 
 @router.post(

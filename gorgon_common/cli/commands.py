@@ -191,6 +191,20 @@ def runs_cancel(run: RunId, server: Server = None, as_json: AsJson = False) -> N
     lazy.load("gorgon_common.cli.runs:cancel")(run, server=server, as_json=as_json)
 
 
+@RUNS.command("signal", **examples("gorgon runs signal last deployed --data '{\"version\": 7}'"))
+def runs_signal(
+    run: RunId,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The event that a `wait:` of the run names.")],
+    data: Annotated[
+        str | None, typer.Option(metavar="JSON", help="The step's output, as JSON; @FILE reads it from a file.")
+    ] = None,
+    server: Server = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send an event to a run: a step that waits for it goes on."""
+    lazy.load("gorgon_common.cli.runs:signal")(run, name, data, server=server, as_json=as_json)
+
+
 @WORKFLOWS.command("ls", **examples("gorgon workflows ls"))
 def workflows_ls(as_json: AsJson = False) -> None:
     """List the bundled workflows."""

@@ -44,6 +44,8 @@ _CLASSES = {
     "lost_worker": "waits for another worker",
     "retry": "waits for its next attempt",
     "budget": "waits for a budget",
+    "time": "waits for a time",
+    "event": "waits for an event",
     "quota": "waits for a rate limit",
     "breaker": "waits for the provider",
     "concurrency": "waits for other calls",

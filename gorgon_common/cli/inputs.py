@@ -136,6 +136,17 @@ def _known(schemas: Mapping[str, Any]) -> str:
     return f"Inputs of this workflow: {', '.join(schemas)}." if schemas else "This workflow takes no inputs."
 
 
+def read_json(option: str, given: str) -> Any:
+    """Return the JSON value of an option; `@FILE` reads it from a file.  Raises InputInvalid."""
+    text = _read(given[1:], option) if given.startswith("@") else given
+    try:
+        return strict_json.loads(text)
+    except ValueError as error:
+        raise InputInvalid(
+            f"{option} is not JSON: {error}", hint=f"""Write it as JSON, such as {option} '{{"version": 7}}'."""
+        ) from None
+
+
 def _file(path: str) -> dict[str, Any]:
     shown = documents.shown_name(path)
     data = documents.read_data(_read(path, f"--inputs {path}"), file=shown)

@@ -14,6 +14,7 @@ from gorgon_common.bootstrap import Services
 from gorgon_common.cli import tables, terminal
 from gorgon_common.cli.backends import resolve_run, runs_of
 from gorgon_common.cli.follow import EventWait, follow
+from gorgon_common.cli.inputs import read_json
 from gorgon_common.cli.outline import elapsed, error_text, label, standing
 from gorgon_common.cli.screen import Plain, RunDrawing, Silent, Tree, View, cut_lines, ending, usage_of
 from gorgon_common.client.http import Client
@@ -224,6 +225,17 @@ def tell_event(event: Mapping[str, Any]) -> None:
         terminal.paragraph(message, indent=14)
     else:
         terminal.say(f"{head}  {message}".rstrip())
+
+
+def signal(run: str, name: str, data: str | None, *, server: str | None, as_json: bool) -> None:
+    """Send an event to a run."""
+    value = None if data is None else read_json("--data", data)
+    with runs_of(server) as runs:
+        document = runs.send_event(resolve_run(runs, run), name, value)
+    if as_json:
+        terminal.emit(document)
+    else:
+        terminal.say(f"{document['run_id']}: the event {name} was sent")
 
 
 def cancel(run: str, *, server: str | None, as_json: bool) -> None:

@@ -116,6 +116,10 @@ class Client:
         """Ask the run to end; returns it."""
         return self._ask("POST", f"{_path(run_id)}/cancel")
 
+    def send_event(self, run_id: str, name: str, data: Any = None) -> dict[str, Any]:
+        """Send an event to a run, for a step that waits for it; returns the run."""
+        return self._ask("POST", f"{_path(run_id)}/events/{quote(name, safe='')}", json=data)
+
     def resume(self, run_id: str) -> dict[str, Any]:
         """Continue a run as a new one.  Returns `{run_id, created, reused, to_run}`."""
         return self._ask("POST", f"{_path(run_id)}/resume")

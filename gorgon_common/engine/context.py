@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, Generic, Protocol, TypeVar
 
 from gorgon_common.clock import format_time
-from gorgon_common.engine.records import Checkpoint, Claimed, Expansion, Row, RunInfo, Weight, step_id
+from gorgon_common.engine.records import Checkpoint, Claimed, Event, Expansion, Row, RunInfo, Weight, step_id
 from gorgon_common.engine.rows import queue, weight
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.errors import ConfigurationError, Unavailable
@@ -58,6 +58,10 @@ class Reader(Protocol):
 
     def failure(self, run: int) -> tuple[dict[str, Any] | None, bool]:
         """Return the error that failed the run, and whether it was cancelled."""
+        ...
+
+    def take_event(self, run: int, name: str, step: int) -> Event | None:
+        """Return the event that a step has taken, or takes now."""
         ...
 
     def adoptable(self, root: int, fingerprint: str) -> Checkpoint | None:

@@ -8,10 +8,12 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from gorgon_common.engine.context import Knowledge, Run
+from gorgon_common.engine.kinds.wait import MAX_NAME
 from gorgon_common.engine.ports import Shelf
 from gorgon_common.engine.publish import Publisher
+from gorgon_common.engine.records import Head
 from gorgon_common.engine.submit import Creates, submit
-from gorgon_common.errors import Conflict
+from gorgon_common.errors import Conflict, InputInvalid
 from gorgon_common.workflow.plan import Node, Plan
 
 
@@ -20,6 +22,10 @@ class Continues(Creates, Shelf, Protocol):
 
     def finished(self, run: int) -> tuple[bool, list[tuple[int, int]]]:
         """Return whether a run has ended, and (row, node) of its steps that succeeded and were paid."""
+        ...
+
+    def send_event(self, run: int, name: str, data: Any) -> list[Head]:
+        """Send an event to a run; return the steps that waited for it."""
         ...
 
 
@@ -33,6 +39,16 @@ def cancel(store: Continues, publisher: Publisher, run: Run) -> None:
         return
     heads = store.stop(run.info.id, gate=run.gate, keeps=run.keeps, error=None, reason="the run was cancelled")
     publisher.publish(heads)
+
+
+def send_event(store: Continues, publisher: Publisher, run: Run, name: str, data: Any) -> None:
+    """Send an event to a run: the oldest event of a name lets one step that waits for it go on, now or later.
+
+    Raises InputInvalid where the name cannot be one, Conflict where the run has ended.
+    """
+    if not name.strip() or len(name) > MAX_NAME:
+        raise InputInvalid(f"The name of an event has 1 to {MAX_NAME} characters.")
+    publisher.publish(store.send_event(run.info.id, name, data))
 
 
 def resume(

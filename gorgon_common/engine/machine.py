@@ -399,6 +399,7 @@ class Machine:
             calls=outcome.calls,
             attempt=outcome.attempt,
             room=outcome.room,
+            event=outcome.event,
         )
         if answer is Refusal.STOPPED:
             return self._stopped(job, step, f"the run stopped while it waited: {outcome.message}")

@@ -11,11 +11,13 @@ from gorgon_common.engine import limits
 from gorgon_common.engine.records import Result, Room, Row
 from gorgon_common.engine.states import RunStatus
 
-RETRY, BUDGET = "retry", "budget"
+RETRY, BUDGET, TIME, EVENT = "retry", "budget", "time", "event"
 REASONS = frozenset(
     {
         RETRY,
         BUDGET,
+        TIME,
+        EVENT,
         *limits.DIMENSIONS,
         limits.RETRY_AFTER,
         limits.BREAKER,
@@ -24,7 +26,8 @@ REASONS = frozenset(
         limits.UNREACHABLE,
     }
 )
-"""What a parked step may wait for: the next attempt, room on a budget, or what the limiter says (`limits.Wait`)."""
+"""What a parked step may wait for: its next attempt, room on a budget, a time, an event, or what the limiter says
+(`limits.Wait`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,8 @@ class Passed:
 class Parked:
     """The step waits `seconds`, for one of REASONS.  `attempt`: what came before was an attempt.
 
-    `message` says it to people.  `room`: what it waits for on a budget; it is woken when there is so much.
+    `message` says it to people.  `room`: what it waits for on a budget; it is woken when there is so much.  `event`:
+    what it waits for to be sent to the run.
     `kind`: what went wrong with an attempt, in a word; `took`: how many seconds it was.
     """
 
@@ -54,6 +58,7 @@ class Parked:
     calls: Sequence[CallRecord] = ()
     attempt: bool = True
     room: Room | None = None
+    event: str | None = None
     kind: str = ""
     took: float | None = None
 

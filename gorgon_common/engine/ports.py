@@ -217,6 +217,7 @@ class Steps(Protocol):
         calls: Sequence[CallRecord],
         attempt: bool,
         room: Room | None = None,
+        event: str | None = None,
     ) -> Waiting | Refusal:
         """Let a claimed step wait, for one of `outcomes.REASONS`."""
         ...

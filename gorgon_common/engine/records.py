@@ -92,6 +92,14 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
+class Event:
+    """An event that was sent to a run.  `data` is any JSON value."""
+
+    data: Any
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """How a step ended: what its checkpoint stores.  `output` is any JSON value; times are the worker's clock."""
 

@@ -14,7 +14,7 @@ from gorgon_common.persistence import functions
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.tables import metadata
 
-HEAD = "0011"
+HEAD = "0012"
 """The newest migration; a test holds it against the files."""
 _LOCK = 0x676F7267
 

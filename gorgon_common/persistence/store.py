@@ -31,6 +31,7 @@ from gorgon_common.engine.records import (
     Checkpoint,
     Children,
     Claimed,
+    Event,
     Expansion,
     Finish,
     Head,
@@ -64,6 +65,7 @@ from gorgon_common.persistence import (
     settling,
     stopping,
     tick_sqlite,
+    waits,
 )
 from gorgon_common.persistence.activity import activity, leads_for
 from gorgon_common.persistence.database import Database
@@ -634,13 +636,16 @@ class Store:
         calls: Sequence[CallRecord],
         attempt: bool,
         room: Room | None = None,
+        event: str | None = None,
     ) -> Waiting | Refusal:
         """Let a claimed step wait.  `attempt`: it was one.
 
         `reason`: one of `outcomes.REASONS`, for machines; `message` is for people.  `room`: it is woken as soon as
-        there is so much of it on a budget.
+        there is so much of it on a budget; `event`: as soon as that is sent to the run.
         """
         with self.database.write() as connection:
+            if event is not None:
+                self._lock(connection, step.run)
             self._facts(connection, step, calls)
             row = connection.execute(
                 update(steps)
@@ -659,6 +664,8 @@ class Store:
                 tell(connection, step.run, step.row, kind, message, data)
                 if room is not None:
                     settling.wait(connection, step.id, room)
+                if event is not None:
+                    waits.wait(connection, step.id, event)
                 return Waiting()
             return self._refusal(connection, step)
 
@@ -684,6 +691,21 @@ class Store:
             heads = [Head(*row) for row in connection.execute(awake)]
             settling.leave(connection, [head.id for head in heads])
             return heads
+
+    @_tried_again
+    def send_event(self, run: int, name: str, data: Any) -> list[Head]:
+        """Send an event to a run; return the steps that waited for it.  Raises Conflict where the run has ended."""
+        with self.database.write() as connection:
+            status = self._lock(connection, run)
+            if status in FINISHED_RUN:
+                raise Conflict(f"The run has already {_ENDED_AS[RunStatus(status)]}.")
+            tell(connection, run, None, "run.event", name)
+            return waits.send(connection, run, name, data)
+
+    def take_event(self, run: int, name: str, step: int) -> Event | None:
+        """Return the event that a step has taken, or takes now; None where none is there."""
+        with self.database.write() as connection:
+            return waits.take(connection, run, name, step)
 
     @_tried_again
     def expand(

@@ -149,6 +149,31 @@ run_slots = Table(
 `holders`: JSON of the steps that were claimed last.  One that is not running any more holds nothing, so that whatever
 ends or stops a step has nothing to do here."""
 
+run_events = Table(
+    "run_events",
+    metadata,
+    Column("id", BigKey, primary_key=True, autoincrement=True),
+    _org(),
+    Column("run_id", BigInteger, nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("at", UtcTime, nullable=False),
+    Column("data", Text, nullable=False),
+    Column("step_id", BigInteger),
+    Index("ix_run_events_run_id_name", "run_id", "name"),
+)
+"""Events that were sent to runs.  `step_id`: the step that has taken it."""
+
+event_waits = Table(
+    "event_waits",
+    metadata,
+    Column("step_id", BigInteger, primary_key=True, autoincrement=False),
+    _org(),
+    Column("run_id", BigInteger, nullable=False),
+    Column("name", String(200), nullable=False),
+    Index("ix_event_waits_run_id", "run_id"),
+)
+"""What the steps that wait for an event wait for."""
+
 held_steps = Table(
     "held_steps",
     metadata,

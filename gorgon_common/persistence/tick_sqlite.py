@@ -92,7 +92,7 @@ def tick(
         out += pending.advance(done)
     claims = [*claims, *pending.pull(len(out))]
     if claims and not alive:
-        return [*out, (5, *(None,) * 9)]
+        return [*out, (5, *(None,) * 10)]
     out += _claim(db, who, claims, suspects=suspects)
     return out
 

@@ -48,7 +48,7 @@ class Kind(StrEnum):
 COMPOSITE = frozenset({Kind.GROUP, Kind.MAP, Kind.LOOP})
 """Kinds that expand into rows of their own."""
 
-INLINE = COMPOSITE | {Kind.AGGREGATE, Kind.CHECKPOINT, Kind.GATE, Kind.FINALLY, Kind.END}
+INLINE = COMPOSITE | {Kind.AGGREGATE, Kind.CHECKPOINT, Kind.WAIT, Kind.GATE, Kind.FINALLY, Kind.END}
 """Kinds that need no provider: executed where they become ready, without a message."""
 
 

@@ -12,6 +12,7 @@ from gorgon_common.engine.kinds.joins import End, Finally, Gate
 from gorgon_common.engine.kinds.loop import Loop
 from gorgon_common.engine.kinds.map import Map
 from gorgon_common.engine.kinds.noop import Noop
+from gorgon_common.engine.kinds.wait import Wait
 from gorgon_common.errors import NotAvailable
 
 __all__ = ["StepContext", "StepHandler", "handler", "register"]
@@ -24,6 +25,7 @@ HANDLERS: tuple[type[StepHandler], ...] = (
     Group,
     Map,
     Loop,
+    Wait,
     Noop,
     Gate,
     Finally,

@@ -94,11 +94,14 @@ class StepContext:
         """Return the seconds to the step's deadline; it counts from when the last step before it has ended."""
         if self.node.deadline is None:
             return None
+        return self.node.deadline - (self.services.clock.now() - self.since()).total_seconds()
+
+    def since(self) -> datetime:
+        """Return when the last step before it ended: from then on it could have run."""
         rows = [self.run.locate(self.step, dep.node) for dep in self.node.deps]
         ids = [step_id(self.run.info.id, row) for row in rows if row is not None]
         ended = [entry.finished_at for entry in self.run.knowledge.checkpoints(ids).values() if entry.finished_at]
-        since = max(ended, default=self.run.info.key_at or self.run.info.created_at)
-        return self.node.deadline - (self.services.clock.now() - since).total_seconds()
+        return max(ended, default=self.run.info.key_at or self.run.info.created_at)
 
     def fallback(self) -> Expansion | None:
         """Return the expansion into the step's fallback, if it has come to that."""

@@ -657,8 +657,6 @@ def _unavailable(draft: Draft, step: StepBody) -> str | None:
             return f"{told} uses {step.uses}: integrations are not available yet"
         case Kind.APPROVAL:
             return f"{told} waits for an approval: approvals are not available yet"
-        case Kind.WAIT:
-            return f"{told} waits for a time or an event: waiting is not available yet"
         case Kind.WORKFLOW:
             return f"{told} runs the workflow {step.workflow}: sub-workflows are not available yet"
         case Kind.AGENT if step.tools:

@@ -218,7 +218,7 @@ def queue_of(draft: Draft, spec: Mapping[str, Any]) -> str | None:
             return COMMAND
         case Kind.ACTION:
             return str(spec["uses"]).partition(".")[0]
-        case Kind.APPROVAL | Kind.WAIT | Kind.WORKFLOW:
+        case Kind.APPROVAL | Kind.WORKFLOW:
             return CONTROL
     return None
 
