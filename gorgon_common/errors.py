@@ -89,7 +89,7 @@ class UserError(GorgonError):
 class WorkflowInvalid(UserError):
     """The workflow file is not valid.
 
-    `source` is the text that the problems were found in, None where it is not at hand.
+    `source` is the text in which the problems were found, None if it is not available.
     """
 
     def __init__(self, problems: list[Problem], *, source: str | None = None) -> None:
@@ -113,7 +113,7 @@ class Conflict(UserError):
 class KeyTaken(Conflict):
     """Another run holds the concurrency key.
 
-    `held_by`: the runs' ids, those that hold it first, then those that wait; `numbers`: what the store calls them.
+    `held_by`: the ids of the runs that hold it, then of those that wait; `numbers`: their internal ids in the store.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class NotAvailable(UserError):
 class Forbidden(UserError):
     """The API key may not do this.
 
-    `team`: the team that it may not act for, "" where it would have to act for all.
+    `team`: the team that it may not act for; "" if the action requires all teams.
     """
 
     def __init__(self, message: str | None = None, *, hint: str | None = None, team: str = "") -> None:
@@ -157,8 +157,8 @@ class ExpressionError(GorgonError):
 class StepError(GorgonError):
     """The step failed.
 
-    `kind` is one of the words that `retry: {on: […]}` knows (timeout, server, connection, invalid_output) or a word of
-    its own; `retryable` says whether another attempt can help at all.
+    `kind` is one of the words of `retry: {on: […]}` (timeout, server, connection, invalid_output) or a word of its own;
+    `retryable` says whether another attempt can help at all.
     """
 
     kind: ClassVar[str] = "error"
@@ -168,9 +168,9 @@ class StepError(GorgonError):
 class ProviderError(StepError):
     """The provider could not serve the call.
 
-    `usage` is what the call is charged for all the same (a `costs.usage.Usage`): zero where it is certain that nothing
-    is charged, None where nobody knows (the connection broke before the reply).  `headers` are the rate-limit headers
-    of the reply, lower-case.
+    `usage` is what the call is charged for despite the failure (a `costs.usage.Usage`): zero if certainly nothing is
+    charged, None if it is unknown (the connection broke before the reply).  `headers` are the rate-limit headers of the
+    reply, in lower case.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class ProviderError(StepError):
 class RateLimited(ProviderError):
     """The provider's rate limit was reached.
 
-    `retry_after` is in seconds, None where the provider did not say.
+    `retry_after` is in seconds, None if the provider did not state it.
     """
 
     kind = "rate_limited"
@@ -236,7 +236,7 @@ class Final(ProviderError):
 class BudgetExceeded(StepError):
     """A budget has no room for this call.
 
-    `budget` is what people call it.  The amounts are micro-dollars and tokens, None where there is no such limit.
+    `budget` is its display name.  The amounts are micro-dollars and tokens, None if there is no such limit.
     """
 
     kind = "budget"
@@ -301,7 +301,7 @@ class OverLimit(StepError):
 class Throttled(GorgonError):
     """There is no room for the call now.
 
-    Come back in `seconds`, at `until` (seconds since 1970).  `reason`: see `engine.limits.Wait`.
+    Retry in `seconds`, at `until` (seconds since 1970).  `reason`: see `engine.limits.Wait`.
     """
 
     def __init__(self, message: str | None = None, *, seconds: float, reason: str, until: float) -> None:

@@ -148,7 +148,7 @@ class Budgets:
         )
 
     def look(self, info: RunInfo, own: Sequence[Account]) -> list[Shortage]:
-        """Return every account of a run's call with its balance, each as if it were short."""
+        """Return every account of a run's call with its balance, in the form of a shortage."""
         now = self.now()
         accounts = [*own, *(budget.account(target=info.target, root=info.root, now=now)
                             for budget in self.applying(info))]  # fmt: skip
@@ -272,9 +272,7 @@ class Budgets:
             return connection.scalar(select(conversations.c.body).where(conversations.c.step_id == step.id))
 
     def now(self) -> datetime:
-        """Return this process's estimate of the time that decides when periods begin and end.  The database's clock is
-        decisive.
-        """
+        """Return the time that decides when periods begin and end, as estimated here; the database's clock decides."""
         if self.database.sqlite:
             return self.database.now()
         return datetime.now(UTC) + self._skew + timedelta(seconds=self.offset)
@@ -410,7 +408,7 @@ class Budgets:
     def set(
         self, scope: str, *, period: str = "month", timezone: str = "UTC", usd: int | None, tokens: int | None
     ) -> Budget:
-        """Set or change a budget.  Both limits None removes it.  `usd` in micro-dollars.
+        """Set or change a budget.  With both limits None, it limits nothing.  `usd` in micro-dollars.
 
         `scope`: org, team:NAME or workflow:NAME.  A limit for the current day or month includes what was already spent
         in it.  Raises InputInvalid.

@@ -182,8 +182,10 @@ class Store:
     def heartbeat(self, worker: Worker, lease: float, watermarks: Mapping[int, float]) -> Renewal:
         """Renew the lease, so that the worker may claim steps.
 
-        A worker keeps its id even if its lease had expired.  Steps it still owns stay its own; steps that were taken
-        from it have a new token.  `watermarks`: queue → send time of the newest message that this worker has claimed.
+        A worker keeps its id even if its lease had expired.  Steps it still holds remain its own; steps that were
+        taken from it have a new token.
+
+        `watermarks`: queue → send time of the newest message that this worker has claimed.
         """
         beat = (
             update(workers)

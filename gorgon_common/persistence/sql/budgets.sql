@@ -144,8 +144,8 @@ BEGIN
     END IF;
 END $$;
 
--- The amounts of an account that are due to steps that have waited longer than p_step.  Only those steps count that
--- could go if every reservation were released.  A claim ends at its `until`.
+-- The amounts of an account that are due to steps that have waited longer than p_step.  It includes only steps that
+-- could run if every reservation were released.  A claim ends at its `until`.
 CREATE OR REPLACE FUNCTION gorgon_claimed(
     p_account budget_periods, p_step bigint, OUT usd bigint, OUT tokens bigint
 ) LANGUAGE plpgsql STABLE AS $$

@@ -10,6 +10,7 @@
 -- p_calls     [rows of the ledger]: facts, stored even if the fence refuses the finish
 -- p_skips     [{i id, d detail}]: descendants that are skipped together with the only finish of this call
 -- p_fast, p_slow  how many fast and slow steps the caller may take over; p_pull: how many from the backlog
+-- p_suspects  whether suspects (steps with two crashes or more) may be claimed
 --
 -- A worker whose lease has expired may still finish steps that no other worker has taken, but it gets no new step: each
 -- statement that claims reads the worker's row, once.  `due` of a running step is the time at which it was claimed.
@@ -18,7 +19,7 @@
 --   1  the caller holds the step now
 --   2  the step is ready and owed a message
 --   3  the fence refused the finish
---   4  the step is slow and its run has `max_parallel`; `Store.admit` claims it, because it counts
+--   4  the step is slow and its run has `max_parallel`; `Store.admit`, which keeps the count, claims it
 --   5  (without an id) the caller's lease has expired, so none of p_claims was claimed
 --   6  the step is ready and a suspect; see p_suspects
 CREATE OR REPLACE FUNCTION gorgon_tick(
@@ -219,7 +220,7 @@ BEGIN
 
     IF p_pull > brought THEN
         WITH picked AS (
-            -- Take the first entries of each queue in index order, which never sorts the whole backlog.
+            -- Take the first entries of each queue in index order, so that the whole backlog is never sorted.
             SELECT first.* FROM unnest(p_queues) q, LATERAL (
                 SELECT b.queue, b.rank, b.step_id FROM backlog b
                 WHERE b.queue = q
