@@ -51,7 +51,7 @@ _CLASSES = {
 
 
 class Explanations:
-    """Explains runs.  `plan_of` returns the plan of a hash."""
+    """Explains runs.  `plan_of` returns the plan with a given hash."""
 
     def __init__(self, database: Database, plan_of: Callable[[str], Plan]) -> None:
         self.database = database

@@ -83,7 +83,7 @@ class InFlight:
                     self._some.set()
 
     def look(self) -> None:
-        """Reserve for the calls that a budget counts by now."""
+        """Reserve for the noted calls that a budget now counts."""
         for call in list(self._calls.values()):
             with call.lock:
                 if call.held or call.key not in self._calls:
