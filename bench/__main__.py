@@ -27,11 +27,13 @@ GROWTH = 1.3
 SIZES = (100, 1_000, 10_000)
 ROUNDS = 3
 ROUNDS_SECONDS = 420
-"""After this long each side gets one more block of each cell, not three: a slow machine ends in time too."""
+"""After this many seconds, each side runs one more block of each cell instead of three, so that a slow machine
+finishes.
+"""
 LARGE = 10_000
-"""From this size on a block of raw Celery takes up to a minute: one of each among Gorgon's."""
+"""From this size on, a block of raw Celery takes up to a minute, so one of each is run among Gorgon's blocks."""
 LONGEST_CHAIN = 1_000
-"""A longer chain of Celery's is not measured: its messages grow quadratically."""
+"""Longer chains are not measured on Celery: their messages grow quadratically."""
 
 Run = Callable[[], object]
 
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(
     gorgon: Gorgon, raw: Raw, names: Sequence[str], sizes: Sequence[int], rounds: int
 ) -> tuple[list[Cell], list[Figure], str]:
-    """Measure everything that the two workers of each side are needed for."""
+    """Measure everything that needs both workers of each side."""
     both = gorgon.servers
     served = [[queues.CONTROL, latency.FIRST], [queues.CONTROL, latency.SECOND]]
     assert len(served) == WORKERS
@@ -102,7 +104,7 @@ def _cell(cell: Cell, sides: dict[str, Run], gauges: dict[str, Meter], rounds: i
 
 
 def _sides(gorgon: Gorgon, raw: Raw, name: str, steps: int) -> dict[str, Run]:
-    """Return what runs a shape once on each side."""
+    """Return the functions that run a shape once on each side."""
     deps = _SHAPES[name](steps)
     plan = shapes.map_reduce(steps) if name == "map-reduce" else shapes.plan(deps, f"bench-{name}")
     found: dict[str, Run] = {GORGON: lambda: gorgon.run(plan)}

@@ -1,17 +1,16 @@
 """`python -m bench.budget` (`make bench-budget`): no budget is ever overshot, whatever runs at once and is killed.
 
-* Reservations from 16 processes on a two-level hierarchy, with duplicates and kills before settling: 0 micro-dollars
-  over, the ledger replayed equals the balances, no false refusal once everything is settled, at least 500 cycles a
-  second.
-* 200 runs at once on worker processes against a budget that fits 120.5 of them: never over, 120 complete, refusals say
-  which budget is short by how much, and the sum of the ledger is the sandbox's own bill.
+* Reservations from 16 processes on a two-level hierarchy, with duplicates and with kills before settling: 0
+  micro-dollars over, the replayed ledger equals the balances, no false refusal once everything is settled, at least
+  500 cycles a second.
+* 200 concurrent runs on worker processes against a budget that fits 120.5 of them: never over, 120 complete, refusals
+  say which budget is short and by how much, and the sum of the ledger equals the sandbox's own bill.
 
-* What `plan` says of every bundled workflow against what then happens on the sandbox (`bench.forecast`).
+* The estimates of `plan` for every bundled workflow, compared with its runs on the sandbox (`bench.forecast`).
 
-Beside the first two the naive way, check then add, which must be seen to overshoot; beside the third plans whose
-figures are halved, which must be seen to fail.  Exits with 0 only where every target is met.  PostgreSQL with fsync,
-Redis, about seven minutes on two cores; `--quick` has fewer reservations; `--only reservations runs forecast` selects
-parts.
+The control for the first two is the naive check-then-add, which must overshoot; the control for the third is plans with
+halved figures, which must fail.  Exits with 0 only if every target is met.  PostgreSQL with fsync, Redis, about seven
+minutes on two cores; `--quick` makes fewer reservations; `--only reservations runs forecast` selects parts.
 """
 
 from __future__ import annotations
@@ -61,9 +60,9 @@ PROCESSES, THREADS, LEAVES = 16, 8, 8
 ATTEMPTS, QUICK_ATTEMPTS = 100_000, 8_000
 CYCLES_PER_SECOND = 500
 LOWEST, HIGHEST = 1, 1000
-"""Micro-dollars of a call's bound; it comes to a part of that."""
+"""Micro-dollars of a call's bound; its actual cost is a part of that."""
 ENOUGH = 0.85
-"""The root's limit as a part of what all attempts together would spend: the last ones are refused."""
+"""The root's limit as a share of what all attempts together would spend, so that the last ones are refused."""
 KILLS = 6
 SETTLED_ATTEMPTS = 2_000
 NAIVE_ATTEMPTS = 4_000
@@ -90,7 +89,7 @@ WIDTH = 52
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One figure against its target.  `met` is None where there is none."""
+    """One figure and its target.  `met` is None if there is no target."""
 
     name: str
     shown: str
@@ -106,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
-    logs.configure("error")  # the budgets of this are there to be used up
+    logs.configure("error")  # these budgets are meant to be used up
     if asked.child:
         _child(json.loads(asked.child))
         return 0
@@ -160,7 +159,7 @@ def _info() -> RunInfo:
 
 
 def _child(given: dict[str, Any]) -> None:
-    """Reserve and settle in a few threads; counts go to stdout as JSON lines, one each hundred attempts."""
+    """Reserve and settle in a few threads; counts go to stdout as JSON lines, one for every hundred attempts."""
     mine = Budgets(Database(given["url"], pool_size=1))
     mine.applying(_info())
     print("ready", flush=True)
@@ -176,7 +175,7 @@ def _child(given: dict[str, Any]) -> None:
 
 
 class _Tally:
-    """What the threads of a process have done."""
+    """The counts of the threads of a process."""
 
     def __init__(self, attempts: int) -> None:
         self.left = attempts
@@ -227,7 +226,7 @@ def _attempts(given: dict[str, Any], mine: Budgets, tally: _Tally, thread: int) 
 
 
 class _Crew:
-    """The child processes; one that is killed is followed by another that goes on behind it."""
+    """The child processes; a killed one is replaced by one that continues after it."""
 
     def __init__(self, url: str, seed: int, attempts: int, total: int) -> None:
         share = attempts // PROCESSES
@@ -241,7 +240,7 @@ class _Crew:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, chance: random.Random) -> tuple[list[dict[str, int]], float]:
-        """Let them run, and kill a few; return what each said last, and the seconds."""
+        """Let them run, and kill a few; return the last report of each, and the seconds."""
         for child in self.children:
             assert child.stdout is not None
             assert child.stdout.readline() == "ready\n"
@@ -257,7 +256,7 @@ class _Crew:
         while waiting:
             for place, child in list(waiting.items()):
                 assert child.stdout is not None
-                line = child.stdout.readline()  # each says something every hundred attempts
+                line = child.stdout.readline()  # each reports after every hundred attempts
                 if line:
                     last.setdefault(place, []).append(line)
                     if len(last[place]) == doomed.get(place):
@@ -288,7 +287,7 @@ def _go(child: subprocess.Popen[str]) -> None:
 
 
 def reservations_at_once(admin: str, attempts: int, seed: int) -> list[Finding]:
-    """Reserve and settle from 16 processes, kill some, look at what is left."""
+    """Reserve and settle from 16 processes, kill some, and check the result."""
     total = int(attempts * (LOWEST + HIGHEST) / 4 * ENOUGH)
     with _database(admin, "reservations") as url:
         crew = _Crew(url, seed, attempts, total)
@@ -325,7 +324,7 @@ def reservations_at_once(admin: str, attempts: int, seed: int) -> list[Finding]:
 
 
 def _settled_history(mine: Budgets, total: int, seed: int) -> int:
-    """Ask one by one, everything settled in between, and compare with sums of our own; return the wrong answers."""
+    """Reserve one by one, settling in between, and compare with independent sums; return the count of wrong answers."""
     chance = random.Random(seed + 1)
     own = [
         Account("alone", LEVELS["team"], "alone", 500_000, None),
@@ -362,7 +361,7 @@ with psycopg.connect(url, autocommit=True) as db:
 
 
 def naive_reservations(admin: str, seed: int) -> list[Finding]:
-    """Check, call, add: what the same harness sees of it."""
+    """Check, call, add: the result of the same harness."""
     limit = NAIVE_ATTEMPTS * 1000 // 8
     with _database(admin, "naive") as url:
         with psycopg.connect(url, autocommit=True) as connection:
@@ -394,11 +393,11 @@ def naive_reservations(admin: str, seed: int) -> list[Finding]:
     return [Finding("check then add, same harness: over", dollars(over), "> 0 (it can be seen)", over > 0)]
 
 
-# Plans against what then happens
+# Plans compared with runs
 
 
 def plans_against_runs(turns: int, seed: int) -> list[Finding]:
-    """Plan and run every bundled workflow, as often as `turns`."""
+    """Plan and run every bundled workflow `turns` times."""
     names = [entry.name for entry in catalogue.entries()]
     seen = forecast.measure(names, turns, seed)
     verdict = forecast.judge(seen)
@@ -449,7 +448,7 @@ def _way(made: Cluster, sandbox: Sandbox, way: str) -> list[Finding]:
     plan, _ = services.read(WORKFLOW % way)
     cost = _cost_of_one(made, plan)
     limit = int(cost * FITTING)
-    before = cost  # the run that was measured is on the budget too
+    before = cost  # the measured run is on the budget too
     services.set_budget("team:bench", period="month", usd=f"{(limit + before) / 1e6:.6f}")
     begun = time.monotonic()
     ids = [services.submit(plan, {"part": f"{number:03d}"}, target="sandbox").run_id for number in range(RUNS)]
@@ -486,7 +485,7 @@ def _cost_of_one(made: Cluster, plan: Any) -> int:
 
 
 def _ended(made: Cluster, ids: Sequence[str], way: str) -> dict[str, str]:
-    """Return how the runs stand when all have ended, or (with wait) when nobody can go on any more."""
+    """Return the states of the runs when all have ended, or (with wait) when none can continue."""
     until = time.monotonic() + RUN_SECONDS
     states: dict[str, str] = {}
     while time.monotonic() < until:
@@ -501,7 +500,7 @@ def _ended(made: Cluster, ids: Sequence[str], way: str) -> dict[str, str]:
 
 
 def _quiet(made: Cluster) -> bool:
-    """Tell whether nothing is reserved and nobody is about to try: all that is left waits for the next period."""
+    """Return whether nothing is reserved and no step is about to try: all remaining steps wait for the next period."""
     with made.services.database.read() as connection:
         waits = connection.scalar(select(func.count()).select_from(budget_waits).where(
             budget_waits.c.patient))  # fmt: skip
@@ -517,7 +516,7 @@ def _tells(error: dict[str, Any]) -> bool:
 
 
 class _Naive:
-    """Check then add: adds up what is on the ledger, and lets the call go where it would fit."""
+    """Check then add: sums up the ledger, and admits a call if it would fit."""
 
     def __init__(self, inner: Budgets, limit: int) -> None:
         self.inner = inner
@@ -539,7 +538,7 @@ class _Naive:
 
 
 def _naive_runs(folder: Path, sandbox: Sandbox) -> Finding:
-    """The same runs with a naive budget in the engine's own port."""
+    """Run the same workflows with a naive budget in the engine's own port."""
     settings = Settings(
         _env_file=None,
         home=folder,

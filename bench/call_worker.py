@@ -1,4 +1,4 @@
-"""A worker whose providers answer at once, in the process: what a call costs Gorgon itself.
+"""A worker whose providers answer immediately, inside the process: the cost of a call in Gorgon itself.
 
     python -m bench.call_worker QUEUE… [--slots N] [--milliseconds N] [--unlimited]
 
@@ -47,7 +47,7 @@ class Stubs(dict[str, Any]):
 
 
 class NoLimiter:
-    """Lets every call through."""
+    """Admits every call."""
 
     def acquire(self, ask: Ask) -> Grant:
         return Grant(ask.id, ask.gate)

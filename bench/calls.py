@@ -69,7 +69,7 @@ def workers(gorgon: Gorgon, *, milliseconds: float, limited: bool) -> Iterator[F
 
 
 def block(gorgon: Gorgon, meter: Meter, plan: Plan, steps: int) -> Reading:
-    """Run a plan once; return what a step cost."""
+    """Run a plan once; return the cost of a step."""
     before = meter.read()
     gorgon.run(plan)
     time.sleep(SETTLE_SECONDS)

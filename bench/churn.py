@@ -1,11 +1,11 @@
 """`python -m bench.churn`: nothing is stuck, wrong or unjustly failed while processes are killed all the time.
 
 * `churn`: `kill -9` every two seconds among an API and three workers, on PostgreSQL and Redis with a lease of 5 s,
-  while 200 runs with maps, groups, loops, retries, commands and agents go through them.  Every call that the sandbox
-  has seen must have a row in the ledger, and no budget may be overshot.
-* `suspended`: `gorgon run` is stopped at random moments for four times its lease, and must end right.
+  during 200 runs with maps, groups, loops, retries, commands and agents.  Every call in the sandbox's log must have a
+  row in the ledger, and no budget may be overshot.
+* `suspended`: `gorgon run` is stopped at random moments for four times its lease, and must end correctly.
 
-Exits with 0 only where every target is met.  Ten minutes, and about 15 seconds for each suspended run.  `--seconds 60
+Exits with 0 only if every target is met.  Ten minutes, and about 15 seconds for each suspended run.  `--seconds 60
 --runs 20 --suspended 5` is a short version; `--only churn suspended` selects parts.
 """
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def under_churn(asked: argparse.Namespace) -> list[Finding]:
-    """Kill processes while runs go through them."""
+    """Kill processes while runs are in progress."""
     with (
         postgres(fsync=True) as admin,
         _database(admin, "churn") as url,

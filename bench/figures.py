@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Target:
-    """One figure.  `aim`: at least so much is the target (at most where `below`), None where there is none.
+    """One figure.  `aim`: the minimum to reach (a maximum if `below`), None if there is no target.
 
     `unit`: percent (of 1), ratio, seconds or count.
     """
@@ -40,7 +40,7 @@ class Target:
 
     @property
     def row(self) -> tuple[str, str, str, str, str]:
-        """What the table shows."""
+        """The cells of its row in the table."""
         aim = "" if self.aim is None else f"{'≤' if self.below else '≥'} {self.written(self.aim)}"
         verdict = "" if self.aim is None else "met" if self.met else "MISSED"
         return self.name, self.written(self.value), aim, verdict, self.note

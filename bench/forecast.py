@@ -1,13 +1,12 @@
-"""`python -m bench.forecast`: what plans say against what then happens, over all bundled workflows on the sandbox.
+"""`python -m bench.forecast`: the estimates of plans compared with runs of all bundled workflows on the sandbox.
 
-Each workflow is planned and run several times, each time by a fresh `gorgon` process on one database: first with no
-past, then with more and more of it.  The sandbox has another seed each time, so replies differ.  Printed for each
-round: how many of (cost, input tokens, output tokens, time) lie between low and p95, and how many exceed worst.
+Each workflow is planned and run several times, each time by a fresh `gorgon` process on one database: first without
+history, then with more and more of it.  The sandbox has a different seed each time, so replies differ.  Printed for
+each round: how many of (cost, input tokens, output tokens, time) lie between low and p95, and how many exceed worst.
 
-Negative control: the same check for plans whose figures are halved.  It has to fail, or the check sees nothing.
+Negative control: the same check for plans with halved figures.  It must fail, otherwise the check detects nothing.
 
-Exit code 0 only where at least 95 % of the costs and of all figures lie inside, none exceeds worst, and the control
-fails.
+Exit code 0 only if at least 95 % of the costs and of all figures lie inside, none exceeds worst, and the control fails.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ CONTROL = 0.5
 
 @dataclass(frozen=True)
 class Seen:
-    """One figure of one run against its plan."""
+    """One figure of a run compared with its plan."""
 
     workflow: str
     turn: int
@@ -46,7 +45,7 @@ class Seen:
     actual: float
 
     def inside(self, scale: float = 1.0) -> bool:
-        """Whether it lies inside the band; `scale` spoils the plan."""
+        """Return whether it lies inside the band; `scale` distorts the plan."""
         return scale * self.low <= self.actual <= scale * self.p95
 
     @property
@@ -75,7 +74,7 @@ def seconds(run: Mapping[str, Any]) -> float:
 
 
 def compare(name: str, turn: int, plan: Mapping[str, Any], run: Mapping[str, Any]) -> list[Seen]:
-    """Return the four figures of a run against its plan; what is unknown in the plan counts as outside."""
+    """Return the four figures of a run compared with its plan; a figure unknown in the plan counts as outside."""
     total = plan["total"]
     pairs = {
         "cost": (total["cost_usd"], run["cost_usd"]),
@@ -106,7 +105,7 @@ def share(seen: list[Seen], scale: float = 1.0) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Shares of figures inside their bands: costs, all, and all of the halved plans; how many exceed worst."""
+    """Shares of figures inside their bands: costs, all, and all of the halved plans; and how many exceed worst."""
 
     cost: float
     all: float

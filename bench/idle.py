@@ -1,11 +1,11 @@
 """`python -m bench.idle`: what Gorgon costs while it has nothing to do, and how much memory its workers hold.
 
-One API, three workers that serve every queue, PostgreSQL with fsync and Redis, all of them as an operator starts them.
+One API, three workers that serve every queue, PostgreSQL with fsync and Redis, all started as an operator would.
 
-* CPU with nothing waiting, and with 1,000 runs that wait for a quota: all processes together, as a part of one core.
+* CPU with nothing waiting, and with 1,000 runs that wait for a quota: all processes together, as a share of one core.
 * Memory of one worker that has made 2,500 calls to models, half of them to each provider.
 
-Exits with 0 only where every target is met.  Three minutes on two cores; `--seconds` sets how long each stretch is
+Exits with 0 only if every target is met.  Three minutes on two cores; `--seconds` sets how long each phase is
 measured, `--only idle waiting memory` selects parts.
 """
 
@@ -34,10 +34,10 @@ PARTS = ("idle", "waiting", "memory")
 WORKERS = 3
 WAITING = 1_000
 CALLS = 2_500
-"""Calls to models of one worker, half of them to each provider."""
+"""Calls to models by one worker, half of them to each provider."""
 SECONDS = 60.0
 SETTLE_SECONDS = 30.0
-"""Workers import the SDKs of the providers after their start."""
+"""After their start, workers still import the SDKs of the providers."""
 CPU = 0.01
 MEMORY_MB = 150.0
 QUOTA = "openai: {models: {'*': {requests: 6}}}\nanthropic: {models: {'*': {requests: 1000000}}}\n"
@@ -84,7 +84,7 @@ def _told(found: Target) -> Target:
 
 
 class System:
-    """Everything that runs, and what it has used."""
+    """All processes, and their resource usage."""
 
     def __init__(self, made: Cluster, api: Process, database_url: str, redis_url: str) -> None:
         self.cluster = made
@@ -104,7 +104,7 @@ class System:
         return {name: meters.cpu_seconds(trees) for name, trees in self.trees.items()}
 
     def share(self, name: str, seconds: float) -> Target:
-        """Return what all processes use of a core while nothing is asked of them."""
+        """Return the CPU usage of all idle processes, as a share of one core."""
         time.sleep(SETTLE_SECONDS)
         since, before = time.monotonic(), self._used()
         time.sleep(seconds)
@@ -114,7 +114,7 @@ class System:
         return Target(name, sum(parts.values()), "percent", CPU, below=True, note=note)
 
     def wait_for_a_quota(self) -> None:
-        """Submit runs and wait until all that do not run wait."""
+        """Submit runs and wait until all that are not running are waiting."""
         for _ in range(WAITING):
             self.cluster.start(WAITS)
         until = time.monotonic() + 120
@@ -127,7 +127,7 @@ class System:
         raise RuntimeError(f"{ready} of {WAITING} steps do not wait after two minutes")
 
     def memory(self) -> list[Target]:
-        """Make calls, and return how much memory the worker has before and after."""
+        """Make calls, and return the memory of the worker before and after."""
         begun = self._largest()
         numbers = list(range(ITEMS))
         runs = [self.cluster.start(CALLING, {"n": numbers}) for _ in range(CALLS // (2 * ITEMS))]

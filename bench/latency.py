@@ -1,4 +1,4 @@
-"""What is not a cost per step: latencies, throughput of steps that take time, creation, memory, size of messages."""
+"""Figures that are not a cost per step: latencies, throughput of slow steps, creation, memory, message sizes."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from gorgon_common.bootstrap import Services
 from gorgon_common.workflow.plan import Plan
 
 FIRST, SECOND = queues.GITHUB, queues.NOTION
-"""Queues of a benchmark's two workers, one each: what crosses from one to the other needs a message."""
+"""Queues of a benchmark's two workers, one each: a step that moves from one to the other needs a message."""
 UNSERVED = (queues.SLACK, queues.GMAIL)
 SENT = (
     ("of one step", shapes.plan(shapes.lone(1), "one", on=UNSERVED), 1),
     ("of 64 steps", shapes.plan(shapes.lone(64), "bundle", on=UNSERVED[:1]), 64),
     ("of a chain of 10", shapes.plan(shapes.chain(10), "canvas", on=UNSERVED), 10),
 )
-"""What is sent, the plan that sends it, its steps."""
+"""What is sent, the plan that sends it, and its steps."""
 SLOW_STEPS, SLOW_MS, IN_FLIGHT = 2000, 300, 200
 SLOW_WORKERS = 2
 
 
 def hops(gorgon: Gorgon, *, runs: int = 5) -> list[Figure]:
-    """Return how long it takes from a step's start to its successor's, where both take no time."""
+    """Return the time from a step's start to its successor's start, if both take no time."""
     found = []
     for name, on, steps in (
         ("in one worker", (queues.CONTROL,), 200),
@@ -60,7 +60,7 @@ def first_step(gorgon: Gorgon, *, runs: int = 30) -> Figure:
 
 
 def creation(gorgon: Gorgon, *, steps: int = 10_000, times: int = 3) -> Figure:
-    """Return how long a submission of a large run takes: inputs, rows, commit, first messages."""
+    """Return how long the submission of a large run takes: inputs, rows, commit, first messages."""
     plan = shapes.plan(shapes.dag(steps), "creation")
     spent = []
     for _ in range(times):
@@ -72,13 +72,13 @@ def creation(gorgon: Gorgon, *, steps: int = 10_000, times: int = 3) -> Figure:
 
 
 def memory(fleet: Fleet) -> Figure:
-    """Return the memory of a worker after all that it has done."""
+    """Return the memory of a worker after all its work."""
     megabytes = max(map(resident_bytes, fleet.pids)) / 1024**2
     return Figure("memory of a worker after all that (RSS)", megabytes, f"{megabytes:.0f} MB")
 
 
 def messages(gorgon: Gorgon) -> list[Figure]:
-    """Return the size of messages: of one step, of a bundle, of a canvas.  Nobody listens, so they can be looked at."""
+    """Return the size of messages: of one step, of a bundle, of a canvas.  No worker consumes them."""
     found = []
     for name, plan, steps in SENT:
         sizes = sizes_of_messages(gorgon.services, gorgon.servers.redis_url, plan)
@@ -89,7 +89,7 @@ def messages(gorgon: Gorgon) -> list[Figure]:
 
 
 def sizes_of_messages(services: Services, redis_url: str, plan: Plan) -> list[int]:
-    """Submit a plan whose queues nobody serves; return the bytes of each message that it leaves, then cancel it."""
+    """Submit a plan whose queues no worker serves; return the bytes of each message that it sends, then cancel it."""
     submitted = services.submit(plan, {})
     sizes = []
     with redis.Redis.from_url(redis_url) as client:

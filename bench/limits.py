@@ -41,8 +41,9 @@ PARTS = ("filled", "faults", "others", "engine")
 class Case:
     """A scenario for the workers of `bench.quota_worker`.
 
-    `limit` is in calls a minute where requests bind, else in `binds`' tokens.  `rule` is what the sandbox enforces,
-    `quota` what Gorgon is told.  `measured`: seconds that count, after `warm` seconds; `aligned` to whole windows.
+    `limit` is in calls per minute if requests are the bottleneck, otherwise in the tokens of `binds`.  `rule` is what
+    the sandbox enforces, `quota` is Gorgon's configuration.  `measured`: seconds that count, after `warm` seconds;
+    `aligned` to whole windows.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Case:
     redis: str = "shared"
 
     def told(self, sandbox: Sandbox, redis_url: str, begins: float) -> dict[str, Any]:
-        """Return it as the workers read it."""
+        """Return it in the form that the workers read."""
         ends = begins + self.warm + self.measured + (self.aligned if self.aligned else 0)
         return {
             "name": self.name,
@@ -81,7 +82,7 @@ class Case:
         }
 
     def window(self, begins: float) -> tuple[float, float]:
-        """Return the time that is measured."""
+        """Return the measured interval."""
         since = begins + self.warm
         if self.aligned:
             since = math.ceil(since / self.aligned) * self.aligned
@@ -91,7 +92,7 @@ class Case:
 
 @dataclass
 class Seen:
-    """What the sandbox has seen of a case, and what the workers say."""
+    """The sandbox's log of a case, and the reports of the workers."""
 
     case: Case
     begins: float
@@ -100,7 +101,7 @@ class Seen:
     given_up: int
 
     def within(self, since: float, until: float) -> list[dict[str, Any]]:
-        """Return the requests of a time."""
+        """Return the requests in an interval."""
         return [entry for entry in self.log if since <= entry["time"] < until]
 
     def used(self, since: float, until: float, limit: float | None = None) -> float:
@@ -109,31 +110,33 @@ class Seen:
         return units / ((limit or self.case.limit) / 60 * (until - since))
 
     def units(self, entry: dict[str, Any]) -> float:
-        """Return what a request has used of the dimension that binds."""
+        """Return how much a request has used of the dimension that is the bottleneck."""
         if self.case.binds == "requests":
             return 1.0
         usage = entry["usage"]
         return float(usage["input"] - usage.get("cached", 0) if self.case.binds == "input" else usage["output"])
 
     def refused(self, since: float, until: float) -> tuple[int, int]:
-        """Return (calls that were let in, calls that were refused)."""
+        """Return (calls that were admitted, calls that were refused)."""
         entries = self.within(since, until)
         return sum(e["status"] == 200 for e in entries), sum(e["status"] == 429 for e in entries)
 
     def violations(self) -> int:
-        """Return how many calls were granted after a 429 had come back and before its Retry-After was over."""
+        """Return how many calls were granted after a 429 had arrived and before its Retry-After had passed."""
         pauses = sorted((call[4], call[4] + call[6]) for call in self.calls if call[5] == 429 and call[6])
         grants = sorted(call[2] for call in self.calls)
         return sum(since + 0.02 < grant < until - 0.005 for since, until in pauses for grant in grants)
 
     def excess(self, since: float, seconds: float) -> float:
-        """Return by how many calls, refused ones too, the limit was exceeded in a time that begins at `since`."""
+        """Return by how many calls, including refused ones, the limit was exceeded in an interval that begins at
+        `since`.
+        """
         times = [entry["time"] for entry in self.within(since, since + seconds)]
         rate = self.case.limit / 60
         return max((place + 1 - rate * (at - since) for place, at in enumerate(times)), default=0.0)
 
     def busiest(self, seconds: float = 60.0) -> int:
-        """Return the most calls of any time of that length."""
+        """Return the maximum number of calls in any interval of that length."""
         times = [entry["time"] for entry in self.log if entry["status"] == 200]
         first, most = 0, 0
         for last, at in enumerate(times):
@@ -315,7 +318,7 @@ def _flushed(seen: dict[str, Seen], marks: dict[str, list[float]]) -> list[Targe
     over = [seen["flushed"].excess(at, 10) for at in marks["flushed"]]
     control = [seen["flushed-full"].excess(at, 10) for at in marks["flushed-full"]]
     shown = ", ".join(f"{value:.1f}" for value in over)
-    # one second's worth, and the calls that were on their way
+    # one second's worth, plus the calls that were in flight
     return [
         Target("FLUSHALL ×5: most calls over the limit", max(over), "count", 11, below=True, note=f"each: {shown}"),
         Target("… control: a bucket that starts full", max(control), "count", note=f"{len(control)} times"),
@@ -329,7 +332,7 @@ def _down(sandbox: Sandbox, servers: dict[str, Redis], begins: float, marks: dic
     _sleep_until(begins + 90)
     servers["down"].start()
     marks["down"].append(time.time())
-    time.sleep(600)  # a server ends with the thread that has started it
+    time.sleep(600)  # a server ends with the thread that started it
 
 
 def _was_down(seen: Seen, marks: dict[str, list[float]]) -> list[Target]:
@@ -360,11 +363,11 @@ def fast(*, quick: bool) -> list[Target]:
     return [target for case in cases for target in _filled(seen[case.name])]
 
 
-# What others do
+# Alternatives
 
 
 def others(*, quick: bool) -> list[Target]:
-    """Run the ways of others at 600 and at 6,000 calls a minute."""
+    """Run the alternatives at 600 and at 6,000 calls a minute."""
     length = 15.0 if quick else 30.0
     cases = [
         Case(
@@ -392,11 +395,11 @@ def others(*, quick: bool) -> list[Target]:
     return targets
 
 
-# Driving
+# The driver
 
 
 class Redis:
-    """A Redis that can be stopped and started again on its port."""
+    """A Redis that can be stopped and restarted on its port."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -443,7 +446,7 @@ def redis_servers(names: Sequence[str]) -> Iterator[dict[str, Redis]]:
 def drive(
     cases: Sequence[Case], meddle: Callable[[Sandbox, dict[str, Redis], float], None] = lambda *_: None
 ) -> dict[str, Seen]:
-    """Run cases side by side in four processes; return what was seen of each."""
+    """Run cases side by side in four processes; return the observations of each."""
     with contextlib.ExitStack() as stack:
         sandbox = stack.enter_context(start_sandbox(seed=SEED, latency=LATENCY))
         servers = stack.enter_context(redis_servers([case.redis for case in cases]))
@@ -484,7 +487,7 @@ def _sleep_until(moment: float) -> None:
 
 
 def say(text: str) -> None:
-    """Tell how far it is."""
+    """Print the progress."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What a stretch of work has cost: CPU of processes, transactions and bytes of PostgreSQL, traffic of Redis."""
+"""The cost of a stretch of work: CPU of processes, transactions and bytes of PostgreSQL, traffic of Redis."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def process_seconds(pid: int) -> float:
-    """Return a process's own CPU time, all its threads; to the nanosecond where the kernel says so."""
+    """Return a process's own CPU time over all its threads, to the nanosecond if the kernel provides it."""
     try:
         return time.clock_gettime(~pid << 3 | 2)  # its CPU clock: clock_getcpuclockid(3)
     except OSError:
@@ -52,7 +52,7 @@ def cpu_seconds(trees: Iterable[int], alone: Iterable[int] = ()) -> float:
         try:
             total += process_seconds(pid)
         except OSError:
-            continue  # it has ended: its parent's sum has it
+            continue  # it has ended, and its time is in its parent's sum
     return total
 
 
@@ -68,12 +68,12 @@ class Reading:
     messages: float
     """Messages pushed to queues."""
     commands: float
-    """Commands that Redis has processed, those within pipelines and scripts included."""
+    """Commands that Redis has processed, including those within pipelines and scripts."""
     redis_bytes: float
     """Bytes into and out of Redis."""
 
     def since(self, before: Reading, steps: int) -> Reading:
-        """Return what has been added since, for each of `steps` steps; times in milliseconds."""
+        """Return what was added since then, per step for `steps` steps; times in milliseconds."""
         per = {
             entry.name: (getattr(self, entry.name) - getattr(before, entry.name)) / steps for entry in fields(Reading)
         }
@@ -85,8 +85,8 @@ class Reading:
 class Meter:
     """Reads all counters.
 
-    `trees`: processes that are counted with their children; `alone`: without.  PostgreSQL's and Redis' own processes
-    are added where they run on this machine and may be looked at.
+    `trees`: processes that are counted with their children; `alone`: without.  PostgreSQL's and Redis's own processes
+    are added if they run on this machine and are accessible.
     """
 
     def __init__(self, postgres_url: str, redis_url: str, trees: Iterable[int] = (), alone: Iterable[int] = ()) -> None:
@@ -138,7 +138,7 @@ class Meter:
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the memory that a process has in RAM."""
+    """Return the resident memory of a process."""
     for line in (Path("/proc") / str(pid) / "status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""Whether the books are right: nothing over, ledger and balances agree, and the sandbox's own bill says the same."""
+"""Audits the books: nothing over, ledger and balances agree, and the sandbox's own bill is the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.sandbox import Sandbox
 
 
 def over(mine: Budgets) -> int:
-    """Return the micro-dollars beyond limits on all accounts together."""
+    """Return the micro-dollars above the limits, summed over all accounts."""
     return sum(
         max(0, balance.usd_spent + balance.usd_reserved - balance.usd_limit) + balance.usd_overrun
         for balance in mine.balances().values()
@@ -25,7 +25,7 @@ def over(mine: Budgets) -> int:
 
 
 def replayed(mine: Budgets) -> bool:
-    """Tell whether every account holds what its postings come to."""
+    """Return whether the balance of every account equals the sum of its postings."""
     told = replay(mine.postings())
     return all(
         replace(balance, usd_limit=None, token_limit=None) == told.get(number)
@@ -41,7 +41,7 @@ def paid(services: Services) -> int:
 
 
 def bill(sandbox: Sandbox) -> int:
-    """Return the sandbox's own count of tokens at today's prices, in micro-dollars."""
+    """Return the cost of the tokens counted by the sandbox at today's prices, in micro-dollars."""
     pricer = GenaiPricer()
     total = 0
     for providers in sandbox.bill().values():

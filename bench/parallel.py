@@ -1,9 +1,9 @@
-"""`python -m bench.parallel`: that steps run at the same time.  Exits with 0 only where both targets are reached.
+"""`python -m bench.parallel`: steps run in parallel.  Exits with 0 only if both targets are met.
 
-* 20 independent agent steps of 500 ms on the sandbox, by `gorgon run FILE --json` (SQLite, all in one process): from
-  the first `started_at` to the last `finished_at` less than 1.5 s.
-* A random DAG of 200 steps of 200–500 ms on PostgreSQL (fsync on), Redis and worker processes: from its submission to
-  its end at most 1.10 of its critical path.
+* 20 independent agent steps of 500 ms on the sandbox, by `gorgon run FILE --json` (SQLite, all in one process): less
+  than 1.5 s from the first `started_at` to the last `finished_at`.
+* A random DAG of 200 steps of 200–500 ms on PostgreSQL (fsync on), Redis and worker processes: at most 1.10 times its
+  critical path from its submission to its end.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def independent() -> Figure:
-    """Run 20 steps that wait for nothing."""
+    """Run 20 steps without dependencies."""
     steps = [{"id": f"s{number}", "role": "planner", "prompt": f"Plan part {number}."} for number in range(STEPS)]
     with tempfile.TemporaryDirectory(prefix="gorgon-parallel-") as folder:
         file = Path(folder, "parallel.yaml")
@@ -63,7 +63,7 @@ def independent() -> Figure:
 
 
 def critical(seed: int = 7) -> Figure:
-    """Run a random DAG of steps that take a while."""
+    """Run a random DAG of steps that take some time."""
     deps = shapes.dag(DAG_STEPS, seed)
     chance = random.Random(seed)
     taken = [chance.randint(SHORTEST_MS, LONGEST_MS) for _ in deps]

@@ -1,7 +1,7 @@
 """Quotas through the whole engine: real workers, PostgreSQL, Redis and SDKs against the sandbox.
 
-* A quiet team's run of one step, alone and behind a noisy team with 5,000 queued steps that want all of the quota.
-* Redis, limiter and broker, away for 20 s in the middle of a run that a budget counts.
+* A quiet team's run of one step, alone and behind a noisy team with 5,000 queued steps that want the whole quota.
+* Redis (limiter and broker) is down for 20 s in the middle of a run that a budget counts.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tests.support.servers import postgres
 WORKERS, SLOTS = 2, 50
 NOISY, QUICK_NOISY = 5_000, 1_500
 LIMIT = 1_200
-"""Requests a minute, one each 50 ms: few enough that the quota is what there is too little of, and not the CPU."""
+"""Requests per minute, one every 50 ms: few enough that the quota is the bottleneck, and not the CPU."""
 LATENCY = "1s"
 PAUSE = 1.0
 """Seconds between two runs of the quiet team."""
 BUDGET = "5"
 DOWN_ITEMS, DOWN_LIMIT, DOWN_SECONDS = 600, 900, 20.0
 MODEL = "gpt-6.1-terra"
-"""Its tokens cost whole micro-dollars: the sum of rounded costs is the cost of the sum."""
+"""Its tokens cost whole micro-dollars, so the sum of rounded costs is the cost of the sum."""
 _QUIET = f"""
 name: quiet
 team: quiet
@@ -54,7 +54,7 @@ inputs: {{parts: array}}
 
 
 def measure(*, quick: bool, say: Callable[[str], None]) -> list[Target]:
-    """Return the figures."""
+    """Measure and return the figures."""
     with contextlib.ExitStack() as stack:
         sandbox = stack.enter_context(start_sandbox(seed=1, latency=LATENCY))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gorgon-bench-")))
@@ -69,11 +69,11 @@ def measure(*, quick: bool, say: Callable[[str], None]) -> list[Target]:
 
 
 def quiet(workers: Cluster, sandbox: Sandbox, *, quick: bool, say: Callable[[str], None]) -> list[Target]:
-    """A quiet team, alone and behind a noisy one."""
+    """Measure a quiet team, alone and behind a noisy one."""
     sandbox.limits({"provider": "openai", "requests": LIMIT})
     rounds = 10 if quick else 25
     for _ in range(5):
-        _once(workers, 0)  # imports, connections, the learned limit
+        _once(workers, 0)  # warms up imports, connections and the learned limit
     say(f"engine: {rounds} runs of one step, alone")
     alone = [_once(workers, number) for number in range(rounds)]
     count = QUICK_NOISY if quick else NOISY
@@ -100,7 +100,7 @@ def quiet(workers: Cluster, sandbox: Sandbox, *, quick: bool, say: Callable[[str
 
 
 def down(workers: Cluster, sandbox: Sandbox, server: RedisProcess, *, say: Callable[[str], None]) -> list[Target]:
-    """Limiter and broker are away for a while."""
+    """Measure while limiter and broker are down for some time."""
     time.sleep(3)
     sandbox.clear_log()
     sandbox.limits({"provider": "openai", "requests": DOWN_LIMIT})
@@ -151,7 +151,7 @@ def _submit(workers: Cluster, text: str, inputs: object) -> str:
 
 
 def _once(workers: Cluster, number: int) -> float:
-    """Return how long a run of one step takes, as its rows say."""
+    """Return how long a run of one step takes, according to its rows."""
     time.sleep(PAUSE)
     began = time.monotonic()
     run = _submit(workers, _QUIET, {"part": f"{number} {began}"})

@@ -1,7 +1,7 @@
 """One of the four worker processes of `bench.limits`: `python -m bench.quota_worker SPEC.json NUMBER OUT.json`.
 
-Drives a way of keeping to a quota and a simulated provider over plain HTTP, so that little CPU goes to anything else.
-The ways: `gorgon` (the limiter), `sdk` (the provider's SDK with its own retries), `backoff` (a semaphore with
+Drives a rate-limiting method and a simulated provider over plain HTTP, so that little CPU is spent on anything else.
+The methods: `gorgon` (the limiter), `sdk` (the provider's SDK with its own retries), `backoff` (a semaphore with
 exponential backoff), `full` (a plain bucket in Redis that starts full).
 """
 
@@ -44,7 +44,7 @@ return ok and 1 or 0
 
 @dataclass
 class Scenario:
-    """What to drive; see `bench.limits.Case`."""
+    """A scenario to drive; see `bench.limits.Case`."""
 
     name: str
     way: str
@@ -74,7 +74,7 @@ class Book:
 
 @dataclass
 class Side:
-    """A scenario in this process."""
+    """The part of a scenario in this process."""
 
     scenario: Scenario
     number: int
@@ -114,7 +114,7 @@ class Side:
     def over(self) -> bool:
         return time.time() >= self.scenario.ends
 
-    # the ways
+    # The methods
 
     def gorgon(self, team: str, place: int) -> None:
         case = self.scenario
@@ -156,7 +156,7 @@ class Side:
             if status == 200:
                 ready = time.time()
             elif status != 429:
-                self.given_up += 1  # a call that a refusal explains is made again; nothing else is expected here
+                self.given_up += 1  # a call that got a 429 is made again; no other status is expected
 
     def sdk(self, team: str, place: int) -> None:
         case = self.scenario
@@ -204,7 +204,7 @@ class Side:
 
 
 class Line:
-    """One kept-alive connection to the simulated provider."""
+    """One keep-alive connection to the simulated provider."""
 
     def __init__(self, case: Scenario) -> None:
         self.case = case
@@ -252,7 +252,7 @@ def retry_after(headers: dict[str, str]) -> float | None:
 
 
 def main() -> None:
-    """Drive every scenario of the spec until the last ends; write what happened."""
+    """Drive every scenario of the spec until the last one ends; write the results."""
     spec = json.loads(Path(sys.argv[1]).read_text())
     number = int(sys.argv[2])
     sides = [Side(Scenario(**case), number) for case in spec]

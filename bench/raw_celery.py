@@ -1,15 +1,16 @@
-"""Raw Celery, written as one would without Gorgon: the other side of the benchmark.  It imports nothing of Gorgon.
+"""Raw Celery, written as one would without Gorgon: the other side of the benchmark.  It imports nothing from Gorgon.
 
-Each step is a task that inserts one row.  What comes next is decided in one of two ways:
+Each step is a task that inserts one row.  Successors are determined in one of two ways:
 
 * *canvas*: Celery's own chain, group and chord;
-* *counters*: the run's edges and in-degrees in Redis; one script call a step counts down and says what is ready.
+* *counters*: the run's edges and in-degrees are in Redis; one script call per step decrements them and returns the
+  ready steps.
 
-Both are as lean as stock Celery allows: JSON, early acknowledgement, no results but those that a chord counts, no
-events, no remote control, prefetching, a threads pool, one prepared insert on one connection a thread, one pooled Redis
-client, a producer taken once for all messages of a step.  Neither survives the loss of a message or of a worker.
+Both are as lean as stock Celery allows: JSON, early acknowledgement, no results except those that a chord counts, no
+events, no remote control, prefetching, a threads pool, one prepared insert on one connection per thread, one pooled
+Redis client, one producer for all messages of a step.  Neither survives the loss of a message or of a worker.
 
-RAW_REDIS_URL and RAW_DATABASE_URL say where; a worker is `celery -A bench.raw_celery worker -P threads …`.
+RAW_REDIS_URL and RAW_DATABASE_URL configure the servers; a worker is `celery -A bench.raw_celery worker -P threads …`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ TABLE = (
 )
 INSERT = "INSERT INTO raw_steps VALUES (%s, %s, 5, %s, clock_timestamp())"
 EXPIRES = 3600
-# What is ready now that a step has ended: its successors whose last open dependency it was.
+# Returns the steps that become ready when a step ends: successors with no other open dependency.
 READY = """
 local following = redis.call('HGET', KEYS[1], ARGV[1])
 local ready = {}
@@ -83,11 +84,11 @@ def record(run: str, step: int) -> None:
 
 
 def over(run: str) -> None:
-    """Tell who waits for the run."""
+    """Notify the process that waits for the run."""
     client().rpush(f"over:{run}", 1)
 
 
-# Its own canvas
+# Celery's own canvas
 
 
 @app.task(name="raw.link")
@@ -104,7 +105,7 @@ def part(run: str, step: int) -> None:
 
 @app.task(name="raw.last")
 def last(run: str, step: int) -> None:
-    """The last step."""
+    """The last step of a canvas."""
     record(run, step)
     over(run)
 
@@ -149,11 +150,11 @@ def publish(run: str, ready: Sequence[int]) -> None:
 
 
 END = 1 << 30
-"""The number that stands for the end of a run: it depends on every step that nothing else depends on."""
+"""The pseudo-step at the end of a run, which depends on every step without successors."""
 
 
 def send_counters(deps: Sequence[Sequence[int]]) -> str:
-    """Write a graph's edges and in-degrees to Redis and publish what has no dependency; return the run."""
+    """Write a graph's edges and in-degrees to Redis and publish the steps without dependencies; return the run."""
     run = uuid.uuid4().hex
     following: list[list[int]] = [[] for _ in deps]
     for step, before in enumerate(deps):
@@ -182,5 +183,5 @@ def wait(run: str, seconds: float) -> None:
 
 @functools.cache
 def waiting() -> Any:
-    """Return the client for blocking calls, which must not time out by themselves."""
+    """Return the client for blocking calls, which must have no timeout of its own."""
     return redis.Redis.from_url(REDIS_URL, socket_timeout=None)

@@ -1,4 +1,4 @@
-"""What the benchmark has found, as text or Markdown."""
+"""The results of the benchmark, as text or Markdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FORMATS = ("{:.3f}", "{:.3f}", "{:.3f}", "{:.0f}", "{:.3f}", "{:.2f}", "{:.0f}"
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One result.  `limit`: at most so much is the target; None where there is no target."""
+    """One result.  `limit`: the maximum to meet the target; None if there is no target."""
 
     name: str
     value: float
@@ -31,13 +31,13 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """`met`, `MISSED`, or nothing where there is no target."""
+        """`met`, `MISSED`, or empty if there is no target."""
         return "" if self.limit is None else "met" if self.met else "MISSED"
 
 
 @dataclass
 class Cell:
-    """A shape at a size: the blocks of each side."""
+    """A shape at one size, with the blocks of each side."""
 
     shape: str
     steps: int
@@ -58,7 +58,9 @@ class Cell:
 
 
 def ratios(cells: Sequence[Cell], limit: float) -> list[Figure]:
-    """Return Gorgon's CPU as a part of raw Celery's: the target is against its own canvas where that was measured."""
+    """Return Gorgon's CPU as a share of raw Celery's; the target compares with Celery's own canvas if that was
+    measured.
+    """
     found = []
     for cell in cells:
         for side in (CANVAS, COUNTERS):
@@ -91,7 +93,7 @@ def growth(cells: Sequence[Cell], limit: float) -> list[Figure]:
 
 
 def costs(cells: Sequence[Cell], *, markdown: bool) -> str:
-    """Return the table of what a step costs."""
+    """Return the table of the cost of a step."""
     rows = [
         [cell.title, side, *[how.format(value) for how, value in zip(_FORMATS, cell.typical(side), strict=True)]]
         for cell in cells

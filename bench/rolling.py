@@ -1,8 +1,8 @@
 """`python -m bench.rolling`: workers are replaced one after the other under load, and no call is made twice.
 
-Two workers run workflows with `limits: {max_parallel}`, whose steps mostly come in without a message.  Again and again
-a new worker is started, and the oldest one that holds steps gets SIGTERM.  The sandbox's own log is the judge: every
-prompt once.  Exits with 0 only where that holds, every run has succeeded and every worker has ended with 0.
+Two workers run workflows with `limits: {max_parallel}`, most of whose steps arrive without a message.  Repeatedly, a
+new worker is started, and the oldest one that holds steps gets SIGTERM.  The check is the sandbox's own log: each
+prompt must appear once.  Exits with 0 only if that holds, every run has succeeded and every worker has exited with 0.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _roll(made: Cluster, restarts: int) -> tuple[list[str], list[int], float]:
-    """Replace workers under load; return the runs, exit codes, and the seconds that the slowest stop took."""
+    """Replace workers under load; return the runs, the exit codes, and the duration of the slowest stop in seconds."""
     for _ in range(WORKERS):
         made.worker(slots=SLOTS, wait=False)
     for process in made.processes:
@@ -98,7 +98,7 @@ def _roll(made: Cluster, restarts: int) -> tuple[list[str], list[int], float]:
 
 
 def _load(made: Cluster, runs: list[str]) -> None:
-    """Submit runs until enough of them are under way."""
+    """Submit runs until enough of them are in progress."""
     under_way = sum(made.services.run(run)["status"] not in FINISHED for run in runs)
     for _ in range(RUNS_AT_ONCE - under_way):
         runs.append(made.start(LIMITED, {"run": len(runs)}))

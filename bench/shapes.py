@@ -1,4 +1,4 @@
-"""The shapes that are measured, as dependency lists (step → the steps before it) and as plans of no-op steps."""
+"""The measured shapes, as dependency lists (step → the steps before it) and as plans of no-op steps."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ Deps = list[list[int]]
 
 
 def chain(steps: int) -> Deps:
-    """One after the other."""
+    """Return a chain: one step after the other."""
     return [[index - 1] if index else [] for index in range(steps)]
 
 
 def fan_out(steps: int) -> Deps:
-    """One, all others at the same time, one."""
+    """Return a fan-out: one step, then all others in parallel, then one."""
     return [[]] + [[0] for _ in range(steps - 2)] + [list(range(1, steps - 1))]
 
 
 def fan_in(steps: int) -> Deps:
-    """All but one at the same time, then that one: what a map and its reduce are without an engine that expands."""
+    """Return a fan-in: all but one in parallel, then that one, like a map and its reduce without expansion."""
     return [[] for _ in range(steps - 1)] + [list(range(steps - 1))]
 
 
 def dag(steps: int, seed: int = 7) -> Deps:
-    """Layers of about 20; each step after one to three of the layer before, sometimes one of any earlier layer."""
+    """Return layers of about 20 steps; each depends on one to three of the previous layer, some also on an earlier
+    layer.
+    """
     chance = random.Random(seed)
     deps: Deps = []
     layers: list[list[int]] = []
@@ -46,7 +48,7 @@ def dag(steps: int, seed: int = 7) -> Deps:
 
 
 def lone(steps: int) -> Deps:
-    """All at the same time."""
+    """Return independent steps."""
     return [[] for _ in range(steps)]
 
 
@@ -57,7 +59,7 @@ def plan(
     milliseconds: Sequence[int] = (0,),
     on: Sequence[str] = (queues.CONTROL,),
 ) -> Plan:
-    """Return a plan of queued no-op steps, `on` queues in turn, which take `milliseconds` in turn."""
+    """Return a plan of queued no-op steps, which cycle through the queues `on` and the durations `milliseconds`."""
     nodes = [
         Node(
             id=f"s{index}",
@@ -89,7 +91,7 @@ def map_reduce(steps: int) -> Plan:
 
 
 def critical_path(deps: Deps, milliseconds: Sequence[int]) -> int:
-    """Return the milliseconds that a graph takes at least."""
+    """Return the minimum duration of a graph in milliseconds."""
     ends: list[int] = []
     for taken, before in zip(milliseconds, deps, strict=True):
         ends.append(taken + max((ends[one] for one in before), default=0))

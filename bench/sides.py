@@ -31,16 +31,16 @@ SLOTS = 8
 RUN_SECONDS = 240.0
 POLL_SECONDS = 0.01
 SETTLE_SECONDS = 0.05
-"""What a worker still does when a run has ended (an acknowledgement) belongs to the block."""
+"""Work that a worker does just after a run has ended (an acknowledgement) belongs to the block."""
 BLOCK_STEPS = 1000
-"""Small runs are repeated until a block has about as many steps."""
+"""Small runs are repeated until a block has about this many steps."""
 SUCCEEDED, FAILED = 5, 6
 _BIN = Path(sys.executable).parent
 
 
 @dataclass
 class Servers:
-    """A PostgreSQL with fsync on and a Redis; each side has a database of its own on both."""
+    """A PostgreSQL with fsync on and a Redis; each side has a separate database on both."""
 
     gorgon_url: str
     raw_url: str
@@ -79,16 +79,16 @@ class Fleet:
 
     @property
     def pids(self) -> list[int]:
-        """Their process ids."""
+        """The process ids of the workers."""
         return [process.pid for process in self.processes]
 
     def check(self) -> None:
-        """Raise RuntimeError where one has ended."""
+        """Raise RuntimeError if one has ended."""
         if any(process.poll() is not None for process in self.processes):
             raise RuntimeError(f"a worker has ended:\n{self.log.read_text()[-2000:]}")
 
     def stop(self) -> None:
-        """Stop them, warmly first."""
+        """Stop the workers, gracefully first."""
         for process in self.processes:
             process.send_signal(signal.SIGTERM)
         for process in self.processes:
@@ -150,16 +150,16 @@ class Gorgon:
             fleet.stop()
 
     def listening(self) -> list[str]:
-        """Return who waits for messages with BRPOP."""
+        """Return the clients that wait for messages with BRPOP."""
         with redis.Redis.from_url(self.servers.redis_url) as client:
             return [entry["addr"] for entry in client.client_list() if entry["cmd"] == "brpop" and entry["db"] == "0"]
 
     def run(self, plan: Plan) -> str:
-        """Run a plan to its end; return the run's number.  Raises RuntimeError where it does not succeed."""
+        """Run a plan to its end; return the run's number.  Raises RuntimeError if it does not succeed."""
         return self.wait(self.services.submit(plan, {}).run_id)
 
     def wait(self, run_id: str) -> str:
-        """Wait for the end of a run.  Raises RuntimeError where it does not succeed."""
+        """Wait for the end of a run.  Raises RuntimeError if it does not succeed."""
         until = time.monotonic() + RUN_SECONDS
         while time.monotonic() < until:
             row = self.connection.execute(
@@ -223,7 +223,7 @@ class Raw:
             fleet.stop()
 
     def close(self) -> None:
-        """Forget the results of canvases, for which Celery would subscribe again when Redis is gone."""
+        """Discard the results of canvases; Celery would otherwise subscribe to them again after Redis has stopped."""
         self.tasks.app.backend.result_consumer.subscribed_to.clear()
 
     def counters(self, deps: shapes.Deps) -> None:
@@ -236,7 +236,7 @@ class Raw:
 
 
 def measured(meter: Meter, run: Any, steps: int) -> Reading:
-    """Run a block and return what it cost per step."""
+    """Run a block and return its cost per step."""
     times = max(1, round(BLOCK_STEPS / steps))
     before = meter.read()
     wall = 0.0

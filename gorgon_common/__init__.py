@@ -1,1 +1,1 @@
-"""The core of Gorgon: the workflow language, the engine and the adapters they run on."""
+"""The core of Gorgon: the workflow language, the engine, and the adapters that the engine runs on."""

@@ -1,4 +1,4 @@
-"""The composition root: settings in, wired services out.  The only module that knows every adapter."""
+"""The composition root: turns settings into wired services.  The only module that knows every adapter."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ TARGETS = ("live", "sandbox")
 _TEAM_LENGTH = 100
 _OFFICIAL = "openai.com"
 _OFFICIALS = (_OFFICIAL, "anthropic.com")
-"""Servers that the tiers' limits hold for; a compatible one has limits of its own."""
+"""Servers to which the tiers' limits apply; a compatible server has limits of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """What a submission gives back.  `created` is False where the idempotency key was known already."""
+    """The result of a submission.  `created` is False if the idempotency key was already known."""
 
     run_id: str
     created: bool
@@ -55,10 +55,10 @@ class Submitted:
 
 
 class Services:
-    """Everything that CLI and API do with runs; thread-safe.
+    """Everything that CLI and API do with runs.  Thread-safe.
 
-    Runs are given in the documented machine form (docs/http-api.md): `{run_id, workflow, status, outputs, error,
-    cost_usd, tokens: {input, output}, started_at, finished_at, …}`, with `steps: […]` where asked for.
+    Runs have the documented JSON form (docs/http-api.md): `{run_id, workflow, status, outputs, error, cost_usd, tokens:
+    {input, output}, started_at, finished_at, …}`, with `steps: […]` on request.
     """
 
     def __init__(self, settings: Settings, database: Database, *, events: bool = False, app: Any = None) -> None:
@@ -76,20 +76,22 @@ class Services:
         self._publishers: dict[tuple[str, str], Publisher] = {}
 
     def canvas(self, target: str) -> CeleryCanvas:
-        """Return where messages of runs of a target are made and sent."""
+        """Return the canvas that creates and sends the messages for runs of a target."""
         if target not in self._canvases:
             self._canvases[target] = CeleryCanvas(self.app, self._broker, target)
         return self._canvases[target]
 
     def publisher(self, target: str, home: str) -> Publisher:
-        """Return what publishes the steps of runs of a target and home; one for each in a process."""
+        """Return the publisher for steps of runs of a target and home; there is one of each per process."""
         key = (target, home)
         if key not in self._publishers:
             self._publishers[key] = Publisher(self.store, self.knowledge, self.canvas(target), target=target, home=home)
         return self._publishers[key]
 
     def sweeps(self) -> list[Sweep]:
-        """Return the sweeps of runs that any worker may take: the API makes them, so that no worker has to live."""
+        """Return the sweeps of runs that any worker may take.  The API runs them too, so they do not need a live
+        worker.
+        """
         return [
             Sweep(
                 self.store,
@@ -122,12 +124,12 @@ class Services:
         home: str = "",
         trace_id: str | None = None,
     ) -> Submitted:
-        """Check the inputs, create the run, commit, publish its first steps.
+        """Check the inputs, create the run, commit, and publish its first steps.
 
-        `target`: live | sandbox.  `home`: "" for a run that any worker may take, else the embedded home that owns it.
-        `team`: who owns it; None: whom the file names.  `trace_id`: the trace that it is part of; None: one of its own.
-        Raises InputInvalid, NotAvailable, Conflict (same key, different request), KeyTaken (another run holds the
-        concurrency key), Unavailable.
+        `target`: live | sandbox.  `home`: "" for a run that any worker may take, otherwise the embedded home that owns
+        it.  `team`: the owner; None: the team named in the file.  `trace_id`: the trace that the run belongs to; None:
+        a new trace.  Raises InputInvalid, NotAvailable, Conflict (same key, different request), KeyTaken (another run
+        holds the concurrency key), Unavailable.
         """
         values = lazy.load("gorgon_common.workflow.compiler:check_inputs")(plan, inputs)
         if team is not None and (not 0 < len(team) <= _TEAM_LENGTH or "\x00" in team):
@@ -168,7 +170,7 @@ class Services:
         return self.views.events(run_id, after=after, limit=limit)
 
     def cancel(self, run_id: str) -> dict[str, Any]:
-        """Ask the run to end; returns it.  Raises NotFound, Conflict (finished already)."""
+        """Request the cancellation of a run; returns the run.  Raises NotFound, Conflict (already finished)."""
         run = self.knowledge.run(self.views.number(run_id))
         control.cancel(self.store, self.publisher(run.info.target, run.info.home), run)
         return self.run(run_id)
@@ -185,7 +187,7 @@ class Services:
     def resume(
         self, run_id: str, *, plan: Plan | None = None, home: str | None = None, trace_id: str | None = None
     ) -> Submitted:
-        """Continue a finished, failed, cancelled or orphaned run as a new run that adopts what is finished.
+        """Continue a finished, failed, cancelled or orphaned run as a new run that adopts its finished steps.
 
         Raises NotFound, Conflict (it is still running).
         """
@@ -214,10 +216,11 @@ class Services:
         only: Mapping[str, str] | None = None,
         limit: int | None = None,
     ) -> dict[str, Any]:
-        """Return what calls have cost, a row for each combination of `by`; see `Reports.report`.
+        """Return the costs of calls, with a row for each combination of `by`; see `Reports.report`.
 
         `since`, `until`: days in UTC (the last one included) or RFC 3339 times.  `only`: dimension → value; its target
-        may be `all`.  Without a target calls that cost real money are meant; see `Filters.read`.  Raises InputInvalid.
+        may be `all`.  Without a target, only calls that cost real money are included; see `Filters.read`.  Raises
+        InputInvalid.
         """
         return self.reports.report(by, Filters.read(since, until, only, by), limit=limit)
 
@@ -240,7 +243,7 @@ class Services:
     def estimate(
         self, plan: Plan, inputs: Mapping[str, Any], *, target: str = "sandbox", team: str | None = None
     ) -> dict[str, Any]:
-        """Return what a run would use, before anything is spent: the document of `gorgon plan --json`.
+        """Return the predicted usage of a run, before anything is spent: the document of `gorgon plan --json`.
 
         Raises InputInvalid.
         """
@@ -268,7 +271,7 @@ class Services:
         return document
 
     def explain(self, run_id: str, step: str | None = None) -> dict[str, Any]:
-        """Return what a run (or a step of it) waits for, what its money went to, how long its parts took.
+        """Return what a run (or a step of it) waits for, what its money was spent on, and how long its parts took.
 
         Raises NotFound.
         """
@@ -287,13 +290,13 @@ class Services:
     ) -> dict[str, Any]:
         """Set what an org, a team or a workflow may spend per run, day or month; returns the budget.
 
-        `scope`: org, team:NAME or workflow:NAME.  `usd` in dollars, exact as text; None: no such limit.
-        `timezone`: where days begin, UTC for a new one.  Raises InputInvalid.
+        `scope`: org, team:NAME or workflow:NAME.  `usd`: dollars, exact as text; None removes the limit.  `timezone`:
+        the time zone in which days begin, UTC for a new budget.  Raises InputInvalid.
         """
         return self.budgets.change(scope, period=period, timezone=timezone, usd=usd, tokens=tokens)
 
     def list_budgets(self) -> list[dict[str, Any]]:
-        """Return every budget with its accounts of the present period, one for each target that has spent.
+        """Return every budget with its accounts of the current period, one for each target that has spent.
 
         `{scope, name, period, timezone, usd_limit, token_limit, accounts: [{label, target, starts_at, ends_at,
         usd_spent, usd_reserved, usd_overrun, token_spent, token_reserved, token_overrun}]}`, in micro-dollars.
@@ -301,8 +304,10 @@ class Services:
         return self.budgets.listing()
 
     def limits(self) -> dict[str, Any]:
-        """Return `{gates, rules, estimates}`: what was used lately of each model's rate limits, the limits that people
-        have set, how well input tokens are estimated.
+        """Return `{gates, rules, estimates}`.
+
+        These are the recent use of each model's rate limits, the limits set by people, and the accuracy of input token
+        estimates.
         """
         limiter, _ = make_limiter(self.settings, self.database)
         try:
@@ -324,9 +329,9 @@ class Services:
     def set_limits(
         self, provider: str, model: str, limits: Mapping[str, float], *, clear: bool = False
     ) -> dict[str, Any]:
-        """Set limits for a provider's models (patterns); `clear`: forget first what was set for them.
+        """Set limits for a provider's models (patterns); `clear`: first delete the limits that were set for them.
 
-        Returns `{provider, model, limits, cleared}`: what is set now, and whether something was cleared.  Raises
+        Returns `{provider, model, limits, cleared}`: the limits now in place, and whether any were deleted.  Raises
         InputInvalid.
         """
         try:
@@ -348,12 +353,12 @@ class Services:
         return {"database": _checked(self._database), "broker": _checked(self.canvas("live").health)}
 
     def measure(self) -> None:
-        """Set the gauges of what waits for workers, and of the workers; for `metrics.watch`."""
+        """Set the gauges of queued work and of workers, for `metrics.watch`."""
         try:
             waiting = self.store.shelved()
             slots = {target: self.store.slots(target, "") for target in TARGETS}
         except GorgonError:
-            return  # they stay as they are
+            return  # the gauges keep their values
         for number, queue in enumerate(queues.ALL):
             metrics.BACKLOG.set(waiting.get(number, 0), queue=queue)
             for target, live in slots.items():
@@ -380,12 +385,12 @@ def _checked(check: Any) -> dict[str, Any]:
 
 
 def _broker(settings: Settings) -> str:
-    """Each embedded application has a broker of its own."""
+    """Return the broker's URL; each embedded application has a broker of its own."""
     return f"gmem://{new_id('app').lower()}" if settings.embedded else settings.broker_url
 
 
 def quota_book(settings: Settings, database: Database) -> QuotaBook:
-    """Return the quotas by configuration.  Raises ConfigurationError where GORGON_LIMITS_FILE is wrong."""
+    """Return the configured quotas.  Raises ConfigurationError if GORGON_LIMITS_FILE is invalid."""
     rules = LimitRules(database)
     theirs = {"openai": settings.openai_base_url, "anthropic": settings.anthropic_base_url}
     return QuotaBook(
@@ -396,9 +401,9 @@ def quota_book(settings: Settings, database: Database) -> QuotaBook:
 
 
 def make_limiter(settings: Settings, database: Database) -> tuple[Limiter, QuotaBook]:
-    """Return this process' limiter, in Redis where there is one, and the quotas that it keeps to.
+    """Return this process's limiter, in Redis if there is one, and the quotas it applies.
 
-    Raises ConfigurationError where GORGON_LIMITS_FILE is wrong.
+    Raises ConfigurationError if GORGON_LIMITS_FILE is invalid.
     """
     book = quota_book(settings, database)
     worker = f"{socket.gethostname()}:{os.getpid()}:{new_id('lim')}"
@@ -409,10 +414,10 @@ def make_limiter(settings: Settings, database: Database) -> tuple[Limiter, Quota
 
 
 def build(settings: Settings, *, events: bool = False, app: Any = None) -> Services:
-    """Wire the services for these settings (database migrated on the SQLite tier, checked on PostgreSQL).
+    """Wire the services for these settings.  The database is migrated if it is SQLite, and checked if it is PostgreSQL.
 
-    `events`: send the task events that Flower shows.  `app`: the Celery application, where there is one already.
-    Raises ConfigurationError, Unavailable.
+    `events`: send the task events that Flower shows.  `app`: an existing Celery application.  Raises
+    ConfigurationError, Unavailable.
     """
     settings.register_secrets()
     protect(settings.home, make="database_url" not in settings.model_fields_set)

@@ -1,7 +1,7 @@
-"""Finds the folders that a distribution brings along beside its Python packages: `workflows` and `dashboard`.
+"""Finds the folders that a distribution includes beside its Python packages: `workflows` and `dashboard`.
 
 In the repository they are top-level folders.  The wheel installs them inside this package, because a distribution must
-not claim top-level names that others use: llama-index-workflows installs a package `workflows`.
+not claim top-level names that others use: llama-index-workflows installs a package named `workflows`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,6 @@ FOLDER = "_bundled"
 
 
 def folder(name: str) -> Traversable:
-    """Return a bundled folder: that of the installed wheel, or that of the repository in an editable install."""
+    """Return a bundled folder: from the installed wheel, or from the repository in an editable install."""
     installed = resources.files("gorgon_common") / FOLDER / name
     return installed if installed.is_dir() else Path(__file__).parents[1] / name

@@ -1,7 +1,7 @@
-"""Who is asked for the time, and how a time is written.
+"""The clock, and the text form of times.
 
-A time is an aware `datetime` in UTC; written, it is RFC 3339 with microseconds and `Z`.  Leases and limits do not use
-this clock but the database's or Redis' (the clocks of two machines differ).
+A time is an aware `datetime` in UTC.  In text it is RFC 3339 with microseconds and `Z`.  Leases and limits use the
+clock of the database or Redis instead, because the clocks of two machines differ.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Tells the time; tests pass one that they move by hand."""
+    """Tells the time; tests pass one that they advance by hand."""
 
     def now(self) -> datetime:
         """Return the time of day: aware, UTC."""
         ...
 
     def monotonic(self) -> float:
-        """Return seconds since some fixed moment, never going back: for durations."""
+        """Return seconds since some fixed moment, never decreasing, to measure durations."""
         ...
 
 
@@ -31,7 +31,7 @@ class SystemClock:
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Return seconds since some fixed moment, never going back: for durations."""
+        """Return seconds since some fixed moment, never decreasing, to measure durations."""
         return time.monotonic()
 
 
@@ -46,9 +46,9 @@ def format_time(moment: datetime) -> str:
 
 
 def parse_time(text: str) -> datetime:
-    """Read an RFC 3339 time (any offset, any precision up to microseconds) as UTC.
+    """Parse an RFC 3339 time (any offset, any precision up to microseconds) as UTC.
 
-    Raises ValueError for anything else, a time without an offset included.
+    Raises ValueError for anything else, including a time without an offset.
     """
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:

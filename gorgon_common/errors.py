@@ -1,35 +1,35 @@
 """Every exception that Gorgon raises on purpose.
 
     GorgonError
-    ├── UserError                 the person can mend it: exit code 2, HTTP 4xx
+    ├── UserError                 the user can fix it: exit code 2, HTTP 4xx
     │   ├── WorkflowInvalid       the file does not load; carries every Problem found
     │   ├── InputInvalid          an input is missing, unknown or of the wrong type
     │   ├── NotFound              no such run, workflow or role (in this team)
-    │   ├── Conflict              the state forbids it: a finished run cannot be cancelled
+    │   ├── Conflict              the current state forbids it: a finished run cannot be cancelled
     │   │   └── KeyTaken          another run holds the concurrency key, and the workflow says `reject`
     │   ├── NotAvailable          a step kind or feature that this version cannot execute
     │   ├── Forbidden             the API key may not act for this team
     │   └── ConfigurationError    a setting is missing or wrong
-    ├── ExpressionError           an expression failed while a run was under way
-    ├── StepError                 a step failed; what the retry policy looks at
+    ├── ExpressionError           an expression failed during a run
+    ├── StepError                 a step failed; the retry policy looks at this error
     │   ├── ProviderError         a call to a provider failed
-    │   │   ├── RateLimited       429: wait, it is not an attempt
+    │   │   ├── RateLimited       429: wait; this does not count as an attempt
     │   │   ├── Retryable         timeout, 5xx, overload, connection
-    │   │   ├── Malformed         the reply cannot be read, or misses its schema
+    │   │   ├── Malformed         the reply cannot be read, or does not match its schema
     │   │   ├── Refused           the model declined
     │   │   └── Final             bad key, unknown model, no quota: retrying cannot help
     │   ├── BudgetExceeded        a budget has no room for the call
-    │   ├── Unpriced              nobody knows what the call would cost
-    │   ├── OverLimit             a call needs more than the whole rate limit: it can never be made
-    │   ├── CommandFailed         a command may not run, cannot run or broke a limit
+    │   ├── Unpriced              the cost of the call cannot be predicted
+    │   ├── OverLimit             a call needs more than the whole rate limit, so it can never be made
+    │   ├── CommandFailed         a command may not run, cannot run or exceeded a limit
     │   │   └── CommandExited     it ended with a non-zero status: another attempt may help
     │   ├── OutputTooLarge        a result is over the cap
     │   └── Internal              Gorgon itself failed at the step: a bug
-    ├── Throttled                 no room for a call now: come back later; no call was made, no attempt is used
+    ├── Throttled                 no room for a call now: retry later; no call was made, no attempt is used
     ├── Cancelled                 the run was cancelled while a call was in flight
     └── Unavailable               the database or the broker cannot be reached: exit code 2, HTTP 503
 
-The class docstring is the message where none is given.  `hint` says what to do.
+The class docstring is the default message.  `hint` says what to do.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a workflow file, told to the person who wrote it.
+    """One problem in a workflow file, reported to its author.
 
-    `line` and `column` count from 1.  `path` is where it is in the document (`steps[2].prompt`).
-    `severity` is `error` or `warning`; warnings never stop a file from loading.
+    `line` and `column` count from 1.  `path` is the position in the document (`steps[2].prompt`).  `severity` is
+    `error` or `warning`; warnings never stop a file from loading.
     """
 
     message: str
@@ -57,7 +57,7 @@ class Problem:
     text: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the machine form, as `validate --json` prints it."""
+        """Return the JSON form, as printed by `validate --json`."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ class UserError(GorgonError):
 class WorkflowInvalid(UserError):
     """The workflow file is not valid.
 
-    `source` is the text that the problems were found in, None where it is not at hand.
+    `source` is the text in which the problems were found, None if it is not available.
     """
 
     def __init__(self, problems: list[Problem], *, source: str | None = None) -> None:
@@ -113,7 +113,7 @@ class Conflict(UserError):
 class KeyTaken(Conflict):
     """Another run holds the concurrency key.
 
-    `held_by`: the runs' ids, those that hold it first, then those that wait; `numbers`: what the store calls them.
+    `held_by`: the ids of the runs that hold it, then of those that wait; `numbers`: their internal ids in the store.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class NotAvailable(UserError):
 class Forbidden(UserError):
     """The API key may not do this.
 
-    `team`: the team that it may not act for, "" where it would have to act for all.
+    `team`: the team that it may not act for; "" if the action requires all teams.
     """
 
     def __init__(self, message: str | None = None, *, hint: str | None = None, team: str = "") -> None:
@@ -157,8 +157,8 @@ class ExpressionError(GorgonError):
 class StepError(GorgonError):
     """The step failed.
 
-    `kind` is one of the words that `retry: {on: […]}` knows (timeout, server, connection, invalid_output) or a word of
-    its own; `retryable` says whether another attempt can help at all.
+    `kind` is one of the words of `retry: {on: […]}` (timeout, server, connection, invalid_output) or a word of its own;
+    `retryable` says whether another attempt can help at all.
     """
 
     kind: ClassVar[str] = "error"
@@ -168,9 +168,9 @@ class StepError(GorgonError):
 class ProviderError(StepError):
     """The provider could not serve the call.
 
-    `usage` is what the call is charged for all the same (a `costs.usage.Usage`): zero where it is certain that nothing
-    is charged, None where nobody knows (the connection broke before the reply).  `headers` are the rate-limit headers
-    of the reply, lower-case.
+    `usage` is what the call is charged for despite the failure (a `costs.usage.Usage`): zero if certainly nothing is
+    charged, None if it is unknown (the connection broke before the reply).  `headers` are the rate-limit headers of the
+    reply, in lower case.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class ProviderError(StepError):
 class RateLimited(ProviderError):
     """The provider's rate limit was reached.
 
-    `retry_after` is in seconds, None where the provider did not say.
+    `retry_after` is in seconds, None if the provider did not state it.
     """
 
     kind = "rate_limited"
@@ -236,7 +236,7 @@ class Final(ProviderError):
 class BudgetExceeded(StepError):
     """A budget has no room for this call.
 
-    `budget` is what people call it.  The amounts are micro-dollars and tokens, None where there is no such limit.
+    `budget` is its display name.  The amounts are micro-dollars and tokens, None if there is no such limit.
     """
 
     kind = "budget"
@@ -287,7 +287,7 @@ class Internal(StepError):
 
     @classmethod
     def of(cls, error: Exception) -> Internal:
-        """Return the failure of a step for an exception that nobody expected, under the exception's own name."""
+        """Return the failure of a step for an unexpected exception, with the exception's own class name."""
         said = " ".join(str(error).split())[:300]
         return cls(f"Gorgon failed at this step: {type(error).__name__}{': ' if said else ''}{said}")
 
@@ -301,7 +301,7 @@ class OverLimit(StepError):
 class Throttled(GorgonError):
     """There is no room for the call now.
 
-    Come back in `seconds`, at `until` (seconds since 1970).  `reason`: see `engine.limits.Wait`.
+    Retry in `seconds`, at `until` (seconds since 1970).  `reason`: see `engine.limits.Wait`.
     """
 
     def __init__(self, message: str | None = None, *, seconds: float, reason: str, until: float) -> None:
@@ -314,7 +314,7 @@ class Throttled(GorgonError):
 class Cancelled(GorgonError):
     """The run was cancelled.
 
-    `made`: a call was under way, and may be charged.
+    `made`: a call was in flight, and may be charged.
     """
 
     def __init__(self, message: str | None = None, *, made: bool = True) -> None:

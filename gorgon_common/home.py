@@ -1,4 +1,4 @@
-"""Gorgon's folder: made where it is missing, and readable for its owner alone."""
+"""Gorgon's folder, created if it is missing, and readable only by its owner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAME = "gorgon"
 
 
 def make_folder(path: Path, what: str, mode: int = 0o777) -> None:
-    """Make a folder and those above it.  Raises ConfigurationError that says which one cannot be made, and why."""
+    """Create a folder and its parents.  Raises ConfigurationError, which names the failed folder and the reason."""
     try:
         if path.is_dir():
             return
@@ -31,11 +31,11 @@ def make_folder(path: Path, what: str, mode: int = 0o777) -> None:
 
 
 def protect(home: Path, *, make: bool) -> None:
-    """Take other users' permissions from Gorgon's folder and from the files in it (0700, 0600).
+    """Remove other users' permissions from Gorgon's folder and the files in it (0700, 0600).
 
-    `make`: make it where it is missing.  In a folder that holds other things too only Gorgon's own files are changed:
-    somebody may have set GORGON_HOME to /tmp.  What belongs to another user, and file systems without permissions,
-    stay as they are.  Raises ConfigurationError.
+    `make`: create the folder if it is missing.  In a folder that holds other things too, only Gorgon's own files are
+    changed, because GORGON_HOME may be set to /tmp.  Files of other users, and file systems without permissions, are
+    left as they are.  Raises ConfigurationError.
     """
     if make:
         make_folder(home, "Gorgon's files", _FOLDER)
@@ -50,7 +50,7 @@ def protect(home: Path, *, make: bool) -> None:
 
 
 def _restrict(path: Path, most: int) -> None:
-    with contextlib.suppress(OSError):  # one of several processes may have removed it (SQLite's -wal)
+    with contextlib.suppress(OSError):  # another process may have removed it (SQLite's -wal)
         found = path.stat()
         mode = stat.S_IMODE(found.st_mode)
         if mode & ~most and found.st_uid == os.geteuid():

@@ -1,8 +1,8 @@
-"""Public ids: `run_01JD…`, sorted by the time they were made.
+"""Public ids: `run_01JD…`, sorted by creation time.
 
 The 26 characters after the prefix are a ULID (github.com/ulid/spec) in Crockford's base 32: 48 bits of milliseconds, 80
-bits of randomness.  Within a process ids only grow: in the same millisecond, or when the clock goes back, the last one
-is counted up.
+bits of randomness.  Within a process, ids only increase: within one millisecond, or when the clock goes back, the last
+id is incremented.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _RANDOM_BITS = 80
 _LENGTH = 26
-# The first id of a millisecond leaves the top bit free, so that counting up cannot overflow into the time.
+# The first id of a millisecond leaves the top bit free, so that increments cannot overflow into the time.
 _RANDOM_MASK = (1 << (_RANDOM_BITS - 1)) - 1
 
 
@@ -26,7 +26,7 @@ def _milliseconds() -> int:
 class Ids:
     """A source of ids.  Thread-safe.
 
-    `milliseconds` gives the time since 1970, `randomness` that many random bytes.
+    `milliseconds` returns the time since 1970; `randomness` returns that many random bytes.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Ids:
         return f"{prefix}_{_encode(number)}"
 
     def forget(self) -> None:
-        """Start anew; a forked child must, or it would count up the same ids as its parent."""
+        """Start over.  A forked child must call this; otherwise it would generate the same ids as its parent."""
         self._lock = threading.Lock()
         self._last = 0
 
@@ -62,7 +62,7 @@ def _encode(number: int) -> str:
 
 
 def is_id(text: str, prefix: str) -> bool:
-    """Tell whether `text` has the form of an id with that prefix."""
+    """Return whether `text` has the form of an id with that prefix."""
     head, separator, tail = text.partition("_")
     return head == prefix and bool(separator) and len(tail) == _LENGTH and all(letter in _ALPHABET for letter in tail)
 

@@ -1,6 +1,6 @@
-"""Imports on first use: the one place that loads a module inside a function.
+"""Imports on first use: the only module that imports inside a function.
 
-SDKs take seconds to import (anthropic 2.0, openai 0.7) and most commands need none of them.
+SDKs take seconds to import (anthropic 2.0, openai 0.7), and most commands need none of them.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _INSTALLED_BY = {
     "flower": "flower",
     "mcp": "mcp",
 }
-"""Top-level module → the extra of ours that installs it."""
+"""Top-level module → Gorgon's extra that installs it."""
 
 
 def load(name: str) -> Any:
-    """Return the module `name`, or the attribute where it is written `module:attribute`.
+    """Return the module `name`, or the attribute if it is written `module:attribute`.
 
-    Raises ConfigurationError where the package is not installed, with the command that installs it.
+    Raises ConfigurationError if the package is not installed, with the command that installs it.
     """
     module, _, attribute = name.partition(":")
     try:
@@ -36,7 +36,7 @@ def load(name: str) -> Any:
     except ModuleNotFoundError as error:
         top = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != top or top in sys.modules:
-            raise  # the module is there and misses something itself
+            raise  # the module exists, but one of its own imports is missing
         extra = _INSTALLED_BY.get(top)
         what = f"gorgon[{extra}]" if extra else "gorgon"
         raise ConfigurationError(
@@ -46,7 +46,7 @@ def load(name: str) -> Any:
 
 
 def preload(names: Iterable[str]) -> threading.Thread:
-    """Import modules in a background thread, so that the first use finds them; a failure shows at that use."""
+    """Import modules in a background thread, so that their first use is fast.  A failure is reported at that use."""
     wanted = tuple(names)
 
     def work() -> None:

@@ -1,12 +1,12 @@
-"""Logs: structlog, for people or as JSON lines, always on stderr, with the run and the step they are about.
+"""Logs: structlog, for people or as JSON lines, always on stderr, with the run and step that they are about.
 
     log = get_logger(__name__)
     with context(run_id=run, step=step):
         log.info("claimed", attempt=2)
 
-    telemetry.subscribe(logs.record)   # a line for what becomes of each run, step and call
+    telemetry.subscribe(logs.record)   # one line per event of each run, step and call
 
-structlog is imported by the first line that is logged.  Until `configure` is called warnings and errors are shown.
+structlog is imported when the first line is logged.  Until `configure` is called, warnings and errors are shown.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ from gorgon_common.printable import json_safe, single_line, visible
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _context: ContextVar[dict[str, Any]] = ContextVar("gorgon_log_context", default={})  # noqa: B039  never changed, only replaced
 _TRACEBACKS = frozenset({"exception", "exc_info", "stack"})
-"""Fields of several lines."""
+"""Fields with several lines."""
 
 
 _TRACEBACK = logging.Formatter()
 
 
 _SPOKEN_FOR = ("celery.worker.strategy", "celery.app.trace")
-"""Celery's lines about messages.  They name no run and no step, and call a message whose step has failed `succeeded`:
-what becomes of steps is said by `record`."""
+"""Celery's log lines about messages are dropped.  They name no run and no step, and they say `succeeded` for a message
+whose step has failed.  `record` logs what happens to steps.
+"""
 
 
 class _State:
-    """What `configure` set, for loggers that begin later."""
+    """The settings made by `configure`, for loggers created later."""
 
     threshold = _LEVELS["warning"]
     configured = False
 
 
 class Logger:
-    """Writes events with fields.  Costs a comparison where its level is off."""
+    """Writes events with fields.  If its level is off, a call costs one comparison."""
 
     __slots__ = ("_name",)
 
@@ -52,27 +53,27 @@ class Logger:
         self._name = name
 
     def debug(self, event: str, **fields: Any) -> None:
-        """Log what only helps to find a fault."""
+        """Log details that help to diagnose a fault."""
         self._write("debug", event, fields)
 
     def info(self, event: str, **fields: Any) -> None:
-        """Log what normally happens."""
+        """Log normal operation."""
         self._write("info", event, fields)
 
     def warning(self, event: str, **fields: Any) -> None:
-        """Log what somebody should look at some time."""
+        """Log something that should be looked at eventually."""
         self._write("warning", event, fields)
 
     def error(self, event: str, **fields: Any) -> None:
-        """Log what somebody has to mend."""
+        """Log something that has to be fixed."""
         self._write("error", event, fields)
 
     def exception(self, event: str, **fields: Any) -> None:
-        """Log an error with the traceback of the exception in hand."""
+        """Log an error with the traceback of the current exception."""
         self._write("error", event, {**fields, "exc_info": True})
 
     def always(self, event: str, **fields: Any) -> None:
-        """Log whatever the level is: what has a switch of its own."""
+        """Log regardless of the level, for output that has a switch of its own."""
         self._write("info", event, fields, always=True)
 
     def _write(self, level: str, event: str, fields: dict[str, Any], *, always: bool = False) -> None:
@@ -100,10 +101,10 @@ def context(**fields: Any) -> Iterator[None]:
 def configure(
     level: str = "warning", form: str = "console", *, stream: TextIO | None = None, secrets: Iterable[str] = ()
 ) -> None:
-    """Set up logging for this process, other libraries' included.
+    """Set up logging for this process, including other libraries.
 
-    `form` is `console` or `json`; `stream` is stderr by default; `secrets` are values to mask, beside those that
-    `masking.SECRETS` knows.  Control characters are shown, and a line feed in a field cannot begin a line of its own.
+    `form` is `console` or `json`; `stream` defaults to stderr; `secrets` are values to mask in addition to
+    `masking.SECRETS`.  Control characters are made visible, and a line feed in a field cannot start a new log line.
     """
     structlog = lazy.load("structlog")
     target = stream or sys.stderr
@@ -122,7 +123,7 @@ def configure(
         processors += [_shown, structlog.dev.ConsoleRenderer(colors=target.isatty())]
     structlog.configure(
         processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(0),  # `Logger` and the root logger have decided already
+        wrapper_class=structlog.make_filtering_bound_logger(0),  # `Logger` and the root logger have already filtered
         logger_factory=structlog.PrintLoggerFactory(target),
         cache_logger_on_first_use=False,
     )
@@ -147,10 +148,10 @@ def _masked_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
     record = logging.LogRecord(*args, **kwargs)
     try:
         record.msg, record.args = visible(redact(record.getMessage())), ()
-    except (TypeError, ValueError, KeyError):  # the arguments do not fit: the handler says so
+    except (TypeError, ValueError, KeyError):  # the arguments do not fit; the handler reports it
         return record
     if record.exc_info:
-        # Formatters take this text where it is there already.
+        # If this text exists, formatters use it instead of formatting the exception themselves.
         record.exc_text = visible(redact(_TRACEBACK.formatException(record.exc_info)))
     return record
 
@@ -158,8 +159,8 @@ def _masked_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
 def record(event: telemetry.Event) -> None:
     """Log an event; for `telemetry.subscribe`.
 
-    What people should look at (an attempt or a step that failed, a refused result, an open breaker) is a warning, what
-    normally happens is at level info, what repeats itself for each step is at level debug.
+    Events that need attention (a failed attempt or step, a refused result, an open breaker) are warnings, normal
+    operation is at level info, and repeated events of each step are at level debug.
     """
     level, name, fields = _LINES[type(event)](event)
     if _LEVELS[level] >= _State.threshold:
@@ -290,7 +291,7 @@ _LINES: dict[type, Callable[[Any], _Line]] = {
 
 
 class _Forward(logging.Handler):
-    """Sends what other libraries log the same way."""
+    """Forwards records of other libraries to the same output."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass a record on as an event."""
@@ -308,7 +309,8 @@ def _add_context(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
 
 def _masked(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for name, value in event.items():
-        # What is no JSON becomes text here, so that nothing gets past in the form that the renderer gives it.
+        # Values that are not JSON become masked text here, so that the renderer cannot put a secret into its own form
+        # of them.
         plain = value is None or isinstance(value, (bool, int, float, dict, list, tuple))
         event[name] = SECRETS.mask_value(value) if plain else redact(value if isinstance(value, str) else str(value))
     return event

@@ -1,13 +1,13 @@
-"""Secrets are masked by value: the one place where values are registered, and what every sink of text applies.
+"""Masks secrets by value: the one place where values are registered, and the masking that every text output applies.
 
     SECRETS.add("GITHUB_TOKEN", value)
     SECRETS.mask(text)             # a line of a log, a command's output, a prompt
     SECRETS.mask_value(document)   # the same for every text inside
-    redact(text)                   # also URLs and headers with credentials that nobody has registered
+    redact(text)                   # also unregistered credentials in URLs and headers
 
-A value is found as it is and in the forms in which programs commonly write it: base64 (whatever stands around it), hex,
-percent-encoded, escaped for JSON, Python, HTML and shells, and folded over several lines.  docs/security.md says what
-is not found.
+A value is found in its plain form and in the forms in which programs commonly write it: base64 (whatever surrounds it),
+hex, percent-encoded, escaped for JSON, Python, HTML and shells, and folded over several lines.  docs/security.md lists
+what is not found.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 MASK = "********"
 SHORTEST = 8
-"""Characters that a value must have to be masked: a shorter one would be found in innocent text."""
+"""The minimum length of a value that is masked; a shorter one would match innocent text."""
 
 _FOLDED = 20
-"""Characters that a form must have to be looked for across line breaks."""
+"""The minimum length of a form that is searched for across line breaks."""
 _BREAK = re.compile(r"[ \t]*(?:\r\n|\r|\n|\\r\\n|\\n)[ \t]*")
 _PUBLIC = frozenset(
     {"postgres", "password", "changeme", "placeholder", "not-needed", "not-required", "no-key-required", "lm-studio"}
     | {"sk-no-key-required", "dummy-key", "EMPTY", "sandbox"}
 )
-"""Everybody's values: they protect nothing, and to mask them would spoil texts in which they are words."""
+"""Common values: they protect nothing, and masking them would damage texts in which they are ordinary words."""
 _NAMES = re.compile(
     r"(?:^|_)(?:key|token|secret|passw(?:or)?d|pass|pwd|credentials?|auth|pat|dsn)(?:_|$)"
     r"|(?:apikey|token|secret|passw(?:or)?d)$",
@@ -45,12 +45,13 @@ _KNOWN = frozenset(
     | {"GORGON_API_KEY", "GITHUB_TOKEN", "GH_TOKEN", "SLACK_BOT_TOKEN", "SLACK_SIGNING_SECRET", "NOTION_TOKEN"}
     | {"NOTION_API_KEY", "GOOGLE_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "PGPASSWORD", "REDISCLI_AUTH"}
 )
-"""Variables that hold a secret whatever it looks like."""
+"""Variables that always hold a secret, whatever their value looks like."""
 _RANDOM = 16
-"""Characters from which on a variable that is only named like a secret is taken for one, if it looks random."""
+"""The minimum length at which a variable that is only named like a secret counts as one, if its value looks random."""
 
 _STRUCTURES: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
-    # What the text must hold (in lower case) for the pattern to be tried.  Lengths are bounded: hostile text is slow.
+    # Text that must be present (in lower case) before the pattern is tried.  Lengths are bounded, because hostile text
+    # could make a match slow.
     (
         ("://",),
         re.compile(r"(?P<before>\b[a-z][a-z0-9+.-]{0,30}://[^\s/:@?#\"'<>]{0,200}:)[^\s/@?#\"'<>]{1,500}(?=@)", re.I),
@@ -88,19 +89,20 @@ _STRUCTURES: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
 
 
 class Secrets:
-    """Knows the values that must not be shown, and masks them.  Thread-safe."""
+    """Holds the values that must not be shown, and masks them.  Thread-safe."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
-        self._forms: tuple[tuple[str, str], ...] = ()  # (form, name), longest first; replaced, never changed
+        self._forms: tuple[tuple[str, str], ...] = ()  # (form, name), longest first; replaced, never modified
         self._folded: tuple[tuple[str, str], ...] = ()
         self._lock = threading.Lock()
 
     def add(self, name: str, value: str | None, *, declared: bool = False) -> bool:
-        """Register the value of what people call `name`; tells whether it can be masked (SHORTEST characters).
+        """Register the value of a secret under its display name; returns whether it is long enough to be masked
+        (SHORTEST).
 
-        The long lines of a value of several lines (a private key) and the secret fields of one that is JSON (a service
-        account) are masked by themselves too.  `declared`: somebody says that it is a secret, whatever it looks like.
+        The long lines of a multi-line value (a private key), and the secret fields of a JSON value (a service account),
+        are also masked separately.  `declared`: the value was declared a secret, whatever it looks like.
         """
         if value is None or (value in _PUBLIC and not declared):
             return True
@@ -118,9 +120,9 @@ class Secrets:
         return True
 
     def add_url(self, name: str, url: str | None) -> bool:
-        """Register what is secret in a URL: its password and query fields that are named like secrets.
+        """Register the secret parts of a URL: its password, and query fields that are named like secrets.
 
-        A password that is the user's name is none.  Tells whether all of it can be masked.
+        A password that equals the user's name is not a secret.  Returns whether all of them can be masked.
         """
         try:
             parts = urlsplit(url or "")
@@ -130,13 +132,15 @@ class Secrets:
         values = [value for field, value in parse_qsl(parts.query) if _NAMES.search(field.replace("-", "_"))]
         if password and password != user:
             values += [password, unquote(password)]
-        elif user and password is None and len(user) >= _RANDOM:  # a token in place of a user
+        elif user and password is None and len(user) >= _RANDOM:  # a token used as the user name
             values += [user, unquote(user)]
         maskable = [self.add(name, value) for value in values if value]
         return all(maskable)
 
     def add_environment(self, environ: Mapping[str, str | None]) -> None:
-        """Register the values of variables that hold secrets: by their names, and passwords in their URLs."""
+        """Register the values of variables that hold secrets, according to their names, and the passwords in their
+        URLs.
+        """
         for name, value in environ.items():
             if not value:
                 continue
@@ -146,12 +150,12 @@ class Secrets:
                 self.add_url(name, value)
 
     def clear(self) -> None:
-        """Forget everything (tests)."""
+        """Remove all values (for tests)."""
         with self._lock:
             self._names, self._forms, self._folded = {}, (), ()
 
     def found(self, text: str) -> str | None:
-        """Return the name of a secret whose value is in the text, None where there is none."""
+        """Return the name of a secret whose value is in the text; None if there is none."""
         for form, name in self._forms:
             if form in text:
                 return name
@@ -171,7 +175,7 @@ class Secrets:
         return "".join(_replaced(text, sorted(spans)))
 
     def mask_value(self, value: Any) -> Any:
-        """Return a JSON value with every text inside masked, names of fields and numbers too."""
+        """Return a JSON value with every text in it masked, including field names and numbers."""
         if isinstance(value, str):
             return self.mask(value)
         if isinstance(value, Mapping):
@@ -183,7 +187,7 @@ class Secrets:
         return value
 
     def mask_json(self, text: str) -> str:
-        """Return a JSON document masked; it stays one (a number that is a secret becomes a text)."""
+        """Return a JSON document masked.  It stays valid JSON (a number that is a secret becomes a string)."""
         if self.found(text) is None:
             return text
         try:
@@ -196,7 +200,7 @@ class Secrets:
         breaks = list(_BREAK.finditer(text))
         if not breaks or not self._folded:
             return
-        # Where each piece between two breaks begins, in the text without breaks and in the text itself.
+        # The start of each piece between two breaks, in the text without breaks and in the original text.
         flat_starts, starts, removed = [0], [0], 0
         for found in breaks:
             removed += found.end() - found.start()
@@ -215,10 +219,10 @@ SECRETS = Secrets()
 
 
 def redact(text: str) -> str:
-    """Return the text masked, and with the credentials of URLs and headers masked by where they stand.
+    """Return the text masked, including credentials recognized by their position in URLs and headers.
 
-    For what programs and servers say (errors, logs, outputs of commands), not for what people and models write: there
-    an example of a URL is not a secret.
+    Use it for output of programs and servers (errors, logs, outputs of commands), not for text by people and models,
+    where an example URL is not a secret.
     """
     masked = SECRETS.mask(text)
     lower = masked.lower()
@@ -243,7 +247,7 @@ def _looks_random(value: str) -> bool:
 
 
 def _parts(value: str) -> Iterator[str]:
-    """Give the lines of a value of several lines, and the texts of a JSON object that are named like secrets."""
+    """Yield the lines of a multi-line value, and the texts in a JSON object that are named like secrets."""
     if "\n" in value.strip():
         for line in value.splitlines():
             if len(line.strip()) >= _RANDOM and not line.startswith("-----"):
@@ -270,7 +274,7 @@ def _secret_fields(value: Any) -> Iterator[str]:
 
 
 def _forms(value: str) -> set[str]:
-    """Return how programs may write a value."""
+    """Return the forms in which programs may write a value."""
     data = value.encode("utf-8", "surrogatepass")
     percent = {quote(value, safe="", errors="replace"), quote(value, safe="/", errors="replace")}
     percent.add(quote_plus(value, errors="replace"))
@@ -286,9 +290,9 @@ def _forms(value: str) -> set[str]:
 
 
 def _base64(data: bytes) -> Iterable[str]:
-    """Return what a value looks like inside base64, for each of the three places where it may begin.
+    """Return the forms of a value inside base64, for each of its three possible alignments.
 
-    At either end the characters that depend on what stands beside it are left out.
+    The characters at either end that depend on neighbouring data are left out.
     """
     yield base64.b64encode(data).decode()
     yield base64.urlsafe_b64encode(data).decode()
@@ -313,7 +317,7 @@ def _places(form: str, text: str) -> Iterator[tuple[int, int]]:
 def _replaced(text: str, spans: list[tuple[int, int]]) -> Iterator[str]:
     done = 0
     for begin, end in spans:
-        if begin > done or not done:  # those that overlap or touch share one mask
+        if begin > done or not done:  # overlapping or adjacent spans share one mask
             yield text[done:begin]
             yield MASK
         done = max(done, end)

@@ -1,7 +1,7 @@
-"""The contract between processes: what tasks are called and what their messages carry.
+"""The contract between processes: the names of tasks and the contents of their messages.
 
-A message carries ids and nothing else (and when it was sent, so that a lost one can be told from a slow one).  Losing
-all of them loses nothing.
+A message carries only ids, and the time it was sent, which distinguishes lost messages from slow ones.  If all messages
+are lost, no data is lost.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ FAST = frozenset({NOOP, CONTROL})
 """Tasks whose steps take no slot."""
 
 BY_KIND = {"agent": AGENT, "action": ACTION, "command": COMMAND, "noop": NOOP}
-"""Kind of a step → its task; all others are CONTROL."""
+"""Kind of a step → its task; all other kinds use CONTROL."""
 
 
 def label(task: str, role: str | None, workflow: str, step: str, count: int = 1) -> str:
-    """Return how Flower and logs call a message: `gorgon.agent[planner] feature-build/plan`."""
+    """Return the display name of a message in Flower and logs: `gorgon.agent[planner] feature-build/plan`."""
     more = f" ×{count}" if count > 1 else ""
     return f"{task}{f'[{role}]' if role else ''} {workflow}/{step}{more}"

@@ -1,9 +1,9 @@
-"""Every Prometheus metric of Gorgon, in one list, and how the events of `telemetry` count.
+"""Every Prometheus metric of Gorgon, in one list, and how `telemetry` events update them.
 
     telemetry.subscribe(metrics.record)
 
-prometheus-client is imported by the first value that is recorded.  Durations are in seconds, money is in US dollars.
-Where PROMETHEUS_MULTIPROC_DIR names a directory, the processes that share it have one exposition: any of them tells the
+prometheus-client is imported when the first value is recorded.  Durations are in seconds, money is in US dollars.  If
+PROMETHEUS_MULTIPROC_DIR names a directory, the processes that share it have one exposition: each of them reports the
 values of all.
 """
 
@@ -27,7 +27,7 @@ _DURATIONS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 class Metric:
     """One metric.  `kind` is `Counter`, `Gauge` or `Histogram`.
 
-    `across`: how a gauge's values of several processes become one (`multiprocess_mode` of prometheus-client).
+    `across`: how the values of a gauge in several processes are combined (`multiprocess_mode` of prometheus-client).
     """
 
     kind: str
@@ -37,7 +37,7 @@ class Metric:
     across: str = "livesum"
 
     def inc(self, amount: float = 1, **labels: str) -> None:
-        """Count up (counters and gauges)."""
+        """Increment (counters and gauges)."""
         self._child(labels).inc(amount)
 
     def set(self, value: float, **labels: str) -> None:
@@ -49,7 +49,7 @@ class Metric:
         self._child(labels).observe(value)
 
     def clear(self) -> None:
-        """Forget every label; with several processes they stay, since their files cannot be cut."""
+        """Remove every label.  With several processes the labels stay, because their files cannot be truncated."""
         if not multiprocess():
             _made(self).clear()
 
@@ -255,7 +255,7 @@ _sources: list[weakref.WeakMethod[Callable[[], None]]] = []
 
 
 def _made(metric: Metric) -> Any:
-    """Return the client's object for a metric, made at its first use."""
+    """Return the client library's object for a metric, created on first use."""
     collector = _collectors.get(metric.name)
     if collector is None:
         with _lock:
@@ -277,33 +277,33 @@ def _get_registry() -> Any:
 
 
 def watch(source: Callable[[], None]) -> None:
-    """Call a method before each exposition, as long as its object lives: it sets gauges of what is elsewhere.
+    """Call a method before each exposition while its object exists, to set gauges from data stored elsewhere.
 
-    It must not raise.
+    The method must not raise.
     """
     with _lock:
         _sources.append(weakref.WeakMethod(source))
 
 
 def unwatch(source: Callable[[], None]) -> None:
-    """Call it no more."""
+    """Stop calling a method that `watch` registered."""
     with _lock:
         _sources[:] = [known for known in _sources if known() not in (None, source)]
 
 
 def multiprocess() -> bool:
-    """Tell whether several processes have one exposition."""
+    """Return whether several processes share one exposition."""
     return bool(os.environ.get(MULTIPROCESS))
 
 
 def close() -> None:
-    """This process ends: with several processes, its gauges of what is going on now are no longer counted."""
+    """Finish this process's metrics.  With several processes, its gauges of current activity stop counting."""
     if multiprocess():
         lazy.load("prometheus_client.multiprocess:mark_process_dead")(os.getpid())
 
 
 def exposition() -> bytes:
-    """Return every metric in Prometheus' text format: of this process, or of all that share a directory."""
+    """Return every metric in Prometheus's text format, for this process or for all that share a directory."""
     for metric in ALL:
         _made(metric)
     for known in list(_sources):

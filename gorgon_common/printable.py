@@ -1,11 +1,11 @@
-"""Text of others on a terminal: what would steer the terminal, or mislead the eye, is shown instead of obeyed."""
+"""Makes foreign text safe for a terminal: characters that control the terminal or mislead the reader become visible."""
 
 from __future__ import annotations
 
 import re
 
-# Control characters of ASCII (but tab and line feed) and of Latin-1, what changes the direction of writing or is
-# invisible, line separators that only some programs know, halves of surrogate pairs.
+# ASCII control characters (except tab and line feed) and those of Latin-1, characters that change the writing direction
+# or are invisible, line separators that only some programs recognize, and halves of surrogate pairs.
 _STEERING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
@@ -15,7 +15,7 @@ _STEERING = re.compile(
 def visible(text: str) -> str:
     r"""Return the text with control characters written as escapes: `\x1b`, `\u202e`.  Tabs and line feeds stay.
 
-    Escapes of ANSI, OSC and C1 thereby lose their effect and stay readable; colours of others go the same way.
+    ANSI, OSC and C1 escapes thereby lose their effect and stay readable; this includes colours in foreign text.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -23,12 +23,12 @@ def visible(text: str) -> str:
 
 
 def single_line(text: str) -> str:
-    r"""Return the same on one line: a line feed is written as `\n`."""
+    r"""Return the same text on one line: a line feed is written as `\n`."""
     return visible(text).replace("\n", "\\n")
 
 
 def json_safe(text: str) -> str:
-    """Return a JSON document with such characters, which it may hold inside texts, in JSON's own escapes."""
+    """Return a JSON document in which such characters inside strings are written as JSON escapes."""
     return _STEERING.sub(_json_escape, text) if not text.isascii() or "\x7f" in text else text
 
 

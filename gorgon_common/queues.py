@@ -1,4 +1,4 @@
-"""The queues that messages travel on: one for each provider, one for commands, one for the engine itself."""
+"""The queues for messages: one for each provider, one for commands, and one for the engine itself."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def parse_duration(text: str) -> float:
 
 
 def _broker(data: dict[str, Any]) -> str:
-    """The broker follows Redis; kombu has its own way to write a unix socket."""
+    """Derive the broker URL from Redis; kombu writes a unix socket differently."""
     redis_url: str | None = data.get("redis_url")
     if not redis_url:
         return EMBEDDED_BROKER
@@ -69,17 +69,17 @@ def _broker(data: dict[str, Any]) -> str:
 
 
 def _database(data: dict[str, Any]) -> str:
-    # Quoted, because a folder may have a question mark in its name; SQLAlchemy undoes it.
+    # Quoted, because a folder name may contain a question mark; SQLAlchemy unquotes it.
     return f"sqlite:///{quote(str(data.get('home', Path())), safe=_UNQUOTED)}/gorgon.db"
 
 
 def _shown(text: str) -> dict[str, Any]:
-    """How `describe` writes a default that is computed."""
+    """Return how `describe` shows a computed default."""
     return {"shown": text}
 
 
 class Settings(BaseSettings):
-    """What can be set.  Times in seconds."""
+    """All settings.  Times in seconds."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -180,7 +180,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read `.env` by our own reader, which says what is wrong with the file."""
+        """Read `.env` with our own reader, which reports what is wrong with the file."""
         return (init_settings, env_settings, _EnvFile(settings_cls), file_secret_settings)
 
     @field_validator("home")
@@ -236,11 +236,11 @@ class Settings(BaseSettings):
 
     @property
     def embedded(self) -> bool:
-        """Whether workers live in this process, because there is no broker that others could reach."""
+        """Whether workers run in this process, because no broker exists that other processes could reach."""
         return self.broker_url.startswith(EMBEDDED_BROKER)
 
     def register_secrets(self) -> list[str]:
-        """Register every secret that is set, and what is secret in URLs, to be masked wherever text goes out.
+        """Register every secret setting, and the secret parts of URLs, to be masked in all output.
 
         Returns the variables whose values are too short for that.
         """
@@ -269,7 +269,7 @@ def _in_memory(url: str) -> bool:
 
 
 class Setting(NamedTuple):
-    """One line of `gorgon doctor`.  `value` and `default` are text, secrets masked, empty where nothing is set."""
+    """One line of `gorgon doctor`.  `value` and `default` are text with secrets masked, empty if not set."""
 
     variable: str
     value: str
@@ -284,16 +284,16 @@ def variable_of(name: str) -> str:
 
 
 class _EnvFile(EnvSettingsSource):
-    """What `load` has read of `.env`; settings that are made otherwise read no file."""
+    """The variables that `load` has read from `.env`; settings created in other ways read no file."""
 
     def _load_env_vars(self) -> Mapping[str, str | None]:
         return {name.lower(): value for name, value in _env_file.get().items() if value != ""}
 
 
 def read_env_file(path: Path, *, must_exist: bool = False) -> dict[str, str | None]:
-    """Return the variables of an environment file, none where it does not exist (unless it must).
+    """Return the variables of an environment file; none if it does not exist (unless it must).
 
-    Raises ConfigurationError that names the file where it cannot be read or is not text.
+    Raises ConfigurationError that names the file, if it cannot be read or is not text.
     """
     try:
         path = path.expanduser()
@@ -326,7 +326,7 @@ def read_env_file(path: Path, *, must_exist: bool = False) -> dict[str, str | No
 def load() -> Settings:
     """Read the environment and `.env` (or the file that GORGON_ENV_FILE names; empty for none).
 
-    What is secret in them is registered to be masked.  Raises ConfigurationError that names each wrong variable.
+    Secrets in them are registered for masking.  Raises ConfigurationError that names each invalid variable.
     """
     SECRETS.add_environment(os.environ)
     named = os.environ.get("GORGON_ENV_FILE")
@@ -341,7 +341,7 @@ def load() -> Settings:
         problems = [
             f"{_variable_at(detail['loc'])}: {detail['msg'].removeprefix('Value error, ')}"
             for detail in error.errors()
-            if detail["type"] != "default_factory_not_called"  # follows from another one
+            if detail["type"] != "default_factory_not_called"  # a consequence of another error
         ]
         raise ConfigurationError(
             "\n".join(problems), hint="Correct or unset it, in the environment or in .env; `gorgon doctor` lists all."
@@ -359,7 +359,7 @@ def _variable_at(location: tuple[int | str, ...]) -> str:
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """Return the process's settings, read at the first call."""
+    """Return the process's settings, read on the first call."""
     return load()
 
 
@@ -373,7 +373,7 @@ def describe(settings: Settings | None = None) -> list[Setting]:
 
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
-    """Return the GORGON_* variables that mean nothing: most often a slip of the pen."""
+    """Return the GORGON_* variables that are not settings, which are usually typing errors."""
     known = {variable_of(name) for name in Settings.model_fields} | {"GORGON_ENV_FILE"}
     given = os.environ if environ is None else environ
     return sorted(

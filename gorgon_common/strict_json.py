@@ -1,7 +1,7 @@
-"""JSON without NaN and infinity, which Python reads and writes and no other program understands.
+"""JSON without NaN and infinity, which Python reads and writes but other programs do not accept.
 
-`loads` refuses them in what comes from outside, `dumps` never writes them, and `loads_stored` reads rows that earlier
-versions wrote with them.
+`loads` rejects them in external data, `dumps` never writes them, and `loads_stored` reads rows that earlier versions
+wrote with them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 MAX_DEPTH = 200
-"""Levels of lists and objects; deeper data would break whatever walks over it later."""
+"""Levels of lists and objects; code that walks over deeper data would fail later."""
 
 
 class NotFinite(ValueError):
-    """NaN, Infinity, or a number too large for a decimal."""
+    """NaN, Infinity, or a number too large for a float."""
 
 
 class TooDeep(ValueError):
@@ -26,8 +26,8 @@ class TooDeep(ValueError):
 def loads(text: str, *, unique_keys: bool = False) -> Any:
     """Return the value of a JSON text.
 
-    Raises ValueError: NotFinite for NaN, infinity and what rounds to it; TooDeep; for half a surrogate pair; and with
-    `unique_keys` also for a key that stands twice in one object.
+    Raises ValueError: NotFinite for NaN, infinity and numbers that round to it; TooDeep; for half a surrogate pair; and
+    with `unique_keys` also for a duplicate key in an object.
     """
     pairs = _unique if unique_keys else None
     try:
@@ -42,7 +42,7 @@ def loads(text: str, *, unique_keys: bool = False) -> Any:
 
 
 def loads_stored(text: str) -> Any:
-    """Return the value of a stored text; NaN and infinity, which earlier versions stored, are null."""
+    """Return the value of a stored text; NaN and infinity, which earlier versions stored, become null."""
     return json.loads(text, parse_constant=_null)
 
 
@@ -53,7 +53,7 @@ def dumps(
     default: Callable[[Any], Any] | None = None,
     compact: bool = False,
 ) -> str:
-    """Return JSON text; what is not finite is written as null, so that the text is always JSON."""
+    """Return JSON text; numbers that are not finite are written as null, so that the text is always valid JSON."""
     separators = (",", ":") if compact else None
     options: dict[str, Any] = {"ensure_ascii": False, "indent": indent, "default": default, "separators": separators}
     try:
@@ -63,7 +63,7 @@ def dumps(
 
 
 def finite(value: Any) -> Any:
-    """Return a value of JSON with null in place of NaN and infinity."""
+    """Return a JSON value with null in place of NaN and infinity."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -74,12 +74,12 @@ def finite(value: Any) -> Any:
 
 
 def finite_key(key: Any) -> Any:
-    """Return a key of an object; a number that is not finite becomes its name."""
+    """Return the key of an object; a number that is not finite becomes its name."""
     return str(key) if isinstance(key, float) and not math.isfinite(key) else key
 
 
 def not_finite(value: Any) -> tuple[str | int, ...] | None:
-    """Return the path of the first number in a value of JSON that is not finite, None where there is none."""
+    """Return the path of the first number in a JSON value that is not finite; None if there is none."""
     waiting: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
     while waiting:
         path, entry = waiting.pop()
@@ -130,7 +130,7 @@ def _encodable(value: Any) -> bool:
 
 
 def _deeper(value: Any, levels: int) -> bool:
-    """Tell whether lists and objects in a value lie more than `levels` deep."""
+    """Return whether the lists and objects in a value are nested more than `levels` deep."""
     row = [value]
     for _ in range(levels):
         row = [

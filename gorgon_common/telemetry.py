@@ -1,12 +1,12 @@
-"""What happens in a process, as named events at the boundaries of the engine; metrics and logs subscribe to them.
+"""Events of a process, emitted at the boundaries of the engine; metrics and logs subscribe to them.
 
     telemetry.subscribe(metrics.record)
     telemetry.emit(telemetry.StepEnded(step, status="succeeded", seconds=0.4))
 
-An event is emitted after the transaction that made it true, in the thread that made it.  A subscriber must be quick and
-must not raise; what it raises is logged and goes no further, because no step may fail for a figure.  Without
-subscribers an event costs a comparison: ask `active()` before gathering what only an event needs.  Times are in
-seconds, money is in micro-dollars.
+An event is emitted after the commit of its transaction, in the same thread.  A subscriber must be quick and must not
+raise; an exception is logged and goes no further, because no step may fail because of a metric.  Without subscribers an
+event costs one comparison: call `active()` before collecting data that only an event needs.  Times are in seconds,
+money is in micro-dollars.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9
 
 @dataclass(frozen=True, slots=True)
 class RunRef:
-    """A run, as events name it."""
+    """A run, as named in events."""
 
     run_id: str
     workflow: str
@@ -34,7 +34,7 @@ class RunRef:
 
 @dataclass(frozen=True, slots=True)
 class StepRef:
-    """A step of a run, as events name it.
+    """A step of a run, as named in events.
 
     `step` is its path (`build[3]/review#2`).  `attempt` counts from 1.  `slow`: it takes a slot of its worker.
     """
@@ -58,7 +58,7 @@ class RunCreated:
 
 @dataclass(frozen=True, slots=True)
 class RunEnded:
-    """A run has ended: succeeded, failed or cancelled.  `seconds` since it was created."""
+    """A run has ended: succeeded, failed or cancelled.  `seconds`: the time since it was created."""
 
     run: RunRef
     status: str
@@ -68,7 +68,7 @@ class RunEnded:
 
 @dataclass(frozen=True, slots=True)
 class StepClaimed:
-    """This worker holds a step now."""
+    """This worker has claimed a step."""
 
     step: StepRef
 
@@ -84,8 +84,8 @@ class StepStarted:
 class StepParked:
     """A step waits, for one of `engine.outcomes.REASONS`.
 
-    `attempt`: an attempt has failed and there will be another; `kind` is then what went wrong, and `took` how long the
-    attempt was.
+    `attempt`: an attempt has failed and there will be another one; then `kind` is the kind of error, and `took` the
+    duration of the attempt.
     """
 
     step: StepRef
@@ -99,9 +99,9 @@ class StepParked:
 
 @dataclass(frozen=True, slots=True)
 class StepEnded:
-    """A step has ended: succeeded, failed, skipped or cancelled.  `seconds`: its last attempt, None where it had none.
+    """A step has ended: succeeded, failed, skipped or cancelled.  `seconds`: its last attempt, None if there was none.
 
-    `error` says why it failed, `kind` in one word; `reason` why it was skipped or cancelled.
+    `error` says why it failed, `kind` is its error kind; `reason` says why it was skipped or cancelled.
     """
 
     step: StepRef
@@ -121,7 +121,7 @@ class StepFenced:
 
 @dataclass(frozen=True, slots=True)
 class StepRecovered:
-    """A step was taken back.  `why`: worker_died, message_lost, or stray (held by this worker, and nobody ran it)."""
+    """A step was taken back.  `why`: worker_died, message_lost, or stray (held by this worker, but not being run)."""
 
     step: StepRef
     why: str
@@ -129,7 +129,7 @@ class StepRecovered:
 
 @dataclass(frozen=True, slots=True)
 class CallSent:
-    """A call to a model begins: the limiter let it in."""
+    """A call to a model begins: the limiter admitted it."""
 
     provider: str
     model: str
@@ -139,7 +139,7 @@ class CallSent:
 
 @dataclass(frozen=True, slots=True)
 class CallRefused:
-    """The limiter did not let a call in.  `why`: see `engine.limits.Wait`, or `over_limit`: it never will."""
+    """The limiter did not admit a call.  `why`: see `engine.limits.Wait`, or `over_limit`: it can never be admitted."""
 
     provider: str
     model: str
@@ -151,7 +151,7 @@ class CallRefused:
 
 @dataclass(frozen=True, slots=True)
 class CallSettled:
-    """A call to a model is over.  `outcome`: see `costs.usage.CallRecord`; `cost`: None where nobody knows it."""
+    """A call to a model has ended.  `outcome`: see `costs.usage.CallRecord`; `cost`: None if it is unknown."""
 
     step: StepRef
     provider: str
@@ -165,7 +165,7 @@ class CallSettled:
 
 @dataclass(frozen=True, slots=True)
 class BreakerChanged:
-    """This worker sees that the circuit breaker of a model has opened or closed; `seconds`: for how long it is open."""
+    """This worker has seen a model's circuit breaker open or close; `seconds`: for how long it stays open."""
 
     provider: str
     model: str
@@ -205,31 +205,31 @@ _lock = threading.Lock()
 
 
 class _State:
-    """Who listens; replaced as a whole, so that `emit` needs no lock."""
+    """The subscribers; replaced as a whole, so that `emit` needs no lock."""
 
     subscribers: tuple[Subscriber, ...] = ()
 
 
 def subscribe(subscriber: Subscriber) -> None:
-    """Call it with every event of this process from now on; once, however often it is subscribed."""
+    """Call a function with every event of this process from now on; only once, however often it is subscribed."""
     with _lock:
         if subscriber not in _State.subscribers:
             _State.subscribers = (*_State.subscribers, subscriber)
 
 
 def unsubscribe(subscriber: Subscriber) -> None:
-    """Call it no more."""
+    """Stop calling a subscriber."""
     with _lock:
         _State.subscribers = tuple(known for known in _State.subscribers if known != subscriber)
 
 
 def active() -> bool:
-    """Tell whether anybody listens."""
+    """Return whether there are any subscribers."""
     return bool(_State.subscribers)
 
 
 def emit(event: Event) -> None:
-    """Tell every subscriber."""
+    """Call every subscriber."""
     for subscriber in _State.subscribers:
         try:
             subscriber(event)
@@ -246,7 +246,7 @@ def new_trace_id() -> str:
 
 
 def trace_of(traceparent: str | None) -> str | None:
-    """Return the trace id of a `traceparent` header, None where it is missing or not valid (W3C Trace Context)."""
+    """Return the trace id of a `traceparent` header; None if it is missing or invalid (W3C Trace Context)."""
     found = _TRACEPARENT.fullmatch((traceparent or "").strip())
     if found is None or not found[1].strip("0") or not found[2].strip("0"):
         return None

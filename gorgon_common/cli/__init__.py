@@ -1,9 +1,9 @@
 """`gorgon`: the command line, assembled from the commands of every installed package.
 
-The commands themselves are only declared in `commands.py` of each package (found by the entry-point group
-`gorgon.commands`) and import what does the work when they are called: `gorgon --help` imports typer and nothing else.
+Each package only declares its commands, in `commands.py` (found through the entry-point group `gorgon.commands`).  A
+command imports its implementation when it is called: `gorgon --help` imports typer and nothing else.
 
-Exit codes: 0 it worked, 1 the run failed, 2 bad input, 3 waiting or left running, 130 interrupted, 70 a fault of ours.
+Exit codes: 0 success, 1 the run failed, 2 bad input, 3 waiting or left running, 130 interrupted, 70 a fault in Gorgon.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def build() -> typer.Typer:
         help="Multi-agent AI workflows, declared in YAML and run on Celery.",
         epilog="Begin with `gorgon demo`; then `gorgon init` writes a first workflow.",
         no_args_is_help=True,
-        rich_markup_mode=None,  # rich's help costs 0.2 s at every start
+        rich_markup_mode=None,  # rich's help adds 0.2 s to every start
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -36,7 +36,7 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command that the arguments ask for; ends the process."""
+    """Run the command given by the arguments, then end the process."""
     streams.prepare()
     try:
         build()(prog_name="gorgon")

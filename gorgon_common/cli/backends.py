@@ -1,4 +1,4 @@
-"""Where runs are: the configured database, or a server."""
+"""Where runs live: the configured database, or a server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gorgon_common.settings import Settings, get_settings
 
 @contextmanager
 def local_services(settings: Settings | None = None) -> Iterator[Services]:
-    """Give the services of the configured database, closed afterwards."""
+    """Yield the services of the configured database, and close them afterwards."""
     services = bootstrap.build(settings or get_settings())
     try:
         yield services
@@ -23,7 +23,7 @@ def local_services(settings: Settings | None = None) -> Iterator[Services]:
 
 @contextmanager
 def runs_of(server: str | None) -> Iterator[Services | Client]:
-    """Give what knows the runs: the server where one is to be asked, else the configured database."""
+    """Yield the source of runs: a server if one is given, otherwise the configured database."""
     server = chosen_server(server)
     if server is None:
         with local_services() as services:
@@ -34,10 +34,10 @@ def runs_of(server: str | None) -> Iterator[Services | Client]:
 
 
 def chosen_server(given: str | None) -> str | None:
-    """Return the URL of the server that a command asks; None for the configured database.
+    """Return the URL of the server that a command uses; None for the configured database.
 
-    `--server` decides: a URL, `default` for GORGON_API_URL, `none` for the database.  Without it, a server is asked
-    where GORGON_API_URL is set.
+    `--server` decides: a URL, `default` for GORGON_API_URL, `none` for the database.  Without it, GORGON_API_URL is
+    used if it is set.
     """
     settings = get_settings()
     if given is None:
@@ -46,7 +46,7 @@ def chosen_server(given: str | None) -> str | None:
 
 
 def connect(server: str) -> Client:
-    """Return a client of a server; it sends GORGON_API_KEY.  Raises InputInvalid where it is not a URL."""
+    """Return a client of a server, which sends GORGON_API_KEY.  Raises InputInvalid if it is not a URL."""
     if not server.startswith(("http://", "https://")):
         raise errors.InputInvalid(
             f"--server {server} is not a URL.", hint="Write it with its scheme: --server http://127.0.0.1:8000"

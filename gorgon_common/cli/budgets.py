@@ -1,4 +1,4 @@
-"""`gorgon budgets …`: what may be spent, and what is."""
+"""`gorgon budgets …`: sets budgets, and shows what is spent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The core's commands: names, arguments and help.  What does the work is imported when a command is called."""
+"""The core's commands: names, arguments and help.  The implementation is imported when a command is called."""
 
 from __future__ import annotations
 

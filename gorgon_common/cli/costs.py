@@ -1,4 +1,4 @@
-"""`gorgon costs …`: what calls have cost."""
+"""`gorgon costs …`: the costs of calls."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def report(
             return
         names = [name.strip() for name in by.split(",") if name.strip()]
         if only.get("target") == "all" and "target" not in names:
-            names.insert(0, "target")  # real money and play money are never one figure
+            names.insert(0, "target")  # real and simulated money are never added up
         document = backend.costs(names, since=since, until=until, only=chosen, limit=limit)
     if as_json:
         terminal.emit(document)
@@ -120,14 +120,14 @@ def tell(document: Mapping[str, Any]) -> None:
 
 
 def _bar(share: float) -> str:
-    """Return a share as a bar; in a pipe as a number."""
+    """Return a share as a bar on a terminal, as a number in a pipe."""
     if not terminal.interactive():
         return f"{share:.1%}"
     return "█" * round(_BAR * share) or ("▏" if share else "")
 
 
 def _sums(document: Mapping[str, Any]) -> None:
-    """Say what each target has cost: real money and play money are never one figure."""
+    """Print the cost of each target: real and simulated money are never added up."""
     terminal.note("")
     shown, left = _by_target(document)
     for name, sums in shown.items():
@@ -143,7 +143,7 @@ def _sums(document: Mapping[str, Any]) -> None:
 
 
 def _by_target(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the sums of the targets that a report counts, and of those that it leaves out."""
+    """Return the sums of the targets that a report includes, and of those that it excludes."""
     sums = document.get("by_target") or {"": document["total"]}
     counted = document.get("targets") or list(sums)
     return (
@@ -244,7 +244,7 @@ def _csv(columns: Sequence[str], rows: Any) -> None:
 
 
 def _safe(value: Any) -> Any:
-    """Names come from files that others wrote: a spreadsheet must not take one for a formula."""
+    """Escape names for CSV: they come from files by other people, and a spreadsheet must not read one as a formula."""
     if not isinstance(value, str):
         return value
     shown = terminal.safe(value)

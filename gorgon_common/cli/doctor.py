@@ -1,4 +1,4 @@
-"""`gorgon doctor`: what is set, what is installed, what can be reached, and what to do about the rest."""
+"""`gorgon doctor`: what is set, what is installed, what can be reached, and how to fix the rest."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ from gorgon_common.settings import Setting, Settings, describe, get_settings, un
 _OLDEST, _NEWEST = (3, 11), (3, 13)
 _PACKAGES = ("celery", "kombu", "sqlalchemy", "pydantic", "redis", "psycopg", "openai", "anthropic", "fastapi")
 _SKEW = 2.0
-"""Seconds that the clock may differ from the database's: step times would read oddly beyond it."""
+"""Maximum difference in seconds between this clock and the database's: beyond it, step times look wrong."""
 _KEYS = {"openai_api_key": "OpenAI", "anthropic_api_key": "Anthropic"}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report.  `state`: ok, info, warning (works, but look at it) or problem (something required)."""
+    """One line of the report.  `state`: ok, info, warning (it works, but needs attention) or problem (something
+    required).
+    """
 
     name: str
     state: str
@@ -39,7 +41,7 @@ class Finding:
 
 
 def doctor(*, as_json: bool) -> None:
-    """Report; exits 1 where something required is broken, 2 where Gorgon's folder cannot be used."""
+    """Print the report; exits 1 if something required is broken, 2 if Gorgon's folder cannot be used."""
     settings = get_settings()
     findings = [
         *_system(),

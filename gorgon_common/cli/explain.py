@@ -1,4 +1,4 @@
-"""`gorgon runs explain`: what a run waits for, what its money went to, how long its parts took."""
+"""`gorgon runs explain`: what a run waits for, what its money was spent on, and how long its parts took."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _CLASSES = {
     "in_doubt": "waits for a decision",
     "waiting": "waits",
 }
-"""Why a step has not ended → what it does, in words."""
+"""Reason why a step has not ended → description of its state."""
 _FOR = {
     "work": "the work itself",
     "repair": "repairs of replies that missed their schema",

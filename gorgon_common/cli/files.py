@@ -1,4 +1,4 @@
-"""`gorgon init validate fmt schema graph`: everything about workflow files that needs no database."""
+"""`gorgon init validate fmt schema graph`: the commands for workflow files that need no database."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def init(path: str, *, template: str, force: bool) -> None:
 
 
 def validate(files: Sequence[str], *, as_json: bool) -> None:
-    """Check files; exits 2 where one does not load."""
+    """Check files; exits 2 if one does not load."""
     problems: list[errors.Problem] = []
     for name in files:
         workflow = find_workflow(name)
@@ -74,8 +74,8 @@ def _verdict(file: str, steps: int, warnings: int) -> Any:
 
 
 def fmt(files: Sequence[str], *, check: bool) -> None:
-    """Rewrite files in canonical form; with `check` only tell, and exit 1 where one would change."""
-    format_text = lazy.load("gorgon_common.workflow.formatter:format_text")  # ruamel.yaml takes 0.1 s
+    """Rewrite files in canonical form; with `check`, only report, and exit 1 if one would change."""
+    format_text = lazy.load("gorgon_common.workflow.formatter:format_text")  # importing ruamel.yaml takes 0.1 s
     changed = 0
     for name in files:
         text = read_workflow_text(name)
@@ -98,7 +98,9 @@ def fmt(files: Sequence[str], *, check: bool) -> None:
 
 
 def _lines(text: str) -> list[str]:
-    """Return the lines with what a terminal does not show: a carriage return, and a last line that does not end."""
+    """Return the lines, with characters that a terminal does not show: carriage returns, and a missing line end at the
+    end.
+    """
     lines = [line.replace("\r", "␍") for line in text.split("\n")]
     if lines[-1]:
         lines[-1] += "⏎ is missing"
@@ -106,7 +108,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace a file's text; line ends are written as they are.  Raises InputInvalid."""
+    """Replace a file's text; line ends are written unchanged.  Raises InputInvalid."""
     try:
         path.write_text(text, encoding="utf-8", newline="")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Following a run to its end, wherever it runs; Ctrl-C ends the run or only the watching."""
+"""Follows a run to its end, wherever it runs; Ctrl-C ends the run or only the watching."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from gorgon_common.client.schemas import RUN_FINISHED
 
 _FASTEST, _SLOWEST = 0.08, 2.0
 _PATIENCE = 30.0
-"""Seconds that a server may be unreachable before following it ends."""
+"""Seconds for which a server may be unreachable before following ends."""
 _UNCLAIMED = 5.0
-"""Seconds after which a run that nobody has begun is remarked on."""
+"""Seconds after which a message points out that no worker has begun the run."""
 
 
 class Runs(Protocol):
-    """Where a run is: `bootstrap.Services`, or `client.http.Client`."""
+    """The source of a run: `bootstrap.Services`, or `client.http.Client`."""
 
     def run(self, run_id: str, *, steps: bool = False) -> dict[str, Any]:
         """Return one run."""
         ...
 
     def cancel(self, run_id: str) -> dict[str, Any]:
-        """Ask the run to end."""
+        """Request the cancellation of the run."""
         ...
 
 
 Wait = Callable[[float], None]
-"""Waits that many seconds, or shorter where something happened."""
+"""Waits that many seconds, or less if something happens."""
 
 
 class Interrupts:
-    """Counts Ctrl-C (and SIGTERM); the second one leaves at once."""
+    """Counts Ctrl-C (and SIGTERM); the second one exits immediately."""
 
     def __init__(self, last_words: Callable[[], None]) -> None:
         self.count = 0
@@ -49,14 +49,14 @@ class Interrupts:
         self._last_words = last_words
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
-        """Note an interrupt."""
+        """Record an interrupt."""
         self.count += 1
         if self.count > 1:
             self._leave()
         self._first = time.monotonic()
 
     def leave_after(self, seconds: float) -> None:
-        """Leave if the first interrupt was so long ago."""
+        """Exit if the first interrupt was that long ago."""
         if self.count and time.monotonic() - self._first > seconds:
             self._leave()
 
@@ -91,11 +91,11 @@ def follow(
     expect_worker: bool = False,
     grace: float | None = None,
 ) -> tuple[dict[str, Any], bool]:
-    """Show a run until it is finished; returns it with its steps, and whether it was interrupted.
+    """Show a run until it has finished; returns the run with its steps, and whether it was interrupted.
 
     `cancels`: Ctrl-C ends the run; otherwise it only ends the watching, and the run is returned unfinished.
     `expect_worker`: the run needs a worker elsewhere; say so if none takes it.  `grace`: seconds after which an
-    interrupted run is left behind that has not ended; None for never.
+    interrupted run that has not ended is left behind; None for never.
     """
     begun = reached = time.monotonic()
     said = ""
@@ -136,12 +136,12 @@ def follow(
             else:
                 begun = begun if not run.get("waits_for") else time.monotonic()
                 say(_remark(run, time.monotonic() - begun if expect_worker else 0.0))
-            # What a poll costs sets how often it happens: a run of ten thousand steps is asked for less often.
+            # The cost of a poll determines the interval: a run of ten thousand steps is polled less often.
             wait(min(_SLOWEST, max(_FASTEST, 8 * (time.monotonic() - before))))
 
 
 def _remark(run: Mapping[str, Any], unclaimed: float) -> str:
-    """Return what keeps a run from starting; `unclaimed`: seconds that a worker could have taken it."""
+    """Return what keeps a run from starting; `unclaimed`: seconds for which a worker could have claimed it."""
     if run.get("waits_for"):
         return f"The run {run['waits_for']['what']}."
     if unclaimed > _UNCLAIMED and _untouched(run):
@@ -157,11 +157,11 @@ def _cancel(runs: Runs, run_id: str) -> None:
     try:
         runs.cancel(run_id)
     except errors.Conflict:
-        return  # it was faster
+        return  # the run ended before the request
 
 
 class EventWait:
-    """Waits for the next event of a run on a server, at most as long as asked."""
+    """Waits for the next event of a run on a server, for at most the given time."""
 
     def __init__(self, client: Client, run_id: str) -> None:
         self._happened = threading.Event()
@@ -169,7 +169,7 @@ class EventWait:
         thread.start()
 
     def __call__(self, seconds: float) -> None:
-        """Wait for something to happen, at least a little while."""
+        """Wait for an event, but at least for a short time."""
         time.sleep(min(seconds, _FASTEST))
         self._happened.wait(max(seconds, 1.0) - _FASTEST)
         self._happened.clear()
@@ -180,6 +180,6 @@ class EventWait:
                 for _ in own.events(run_id):
                     self._happened.set()
         except errors.GorgonError:
-            return  # the polling goes on, and tells
+            return  # polling continues and reports the error
         finally:
             self._happened.set()

@@ -1,4 +1,4 @@
-"""Commands and their groups: where errors become messages and exit codes, and what help looks like."""
+"""Commands and their groups: turns errors into messages and exit codes, and formats help."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _REASONS: dict[int, str] = {
         "Correct the path, or make what is missing; TMPDIR and GORGON_HOME name folders that Gorgon uses.",
     ),
 }
-"""What the operating system refuses → what to do about it."""
+"""Error of the operating system → how to fix it."""
 
 
 class Fault(errors.GorgonError):
@@ -43,7 +43,7 @@ class Fault(errors.GorgonError):
 
 
 def environment_fault(error: Exception) -> errors.ConfigurationError | None:
-    """Return what to tell people where the operating system refused something, None where Gorgon is to blame."""
+    """Return the error to show if the operating system refused something; None if the fault is in Gorgon."""
     if isinstance(error, MemoryError):
         return errors.ConfigurationError("There is not enough memory.", hint=_REASONS[errno.ENOMEM])
     if not isinstance(error, OSError) or error.errno not in _REASONS:
@@ -53,11 +53,11 @@ def environment_fault(error: Exception) -> errors.ConfigurationError | None:
 
 
 _METAVARS = {"str": "TEXT", "int": "N", "float": "NUMBER"}
-"""What stands for a value in help, where the option does not name it itself."""
+"""Placeholders for values in help, for options that do not name their own."""
 
 
 def examples(*lines: str) -> dict[str, Any]:
-    """Return what makes a command show examples at the end of its help; each is a line that can be run as it is."""
+    """Return the settings that add examples to the end of a command's help; each line can be run as it is."""
     return {"cls": Command, "epilog": "\n".join(lines)}
 
 
@@ -70,7 +70,7 @@ def _write_examples(epilog: str | None, formatter: HelpFormatter) -> None:
 
 
 class Command(TyperCommand):
-    """A command whose epilog is examples, one a line."""
+    """A command whose epilog is a list of examples, one per line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -79,7 +79,7 @@ class Command(TyperCommand):
                 param.metavar = _METAVARS.get(param.bare_type())
 
     def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
-        """Write arguments and options; the types of arguments, which are Python's, are left out."""
+        """Write arguments and options, without the Python types of the arguments."""
         for title, kind in (("Arguments", "argument"), ("Options", "option")):
             records = [param.get_help_record(ctx) for param in self.get_params(ctx) if param.param_type_name == kind]
             rows = [(re.sub(r" <.*>$", "", record[0]), record[1]) for record in records if record is not None]
@@ -93,7 +93,7 @@ class Command(TyperCommand):
 
 
 class Commands(TyperGroup):
-    """A group of commands, such as `gorgon runs`; what each does is never cut."""
+    """A group of commands, such as `gorgon runs`; their descriptions are never cut."""
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Write the commands with the first sentence of their help."""
@@ -112,15 +112,15 @@ def summary(command: Any) -> str:
 
 
 class Group(TyperGroup):
-    """Ends with a message and a code where a command raises; never with a traceback, unless --debug asks for it."""
+    """Turns exceptions of commands into a message and an exit code; shows a traceback only with --debug."""
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
-        """Note whether --json is wanted before anything can go wrong."""
+        """Find out whether --json is given, before anything can fail."""
         ctx.meta[JSON] = "--json" in args
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Context) -> Any:
-        """Run the command that the arguments ask for."""
+        """Run the command given by the arguments."""
         try:
             return super().invoke(ctx)
         except errors.GorgonError as error:
@@ -169,7 +169,7 @@ class Group(TyperGroup):
 
 
 def _emit(ctx: Context, error: errors.GorgonError) -> None:
-    """Print the document of an error, where one is wanted and stdout takes it."""
+    """Print the JSON document of an error, if it was requested and stdout can be written."""
     if ctx.meta.get(JSON):
         with suppress(errors.ConfigurationError, BrokenPipeError):
             terminal.emit(terminal.error_document(error))

@@ -1,4 +1,4 @@
-"""Inputs from the command line, made what the workflow's schema asks for."""
+"""Reads inputs from the command line and converts them as the workflow's schema requires."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _DATA = (".json", ".yaml", ".yml")
 
 
 def read_inputs(given: Sequence[str], file: str | None, schemas: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the inputs of `-i NAME=VALUE …` and `--inputs FILE`; the former win.
+    """Return the inputs of `-i NAME=VALUE …` and `--inputs FILE`; the former take precedence.
 
-    `schemas` are the workflow's inputs: a value for a text is taken as it is, every other one is JSON; `@PATH` stands
-    for a file's content, which may be YAML as well (`@-` for stdin).  An array takes several values as well
-    (`-i files=a -i files=b`).  Raises InputInvalid, NotFound.
+    `schemas` are the workflow's inputs.  The value of a string input is taken literally; every other value is JSON.
+    `@PATH` stands for the content of a file, which may also be YAML (`@-` for stdin).  An array may also be given as
+    several values (`-i files=a -i files=b`).  Raises InputInvalid, NotFound.
     """
     inputs = _file(file) if file is not None else {}
     collected: dict[str, list[Any]] = {}
@@ -79,7 +79,7 @@ def _reason(error: ValueError) -> str:
 
 
 def _content(name: str, path: str, schema: Mapping[str, Any]) -> Any:
-    """Return what a file holds: a text where the input is one, else data; for a list of texts also its lines."""
+    """Return the content of a file: text for a string input, lines for a list of strings, otherwise data."""
     text = _read(path, f"-i {name}=@{path}")
     types, shown = _types(schema), documents.shown_name(path)
     if types == _TEXT:

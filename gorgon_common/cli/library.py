@@ -1,4 +1,4 @@
-"""`gorgon workflows …` and `gorgon roles …`: what is bundled."""
+"""`gorgon workflows …` and `gorgon roles …`: the bundled workflows and roles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gorgon limits …`: what the providers allow, what is used of it, and limits of one's own."""
+"""`gorgon limits …`: what the providers allow, how much of it is used, and the user's own limits."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _GATES = (
     tables.exact("state"),
 )
 _LEVELS = (tables.exact(""), tables.number(""), tables.exact(""), tables.exact("", drop=1))
-"""What a terminal shows below the name of a model."""
+"""The columns that a terminal shows below the name of a model."""
 _SHORT = {"requests_per_day": "requests per day", "concurrency": "calls in flight"}
-"""Limits that do not count a minute."""
+"""Limits that are not per minute."""
 _FEW = 5
-"""Teams that are named."""
+"""The maximum number of teams listed by name."""
 
 
 def set_limits(
@@ -62,7 +62,7 @@ def set_limits(
 
 
 def _known(provider: str) -> list[str]:
-    """Return the providers that a name or pattern stands for.  Raises InputInvalid where there are none."""
+    """Return the providers that match a name or pattern.  Raises InputInvalid if there are none."""
     known = model_providers()
     found = [name for name in known if fnmatchcase(name, provider)]
     if not found:
@@ -73,7 +73,7 @@ def _known(provider: str) -> list[str]:
 
 
 def _meant(providers: list[str], model: str, *, sets: bool) -> str:
-    """Return the model's full name where a tier or a short one is given; says so where nobody knows the name."""
+    """Return the full model name for a tier or a short name; warns if the name is unknown."""
     for provider in providers:
         full = resolve_model(provider, model)
         if full != model:
@@ -90,13 +90,13 @@ def _meant(providers: list[str], model: str, *, sets: bool) -> str:
 
 
 def _priced(providers: list[str], model: str) -> bool:
-    """Tell whether the price table has a model: it knows those of the past too."""
+    """Return whether the price table has a model, including past ones."""
     pricer = lazy.load("gorgon_common.costs.prices:make_pricer")(None)
     return any(pricer.price(provider, model, Usage(input_tokens=1000)) is not None for provider in providers)
 
 
 def list_limits(*, server: str | None, as_json: bool) -> None:
-    """List every gate that was used lately, the limits that were set, and how well tokens are estimated."""
+    """List every recently used gate, the limits that were set, and the accuracy of token estimates."""
     with runs_of(server) as backend:
         found = backend.limits()
     gates, rules, estimates = found["gates"], found["rules"], found["estimates"]
@@ -142,7 +142,7 @@ def _tell(gate: Mapping[str, Any]) -> None:
 
 
 def _rows(gate: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return a row for each of a gate's limits; one with blanks where it has none.
+    """Return a row for each of a gate's limits; one row with blanks if it has none.
 
     (provider, model, target, what counts, free now, limit, known from, in flight, waiting, rate, state)
     """
@@ -158,7 +158,7 @@ def _rows(gate: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _waiting(gate: Mapping[str, Any]) -> str:
-    """Return how many calls wait, and whose they are."""
+    """Return how many calls wait, and for which teams."""
     teams = sorted(gate["teams"].items(), key=lambda entry: (-entry[1], entry[0]))
     if not teams:
         return f"{gate['waiting']}"

@@ -15,7 +15,7 @@ def _remember_json(ctx: typer.Context, value: bool) -> bool:
 
 
 def remember_debug(ctx: typer.Context, value: bool) -> bool:
-    """Note whether tracebacks are wanted."""
+    """Remember whether tracebacks are wanted."""
     ctx.meta[DEBUG] = value
     return value
 

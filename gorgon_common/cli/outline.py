@@ -1,4 +1,4 @@
-"""A run as lines to show: what is nested in what, how far it is, what it used.  Knows no terminal."""
+"""A run as lines for display: nesting, progress and usage.  Independent of any terminal."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PARTS = (".reduce", ".fallback")
 
 @dataclass(slots=True)
 class Line:
-    """One step, or a map with its items as a progress.  Durations in seconds, money in dollars.
+    """One step, or a map with the progress of its items.  Durations in seconds, money in dollars.
 
-    `done` of `total` items or iterations are finished; `total` is 0 where there are none.  `cost` is what is known of
-    the cost, `unpriced` the number of calls whose cost is unknown.  `waited`: how long it has
-    waited for `reason`, `goes_on`: in how many seconds it goes on (below 0: any moment); None where nobody knows.
-    `waiting`: how many items wait.
+    `done` of `total` items or iterations have finished; `total` is 0 if there are none.  `cost` is the known part of
+    the cost, `unpriced` the number of calls whose cost is unknown.  `waited`: how long it has waited for `reason`;
+    `goes_on`: in how many seconds it continues (below 0: any moment); None if that is unknown.  `waiting`: how many
+    items wait.
     """
 
     name: str
@@ -55,7 +55,7 @@ class _Branch:
     items: list[_Branch] = field(default_factory=list)
 
     def holds(self, step: Mapping[str, Any]) -> bool:
-        """Tell whether a step that comes later belongs right under this one."""
+        """Return whether a later step belongs directly under this one."""
         if self.step["id"] != step.get("parent"):
             return False
         kind = self.step.get("kind")
@@ -65,7 +65,7 @@ class _Branch:
 
 
 def outline(run: Mapping[str, Any], now: datetime) -> list[Line]:
-    """Return the lines of a run given with its steps, each of which stands before what it expanded into."""
+    """Return the lines of a run with its steps; each step comes before its expansion."""
     tops: list[_Branch] = []
     above: list[_Branch] = []
     for step in run.get("steps") or ():
@@ -85,7 +85,7 @@ def outline(run: Mapping[str, Any], now: datetime) -> list[Line]:
 
 
 def _is_item(step: Mapping[str, Any]) -> bool:
-    """Tell whether it is an item of the map, or an iteration of the loop, of the same name."""
+    """Return whether it is an item of the map, or an iteration of the loop, of the same name."""
     return step.get("item") is not None and step["id"] == step.get("parent")
 
 
@@ -93,7 +93,7 @@ def _lines(branch: _Branch, depth: int, now: datetime) -> Iterator[Line]:
     line = _line(branch, depth, now)
     yield line
     if branch.step.get("kind") == "loop":
-        for child in branch.items[-1].children if branch.items else ():  # of the present iteration
+        for child in branch.items[-1].children if branch.items else ():  # of the current iteration
             yield from _lines(child, depth + 1, now)
     for child in branch.children:
         yield from _lines(child, depth + 1, now)
@@ -165,12 +165,12 @@ def _who(step: Mapping[str, Any], inner: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _name(identity: str) -> str:
-    """Return the name within its step: `build.reduce` is `reduce` below `build`."""
+    """Return the name relative to its parent step: `build.reduce` is `reduce` below `build`."""
     return identity.rpartition(".")[2] if identity.endswith(_PARTS) else identity
 
 
 def label(step: Mapping[str, Any]) -> str:
-    """Return the name of one row in a list without nesting: `build[3]`, `build.reduce`."""
+    """Return the name of one row in a flat list: `build[3]`, `build.reduce`."""
     item = step.get("item")
     return str(step["id"]) if item is None else f"{step['id']}[{item}]"
 
@@ -186,7 +186,7 @@ def error_text(error: Any) -> tuple[str, str]:
 
 
 def elapsed(document: Mapping[str, Any], now: datetime) -> float | None:
-    """Return how long a run or a step took, or takes already; None where it has not begun."""
+    """Return how long a run or a step took, or has been running; None if it has not begun."""
     started = document.get("started_at")
     if not started:
         return None
@@ -195,7 +195,9 @@ def elapsed(document: Mapping[str, Any], now: datetime) -> float | None:
 
 
 def standing(run: Mapping[str, Any], now: datetime) -> str:
-    """Return why a whole run stands still, in a sentence: it waits for its concurrency key, or its process has died."""
+    """Return a sentence that says why a whole run is stalled: it waits for its concurrency key, or its process has
+    died.
+    """
     waits = run.get("waits_for")
     if waits:
         since = waits.get("since")

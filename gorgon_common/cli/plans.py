@@ -1,4 +1,4 @@
-"""`gorgon plan`: what a run would use, before anything is spent."""
+"""`gorgon plan`: the predicted usage of a run, before anything is spent."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def plan(
     as_json: bool,
     team: str | None = None,
 ) -> None:
-    """Print what a run would use; `team` owns it, else the file's."""
+    """Print the predicted usage of a run; `team`: the owner, by default the file's."""
     target = "live" if live else "sandbox"
     server = chosen_server(server)
     if server is not None:
@@ -91,8 +91,8 @@ def _where(document: Mapping[str, Any]) -> str:
 
 
 def _silent(step: Mapping[str, Any]) -> bool:
-    """Tell whether a step neither costs nor takes anything that is worth a line."""
-    inside = step["parent"] == step["id"]  # a map's item, a loop's round: their sum is the line above
+    """Return whether a step has no cost and no duration worth a line."""
+    inside = step["parent"] == step["id"]  # a map's item or a loop's iteration: their sum is the line above
     return inside or (step["kind"] in ("checkpoint", "aggregate") and not step["calls"]["worst"])
 
 
@@ -126,7 +126,7 @@ def _tokens(count: float | None) -> str:
 
 
 def _total(what: str, band: Mapping[str, Any], unknown: Sequence[str], show: Callable[[Any], str]) -> list[str]:
-    """Return the row of one quantity; a sum in which parts are unknown says so, and is not 0 where all of them are."""
+    """Return the row of one quantity.  A sum with unknown parts says so, and is not 0 if all parts are unknown."""
     if unknown and not any(band[name] for name in _NAMES):
         return [what, *("unknown" for _ in _NAMES)]
     more = "+" if unknown else ""
@@ -172,7 +172,7 @@ def _budgets(budgets: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _needed(entry: Mapping[str, Any]) -> str:
-    """Say how much must be free: each call reserves the most that it may cost."""
+    """Return how much budget must be free: each call reserves its maximum cost."""
     if entry["refuses"] == "never" or entry["needs_usd"] is None:
         return ""
     return f"; each call reserves the most it may cost, so {terminal.money(entry['needs_usd'])} must be free"
@@ -199,7 +199,7 @@ def _note(text: str) -> None:
 
 
 def warn_of_limit(document: Mapping[str, Any], limit: float) -> None:
-    """Say before a run with --max-cost that it will probably not be enough.  The limit holds whatever is said here."""
+    """Before a run with --max-cost, warn if the limit is probably too low.  The limit applies in any case."""
     expected = document["total"]["cost_usd"]["expected"]
     if expected is None:
         expected = document["known"]["cost_usd"]["expected"]
@@ -210,7 +210,7 @@ def warn_of_limit(document: Mapping[str, Any], limit: float) -> None:
 
 
 def checked_limit(limit: float | None) -> float | None:
-    """Return a --max-cost.  Raises InputInvalid where it is not an amount."""
+    """Return the value of --max-cost.  Raises InputInvalid if it is not an amount."""
     if limit is not None and not 0 <= limit <= 1e9:
         raise errors.InputInvalid(f"--max-cost {limit} is not an amount in dollars.", hint="Write it like 2.50.")
     return limit

@@ -1,4 +1,4 @@
-"""`gorgon runs …`: what ran, what runs, and how to end it; `resume` is the worker's, because it runs steps."""
+"""`gorgon runs …`: lists, shows and ends runs; `resume` is in the worker package, because it runs steps."""
 
 from __future__ import annotations
 
@@ -124,14 +124,14 @@ def _show_step(document: Mapping[str, Any], wanted: str, *, full: bool, as_json:
 
 
 def watch(run: str, *, server: str | None, as_json: bool) -> None:
-    """Watch a run to its end.  Exit code 1 if it failed, 3 if it goes on unwatched."""
+    """Watch a run to its end.  Exit code 1 if it failed, 3 if it continues unwatched."""
     with runs_of(server) as runs:
         document, left = watch_run(runs, resolve_run(runs, run), as_json=as_json)
     conclude(document, left=left, full=False, as_json=as_json, server=server)
 
 
 def watch_run(runs: Services | Client, run_id: str, *, as_json: bool) -> tuple[dict[str, Any], bool]:
-    """Follow a run that goes on elsewhere; returns it, and whether the watching was interrupted."""
+    """Follow a run that is executed elsewhere; returns it, and whether the watching was interrupted."""
     view = choose_view(as_json=as_json)
     try:
         if isinstance(runs, Client):
@@ -142,7 +142,7 @@ def watch_run(runs: Services | Client, run_id: str, *, as_json: bool) -> tuple[d
 
 
 def choose_view(*, as_json: bool, target: str = "") -> View:
-    """Return what shows a run here: nothing for --json, a tree on a terminal, lines in a pipe."""
+    """Return the view for a run: nothing for --json, a tree on a terminal, lines in a pipe."""
     if as_json:
         return Silent()
     if terminal.interactive():
@@ -159,9 +159,9 @@ def conclude(
     server: str | None = None,
     file: str | None = None,
 ) -> None:
-    """Print how a run ended, and exit with the code that says so.
+    """Print how a run ended, and exit with the corresponding code.
 
-    `left`: somebody pressed Ctrl-C; the run may go on.  `file`: the workflow's file, where it is known.
+    `left`: the user pressed Ctrl-C; the run may continue.  `file`: the workflow's file, if it is known.
     """
     status = str(document["status"])
     if as_json:
@@ -216,7 +216,7 @@ def _journal(runs: Services | Client, run_id: str, *, follow: bool) -> Iterator[
 
 
 def tell_event(event: Mapping[str, Any]) -> None:
-    """Print one line of a journal; on a terminal a long message goes on below, indented."""
+    """Print one line of a journal; on a terminal, a long message continues below, indented."""
     step = event.get("step") or ""
     head = f"{str(event['at'])[11:23]}  {event['kind']:<16}{'  ' if step else ''}{step}"
     message = " ".join(str(event.get("message") or "").split())

@@ -1,4 +1,4 @@
-"""A rich console on which no text of others can do anything but be read."""
+"""A rich console that prints foreign text as plain text, so that it cannot control the terminal."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rich.text import Text
 
 
 class SafeConsole(Console):
-    """Passes every text through `safe` before it is laid out, whatever drawing it is in."""
+    """Passes every text through `safe` before layout, whatever drawing contains it."""
 
     def __init__(self, safe: Callable[[str], str], **options: Any) -> None:
         super().__init__(**options)
         self._safe = safe
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Draw; tables, paddings and groups come here again for each text in them."""
+        """Draw a renderable; tables, paddings and groups call this again for each text in them."""
         return super().render(self._cleaned(renderable), options)
 
     def render_str(self, text: str, **options: Any) -> Text:
@@ -36,7 +36,7 @@ class SafeConsole(Console):
         cleaned = renderable.blank_copy()
         for part in parts:
             cleaned.append_text(part)
-        if self._safe(cleaned.plain) != cleaned.plain:  # a secret that two styles share
+        if self._safe(cleaned.plain) != cleaned.plain:  # a secret that spans two styles
             cleaned.plain = self._safe(plain)
         return cleaned
 
@@ -52,7 +52,7 @@ class SafeConsole(Console):
 
 
 def _runs(text: Text) -> list[tuple[int, int]]:
-    """Return where the parts of a text begin and end that have the same styles throughout."""
+    """Return the start and end of the parts of a text that have the same styles throughout."""
     edges = sorted({0, len(text), *(edge for span in text.spans for edge in (span.start, span.end))})
     edges = [edge for edge in edges if 0 <= edge <= len(text)]
     return list(pairwise(edges))

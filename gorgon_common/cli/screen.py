@@ -1,4 +1,4 @@
-"""How a run looks: a live tree on a terminal, a line for each change in a pipe, and the end of it on both."""
+"""Displays a run: a live tree on a terminal, a line for each change in a pipe, and the end of the run on both."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _SYMBOLS = {
 }
 _BAR = 10
 _NAME = 32
-"""The most characters of a step's name that the tree shows."""
+"""The maximum number of characters of a step's name in the tree."""
 _WORTH_SAYING = 1.0
-"""Seconds that a step may wait for a worker before the tree says so."""
-# Widths that do not follow the numbers: a tree that moves while it grows is hard to read.
+"""Seconds that a step may wait for a worker before the tree shows it."""
+# Widths do not depend on the numbers: a tree that moves while it grows is hard to read.
 _COLUMNS = (
     tables.text("", least=18),
     tables.text("", least=28, room=28),
@@ -53,15 +53,15 @@ class View(Protocol):
     """Shows a run while it is followed."""
 
     def update(self, run: Mapping[str, Any]) -> None:
-        """Show how the run stands now; `run` has its steps."""
+        """Show the current state of the run; `run` has its steps."""
         ...
 
     def say(self, text: str) -> None:
-        """Say something beside it; nothing takes back what was said."""
+        """Print a message beside it; a message is never removed."""
         ...
 
     def close(self) -> None:
-        """Show the last state and give the terminal back."""
+        """Show the last state and release the terminal."""
         ...
 
 
@@ -72,7 +72,7 @@ class Silent:
         """Show nothing."""
 
     def say(self, text: str) -> None:
-        """Say it on stderr."""
+        """Print it on stderr."""
         if text:
             terminal.note(text)
 
@@ -119,7 +119,7 @@ class Plain:
             yield " ".join(f"{sentence(message)} {hint}".split())
 
     def say(self, text: str) -> None:
-        """Say it on stderr."""
+        """Print it on stderr."""
         if text:
             terminal.note(text)
 
@@ -146,7 +146,7 @@ class Tree:
         self._live.start()
 
     def update(self, run: Mapping[str, Any]) -> None:
-        """Draw how the run stands now."""
+        """Draw the current state of the run."""
         self._run = run
 
     def say(self, text: str) -> None:
@@ -165,13 +165,13 @@ class Tree:
         now = time.monotonic()
         if self._drawing is None or now >= self._again:
             self._drawing = RunDrawing(self._run, self._clock.now(), target=self._target, note=self._note)
-            # At most a tenth of the time goes into drawing, however many steps there are.
+            # At most a tenth of the time is spent on drawing, however many steps there are.
             self._again = now + 10 * (time.monotonic() - now)
         return self._drawing
 
 
 class RunDrawing:
-    """A run as rich draws it, fitted to the height of the terminal while it is under way."""
+    """A run as a rich renderable, fitted to the height of the terminal while it is in progress."""
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ class RunDrawing:
 
 
 class _Drawn:
-    """One line of the tree: its cells, and what stands below it, wrapped."""
+    """One line of the tree: its cells, and the wrapped text below it."""
 
     def __init__(self, line: Line, console: Console, width: int, whole: bool) -> None:
         self.line = line
@@ -246,7 +246,7 @@ class _Drawn:
 
 
 def _fit(lines: Sequence[_Drawn], room: int) -> tuple[list[_Drawn], str]:
-    """Leave out what is least interesting until the rest fits; returns the rest and what was left out."""
+    """Leave out the least interesting lines until the rest fits; returns the rest and a summary of the omitted ones."""
     needed = sum(entry.height for entry in lines)
     left_out: dict[str, int] = {}
     shown = list(lines)
@@ -287,7 +287,7 @@ def _about(line: Line, *, whole: bool) -> Text:
     if line.kind == "loop" and line.total:
         text.append(f"iteration {line.total}  ")
     elif line.total:
-        # Rounded down, and drawn with two characters: without colours too it looks full only when it is.
+        # Rounded down, and drawn with two characters: even without colours, it looks full only when it is.
         part = _BAR * line.done // line.total
         text.append("█" * part, style="bad" if line.failed else "ok").append("░" * (_BAR - part), style="off")
         text.append(f" {line.done}/{line.total}")
@@ -303,7 +303,7 @@ def _about(line: Line, *, whole: bool) -> Text:
         return text.append(f"waiting for a worker, {terminal.seconds(line.waited)}", style="wait")
     if line.attempts > 1:
         text.append(f"attempt {line.attempts}{'  ' if line.who else ''}", style="wait")
-    if line.kind != "loop":  # whose steps stand below it
+    if line.kind != "loop":  # a loop's steps are shown below it
         text.append(line.who.partition(" · ")[0] if line.total else line.who, style="quiet")
     return text
 
@@ -332,7 +332,7 @@ def _details(line: Line, *, whole: bool) -> Iterator[tuple[str, str]]:
 
 
 def usage_of(run: Mapping[str, Any]) -> list[str]:
-    """Return `12,345 tokens` and `$0.0421 + 2 calls of unknown cost`, what there is of it."""
+    """Return `12,345 tokens` and `$0.0421 + 2 calls of unknown cost`, as far as they apply."""
     parts = []
     if terminal.tokens_of(run):
         parts.append(f"{terminal.number(terminal.tokens_of(run))} tokens")
@@ -346,7 +346,7 @@ def ending(
 ) -> Group:
     """Return how a run ended: one sentence, the error and what to do, the outputs.
 
-    `file`: the workflow's file, where it is known: a run that is continued does not look at it unless it is named.
+    `file`: the workflow's file, if it is known.  A resumed run does not read it unless it is named.
     """
     run_id, status = str(run["run_id"]), str(run["status"])
     named = f"{run_id} --server {server}" if server else run_id
@@ -369,7 +369,7 @@ def ending(
     if status in ("failed", "cancelled"):
         drawn.append(Text("  To continue where it ended:", style="quiet"))
         drawn.append(Text(f"    gorgon runs resume {named}", overflow="ignore", no_wrap=True))
-        if not server:  # a server continues a run only as it was
+        if not server:  # a server resumes a run only with its original workflow
             drawn.append(Text("  To continue with an edited file:", style="quiet"))
             edited = f"    gorgon runs resume {named} -f {shlex.quote(file) if file else 'FILE'}"
             drawn.append(Text(edited, overflow="ignore", no_wrap=True))
@@ -380,7 +380,7 @@ def ending(
 
 
 def _indented(text: str, style: str = "") -> RenderableType:
-    """Return a text that is wrapped within its indent on a terminal; a pipe gets its lines as they are."""
+    """Return a text that is wrapped within its indent on a terminal; in a pipe its lines stay as they are."""
     if terminal.interactive():
         return Padding.indent(Text(text or " ", style=style), 2)
     indented = text.replace("\n", "\n  ")
@@ -388,7 +388,7 @@ def _indented(text: str, style: str = "") -> RenderableType:
 
 
 def sentence(text: str) -> str:
-    """Return a text with a full stop, so that another sentence can follow it."""
+    """Return a text with a full stop at the end, so that another sentence can follow."""
     return text if not text or text[-1] in ".!?:" else f"{text}."
 
 
@@ -415,7 +415,7 @@ def _outputs(outputs: Mapping[str, Any], named: str, *, full: bool) -> Iterator[
 
 
 def cut_lines(value: Any, *, full: bool) -> tuple[list[str], str]:
-    """Return a value as lines for people, and what was cut from it (`12 more lines`)."""
+    """Return a value as lines for people, and a description of what was cut (`12 more lines`)."""
     lines = list(readable(value))
     if full:
         return lines, ""

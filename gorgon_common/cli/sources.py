@@ -1,4 +1,4 @@
-"""Where workflow texts come from, and what they mean; needs no database."""
+"""Finds and compiles workflow texts; needs no database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gorgon_common.workflow.source import read_workflow
 
 @dataclass(frozen=True, slots=True)
 class Workflow:
-    """A workflow's text, and what it is called in messages; `name` where it is a bundled one."""
+    """A workflow's text, and its name in messages; `name` if it is a bundled one."""
 
     text: str
     file: str
@@ -36,7 +36,7 @@ def find_workflow(given: str) -> Workflow:
 
 
 def asked_of_server(file: str) -> dict[str, str]:
-    """Return how a server is asked: a file's text travels, a name is looked up among the server's own workflows."""
+    """Return the arguments for a server: a file's text is sent, a name is looked up among the server's workflows."""
     try:
         found = find_workflow(file)
     except errors.NotFound:
@@ -47,12 +47,12 @@ def asked_of_server(file: str) -> dict[str, str]:
 
 
 def compile_text(text: str, *, file: str) -> tuple[Plan, list[errors.Problem]]:
-    """Return the plan and the warnings, with no database at hand.  Raises WorkflowInvalid."""
+    """Return the plan and the warnings, without a database.  Raises WorkflowInvalid."""
     return read_workflow(text, file=file, roles=load_roles(), operations=load_operations())
 
 
 def looks_like_path(given: str) -> bool:
-    """Tell whether somebody means a file and not a bundled workflow."""
+    """Return whether the argument means a file and not a bundled workflow."""
     return given.endswith((".yaml", ".yml", ".json")) or os.sep in given
 
 

@@ -1,4 +1,4 @@
-"""stdout and stderr as they are: encodings that lack a sign, disks that are full, readers that have left."""
+"""Handles the limits of stdout and stderr: encodings without some characters, full disks, readers that have exited."""
 
 from __future__ import annotations
 
@@ -50,27 +50,29 @@ _PLAIN = {
     **dict.fromkeys("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "*"),
     "\u00a0": " ",
 }
-"""What stands for our own signs where the encoding lacks them; other signs become escapes."""
+"""Replacements for Gorgon's own symbols if the encoding lacks them; other characters become escapes."""
 
 
 def prepare() -> None:
-    """Make the standard streams write every sign, as well as their encoding can, and tracebacks show no secret."""
+    """Configure the standard streams to write every character as well as their encoding can, and tracebacks to mask
+    secrets.
+    """
     codecs.register_error(_ERRORS, _replace)
-    sys.stdout = sys.stdout or _nowhere()  # closed by whoever started this process
+    sys.stdout = sys.stdout or _nowhere()  # closed by the parent process
     sys.stderr = sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=_ERRORS)
     logs.guard()
     sys.excepthook = _tell
-    # SIGTERM ends a command as Ctrl-C does; shells start background jobs with SIGINT ignored, and those obey it too.
+    # SIGTERM ends a command as Ctrl-C does.  Shells start background jobs with SIGINT ignored; this handler enables it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.excepthook = _tell_of_thread
 
 
 def finish(code: Any) -> NoReturn:
-    """End the process, with 2 where the output could not be written."""
+    """End the process, with code 2 if the output could not be written."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -84,7 +86,7 @@ def finish(code: Any) -> NoReturn:
 
 
 def _give_up_stdout() -> None:
-    """Let the interpreter, which flushes once more at its end, write what is left to nowhere."""
+    """Discard unwritten output, because the interpreter flushes stdout once more at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)

@@ -1,9 +1,9 @@
 """Tables: every list that a command prints goes through `show`.
 
-On a terminal a table is fitted to the width: first its columns of text are shortened with an ellipsis, down to what is
-still readable, then columns are left out in the order in which their authors rank them.  Ids and numbers are never
-shortened and never folded, because somebody copies them into the next command.  In a pipe nothing is narrowed: a line
-of headings, then one line per row, with cells separated by tabs.
+On a terminal a table is fitted to the width.  First, columns of text are shortened with an ellipsis, as long as they
+stay readable.  Then columns are left out, in the order of their `drop` ranks.  Ids and numbers are never shortened or
+wrapped, because people copy them into the next command.  In a pipe nothing is narrowed: a line of headings, then one
+line per row, with cells separated by tabs.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 GAP: Final = 2
-"""Blanks between two columns."""
+"""Spaces between two columns."""
 _HARD_LEAST: Final = 4
-"""Characters that a column of text keeps where even the columns that are never left out do not fit."""
+"""Characters that a column of text keeps if even the columns that are never left out do not fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column.  Widths are in cells of the terminal.
 
-    `drop`: 0 stays at every width; of the others the highest is left out first.  `least`: a column of text is shortened
-    to this width before a column is left out; None is never shortened.  `room`: it takes at least this width.
-    `wraps`: instead of being shortened it goes on below itself; only for the last column.
+    `drop`: columns with 0 are never left out; of the others, the highest is left out first.  `least`: a column of text
+    is shortened to this width before any column is left out; None is never shortened.  `room`: the minimum width.
+    `wraps`: the text is wrapped instead of shortened; only for the last column.
     """
 
     heading: str
@@ -63,7 +63,7 @@ def number(heading: str, *, drop: int = 0, room: int = 0) -> Column:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which columns are shown, by their positions, and how wide each is."""
+    """The shown columns, by their positions, and their widths."""
 
     columns: tuple[Column, ...]
     shown: tuple[int, ...]
@@ -75,7 +75,7 @@ class Layout:
         return [column.heading for place, column in enumerate(self.columns) if place not in self.shown]
 
     def lines(self, cells: Sequence[Any]) -> Iterator[Text]:
-        """Return one row as lines; more than one where the last column wraps."""
+        """Return one row as lines; several if the last column wraps."""
         last = self.shown[-1]
         if not self.columns[last].wraps:
             yield self.line(cells)
@@ -86,7 +86,7 @@ class Layout:
             yield self.line([*cells[:last], part, *cells[last + 1 :]]) if position == 0 else _blanks(indent) + part
 
     def line(self, cells: Sequence[Any]) -> Text:
-        """Return one row as a line without blanks at its end."""
+        """Return one row as a line without trailing spaces."""
         made: Text = lazy.load("rich.text:Text")()
         for place, width in zip(self.shown, self.widths, strict=True):
             cell = _cell(cells[place])
@@ -120,7 +120,7 @@ def layout(columns: Sequence[Column], rows: Iterable[Sequence[Any]], width: int,
 def _shortened(
     columns: Sequence[Column], natural: Sequence[int], shown: Sequence[int], width: int, *, force: bool = False
 ) -> list[int] | None:
-    """Return widths that fit, the widest text shortened first; None where that is not enough, unless forced."""
+    """Return widths that fit, with the widest text shortened first; None if that is not enough, unless forced."""
     widths = list(natural)
     excess = sum(widths[place] for place in shown) + GAP * (len(shown) - 1) - width
     while excess > 0:
@@ -136,7 +136,8 @@ def _shortened(
 def show(columns: Sequence[Column], rows: Sequence[Sequence[Any]], *, headings: bool = True, indent: int = 0) -> None:
     """Print rows: fitted to a terminal, complete and separated by tabs in a pipe.
 
-    `headings`: whether a terminal shows them; a pipe always gets them.  `indent`: blanks before a terminal's lines.
+    `headings`: whether a terminal shows them; a pipe always gets them.  `indent`: spaces before each line on a
+    terminal.
     """
     titles = [column.heading for column in columns]
     if not terminal.interactive():

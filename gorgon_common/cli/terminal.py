@@ -1,8 +1,8 @@
-"""What commands print, and how they end.
+"""Output of commands, and exit codes.
 
-Everything that is printed passes `safe` (or `emit`, for JSON): secrets are masked, control characters shown.  stdout
-carries the answer, stderr everything said beside it.  With `--json` stdout is exactly one document, also where
-the command fails.  rich is imported by the first thing that is drawn.
+All output passes through `safe` (or `emit`, for JSON), which masks secrets and makes control characters visible.
+stdout carries the answer, stderr everything else.  With `--json`, stdout is exactly one document, even if the command
+fails.  rich is imported when something is drawn for the first time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXIT_OK: Final = 0
 EXIT_RUN_FAILED: Final = 1
 EXIT_BAD_INPUT: Final = 2
 EXIT_WAITING: Final = 3
-"""Waiting for somebody, or left running."""
+"""Waiting for a person, or left running."""
 EXIT_BUG: Final = 70
 EXIT_INTERRUPTED: Final = 130
 
@@ -45,9 +45,9 @@ _THEME = {
 
 
 def console(stream: TextIO | None = None, *, force_terminal: bool | None = None) -> Console:
-    """Return a rich console on stdout (or on `stream`); colours follow the terminal, NO_COLOR and FORCE_COLOR.
+    """Return a rich console on stdout (or on `stream`); colours depend on the terminal, NO_COLOR and FORCE_COLOR.
 
-    What is not a terminal has no width: nothing is wrapped, shortened or left out there.
+    Output that is not a terminal has no width: nothing is wrapped, shortened or left out.
     """
     theme = lazy.load("rich.theme:Theme")(_THEME)
     file = stream or sys.stdout
@@ -65,15 +65,15 @@ def console(stream: TextIO | None = None, *, force_terminal: bool | None = None)
 
 
 def safe(text: str) -> str:
-    """Return text as it may be printed: secrets masked, control characters and escapes of others shown.
+    """Return text that is safe to print: secrets are masked, foreign control characters and escapes are made visible.
 
-    Every text that goes to a terminal or a pipe passes here, once and before it is laid out.
+    Every text for a terminal or a pipe passes through here once, before layout.
     """
     return visible(SECRETS.mask(text))
 
 
 def interactive() -> bool:
-    """Tell whether stdout is a terminal that can be drawn on."""
+    """Return whether stdout is a terminal that can be drawn on."""
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
@@ -89,7 +89,7 @@ def _write(text: str) -> None:
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """Say of stdout what is said of other files that cannot be written.  Raises ConfigurationError."""
+    """Report a failed write to stdout like that of any other file.  Raises ConfigurationError."""
     try:
         yield
     except BrokenPipeError:
@@ -102,7 +102,7 @@ def writing() -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """Print a line beside the answer, on stderr."""
+    """Print a line on stderr, beside the answer."""
     print(safe(text), file=sys.stderr, flush=True)
 
 
@@ -112,17 +112,17 @@ def reveal(text: str) -> None:
 
 
 def whisper(text: str) -> None:
-    """Print a line beside the answer that most people know already."""
+    """Print a line beside the answer that most users already know."""
     console(sys.stderr).print(text, style="quiet", soft_wrap=True)
 
 
 def emit(document: Any) -> None:
-    """Print the one JSON document of `--json`: exact, secrets masked, control characters in JSON's own escapes."""
+    """Print the one JSON document of `--json`: exact, with secrets masked and control characters as JSON escapes."""
     _write(_json(document, indent=2))
 
 
 def emit_line(document: Any) -> None:
-    """Print one document of several, on a line of its own."""
+    """Print one of several documents, on a separate line."""
     _write(_json(document, indent=None))
 
 
@@ -154,7 +154,7 @@ def paragraph(text: str, *, indent: int = 0, style: str = "", stream: TextIO | N
 
 
 def draw(drawing: RenderableType) -> None:
-    """Print something of rich on stdout; in a pipe nothing is wrapped.  Lines that may not be wrapped are not cut."""
+    """Print a rich renderable on stdout; in a pipe nothing is wrapped.  Lines that must not be wrapped are not cut."""
     with writing():
         console().print(drawing, soft_wrap=not interactive(), crop=False)
 
@@ -174,9 +174,9 @@ def tell_error(error: errors.GorgonError) -> None:
 
 
 def tell_problems(problems: Sequence[errors.Problem], *, stream: TextIO, source: str | None = None) -> None:
-    """Print problems with the line they are about, as a compiler does.
+    """Print problems with the lines that they are about, as a compiler does.
 
-    `source` is the text they were found in.  A file is never read again: it may have changed, or be a pipe.
+    `source` is the text in which they were found.  A file is never read again: it may have changed, or be a pipe.
     """
     text = lazy.load("rich.text:Text")
     screen = console(stream)
@@ -203,7 +203,7 @@ def tell_problems(problems: Sequence[errors.Problem], *, stream: TextIO, source:
 
 
 def _window(line: str, column: int | None, width: int) -> tuple[str, int | None]:
-    """Return the part of a line around a column that fits into a width, and where the column is in it."""
+    """Return the part of a line around a column that fits into a width, and the column's position in it."""
     if len(line) <= width or width < 20:
         return line, column
     begin = max(0, min((column or 1) - 1 - width // 2, len(line) - width))
@@ -232,7 +232,7 @@ def error_document(error: errors.GorgonError) -> dict[str, Any]:
 
 
 def money(usd: float | None) -> str:
-    """Return dollars for people: `$0.0123`, `$4.20`, `–` where there is no price."""
+    """Return dollars for people: `$0.0123`, `$4.20`, `–` if there is no price."""
     if usd is None:
         return "–"
     if usd == 0:
@@ -243,7 +243,7 @@ def money(usd: float | None) -> str:
 
 
 def cost(document: Mapping[str, Any], *, short: bool = False) -> str:
-    """Return what a run, a step or a row of a report cost: `$0.12 + 3 calls of unknown cost`.
+    """Return the cost of a run, a step or a row of a report: `$0.12 + 3 calls of unknown cost`.
 
     `short` is for a cell of a table: `$0.12 + ?`, `unknown`.
     """
@@ -258,7 +258,7 @@ def cost(document: Mapping[str, Any], *, short: bool = False) -> str:
 
 
 def has_cost(document: Mapping[str, Any]) -> bool:
-    """Tell whether something was spent, be it known how much or not."""
+    """Return whether anything was spent, even if the amount is unknown."""
     return bool(document.get("cost_usd") or document.get("unpriced_calls"))
 
 
@@ -279,7 +279,7 @@ def number(count: int) -> str:
 
 
 def counted(count: int, noun: str, many: str = "") -> str:
-    """Return a count with its noun: `1 call`, `1,200 calls`; `many` where the plural is not made with an s."""
+    """Return a count with its noun: `1 call`, `1,200 calls`; `many`: an irregular plural."""
     return f"{number(count)} {noun if count == 1 else many or noun + 's'}"
 
 

@@ -1,9 +1,9 @@
-"""The HTTP client of /v1.  Gives the same dicts as `bootstrap.Services`, and raises the same errors.
+"""The HTTP client of /v1.  It returns the same dicts as `bootstrap.Services`, and raises the same errors.
 
 - Unavailable: the server cannot be reached, or cannot reach its database
 - ConfigurationError: the key is missing or wrong
 - Forbidden: the key may not act for the team
-- WorkflowInvalid, InputInvalid, NotFound, Conflict, NotAvailable: as the server says
+- WorkflowInvalid, InputInvalid, NotFound, Conflict, NotAvailable: reported by the server
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gorgon_common import errors
 from gorgon_common.client.views import read_budget
 
 PROBLEM_TYPE = "urn:gorgon:error:"
-"""What the `type` of an error begins with; the rest is a key of ERROR_TYPES."""
+"""The prefix of an error's `type`; the rest is a key of ERROR_TYPES."""
 
 ERROR_TYPES: dict[str, type[errors.GorgonError]] = {
     "workflow-invalid": errors.WorkflowInvalid,
@@ -32,7 +32,7 @@ ERROR_TYPES: dict[str, type[errors.GorgonError]] = {
     "configuration": errors.ConfigurationError,
     "unavailable": errors.Unavailable,
 }
-"""Kind of error on the wire → class.  The server names each error by the first class of its that is here."""
+"""Kind of error on the wire → class.  For each error, the server sends the first of its classes that is listed here."""
 
 _RECONNECTS = 8
 _RECONNECT_CAP = 5.0
@@ -41,7 +41,7 @@ _RECONNECT_CAP = 5.0
 class Client:
     """A connection to one server.  Thread-safe.
 
-    `timeout` is in seconds for one request; `transport` is for tests that call an application in the process.
+    `timeout` is in seconds for one request; `transport` is for tests that call an application in this process.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Client:
         self._http.close()
 
     def copy(self) -> Client:
-        """Return a client of the same server with connections of its own, for another thread to close."""
+        """Return a client of the same server with separate connections, which another thread can close."""
         return Client(self.base_url, api_key=self._api_key, timeout=self._timeout, transport=self._transport)
 
     def submit(
@@ -84,7 +84,7 @@ class Client:
     ) -> dict[str, Any]:
         """Start a run of a bundled workflow by name, or of a YAML text; returns `{run_id, created, reused, to_run}`.
 
-        `team` owns the run; without it the file's `team:` does.
+        `team`: the owner of the run; without it, the file's `team:` is.
         """
         body = {
             "workflow": workflow,
@@ -98,7 +98,7 @@ class Client:
         return self._ask("POST", "/v1/runs", json=_given(body), headers=headers)
 
     def run(self, run_id: str, *, steps: bool = False) -> dict[str, Any]:
-        """Return one run, with its steps where asked for."""
+        """Return one run, with its steps on request."""
         return self._ask("GET", _path(run_id), params={"expand": "steps"} if steps else {})
 
     def runs(
@@ -109,11 +109,11 @@ class Client:
         return self._ask("GET", "/v1/runs", params=_given(asked))
 
     def explain(self, run_id: str, step: str | None = None) -> dict[str, Any]:
-        """Return what a run (or a step of it) waits for, what its money went to, how long its parts took."""
+        """Return what a run (or a step of it) waits for, what its money was spent on, and how long its parts took."""
         return self._ask("GET", f"{_path(run_id)}/explain", params=_given({"step": step}))
 
     def cancel(self, run_id: str) -> dict[str, Any]:
-        """Ask the run to end; returns it."""
+        """Request the cancellation of a run; returns the run."""
         return self._ask("POST", f"{_path(run_id)}/cancel")
 
     def send_event(self, run_id: str, name: str, data: Any = None) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class Client:
         target: str = "sandbox",
         team: str | None = None,
     ) -> dict[str, Any]:
-        """Return what a run would use, before anything is spent.  `team`: as for `submit`."""
+        """Return the predicted usage of a run, before anything is spent.  `team`: as for `submit`."""
         body = {"workflow": workflow, "source": source, "inputs": dict(inputs or {}), "target": target, "team": team}
         estimate: dict[str, Any] = self._ask("POST", "/v1/workflows/plan", json=_given(body))["estimate"]
         return estimate
@@ -156,7 +156,7 @@ class Client:
         only: Mapping[str, str] | None = None,
         limit: int | None = None,
     ) -> dict[str, Any]:
-        """Return what calls have cost, a row for each combination of `by`."""
+        """Return the costs of calls, with a row for each combination of `by`."""
         asked = {"by": ",".join(by), "from": since, "to": until, "limit": limit or 10_000, **(only or {})}
         return self._ask("GET", "/v1/costs", params=_given(asked))
 
@@ -180,7 +180,7 @@ class Client:
     def set_budget(
         self, scope: str, *, period: str = "month", timezone: str | None = None, **limits: str | None
     ) -> dict[str, Any]:
-        """Set or change a budget; returns it.  `limits`: `usd` and `tokens`, None for none; what is missing stays."""
+        """Set or change a budget; returns it.  `limits`: `usd` and `tokens`, None for no limit; omitted limits stay."""
         body = {"scope": scope, "period": period, **_given({"timezone": timezone}), **limits}
         return read_budget(self._ask("PUT", "/v1/budgets", json=body))
 
@@ -204,13 +204,13 @@ class Client:
         return list(self._ask("GET", "/v1/roles")["items"])
 
     def health(self) -> dict[str, Any]:
-        """Return what `/health/ready` says, whether good or bad."""
+        """Return the response of `/health/ready`, whether healthy or not."""
         return self._ask("GET", "/health/ready", also=503)
 
     def events(self, run_id: str, *, after: int = 0, follow: bool = True) -> Iterator[dict[str, Any]]:
-        """Yield the run's journal after sequence number `after` as it is written, until the run is finished.
+        """Yield the run's journal after sequence number `after` as it is written, until the run has finished.
 
-        A broken connection is taken up again where it broke.  Without `follow`: only what is written by now.
+        A broken connection is resumed where it broke.  Without `follow`, yields only the entries that exist now.
         """
         failures = 0
         while True:
@@ -227,7 +227,7 @@ class Client:
             time.sleep(min(0.1 * 2**failures, _RECONNECT_CAP))
 
     def _stream(self, run_id: str, after: int, *, follow: bool) -> Iterator[dict[str, Any] | None]:
-        """Yield events of one connection, then None where the server says that these were all."""
+        """Yield the events of one connection, then None if the server says that the journal is complete."""
         try:
             with self._http.sse(
                 f"{_path(run_id)}/events",

@@ -1,7 +1,7 @@
-"""What travels over /v1, and what `--json` prints: the same shapes.
+"""The shapes that travel over /v1 and that `--json` prints.
 
-Times are RFC 3339 in UTC with microseconds and `Z`; money is US dollars; names are stable.  A field may be added, none
-is renamed or removed within /v1.
+Times are RFC 3339 in UTC with microseconds and `Z`; money is in US dollars.  Within /v1, fields may be added, but none
+is renamed or removed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RUN_FINISHED = frozenset({"succeeded", "failed", "cancelled"})
 """Run statuses after which nothing changes."""
 
 MAX_PAGE = 200
-"""Most items on one page."""
+"""The maximum number of items on one page."""
 
 _COST = "US dollars; null where the cost of a call is unknown, which is never 0."
 _KNOWN = "US dollars: the sum of the calls whose cost is known."
@@ -73,19 +73,19 @@ _TEAM = Field(
 
 
 class _Sent(BaseModel):
-    """A body that the server gives: fields of a newer server are kept, not refused."""
+    """A body sent by the server: fields of a newer server are kept, not rejected."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class _Received(BaseModel):
-    """A body that a client sends: an unknown key is a mistake, and is told."""
+    """A body sent by a client: an unknown key is a mistake, and is reported."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Tokens(_Sent):
-    """Tokens used; `input` counts cached ones too."""
+    """Tokens used; `input` includes cached ones."""
 
     input: int = 0
     output: int = 0
@@ -120,7 +120,7 @@ class Step(_Sent):
 
 
 class Run(_Sent):
-    """One run of a workflow; `steps` only where they were asked for."""
+    """One run of a workflow; `steps` only on request."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_RUN_EXAMPLE]})
 
@@ -157,7 +157,7 @@ class KeyHolder(_Sent):
 
 
 class KeyWait(_Sent):
-    """The concurrency key that a queued run waits for; it starts when it has it."""
+    """The concurrency key that a queued run waits for; the run starts when it gets the key."""
 
     key: str
     max: int = Field(description="How many runs may hold it for this one to start.")
@@ -183,7 +183,7 @@ class StepPage(_Sent):
 
 
 class Event(_Sent):
-    """One line of a run's journal; `seq` counts up within the run and is the SSE id."""
+    """One entry of a run's journal; `seq` increases within the run and is the SSE id."""
 
     seq: int
     at: str
@@ -226,7 +226,7 @@ class Submission(_Received):
 
 
 class Accepted(_Sent):
-    """A run that was accepted.  `reused` steps are adopted from the run it continues, `to_run` are left to do."""
+    """A run that was accepted.  `reused` steps are adopted from the run that it continues; `to_run` steps remain."""
 
     model_config = ConfigDict(
         extra="allow",
@@ -240,7 +240,7 @@ class Accepted(_Sent):
 
 
 class Source(_Received):
-    """A workflow to look at, as in Submission."""
+    """A workflow to inspect, given as in Submission."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -254,7 +254,7 @@ class Source(_Received):
 
 
 class Planning(Source):
-    """A workflow to look at, and what a run of it would be given."""
+    """A workflow to inspect, and the inputs of a run."""
 
     inputs: dict[str, Any] | None = Field(None, description="The run's inputs; without them their defaults.")
     target: Target = "sandbox"
@@ -263,7 +263,7 @@ class Planning(Source):
 
 
 class ProblemItem(_Sent):
-    """One thing that is wrong with a workflow; `line` and `column` count from 1."""
+    """One problem in a workflow; `line` and `column` count from 1."""
 
     file: str | None = None
     line: int | None = None
@@ -275,14 +275,14 @@ class ProblemItem(_Sent):
 
 
 class Validation(_Sent):
-    """Whether a workflow loads, and everything that is to say about it."""
+    """Whether a workflow loads, and all its problems."""
 
     valid: bool
     problems: list[ProblemItem]
 
 
 class PlanNode(_Sent):
-    """One step as the compiler sees it; `needs` are the ids it waits for, `parent` the group, map or loop it is in."""
+    """One compiled step; `needs` are the ids that it waits for, `parent` is the group, map or loop that contains it."""
 
     id: str
     kind: str
@@ -293,7 +293,7 @@ class PlanNode(_Sent):
 
 
 class Band(_Sent):
-    """A quantity that is forecast: 2.5 % quantile, mean, 95 % quantile, and what it cannot exceed; null: unknown."""
+    """A forecast quantity: 2.5 % quantile, mean, 95 % quantile, and upper bound; null if unknown."""
 
     low: float
     expected: float | None = None
@@ -302,14 +302,14 @@ class Band(_Sent):
 
 
 class TokenBands(_Sent):
-    """Tokens that are forecast."""
+    """Forecast tokens."""
 
     input: Band
     output: Band
 
 
 class Amounts(_Sent):
-    """What is forecast of a step or of a run."""
+    """The forecast for a step or a run."""
 
     calls: Band
     tokens: TokenBands
@@ -318,7 +318,7 @@ class Amounts(_Sent):
 
 
 class StepEstimate(Amounts):
-    """What a step is forecast to use in all its turns; the figures of a composite include those of its parts."""
+    """The forecast for a step over all its repetitions; the figures of a composite include those of its parts."""
 
     id: str
     kind: str
@@ -330,7 +330,7 @@ class StepEstimate(Amounts):
 
 
 class Estimate(_Sent):
-    """What a run would use."""
+    """The predicted usage of a run."""
 
     workflow: str
     target: Target
@@ -373,7 +373,7 @@ class WorkflowList(_Sent):
 
 
 class RoleSummary(_Sent):
-    """An agent role: what it is for and what it runs on unless a step says otherwise."""
+    """An agent role: its purpose, and the model it runs on unless a step says otherwise."""
 
     name: str
     purpose: str = ""
@@ -391,8 +391,8 @@ class WaitEntry(_Sent):
     """What one step waits for.
 
     `why`: key (the run's concurrency key), dependency, max_parallel, queue, backlog, no_worker, paused, running,
-    lost_worker, retry, quota, breaker, concurrency, turn, limiter, budget, in_doubt or waiting.  `reason` is more exact
-    for a step that was parked: for a quota its dimension.  `until` is null where nobody can tell.
+    lost_worker, retry, quota, breaker, concurrency, turn, limiter, budget, in_doubt or waiting.  `reason` is more
+    specific for a parked step: for a quota, its dimension.  `until` is null if it cannot be predicted.
     """
 
     step: str
@@ -406,7 +406,7 @@ class WaitEntry(_Sent):
 
 
 class Explanation(_Sent):
-    """Why a run is where it is, what its money went to, how long its parts took."""
+    """Why a run is in its current state, what its money was spent on, and how long its parts took."""
 
     run_id: str
     workflow: str
@@ -421,7 +421,7 @@ class Explanation(_Sent):
 
 
 class BudgetAccount(_Sent):
-    """What is spent of a budget in its present period; amounts in dollars and tokens."""
+    """What was spent of a budget in its current period; amounts in dollars and tokens."""
 
     label: str
     target: str
@@ -436,7 +436,7 @@ class BudgetAccount(_Sent):
 
 
 class BudgetView(_Sent):
-    """What an org, a team or a workflow may spend; null where there is no such limit."""
+    """What an org, a team or a workflow may spend; null if there is no such limit."""
 
     scope: Literal["org", "team", "workflow"]
     name: str
@@ -454,7 +454,7 @@ class BudgetList(_Sent):
 
 
 class BudgetChange(_Received):
-    """A budget to set or to change; what is not named stays as it is, null takes a limit away."""
+    """A budget to set or change; omitted fields keep their values, null removes a limit."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"scope": "team:platform", "period": "month", "usd": "100"}]}
@@ -468,8 +468,8 @@ class BudgetChange(_Received):
 
 
 class LimitsView(_Sent):
-    """What was used lately of each model's rate limits (`gates`), the limits that were set, how well tokens are
-    estimated.
+    """The recent use of each model's rate limits (`gates`), the limits that were set, and the accuracy of token
+    estimates.
     """
 
     gates: list[dict[str, Any]]
@@ -478,7 +478,7 @@ class LimitsView(_Sent):
 
 
 class LimitChange(_Received):
-    """Limits to set for the models of a provider that fit a pattern; they count per minute, but for those of a day."""
+    """Limits for the models of a provider that match a pattern; per minute, except those per day."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -494,7 +494,7 @@ class LimitChange(_Received):
 
 
 class LimitRule(_Sent):
-    """The limits that are set for a pattern now."""
+    """The limits now set for a pattern."""
 
     provider: str
     model: str
@@ -503,7 +503,7 @@ class LimitRule(_Sent):
 
 
 class CallTokens(_Sent):
-    """Tokens of calls by kind.  `input` counts cached ones too, `output` those of reasoning."""
+    """Tokens of calls by kind.  `input` includes cached ones, `output` includes reasoning."""
 
     input: int = 0
     cache_read: int = 0
@@ -513,7 +513,7 @@ class CallTokens(_Sent):
 
 
 class CostRow(_Sent):
-    """What some calls have cost; beside these fields it has the dimensions that the report is by."""
+    """The cost of some calls; it also has the dimensions by which the report is grouped."""
 
     calls: int
     failed_calls: int = 0
@@ -526,7 +526,7 @@ class CostRow(_Sent):
 
 
 class CostReport(_Sent):
-    """Costs by one or more dimensions, dearest first (by day: oldest first)."""
+    """Costs by one or more dimensions, highest first (by day: oldest first)."""
 
     by: list[str]
     rows: list[CostRow]
@@ -562,35 +562,35 @@ class CallRow(_Sent):
 
 
 class CallPage(_Sent):
-    """Calls, in the order of runs and steps.  `next` is the cursor of the next page, null on the last."""
+    """Calls, ordered by run and step.  `next` is the cursor of the next page, null on the last."""
 
     items: list[CallRow]
     next: str | None = None
 
 
 class Check(_Sent):
-    """Whether one thing that the server needs can be reached."""
+    """Whether one dependency of the server can be reached."""
 
     ok: bool
     detail: str = ""
 
 
 class Health(_Sent):
-    """Whether the server can do its work."""
+    """Whether the server can work."""
 
     status: Literal["ok", "unavailable"]
     checks: dict[str, Check] = {}
 
 
 class FieldError(_Sent):
-    """One field of a request that is wrong; `field` is its path (`inputs.targets`)."""
+    """One invalid field of a request; `field` is its path (`inputs.targets`)."""
 
     field: str
     message: str
 
 
 class ErrorBody(_Sent):
-    """What every error looks like (RFC 9457, application/problem+json)."""
+    """The body of every error (RFC 9457, application/problem+json)."""
 
     model_config = ConfigDict(
         extra="allow",

@@ -1,4 +1,4 @@
-"""How plans and budgets are shown to machines: the same on the command line (`--json`) and over HTTP."""
+"""The JSON form of plans and budgets, the same on the command line (`--json`) and over HTTP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gorgon_common.errors import Problem
 from gorgon_common.workflow.plan import Kind, Node, Plan
 
 ENGINE_KINDS = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
-"""The engine's own joins: no step of anybody's file."""
+"""Joins added by the engine, which are not steps of the file."""
 
 
 def plan_view(plan: Plan, warnings: Sequence[Problem] = ()) -> dict[str, Any]:
@@ -48,12 +48,12 @@ _AMOUNTS = ("usd_limit", "usd_spent", "usd_reserved", "usd_overrun")
 
 
 def budget_document(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a budget, as `Services.list_budgets` gives it, in its machine form: dollars instead of micro-dollars."""
+    """Return a budget from `Services.list_budgets` in its JSON form, with dollars instead of micro-dollars."""
     return _converted(entry, lambda micro: micro / MICRO)
 
 
 def read_budget(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `budget_document` was made from."""
+    """Return the budget from which `budget_document` was made."""
     return _converted(document, lambda usd: round(usd * MICRO))
 
 

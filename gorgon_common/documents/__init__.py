@@ -1,7 +1,7 @@
-"""The one reader of every file that people write: workflows, inputs, prices, limits, roles.
+"""The only reader of the files that people write: workflows, inputs, prices, limits, roles.
 
-`files` gets the text of what somebody names, `reader` reads YAML 1.2 strictly and knows where every value stands,
-`data` reads what is not a workflow.
+`files` reads the text of a named file, `reader` reads YAML 1.2 strictly and records the position of every value, and
+`data` reads files that are not workflows.
 """
 
 from gorgon_common.documents.data import read_data

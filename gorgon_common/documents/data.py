@@ -1,4 +1,4 @@
-"""Data that people write beside workflows: inputs, prices, limits.  YAML by the same rules as a workflow, or JSON."""
+"""Data files that accompany workflows: inputs, prices, limits.  YAML by the same rules as a workflow, or JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gorgon_common.documents.reader import Rules, read_document
 from gorgon_common.errors import InputInvalid
 
 MAX_BYTES = 10_000_000
-"""Bytes of a file with data."""
+"""The maximum size of a data file."""
 
 _RULES = Rules(
     max_bytes=MAX_BYTES,
@@ -23,10 +23,10 @@ _RULES = Rules(
 
 
 def read_data(text: str, *, file: str) -> Any:
-    """Return the data of a YAML or JSON text, None where it is empty.
+    """Return the data of a YAML or JSON text; None if it is empty.
 
-    Types are those of YAML 1.2 (`NO`, `on`, `12:30` and dates are text), a key may stand once in a mapping, and numbers
-    are finite.  Raises InputInvalid with every problem, its line and its column.
+    Types are those of YAML 1.2 (`NO`, `on`, `12:30` and dates are text), keys in a mapping are unique, and numbers are
+    finite.  Raises InputInvalid with every problem, its line and its column.
     """
     if file.endswith(".json") or text.lstrip()[:1] in ("{", "["):
         try:

@@ -1,4 +1,4 @@
-"""The bytes of the files that people name: a path, a pipe such as `<(command)`, or `-` for the standard input."""
+"""Reads files named by people: a path, a pipe such as `<(command)`, or `-` for standard input."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ STDIN: Final = "-"
 
 
 def is_stream(name: str) -> bool:
-    """Tell whether a name stands for something that can be read once and not written back: stdin or a pipe."""
+    """Return whether a name stands for something that can be read only once and not written back: stdin or a pipe."""
     return name == STDIN or (Path(name).exists() and not Path(name).is_file() and not Path(name).is_dir())
 
 
 def shown_name(name: str) -> str:
-    """Return what messages call a file."""
+    """Return the name of a file for messages."""
     return "<stdin>" if name == STDIN else name
 
 
 def read_text(name: str, *, limit: int) -> str:
     """Return the text of a file of at most `limit` bytes, without a byte order mark.
 
-    Raises NotFound, and InputInvalid where it is a directory, too large, empty (stdin), not UTF-8 or cannot be read.
+    Raises NotFound.  Raises InputInvalid if it is a directory, too large, empty (stdin), not UTF-8 or unreadable.
     """
     shown = shown_name(name)
     data = _stdin(limit) if name == STDIN else _file(Path(name).expanduser(), shown, limit)
@@ -61,7 +61,7 @@ def _stdin(limit: int) -> bytes:
 
 
 def _decoded(data: bytes, shown: str) -> str:
-    """Decode UTF-8, or UTF-16 where a byte order mark says so (Windows PowerShell writes it)."""
+    """Decode UTF-8, or UTF-16 if there is a byte order mark for it (Windows PowerShell writes it)."""
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
         return data.decode(encoding)

@@ -1,4 +1,4 @@
-"""Where every value of a file stands: paths, marks, and problems that point at them."""
+"""The positions of the values of a file: paths, marks, and problems that point to them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHORT_FORMS = {"models": "model", "retry": "max_retries", "shell": "run", "fall
 
 
 class Mark(NamedTuple):
-    """Where a node is: `start` and `end` are offsets in the text, `line` and `column` count from 1."""
+    """The position of a node: `start` and `end` are offsets in the text, `line` and `column` count from 1."""
 
     start: int
     end: int
@@ -41,7 +41,7 @@ def format_path(path: Path) -> str:
 
 
 def parse_path(text: str) -> Path:
-    """Return what `format_path` was given."""
+    """Return the path that `format_path` was given."""
     parts: list[str | int] = []
     for match in _TOKEN.finditer(text):
         if match[1] is not None:
@@ -53,10 +53,10 @@ def parse_path(text: str) -> Path:
 
 @dataclass(slots=True)
 class Positions:
-    """Where everything is in the file.
+    """The position of every value in the file.
 
     A path may be given as a tuple or as text (`steps[2].prompt`).  A path that is not in the file resolves to its
-    nearest ancestor that is, so a value that was filled in still points at the step it belongs to.
+    nearest ancestor that is, so a value that was filled in still points to the step that it belongs to.
     """
 
     source: str = ""
@@ -86,7 +86,7 @@ class Positions:
         return None
 
     def _folded(self, path: Path) -> Mark | None:
-        """The mark of the short form of a value, such as `model` where the spec has `models`."""
+        """Return the mark of the short form of a value, such as `model` where the spec has `models`."""
         if not path or path[-1] not in _SHORT_FORMS:
             return None
         return self.values.get((*path[:-1], _SHORT_FORMS[str(path[-1])]))
@@ -97,9 +97,9 @@ class Positions:
         return (mark.line, mark.column) if mark else (None, None)
 
     def inside(self, path: Path | str, offset: int) -> tuple[int | None, int | None]:
-        """Return line and column of the character at `offset` of a text value, such as that of an expression in it."""
+        """Return line and column of the character at `offset` in a text value, such as that of an expression in it."""
         whole = self.origin(path)
-        # `approval: text` is read as `approval.message`: then the text is one step up.
+        # `approval: text` is read as `approval.message`; in that case the text is one level up.
         mark = self.values.get(whole) or self.values.get(whole[:-1])
         if mark is None or not mark.scalar:
             return self.at(path)
@@ -108,7 +108,7 @@ class Positions:
         return mark.line + self.source.count("\n", mark.start, place), place - before
 
     def text(self, path: Path | str, *, limit: int = 120) -> str:
-        """Return the text of a value as it stands in the file, the first line of it at most `limit` long."""
+        """Return the text of a value as written in the file: its first line, cut to `limit` characters."""
         mark = self.mark(path)
         if mark is None:
             return ""
@@ -135,10 +135,10 @@ class Positions:
 
 
 def _offset(source: str, mark: Mark, offset: int) -> int:
-    """Find the place in the source of the character at `offset` of the text that was read from there.
+    """Return the position in the source of the character at `offset` in the text that was read from there.
 
-    The reader is not asked again: the source is walked beside what it must have become, line folds, indentation and
-    escapes included.
+    This does not run the reader again.  It walks over the source and derives the text along the way, including line
+    folds, indentation and escapes.
     """
     place, end = mark.start, mark.end
     if mark.style in {"|", ">"}:
@@ -179,7 +179,7 @@ def _ends_line(source: str, place: int, end: int) -> bool:
 
 
 def _fold(source: str, place: int, end: int) -> tuple[int, int]:
-    """Skip the white space around line breaks; return where the text goes on and how many breaks there were."""
+    """Skip the white space around line breaks; return where the text continues, and the number of breaks."""
     breaks = 0
     while place < end and source[place] in " \t\r\n":
         breaks += source[place] == "\n"

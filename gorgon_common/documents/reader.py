@@ -1,8 +1,8 @@
-"""YAML text → plain data, with the place of every value in the file.
+"""Reads YAML text as plain data, with the position of every value in the file.
 
 A strict reading of YAML 1.2: core types only (`on` and `yes` are text), no duplicate keys, no anchors, aliases or tags,
-one document, and limits on size, depth and number of nodes.  It works on the parser's events, so that a bomb is refused
-before anything is built from it.  JSON is read by the same code.
+one document, and limits on size, depth and number of nodes.  It works on the parser's events, so that a YAML bomb is
+rejected before anything is built from it.  The same code reads JSON.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ MAX_PROBLEMS = 100
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a file may hold: bytes, levels, values; and the hints for one that holds more."""
+    """The limits of a file (bytes, levels, values), and the hints for a file that exceeds them."""
 
     max_bytes: int
     max_depth: int
     max_nodes: int
     what: str
-    """What the file holds, for a file with a second document."""
+    """The kind of content, named in the message about a second document."""
     too_large: str
     too_deep: str
     may_be_empty: bool = False
@@ -57,7 +57,7 @@ _UNQUOTED = re.compile(r"^(?P<lead>\s*(?:-\s+)*(?:[\w.$-]+:\s+)?)(?P<value>\{\{.
 
 @dataclass(slots=True)
 class Document:
-    """What was read.  `whole` is False where reading had to stop: then the data is not worth checking."""
+    """The result of reading.  `whole` is False if reading had to stop; then the data is not worth checking."""
 
     data: Any
     positions: Positions
@@ -78,7 +78,7 @@ class _Frame:
     start: Any
     flow: bool
     key: str | None = None
-    usable: bool = True  # False: the key was refused, its value is read and dropped
+    usable: bool = True  # False: the key was rejected; its value is read and dropped
     keyed: bool = False
 
 
@@ -89,7 +89,7 @@ def read_document(text: str, *, file: str | None = None, rules: Rules = WORKFLOW
 
 class _Reader:
     def __init__(self, text: str, file: str | None, rules: Rules) -> None:
-        text = text.removeprefix("\ufeff")  # the parser does not count it, and neither does an editor
+        text = text.removeprefix("\ufeff")  # neither the parser nor an editor counts it
         self.text = text
         self.file = file
         self.rules = rules
@@ -115,7 +115,7 @@ class _Reader:
         except _Stop:
             return Document(None, self.positions, self.problems, whole=False)
 
-    # Limits and telling
+    # Limits and reporting
 
     def _size(self) -> None:
         try:
@@ -140,7 +140,7 @@ class _Reader:
         self._tell(message, line, column, hint=hint, text=text, path=path)
 
     def _where(self, mark: Any) -> tuple[int, int]:
-        """Line and column as an editor counts them: for the parser U+2028 and the like end a line, too."""
+        """Return line and column as an editor counts them; the parser also ends lines at U+2028 and the like."""
         line = bisect.bisect_left(self.breaks, mark.index)
         return line + 1, mark.index - (self.breaks[line - 1] if line else -1)
 
@@ -185,7 +185,7 @@ class _Reader:
                 raise _Stop
 
     def _no_anchors(self, message: str, mark: Any) -> None:
-        """Tell of each name once: there may be thousands of the same."""
+        """Report each name once; there may be thousands of occurrences."""
         if message not in self.anchors:
             self.anchors.add(message)
             hint = "Write the value out where it is needed; `defaults:` holds what all steps share."
@@ -299,7 +299,7 @@ class _Reader:
         return frame.flow and isinstance(frame.made, dict) and not frame.keyed and not frame.made
 
     def _template(self, event: Any, events: Iterator[Any]) -> None:
-        """`{{ x }}` without quotes is a mapping whose key is a mapping: read on to its end and keep it as text."""
+        """Read an unquoted `{{ x }}`, which YAML parses as a mapping whose key is a mapping, and keep it as text."""
         depth, end = 2, event
         while depth:
             end = next(events)
@@ -310,7 +310,7 @@ class _Reader:
         text = self.text[frame.start.index : end.end_mark.index]
         rest = self.text[end.end_mark.index :].split("\n", 1)[0].rstrip()
         if rest.strip() and not rest.lstrip().startswith("#") and not any(outer.flow for outer in self.frames):
-            # Text goes on behind it; the reader will stumble over that next.
+            # More text follows it, which would be the parser's next error.
             text += rest
         self._tell_at(
             f"`{text}` must be in quotes", frame.start, hint=f"Write {quoted(text)}", text=text, path=frame.path
@@ -335,7 +335,7 @@ class _Reader:
         if at_context and context is not None:
             line, column = self._where(context)
         if unquoted or line in {problem.line for problem in self.problems}:
-            return  # that is what the parser stumbled over
+            return  # this is the cause of the parser's error
         self._tell(message, line, column, hint=hint)
 
     def _unquoted_lines(self) -> Iterator[tuple[int, int, str]]:
@@ -348,7 +348,7 @@ class _Reader:
                 yield number, len(match["lead"]) + 1, match["value"]
 
     def _explain(self, error: Exception, line: int, column: int) -> tuple[str, str, bool]:
-        """Return message, hint and whether the beginning of the construct is the place to point at."""
+        """Return message, hint, and whether to point to the beginning of the construct."""
         problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
         shown = _line(self.text, line)
         char = shown[column - 1 : column]
@@ -364,7 +364,7 @@ class _Reader:
         return f"this is not valid YAML: {problem}", "", False
 
     def _as_json(self) -> bool:
-        """Read JSON that is not YAML (surrogate pairs in escapes); positions are then those of the file."""
+        """Read JSON that is not YAML (surrogate pairs in escapes); positions are then those of the file as a whole."""
         try:
             data = strict_json.loads(self.text.lstrip("\ufeff"), unique_keys=True)
             self._limits(data, 1)

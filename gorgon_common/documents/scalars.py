@@ -1,4 +1,4 @@
-"""What a plain scalar of YAML is: the core schema of YAML 1.2 (`on`, `NO`, `12:30` and dates are text)."""
+"""The value of a plain YAML scalar: the core schema of YAML 1.2 (`on`, `NO`, `12:30` and dates are text)."""
 
 from __future__ import annotations
 

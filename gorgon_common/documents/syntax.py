@@ -1,4 +1,4 @@
-"""What the YAML parser stumbles over, in words for the person who wrote the file."""
+"""Explains errors of the YAML parser to the author of the file."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ EXPLAINED = (
         False,
     ),
 )
-"""What the parser says → message, hint, and whether the beginning of the construct is the place to point at."""
+"""The parser's message → message, hint, and whether to point to the beginning of the construct."""
 
 
 def quoted(text: str) -> str:
-    """Return the text in the quotes that YAML needs: double ones, single ones where it holds double ones."""
+    """Return the text in the quotes that YAML needs: double ones, or single ones if it contains double ones."""
     if '"' not in text and "\\" not in text:
         return f'"{text}"'
     return "'" + text.replace("'", "''") + "'"

@@ -1,1 +1,1 @@
-"""What a Python program imports from Gorgon without running a workflow; `gorgon` exports it."""
+"""The parts of Gorgon that a Python program can use without running a workflow; exported by `gorgon`."""

@@ -1,11 +1,11 @@
-"""Runs many calls in parallel: each provider within its limits, each call after those that it depends on.
+"""Runs many calls in parallel: each provider within its limits, each call after the calls that it depends on.
 
     executor = RateLimitedParallelExecutor(max_concurrent={"openai": 3, "anthropic": 2}, adaptive_backoff=True)
     results = await executor.execute_parallel(tasks=[step_a, step_b, step_c], dependencies={"step_c": ["step_a"]})
 
-No engine is involved: the limiter is the one that the workers use (`ratelimit.stored`), pauses follow the retry policy
-(`engine.retry`), and the order is `graphlib`'s.  Nothing is stored: work that must survive this process belongs in a
-workflow.
+No engine is involved: the limiter is the one that workers use (`ratelimit.stored`), pauses follow the retry policy
+(`engine.retry`), and `graphlib` determines the order.  Nothing is stored: work that must survive this process belongs
+in a workflow.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _BACKOFF = Retry(initial=0.5, cap=30.0)
 class ParallelResult(Mapping[str, Any]):
     """The results by task id, as a mapping; `errors`: task id → exception of each task that failed.
 
-    `skipped`: tasks that depend on one that failed.  `refusals`: how many 429s there were.
+    `skipped`: tasks that depend on a failed task.  `refusals`: the number of 429s.
     """
 
     results: Mapping[str, Any]
@@ -50,7 +50,7 @@ class ParallelResult(Mapping[str, Any]):
 
     @property
     def ok(self) -> bool:
-        """True where every task has returned."""
+        """True if every task has returned."""
         return not self.errors and not self.skipped
 
     def __getitem__(self, task: str) -> Any:
@@ -64,7 +64,7 @@ class ParallelResult(Mapping[str, Any]):
 
 
 class _Quotas:
-    """The limits of one executor, as the limiter reads them."""
+    """The limits of one executor, in the form that the limiter reads."""
 
     def __init__(self, concurrent: Mapping[str, int], per_minute: Mapping[str, int]) -> None:
         self._concurrent = concurrent
@@ -85,11 +85,11 @@ class _Quotas:
 class RateLimitedParallelExecutor:
     """Runs calls in parallel.
 
-    `max_concurrent`: provider → the most calls in flight.  `requests_per_minute`: provider → the most calls a minute.
-    A provider that is not named has no such limit.  `adaptive_backoff`: after a 429 the executor waits and calls again,
-    at most `max_refusals` times (`Retry-After` holds for every call to that provider); without it a 429 is a failure.
-    `limiter`: one that other processes share; it replaces the limits of this executor.
-    Raises InputInvalid for a limit below 1, and for limits beside a `limiter`.
+    `max_concurrent`: provider → maximum number of calls in flight.  `requests_per_minute`: provider → maximum number of
+    calls per minute.  A provider that is not named has no such limit.  `adaptive_backoff`: after a 429 the executor
+    waits and calls again, at most `max_refusals` times (`Retry-After` applies to every call to that provider); without
+    it, a 429 is a failure.  `limiter`: a limiter shared with other processes, which replaces the limits of this
+    executor.  Raises InputInvalid for a limit below 1, and for limits given together with a `limiter`.
     """
 
     def __init__(
@@ -120,12 +120,12 @@ class RateLimitedParallelExecutor:
     async def execute_parallel(
         self, tasks: Sequence[Given], dependencies: Mapping[str, Sequence[str]] | None = None
     ) -> ParallelResult:
-        """Run the tasks, each as soon as those that it depends on have returned; returns when all have ended.
+        """Run the tasks, each as soon as the tasks that it depends on have returned; returns when all have ended.
 
         A task is a function or a coroutine function, named by its `__name__`; a mapping with `call` and optionally
         `id`, `provider`, `model`; or a ParallelTask.  `dependencies`: task id → ids of the tasks before it.  A failure
-        skips the tasks that depend on it; all others run.  Raises InputInvalid for duplicates, unknown names, cycles,
-        functions without a name and functions that require other arguments, before anything is called.
+        skips the tasks that depend on it; all others run.  Before any call, raises InputInvalid for duplicates, unknown
+        names, cycles, functions without a name, and functions that require other arguments.
         """
         known = read_tasks(tasks)
         needs = read_dependencies(known, dependencies or {})
@@ -139,14 +139,14 @@ class RateLimitedParallelExecutor:
         return await _Execution(self, known, needs, arguments).run()
 
     def gates(self, task: ParallelTask) -> list[Gate]:
-        """Return the limits that a task counts against, in a fixed order, so that no two tasks wait for each other."""
-        if self._own:  # its limits are by provider, whatever the model
+        """Return the limits that a task counts against, in a fixed order, so that two tasks cannot deadlock."""
+        if self._own:  # the executor's own limits are per provider, whatever the model
             providers = self.providers if task.provider is None else (task.provider,)
             return [Gate("library", provider, "default", "*") for provider in providers]
         return [Gate("library", str(task.provider), "default", task.model)]
 
     async def acquire(self, request: Ask) -> Answer:
-        """Ask the limiter.  One outside this process may block, so it is asked in a thread."""
+        """Ask the limiter, in a thread if it is shared with other processes, because that call may block."""
         return self._limiter.acquire(request) if self._own else await asyncio.to_thread(self._limiter.acquire, request)
 
     async def settle(self, grant: Grant, settlement: Settlement) -> None:
@@ -157,12 +157,12 @@ class RateLimitedParallelExecutor:
             await asyncio.to_thread(self._limiter.settle, grant, settlement)
 
     def pause(self, refusals: int) -> float:
-        """Return the seconds to wait after a 429 that does not say how long."""
+        """Return the seconds to wait after a 429 without a stated delay."""
         return retry.delay(_BACKOFF, refusals, self._chance)
 
 
 class _Execution:
-    """One set of tasks under way."""
+    """One set of tasks in progress."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class _Execution:
         self.skipped: list[str] = []
         self.refusals = 0
         self.settled = asyncio.Event()
-        # asyncio's own pool has a few threads for each core, which would be a lower limit than the one asked for
+        # asyncio's default pool has only a few threads per core, which would limit the calls further than requested
         self.threads = ThreadPoolExecutor(max(1, min(len(tasks), _MOST_THREADS)), thread_name_prefix="gorgon-call")
 
     async def run(self) -> ParallelResult:
@@ -251,7 +251,7 @@ class _Execution:
                 return answer
             if isinstance(answer, Never):
                 raise OverLimit(f"Task {task.id!r} can never be called: {answer.why}.", hint="Lower what it needs.")
-            try:  # a call that ends may admit this one sooner than the limiter could foresee
+            try:  # a call that ends may admit this one earlier than the limiter could predict
                 await asyncio.wait_for(self.settled.wait(), max(0.001, answer.seconds))
             except TimeoutError:
                 continue
@@ -266,7 +266,7 @@ class _Execution:
 
 
 def _refusal(error: Exception) -> tuple[bool, float | None]:
-    """Return whether an error is a 429, ours or an SDK's, and the seconds that the provider asks for."""
+    """Return whether an error is a 429, from Gorgon or an SDK, and the delay in seconds that the provider asks for."""
     if isinstance(error, RateLimited):
         return True, error.retry_after
     if getattr(error, "status_code", None) != 429:

@@ -1,4 +1,4 @@
-"""Reads the tasks and dependencies that `RateLimitedParallelExecutor` is given, and reports mistakes in them."""
+"""Reads the tasks and dependencies given to `RateLimitedParallelExecutor`, and reports mistakes in them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _HINT = "A task is a function, {'call': function, 'provider': …, 'id': …}, o
 class ParallelTask:
     """One call to make.
 
-    `call` is a function or a coroutine function.  `provider` names the provider whose limits apply; without one the
-    task counts against every provider of the executor.  `model`, `tokens_in` and `tokens_out` (what the call will need
-    at most) matter to a shared limiter only.
+    `call` is a function or a coroutine function.  `provider` names the provider whose limits apply; without one, the
+    task counts against every provider of the executor.  `model`, `tokens_in` and `tokens_out` (upper bounds for the
+    call) matter only to a shared limiter.
 
     A `call` gets the results of the tasks that it depends on: parameters named like those tasks get their results, and
     a single other parameter gets `{task id: result}`.
@@ -34,11 +34,13 @@ class ParallelTask:
 
 
 Given = ParallelTask | Mapping[str, Any] | Callable[..., Any]
-"""A task as a caller may write it."""
+"""A task in any form that a caller may use."""
 
 
 def read_tasks(given: Sequence[Given]) -> dict[str, ParallelTask]:
-    """Return the tasks by id; a function is named by its `__name__`.  Raises InputInvalid for what is not a task."""
+    """Return the tasks by id; a function is named by its `__name__`.  Raises InputInvalid for anything that is not a
+    task.
+    """
     tasks: dict[str, ParallelTask] = {}
     for position, entry in enumerate(given):
         task = _read(position, entry)
@@ -53,7 +55,7 @@ def read_tasks(given: Sequence[Given]) -> dict[str, ParallelTask]:
 def _read(position: int, given: Any) -> ParallelTask:
     where = f"tasks[{position}]"
     if inspect.iscoroutine(given):
-        given.close()  # or Python warns that it was never awaited
+        given.close()  # otherwise Python warns that it was never awaited
         raise InputInvalid(
             f"{where} is a coroutine, not a function.",
             hint="Pass the function without calling it: `step`, not `step()`.",
@@ -118,9 +120,9 @@ Arguments = Callable[[Mapping[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def arguments_of(task: ParallelTask, needs: Sequence[str]) -> Arguments:
-    """Return what makes the arguments of a task from the results of the tasks `needs`.
+    """Return a function that builds the arguments of a task from the results of the tasks `needs`.
 
-    Raises InputInvalid where its function requires anything else.
+    Raises InputInvalid if its function requires anything else.
     """
     try:
         parameters = inspect.signature(task.call).parameters.values()

@@ -1,4 +1,4 @@
-"""The only place that speaks SQL: SQLite and PostgreSQL behind one store."""
+"""The only package that contains SQL: SQLite and PostgreSQL behind one store."""
 
 from gorgon_common.persistence.migrate import upgrade
 

@@ -1,4 +1,4 @@
-"""Whether the sweep has anything to do: one look instead of the many of a whole pass."""
+"""Tells whether the sweep has anything to do, with one query instead of the many of a whole pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNDER_WAY = (int(StepStatus.READY), int(StepStatus.RUNNING))
 
 
 def activity(connection: Connection, now: datetime, *, home: str, target: str) -> Activity:
-    """Return what is going on in the live runs of a home; `now` is the database's time."""
+    """Return the activity in the live runs of a home; `now` is the database's time."""
     live = is_live(home, target)
     waking = case((runs.c.active & (steps.c.status == int(StepStatus.WAITING)), steps.c.due))
     under_way = case((steps.c.status.in_(_UNDER_WAY), 1), else_=0)
@@ -33,6 +33,6 @@ def activity(connection: Connection, now: datetime, *, home: str, target: str) -
 
 
 def leads_for(connection: Connection, now: datetime, name: str) -> float:
-    """Return how many seconds whoever does a job has it for; 0 where nobody does."""
+    """Return for how many more seconds a job has a leader; 0 if it has none."""
     until = connection.scalar(select(leaders.c.until).where(leaders.c.name == name))
     return 0.0 if until is None else max(0.0, (until - now).total_seconds())

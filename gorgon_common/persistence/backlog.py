@@ -1,6 +1,6 @@
-"""The backlog: ready steps that are not sent yet, in fair order among teams.
+"""The backlog: ready steps that have not been sent yet, in fair order among teams.
 
-Weighted fair queueing by rank: a team's next step stands where the team is, but not before what waits now.
+Weighted fair queueing by rank: a team's next step gets the team's next rank, but never one below the lowest that waits.
 """
 
 from __future__ import annotations
@@ -88,6 +88,6 @@ def take(connection: Connection, queue: int, count: int, *, target: str, home: s
 
 
 def sizes(connection: Connection) -> dict[int, int]:
-    """Return queue → steps on the backlog."""
+    """Return queue → number of steps on the backlog."""
     query = select(backlog.c.queue, func.count()).group_by(backlog.c.queue)
     return {row[0]: row[1] for row in connection.execute(query)}

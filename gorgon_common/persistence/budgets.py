@@ -1,7 +1,7 @@
-"""Budgets in the database: reserving for calls, and what operators set.
+"""Budgets in the database: reservations for calls, and the limits that operators set.
 
-`Budgets` reserves (PostgreSQL: one round trip on a connection of its own).  What happens inside the transactions of the
-store is in `settling`.
+`Budgets` makes reservations (on PostgreSQL with one round trip, on a connection of its own).  `settling` does the part
+that belongs to the transactions of the store.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from gorgon_common.persistence.together import Ask, Facts, Together
 log = get_logger(__name__)
 
 STANDING_SECONDS = 1.0
-"""A new budget holds for calls that begin this long after it was set; a changed limit holds at once."""
+"""A new budget applies to calls that begin this long after it was set; a changed limit applies immediately."""
 UNCHANGED: Any = object()
 _EXCHANGE = (
     "SELECT what, state, max_tokens, usd, tokens, period_id, usd_limit, usd_spent, usd_reserved, token_limit,"
@@ -72,10 +72,10 @@ _ACCOUNTS_CACHED = 4096
 
 
 class Budgets:
-    """Reserves on accounts; thread-safe.
+    """Makes reservations on accounts.  Thread-safe.
 
-    `offset` moves PostgreSQL's clock for periods, in seconds: tests turn periods with it (`database.clock_offset` does
-    it on SQLite).
+    `offset` shifts PostgreSQL's clock for periods, in seconds, so that tests can move into another period
+    (`database.clock_offset` does this on SQLite).
     """
 
     def __init__(self, database: Database, *, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -94,7 +94,7 @@ class Budgets:
         metrics.watch(self.measure)
 
     def close(self) -> None:
-        """Close the connection; what is to be told of budgets is told before."""
+        """Report the budget alerts that have not been reported yet, and close the connection."""
         self._in_flight.close()
         metrics.unwatch(self.measure)
         if self._used:
@@ -105,10 +105,10 @@ class Budgets:
                 self._connection.close()
                 self._connection = None
 
-    # Reserving
+    # Reservations
 
     def applying(self, info: RunInfo) -> Sequence[Budget]:
-        """Return the budgets that count the calls of a run, as they were set a second ago at the latest."""
+        """Return the budgets that count the calls of a run.  The list is at most a second old."""
         if time.monotonic() - self._read_at >= STANDING_SECONDS:
             self._standing = tuple(self._all(limited=True))
             self._read_at = time.monotonic()
@@ -121,9 +121,9 @@ class Budgets:
     def reserve(
         self, key: Key, info: RunInfo, own: Sequence[Account], *, usd: int, tokens: int, max_tokens: int
     ) -> Held | Shortage:
-        """Hold an amount on every account of a call, leaf to root, or on none.
+        """Reserve an amount on every account of a call, leaf to root, or on none.
 
-        `key`: (step, token, ordinal) of the call; a second time it gives back what was held the first time.
+        `key`: (step, token, ordinal) of the call.  A second call with the same key returns the first reservation.
         `own`: the accounts of the run's file.  Raises Unavailable.
         """
         self._used = True
@@ -141,14 +141,14 @@ class Budgets:
             account = next(account for period, account in path if period == row[5])
             balance = _balance_of_row(row)
             if balance.fits(usd, tokens) and attempt < _TRIES - 1:
-                continue  # there was none when it was asked for, and is now
+                continue  # room was freed after the refusal
             return Shortage(account, balance, int(row[5]))
         raise Unavailable(
             "The database's clock gives a different day each time it is read.", hint="Check the clock of its machine."
         )
 
     def look(self, info: RunInfo, own: Sequence[Account]) -> list[Shortage]:
-        """Return every account of a run's call with what it holds, as if each were short."""
+        """Return every account of a run's call with its balance, in the form of a shortage."""
         now = self.now()
         accounts = [*own, *(budget.account(target=info.target, root=info.root, now=now)
                             for budget in self.applying(info))]  # fmt: skip
@@ -163,7 +163,7 @@ class Budgets:
         return [Shortage(account, balance_of(rows[period]), period) for period, account in path]
 
     def settle(self, facts: Sequence[Mapping[str, Any]]) -> None:
-        """Post what became of calls, in a transaction of its own; see `encoding.settlements`.  Raises Unavailable."""
+        """Post the outcomes of calls in a separate transaction; see `encoding.settlements`.  Raises Unavailable."""
         if not self.database.sqlite:
             self._together.do(None, facts)
             return
@@ -173,19 +173,21 @@ class Budgets:
     # Calls that no budget counts
 
     def note(self, key: Key, info: RunInfo, bound: Callable[[], tuple[int, int, int]]) -> None:
-        """A call begins that no budget counts.  Where one is set before it is over, `bound()` is held on that:
-        (micro-dollars, tokens, longest reply).
+        """Record that a call begins which no budget counts.
+
+        If a budget that counts it is set before the call ends, `bound()` is reserved on that budget: (micro-dollars,
+        tokens, longest reply).
         """
         self._in_flight.note(Call(key, info, bound))
 
     def over(self, key: Key) -> bool:
-        """A call that was noted is over; tells whether something came to be held for it."""
+        """Record that a noted call has ended; return whether an amount was reserved for it meanwhile."""
         return self._in_flight.over(key)
 
     def unknown(self, key: Key, bound: tuple[int, int, int]) -> None:
-        """A call is over that no budget counted, and nobody knows what it cost: keep its bound for budgets to come.
+        """Record a finished call that no budget counted and whose cost is unknown; later budgets count its bound.
 
-        `bound`: (micro-dollars, tokens, longest reply).  Said again it changes nothing.  Raises Unavailable.
+        `bound`: (micro-dollars, tokens, longest reply).  Idempotent.  Raises Unavailable.
         """
         dialect = sqlite if self.database.sqlite else postgresql
         (step, token, ordinal), (usd, tokens, longest) = key, bound
@@ -209,7 +211,7 @@ class Budgets:
             )
 
     def _hold(self, call: Call) -> bool:
-        """Reserve for a call under way on the budgets that count it by now, whether there is room or not."""
+        """Reserve for a call in flight on the budgets that count it now, whether or not they have room."""
         if time.monotonic() - self._read_at >= LOOK_SECONDS:
             self._read_at = -STANDING_SECONDS
         found = self.applying(call.info)
@@ -240,9 +242,9 @@ class Budgets:
     # Conversations that are paid for
 
     def keep(self, step: Claimed, calls: Sequence[CallRecord], body: str) -> None:
-        """Store how far a step's conversation has come, and what it has cost: whatever happens, that is not paid again.
+        """Store a step's conversation and its cost so far, so that nothing in it is paid for twice.
 
-        `calls` are facts, as in a finish that names them again.  Raises Unavailable.
+        `calls` are facts; a finish may name the same calls again.  Raises Unavailable.
         """
         dialect = sqlite if self.database.sqlite else postgresql
         values = {"body": body, "at": db_now()}
@@ -255,7 +257,7 @@ class Budgets:
             )
 
     def record(self, step: Claimed, calls: Sequence[CallRecord]) -> None:
-        """Store what the calls of a claim have cost so far; a finish may name them again.  Raises Unavailable."""
+        """Store the cost of a claim's calls so far; a finish may name the same calls again.  Raises Unavailable."""
         with self.database.write() as connection:
             self._record(connection, step, calls)
 
@@ -265,25 +267,25 @@ class Budgets:
         store_calls(connection, encoding.calls(step, calls, step.attempt, datetime.now(UTC)))
 
     def kept(self, step: Claimed) -> str | None:
-        """Return what `keep` has stored of a step.  Raises Unavailable."""
+        """Return what `keep` has stored for a step.  Raises Unavailable."""
         with self.database.read() as connection:
             return connection.scalar(select(conversations.c.body).where(conversations.c.step_id == step.id))
 
     def now(self) -> datetime:
-        """Return the time by which periods begin and end, as far as known here; the database has the last word."""
+        """Return the time that decides when periods begin and end, as estimated here; the database's clock decides."""
         if self.database.sqlite:
             return self.database.now()
         return datetime.now(UTC) + self._skew + timedelta(seconds=self.offset)
 
     def _set_clock(self) -> None:
-        """The database's clock rules."""
+        """Measure the offset of the database's clock, which is authoritative."""
         if not self.database.sqlite:
             with self.database.read() as connection:
                 now = connection.execute(select(func.clock_timestamp())).scalar_one()
             self._skew = now - datetime.now(UTC)
 
     def _path(self, accounts: Sequence[Account]) -> list[tuple[int, Account]]:
-        """Return the accounts that have a limit with their numbers, in the order in which they are locked."""
+        """Return the accounts that have a limit, with their ids, in lock order."""
         wanted = [account for account in accounts if account.usd is not None or account.tokens is not None]
         found: list[tuple[int, Account]] = []
         missing: list[Account] = []
@@ -298,15 +300,15 @@ class Budgets:
             with self.database.write() as connection:
                 for account in sorted(missing, key=lambda entry: (-entry.level, entry.key)):
                     opened.append((self._opened(connection, account), account))
-            for period, account in opened:  # committed: other threads may use the number from here on
+            for period, account in opened:  # committed: other threads may now use the id
                 self._accounts.put(account.key, (period, account.usd, account.tokens))
             found += opened
         return sorted(found, key=lambda entry: (-entry[1].level, entry[0]))
 
     def _opened(self, connection: Connection, account: Account) -> int:
-        """Return the number of an account, made where there is none, with the limits that hold now."""
+        """Return an account's id with the current limits applied; create the account if it does not exist."""
         usd, tokens = account.usd, account.tokens
-        if account.budget is not None:  # it may have been changed since it was read
+        if account.budget is not None:  # the budget may have changed since it was read
             usd, tokens = connection.execute(
                 select(budgets.c.usd_limit, budgets.c.token_limit)
                 .where(budgets.c.id == account.budget)
@@ -371,7 +373,7 @@ class Budgets:
                 except psycopg.OperationalError as error:
                     broken, self._connection = self._connection, None
                     if broken is not None:
-                        broken.close()  # a reply that got lost: what is said twice counts once
+                        broken.close()  # the reply may be lost; repeating the call is idempotent
                     if attempt:
                         raise Unavailable(f"The database cannot be used: {error}") from error
         raise Unavailable("The database refused a transaction five times in a row (deadlock).")
@@ -381,10 +383,10 @@ class Budgets:
     def change(
         self, scope: str, *, period: str, timezone: str | None = None, usd: Any = UNCHANGED, tokens: Any = UNCHANGED
     ) -> dict[str, Any]:
-        """Set a budget from what a person wrote: dollars, tokens, None for no limit; UNCHANGED stays as it is.
+        """Set a budget from a person's input: dollars, tokens, or None for no limit; UNCHANGED keeps a value.
 
-        When this returns (after a second, where the budget is new) it holds for every call that begins, and what calls
-        under way may cost is reserved on it.  Raises InputInvalid.
+        When this returns (after a second if the budget is new), the budget applies to every call that begins, and the
+        possible cost of the calls in flight is reserved on it.  Raises InputInvalid.
         """
         key = (*parse_scope(scope), period)
         known = {(entry.scope, entry.name, entry.period): entry for entry in self._all(limited=False)}
@@ -399,17 +401,17 @@ class Budgets:
         zone = timezone or (before.timezone if before else "UTC")
         made = self.set(scope, period=period, timezone=zone, usd=limit, tokens=count)
         if before is None or (before.usd is None and before.tokens is None):
-            self._sleep(STANDING_SECONDS)  # workers that did not know of it have looked by then
+            self._sleep(STANDING_SECONDS)  # by then, every worker has seen the new budget
             self.catch_up(made)
         return _described(made)
 
     def set(
         self, scope: str, *, period: str = "month", timezone: str = "UTC", usd: int | None, tokens: int | None
     ) -> Budget:
-        """Set (or change) a budget; both limits None: no limit any more.  `usd` in micro-dollars.
+        """Set or change a budget.  With both limits None, it limits nothing.  `usd` in micro-dollars.
 
-        `scope`: org, team:NAME or workflow:NAME.  A limit for a day or month that is under way counts what was spent
-        in it already.  Raises InputInvalid.
+        `scope`: org, team:NAME or workflow:NAME.  A limit for the current day or month includes what was already spent
+        in it.  Raises InputInvalid.
         """
         kind, name = parse_scope(scope)
         parse_period(period, timezone)
@@ -445,12 +447,12 @@ class Budgets:
         return db_now(0 if self.database.sqlite else self.offset)
 
     def catch_up(self, budget: Budget) -> None:
-        """Count on a budget's present accounts what is not counted there: calls that began before it was known."""
+        """Add missing amounts to a budget's current accounts: those of calls that began before the budget was known."""
         with self.database.write() as connection:
             self._catch_up(connection, budget)
 
     def _catch_up(self, connection: Connection, budget: Budget) -> None:
-        if budget.period == "run":  # the other runs' accounts are opened by their next call
+        if budget.period == "run":  # accounts of other runs are opened by their next call
             flying = select(runs.c.root_id, runs.c.target).distinct().select_from(
                 reservations.join(runs, runs.c.id == _run_of(reservations.c.step_id))
             ).where(reservations.c.state == OPEN, *_counted(budget))  # fmt: skip
@@ -485,7 +487,7 @@ class Budgets:
             )
 
     def _cover(self, connection: Connection, period: int, root: int) -> None:
-        """Count on the account of a run what the run has spent and reserved before there was one."""
+        """Add to the account of a run what the run spent and reserved before the account existed."""
         counted = [runs.c.id >= root, runs.c.root_id == root]
         first = root << ROW_BITS
         self._adopt(connection, period, counted, datetime.fromtimestamp(0, UTC))
@@ -497,7 +499,7 @@ class Budgets:
         )
 
     def _adopt(self, connection: Connection, period: int, within: Sequence[Any], starts: datetime | None) -> None:
-        """Reserve on an account what calls in flight have reserved on others."""
+        """Reserve on an account what calls in flight have reserved on other accounts."""
         rows = connection.execute(
             select(reservations)
             .select_from(reservations.join(runs, runs.c.id == _run_of(reservations.c.step_id)))
@@ -519,8 +521,10 @@ class Budgets:
                 self._post(connection, period, Kind.RESERVE, row.usd, row.tokens, (row.step_id, row.token, row.ordinal))
 
     def _open(self, connection: Connection, period: int, within: Sequence[Any], unknown: Sequence[Any]) -> None:
-        """Post what calls have cost that have reserved nothing on this account: those of the ledger `within`, and in
-        full the reservations of calls of which nobody knows what they came to (`unknown`).
+        """Post the cost of calls that have no reservation on this account.
+
+        `within` selects calls of the ledger.  `unknown` selects reservations of calls whose cost is unknown; these are
+        posted in full.
         """
         reserved = select(reservations.c.step_id).where(
             reservations.c.step_id == ledger.c.step_id,
@@ -570,7 +574,7 @@ class Budgets:
 
     @staticmethod
     def _post(connection: Connection, period: int, kind: Kind, usd: int, tokens: int, key: Key | None = None) -> None:
-        """Change an account by what nobody asked it for; what is taken stays within its wall."""
+        """Change an account without a check for room; raise its wall if necessary."""
         reserved, spent = ((usd, tokens), (0, 0)) if kind is Kind.RESERVE else ((0, 0), (usd, tokens))
         table = budget_periods.c
         connection.execute(
@@ -604,7 +608,7 @@ class Budgets:
         )
 
     def listing(self) -> list[dict[str, Any]]:
-        """Return the budgets that have a limit, each with its accounts of the present period.
+        """Return the budgets that have a limit, each with its accounts of the current period.
 
         `{scope, name, period, timezone, usd_limit, token_limit, accounts: [{label, target, starts_at, ends_at,
         usd_spent, usd_reserved, usd_overrun, token_spent, …}]}`; amounts in micro-dollars.
@@ -629,7 +633,7 @@ class Budgets:
         return found
 
     def measure(self) -> None:
-        """Set the gauges of budgets; for `metrics.watch`.  Where the database is away they stay as they are."""
+        """Set the gauges of budgets, for `metrics.watch`.  If the database is unreachable, they keep their values."""
         try:
             found = self.listing()
         except Unavailable as error:
@@ -664,12 +668,12 @@ class Budgets:
     # For tests
 
     def balances(self) -> dict[int, Balance]:
-        """Return what every account holds."""
+        """Return the balance of every account."""
         with self.database.read() as connection:
             return {row.id: balance_of(row) for row in connection.execute(select(budget_periods))}
 
     def postings(self) -> list[Posting]:
-        """Return the whole ledger of budgets, oldest first."""
+        """Return all postings, oldest first."""
         with self.database.read() as connection:
             return [
                 Posting(
@@ -687,7 +691,7 @@ class Budgets:
 
 
 def _counted(budget: Budget) -> list[Any]:
-    """Return what holds of the runs that a budget counts."""
+    """Return the conditions that select the runs that a budget counts."""
     if budget.scope == "org":
         return []
     return [(runs.c.team if budget.scope == "team" else runs.c.workflow) == budget.name]
@@ -698,7 +702,7 @@ def _run_of(step: Any) -> Any:
 
 
 def _higher(wall: Any, taken: Any) -> Any:
-    """Return a wall (NULL: none) that is nowhere below what is taken."""
+    """Return a wall (NULL: none) that is at least as high as `taken`."""
     return case((wall < taken, taken), else_=wall)
 
 

@@ -1,4 +1,4 @@
-"""What `budgets.sql` does, on SQLite: the same parts, inside one BEGIN IMMEDIATE transaction; there is one writer."""
+"""The SQLite version of `budgets.sql`: the same parts, inside one BEGIN IMMEDIATE transaction, with a single writer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OPEN, SETTLED, RELEASED, UNKNOWN = range(4)
 ADJUST = 4
 MARKS = (50, 80, 100)
 GRACE_SECONDS = 10.0
-"""How long a step that was woken keeps its claim on the room that it was woken for."""
+"""How long a woken step keeps its claim on the room for which it was woken."""
 _ROOM = (
     "(usd_limit IS NULL OR usd_limit - usd_spent - usd_overrun - usd_reserved - :usd_first >= :usd)"
     " AND (token_limit IS NULL"
@@ -31,7 +31,7 @@ Key = tuple[int, int, int]
 def reserve(
     db: sqlite3.Connection, key: Key, path: Sequence[int], usd: int, tokens: int, max_tokens: int
 ) -> tuple[Any, ...]:
-    """Return the row that `gorgon_exchange` returns for a call, without its place."""
+    """Return the row that `gorgon_exchange` returns for a call, without `place`."""
     made = db.execute(
         "INSERT INTO reservations (step_id, token, ordinal, at, state, usd, tokens, max_tokens, accounts)"
         " VALUES (?, ?, ?, gorgon_now(0), 0, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -74,7 +74,7 @@ def reserve(
 
 
 def claimed(db: sqlite3.Connection, period: int, step: int) -> tuple[int, int]:
-    """Return what `gorgon_claimed` returns, (0, 0) where nobody waits."""
+    """Return what `gorgon_claimed` returns; (0, 0) if no step waits."""
     usd, tokens = db.execute(
         "SELECT coalesce(sum(w.usd), 0), coalesce(sum(w.tokens), 0)"
         " FROM budget_waits w JOIN steps s ON s.id = w.step_id JOIN budget_periods b ON b.id = w.period_id"
@@ -125,7 +125,7 @@ def _amounts(fact: Mapping[str, Any], usd: int, tokens: int) -> tuple[int, int]:
 
 
 def _change(held: int, now: int, was: int) -> tuple[int, int, int]:
-    """Return what becomes of (reserved, spent, overrun)."""
+    """Return the changes of (reserved, spent, overrun)."""
     if was == UNKNOWN:
         return 0, min(now, held) - held, max(now - held, 0)
     return -held, min(now, held), max(now - held, 0)
@@ -199,7 +199,7 @@ def make_room(db: sqlite3.Connection, period: int) -> None:
             token_sum += needed_tokens
             wakes = fits(usd_sum, token_sum)
         else:
-            wakes = not patient  # to be refused
+            wakes = not patient  # only to be refused
         if wakes and not woken:
             db.execute(
                 "UPDATE budget_waits SET woken = 1, until = gorgon_now(?) WHERE step_id = ?", (GRACE_SECONDS, step)

@@ -1,7 +1,7 @@
-"""Concurrency keys: which runs hold a key, which wait for it, and whose turn it is.
+"""Concurrency keys: which runs hold a key, which wait for it, and which are next.
 
-Locks are taken in this order: a run that ends, its key, then runs that wait for that key.  Whoever has a key locked
-never waits for a run that holds it, so that nobody can block each other.  On SQLite the one writer is lock enough.
+Lock order: a run that ends, then its key, then the runs that wait for that key.  A transaction that has locked a key
+never waits for a run that holds it, so there can be no deadlock.  On SQLite, the single writer makes locks unnecessary.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _places = concurrency_places.c
 
 
 class Place(IntEnum):
-    """What a run is at its key.  The numbers are what the database stores."""
+    """A run's position at its key.  The numbers are stored in the database."""
 
     WAITS = 0  # none of its steps may be claimed
-    OWED = 1  # it holds the key; the sweep of its home owes its first steps their messages
+    OWED = 1  # it holds the key; the sweep of its home still has to send the messages of its first steps
     HOLDS = 2
 
 
-# Coming in
+# Entering
 
 
 def lock(connection: Connection, new: NewRun, hold: Hold) -> int:
-    """Lock the key that a new run asks for, made where nobody has it; return its number."""
+    """Lock the key that a new run asks for, creating it if necessary; return its id."""
     dialect: Any = sqlite if connection.dialect.name == "sqlite" else postgresql
     values = {
         "org_id": new.org,
@@ -56,7 +56,7 @@ def lock(connection: Connection, new: NewRun, hold: Hold) -> int:
         "digest": hashlib.sha256(hold.key.encode("utf-8", "replace")).hexdigest(),
         "shown": shown(hold.key),
     }
-    # An update that changes nothing: it locks the row, and waits for whoever makes or deletes it now.
+    # An update that changes nothing: it locks the row, and waits for a transaction that is creating or deleting it.
     entered = (
         dialect.insert(concurrency_keys)
         .values(values)
@@ -66,15 +66,15 @@ def lock(connection: Connection, new: NewRun, hold: Hold) -> int:
 
 
 def shown(key: str) -> str:
-    """Return the beginning of a key, as it is stored to be shown."""
+    """Return the beginning of a key, the part that is stored for display."""
     text = encoding.clean(key) or ""
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def enter(connection: Connection, key: int, new: NewRun, hold: Hold) -> Place:
-    """Decide what becomes of a new run; the key is locked.
+    """Decide where a new run stands at its key, which is locked.
 
-    Runs that wait and that the new one supersedes are ended.  Raises KeyTaken where it may not wait.
+    Ends waiting runs that the new one supersedes.  Raises KeyTaken if the run may not wait.
     """
     members = _members(connection, key)
     holding = [member for member in members if member.state != Place.WAITS]
@@ -113,7 +113,7 @@ def _named(member: Any) -> str:
 
 
 def settle_in(connection: Connection, run: int, key: int, place: Place, hold: Hold, timeout: float | None) -> None:
-    """Give a new run its place."""
+    """Store the place of a new run."""
     connection.execute(
         insert(concurrency_places).values(
             run_id=run,
@@ -127,7 +127,7 @@ def settle_in(connection: Connection, run: int, key: int, place: Place, hold: Ho
 
 
 def _members(connection: Connection, key: int) -> Sequence[Any]:
-    """Return the unfinished runs of a key in the order in which they came."""
+    """Return the unfinished runs of a key in order of arrival."""
     return connection.execute(_MEMBERS.where(_places.key_id == key).order_by(_places.run_id)).all()
 
 
@@ -150,7 +150,7 @@ _MEMBERS = select(
 
 
 def _evicted(members: Sequence[Any]) -> list[int]:
-    """Return the runs that have to be cancelled for a waiting one with `cancel_running`, the oldest first."""
+    """Return the runs that have to be cancelled for a waiting run with `cancel_running`, oldest first."""
     waiting = [member for member in members if member.state == Place.WAITS]
     wants = [place for place, member in enumerate(waiting, 1) if member.on_conflict == CANCEL_RUNNING]
     if not wants:
@@ -162,30 +162,30 @@ def _evicted(members: Sequence[Any]) -> list[int]:
 
 
 def admission(connection: Connection, run: int) -> Admission:
-    """Return whether a run may start, and which runs have to be cancelled for it."""
+    """Return whether a run may start, and which runs have to be cancelled before it can."""
     own = connection.execute(select(_places.key_id, _places.state).where(_places.run_id == run)).first()
     if own is None or own.state != Place.WAITS:
         return Admission(own is None or own.state == Place.HOLDS, ())
     return Admission(False, _evicted(_members(connection, own.key_id)))
 
 
-# Going out
+# Leaving
 
 
 def waits(connection: Connection, run: int) -> bool:
-    """Tell whether a run waits for its key.  With the run locked it stays so."""
+    """Return whether a run waits for its key.  While the run is locked, this does not change."""
     return connection.scalar(select(_places.state).where(_places.run_id == run)) == Place.WAITS
 
 
 def end_waiting(connection: Connection, run: int, why: str) -> None:
-    """End a run that waits for its key: none of its steps has begun, so nothing has to be finished."""
+    """End a run that waits for its key.  None of its steps has begun, so there is nothing to finish."""
     ended = connection.execute(
         update(runs)
         .where(runs.c.id == run, runs.c.status == int(RunStatus.QUEUED), runs.c.active.is_(False))
         .values(status=int(RunStatus.CANCELLED), cancelled=True, finished_at=db_now())
     )
     if not ended.rowcount:
-        return  # somebody else was faster
+        return  # another transaction was faster
     low, high = step_id(run, 0), step_id(run + 1, 0)
     tell_cancelled(connection, run)
     connection.execute(
@@ -199,7 +199,7 @@ def end_waiting(connection: Connection, run: int, why: str) -> None:
 
 
 def release(connection: Connection, run: int, key: int | None, *, home: str | None, lost: float) -> list[Head]:
-    """A run has ended, in this transaction: whoever waited for its key may have it.  See `promote`."""
+    """Release the key of a run that ends in this transaction; waiting runs may take it.  See `promote`."""
     if key is None:
         return []
     state = connection.scalar(select(_places.state).where(_places.run_id == run))
@@ -216,10 +216,10 @@ def _lock(connection: Connection, key: int) -> None:
 
 
 def promote(connection: Connection, key: int, *, home: str | None, lost: float) -> list[Head]:
-    """Let those that wait for a key have it as far as there is room, first come, first served.  The key is locked.
+    """Give a key to the runs that wait for it while there is room, first come, first served.  The key is locked.
 
-    Returns the first steps of those of `home`, which are owed a message; others' are published by the sweep of theirs.
-    `lost`: seconds after which a message counts as lost.
+    Returns the first steps of those in `home`, which are owed a message.  For runs of other homes, their own sweep
+    sends the messages.  `lost`: seconds after which a message counts as lost.
     """
     holding = connection.scalar(select(func.count()).where(_places.key_id == key, _places.state != int(Place.WAITS)))
     heads: list[Head] = []
@@ -241,7 +241,7 @@ def promote(connection: Connection, key: int, *, home: str | None, lost: float) 
             .returning(runs.c.home)
         ).first()
         if started is None:
-            continue  # it is being ended: its place goes with it
+            continue  # it is being ended, and its place will be deleted
         holding = int(holding or 0) + 1
         here = started.home == home
         state = Place.HOLDS if here else Place.OWED
@@ -272,7 +272,7 @@ def _heads(connection: Connection, run: int, lost: float) -> list[Head]:
 
 
 def turns(connection: Connection, *, home: str, target: str) -> list[Turn]:
-    """Return what a sweep of a home has to do for keys that somebody waits for."""
+    """Return the work of a home's sweep for the keys that runs wait for."""
     contested = select(_places.key_id).where(_places.state != int(Place.HOLDS))
     query = _MEMBERS.where(_places.key_id.in_(contested), runs.c.target == target)
     rows = connection.execute(query.order_by(_places.key_id, _places.run_id)).all()
@@ -294,7 +294,7 @@ def turns(connection: Connection, *, home: str, target: str) -> list[Turn]:
 
 
 def _ready(members: Sequence[Any], mine: set[int]) -> bool:
-    """Tell whether one of mine is owed its messages, or the first that waits could start."""
+    """Return whether a run of `mine` is owed its messages, or is the first in the queue and could start."""
     if any(member.state == Place.OWED and member.run_id in mine for member in members):
         return True
     waiting = [member for member in members if member.state == Place.WAITS]
@@ -302,7 +302,7 @@ def _ready(members: Sequence[Any], mine: set[int]) -> bool:
 
 
 def take_turn(connection: Connection, key: int, *, home: str, lost: float) -> list[Head]:
-    """Promote those whose turn it is, and return the first steps of all of `home` that are owed their messages."""
+    """Promote the runs whose turn it is; return all first steps of runs in `home` that are owed a message."""
     _lock(connection, key)
     heads = promote(connection, key, home=home, lost=lost)
     owed = select(_places.run_id).join(runs, runs.c.id == _places.run_id)
@@ -315,14 +315,14 @@ def take_turn(connection: Connection, key: int, *, home: str, lost: float) -> li
     return heads
 
 
-# Being looked at
+# Views
 
 
 def waits_for(connection: Connection, run: Any) -> dict[str, Any] | None:
-    """Return `{key, max, on_conflict, since, ahead, held_by, what}` of a run (its row) that waits for its key.
+    """Return `{key, max, on_conflict, since, ahead, held_by, what}` for a run (its row) that waits for its key.
 
-    `held_by`: `[{run_id, workflow, status, since, process_died}]`; `ahead`: runs that wait before it; `what` says it in
-    a sentence.  None where it does not wait.
+    `held_by`: `[{run_id, workflow, status, since, process_died}]`; `ahead`: number of runs that wait before it; `what`:
+    a sentence that explains the wait.  Returns None if the run does not wait.
     """
     if run.key_id is None or run.status != RunStatus.QUEUED:
         return None

@@ -1,4 +1,4 @@
-"""One engine a process, for SQLite and for PostgreSQL, and how a transaction begins on each."""
+"""One SQLAlchemy engine per process, for SQLite and PostgreSQL, and how a transaction begins on each."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from gorgon_common.persistence.tables import SQLITE_TIME
 
 BUSY_SECONDS = 10
 POOL_SECONDS = 10.0
-"""How long a thread waits for a connection that others have."""
+"""How long a thread waits for a connection from the pool."""
 
 
 class Database:
     """Connections and transactions.
 
-    `clock_offset` moves the database's clock on SQLite, in seconds: tests let leases run out with it.
-    `migrates`: statements may take as long as they like.
+    `clock_offset` shifts the database's clock on SQLite, in seconds, so that tests can let leases expire.  `migrates`:
+    statements have no time limit.
     """
 
     def __init__(self, url: str, *, pool_size: int = 8, migrates: bool = False) -> None:
@@ -52,9 +52,9 @@ class Database:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction that writes.  On SQLite writers of this process queue on a lock, others on BEGIN IMMEDIATE.
+        """A write transaction.  On SQLite, writers of this process queue on a lock, other processes on BEGIN IMMEDIATE.
 
-        Raises Unavailable where the database cannot be reached.
+        Raises Unavailable if the database cannot be reached.
         """
         alone = self._one if self.sqlite else contextlib.nullcontext()
         with translated(self.path), alone, self.engine.begin() as connection:
@@ -62,15 +62,15 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """One transaction that reads.  Keep it short: an open reader lets SQLite's WAL grow."""
+        """A read transaction.  Keep it short: an open reader lets SQLite's WAL grow."""
         with translated(self.path), self._reader.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
     def statements(self) -> Iterator[Connection]:
-        """Statements of which each is a transaction of its own: without BEGIN and COMMIT, which cost as much again.
+        """Statements that are each their own transaction.  This avoids BEGIN and COMMIT, which would double the cost.
 
-        Raises Unavailable where the database cannot be reached.
+        Raises Unavailable if the database cannot be reached.
         """
         if self.sqlite:
             with self.write() as connection:
@@ -81,7 +81,7 @@ class Database:
 
     @contextlib.contextmanager
     def report(self) -> Iterator[Connection]:
-        """One transaction that reads much, and may take long."""
+        """A read transaction for reports, which read a lot and may take long."""
         with self.read() as connection:
             if self.sqlite:
                 yield connection
@@ -95,14 +95,14 @@ class Database:
                 driver.reply_seconds = before
 
     def connect(self, *, options: str = "") -> postgres.Connection:
-        """Return a connection to PostgreSQL beside the pool, every statement a transaction.
+        """Return a connection to PostgreSQL outside the pool, on which every statement is its own transaction.
 
         Raises psycopg.OperationalError.
         """
         return postgres.connect(self.engine.url, options=options)
 
     def now(self) -> datetime:
-        """Return this process' clock plus the offset: what SQLite's `gorgon_now` says."""
+        """Return this process's clock plus the offset, like SQLite's `gorgon_now`."""
         return datetime.now(UTC) + timedelta(seconds=self.clock_offset)
 
     def close(self) -> None:
@@ -112,14 +112,14 @@ class Database:
 
 @contextlib.contextmanager
 def translated(path: str | None = None) -> Iterator[None]:
-    """Turn a database that cannot be reached into Unavailable, one that is damaged into ConfigurationError.
+    """Convert errors: Unavailable if the database cannot be reached, ConfigurationError if it is damaged.
 
     `path`: the file of a SQLite database.
     """
     try:
         yield
     except (DBAPIError, sqlite3.DatabaseError, psycopg.OperationalError) as error:
-        # The drivers' own come from the statements that go past SQLAlchemy (`tick`, COPY).
+        # Statements that bypass SQLAlchemy (`tick`, COPY) raise the drivers' own errors.
         known = sqlite_file.fault(error, path)
         if known is not None:
             raise known from error
@@ -167,15 +167,15 @@ def _postgres(url: URL, pool_size: int, *, migrates: bool) -> Engine:
     def _ask(connection: postgres.Connection, _record: Any, _proxy: Any) -> None:
         try:
             connection.ping()
-        except psycopg.Error as error:  # those beside it will be as dead
+        except psycopg.Error as error:  # the other connections are probably dead too
             raise InvalidatePoolError(str(error)) from error
 
     return engine
 
 
 def _sqlite(url: URL, database: Database, pool_size: int) -> Engine:
-    # isolation_level=None: sqlite3 never begins by itself.  autocommit=True would make commit() a no-op, and Python's
-    # default lost updates: "deferred" transactions that read first fail to upgrade.
+    # isolation_level=None: sqlite3 never begins a transaction by itself.  autocommit=True would make commit() a no-op.
+    # Python's default loses updates: a "deferred" transaction that reads first fails to upgrade to a write.
     arguments: dict[str, Any] = {"isolation_level": None, "timeout": BUSY_SECONDS, "check_same_thread": False}
     if hasattr(sqlite3, "LEGACY_TRANSACTION_CONTROL"):
         arguments["autocommit"] = sqlite3.LEGACY_TRANSACTION_CONTROL

@@ -1,4 +1,4 @@
-"""Which steps saw their workers die, and what that says of them; the judgement itself is `engine.poison`."""
+"""Records which steps saw their workers die.  `engine.poison` decides what follows from that."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from gorgon_common.persistence.live import chunks, now
 from gorgon_common.persistence.tables import db_now, step_deaths, workers
 
 _UNKNOWN = 1.0
-"""Nobody can say how likely it was: it counts only for a step that was alone."""
+"""The probability is unknown: the death counts only for a step that was the only one."""
 _WORKERS = 2000
 
 
 def enter(connection: Connection, owner: int | None, held: Sequence[Any], *, limit: int) -> dict[int, int]:
-    """Note that a worker died while it held these steps (id, token, due, crashes); return id → deaths to be stored.
+    """Record that a worker died while it held these steps (id, token, due, crashes); return id → deaths to be stored.
 
-    Where it held suspects, only they are blamed.  A worker that had retired did not die.
+    If it held suspects, only they are blamed.  The end of a worker that had retired is not a death.
     """
     worker = connection.execute(select(workers).where(workers.c.id == owner)).first()
     deaths = {row.id: int(row.crashes) for row in held}
@@ -52,7 +52,7 @@ def enter(connection: Connection, owner: int | None, held: Sequence[Any], *, lim
 
 
 def enter_broken(connection: Connection, step: int, token: int, why: str, *, limit: int) -> int:
-    """Note that the code of the worker broke while it ran a step, which is nobody else's doing; return its deaths."""
+    """Record that the worker's code broke while it ran a step; no other step is to blame.  Return its deaths."""
     known = _earlier(connection, [step]).get(step, [])
     _note(connection, step, token, None, 0.0, alone=True, why=why)
     return judge([*_deaths(known), Death(0.0)], limit).deaths
@@ -83,7 +83,7 @@ def _deaths(rows: Iterable[Any]) -> list[Death]:
 
 @dataclass(frozen=True, slots=True)
 class _Life:
-    """What is known of another worker: from when to when its lease held, and whether it died then."""
+    """The data about another worker: from when to when its lease was valid, and whether it died then."""
 
     id: int
     began: datetime
@@ -93,7 +93,7 @@ class _Life:
 
 @dataclass(frozen=True, slots=True)
 class _Around:
-    """The workers of the same home and target, to tell how often they die."""
+    """The workers of the same home and target, used to estimate how often workers die."""
 
     now: datetime
     lives: Sequence[_Life]
@@ -118,9 +118,10 @@ class _Around:
         )
 
     def chance(self, worker: Any, claimed: datetime, seen: Iterable[int | None]) -> float:
-        """Return how likely it was that an innocent step, claimed then, saw this worker die.
+        """Return the probability that an innocent step, claimed at that time, sees this worker die.
 
-        `seen`: the workers whose deaths the step has seen before; they say nothing of how often others die.
+        `seen`: the workers whose deaths the step has already seen; they are excluded, as they do not show how often
+        others die.
         """
         beat = worker.beat_at or worker.lease_until
         known_to = min(BEAT_SECONDS, max(0.0, (worker.lease_until - beat).total_seconds() / 3))

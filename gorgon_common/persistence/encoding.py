@@ -1,4 +1,4 @@
-"""How results become columns, the same for both databases."""
+"""Encodes results as columns, the same for both databases."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gorgon_common.masking import SECRETS
 from gorgon_common.persistence import budgets_sqlite
 
 INLINE_BYTES = 64 * 1024
-"""Outputs up to this size live in the checkpoint's row, larger ones in `blobs`."""
+"""Outputs up to this size are stored in the checkpoint's row, larger ones in `blobs`."""
 
 
 def dump(value: Any) -> str:
-    """Return JSON that both databases can store, secrets masked.
+    """Return JSON that both databases can store, with secrets masked.
 
-    NUL stays escaped, lone surrogates are replaced; a number that is not finite, which nothing should let through, is
-    null, so that one row cannot break whoever reads many.
+    NUL stays escaped, and lone surrogates are replaced.  A number that is not finite should never get here; it becomes
+    null, so that one row cannot break a query over many rows.
     """
     return _encodable(SECRETS.mask_json(strict_json.dumps(value, compact=True, default=str)))
 
@@ -34,7 +34,7 @@ def _encodable(text: str) -> str:
 
 
 def checkpoint(finish: Finish) -> dict[str, Any]:
-    """Return a finish as the short-keyed dict that `tick.sql` describes, times as datetimes."""
+    """Return a finish as the short-keyed dict described in `tick.sql`, with times as datetimes."""
     result = finish.result
     body = None if result.output is None else dump(result.output)
     large = body is not None and len(body) > INLINE_BYTES // 4 and len(body.encode()) > INLINE_BYTES
@@ -94,7 +94,7 @@ def calls(step: Claimed, finish_calls: Any, attempt: int, at: datetime) -> list[
 
 
 def settlements(step: Claimed, finish_calls: Any) -> list[dict[str, Any]]:
-    """Return what budgets learn of a step's calls: the short-keyed dicts that `budgets.sql` describes."""
+    """Return a step's calls for the budgets, as the short-keyed dicts described in `budgets.sql`."""
     return [
         {
             "i": step.id,
@@ -112,6 +112,6 @@ def settlements(step: Claimed, finish_calls: Any) -> list[dict[str, Any]]:
 def clean(text: str | None, most: int | None = None) -> str | None:
     """Return text with secrets masked, without NUL, which PostgreSQL cannot store, and without lone surrogates.
 
-    `most`: the characters that its column takes.  A reply may call its model by a name of any length.
+    `most`: the maximum number of characters of its column.  The model name in a reply may have any length.
     """
     return _encodable(SECRETS.mask(text).replace("\0", ""))[:most] if text else text

@@ -1,4 +1,4 @@
-"""Why a run or a step is where it is: what it waits for, what the money went to, how long each part took."""
+"""Explains the state of a run or step: what it waits for, what the money was spent on, how long each part took."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from gorgon_common.persistence.views import MICRO, Places
 from gorgon_common.workflow.plan import Kind, Plan
 
 SHOWN = 50
-"""The most steps that are told one by one; the rest is counted."""
+"""The maximum number of steps listed one by one; the rest are counted."""
 ROWS = 20_000
 
 _ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
@@ -47,18 +47,18 @@ _CLASSES = {
     **dict.fromkeys((*limits.DIMENSIONS, limits.RETRY_AFTER), "quota"),
     limits.UNREACHABLE: "limiter",
 }
-"""The reason that a wait is stored with → what people are told that it waits for."""
+"""Stored reason of a wait → the class shown to people."""
 
 
 class Explanations:
-    """Explains runs.  `plan_of` returns the plan of a hash."""
+    """Explains runs.  `plan_of` returns the plan with a given hash."""
 
     def __init__(self, database: Database, plan_of: Callable[[str], Plan]) -> None:
         self.database = database
         self.plan_of = plan_of
 
     def explain(self, public_id: str, step: str | None = None) -> dict[str, Any]:
-        """Return `{run_id, …, waiting, waiting_for, money, time}`, of the whole run or of the steps of one name.
+        """Return `{run_id, …, waiting, waiting_for, money, time}` for the whole run or for the steps with one name.
 
         The shape is described in docs/costs.md.  `step`: a name, or `name[3]` for one item.  Raises NotFound.
         """
@@ -114,7 +114,7 @@ class _Explanation:
         return self.connection.execute(query).all()
 
     def document(self, step: str | None) -> dict[str, Any]:
-        """Return the whole of it."""
+        """Return the whole document."""
         wanted = self._wanted(step)
         calls = [call for call in self._calls() if call.step_id & ROW_MASK in wanted]
         waits = concurrency.waits_for(self.connection, self.run)
@@ -157,7 +157,7 @@ class _Explanation:
         row = self.rows[key]
         if StepStatus(row.status) in FINISHED_STEP or RunStatus(self.run.status) in FINISHED_RUN:
             return False
-        # A composite that waits for its children has nothing to tell: they have.
+        # A composite that waits for its children needs no explanation of its own: its children have one.
         return not (row.status == StepStatus.WAITING and row.deps_left)
 
     def _wait(self, key: int) -> dict[str, Any]:
@@ -204,7 +204,7 @@ class _Explanation:
         }
 
     def _unfinished_before(self, key: int) -> list[int]:
-        """Return the rows that a pending one waits for."""
+        """Return the rows that a pending row waits for."""
         node = self.plan.nodes[self.rows[key].node]
         place = self._expansion(key)
         if place is None:
@@ -263,7 +263,7 @@ class _Explanation:
         }
 
     def _turn(self, row: Any, place: int, slots: int) -> str | None:
-        """Return when a step's turn comes, by how long such steps take."""
+        """Estimate when a step's turn comes, from the typical duration of such steps."""
         takes = self._typical(row.node)
         return None if takes is None else format_time(self.now + timedelta(seconds=takes * (place // slots + 1)))
 
@@ -291,7 +291,7 @@ class _Explanation:
         return {"workers": len(serving), "slots": sum(worker.slots for worker in serving), "busy": int(busy)}
 
     def _backlog(self, row: Any) -> int | None:
-        """Return how many steps are before one on the backlog, None where it is not there."""
+        """Return how many steps are ahead of this one on the backlog; None if it is not there."""
         mine = self.connection.execute(
             select(backlog.c.rank).where(backlog.c.queue == row.queue, backlog.c.step_id == row.id)
         ).first()
@@ -343,7 +343,7 @@ class _Explanation:
         return {**told, "why": _CLASSES.get(reason, "waiting")}
 
     def _budget(self, key: int) -> dict[str, Any] | None:
-        """Return the account that a step waits for, and what it needs of it."""
+        """Return the account that a step waits for, and the room that it needs."""
         row = self.connection.execute(
             select(budget_waits, budget_periods)
             .select_from(budget_waits.join(budget_periods, budget_periods.c.id == budget_waits.c.period_id))
@@ -374,7 +374,7 @@ class _Explanation:
         return format_time(self._ready_at(key))
 
     def _ready_at(self, key: int) -> datetime:
-        """Return when the last thing before a row had ended."""
+        """Return when the last predecessor of a row ended."""
         node = self.plan.nodes[self.rows[key].node]
         place = self._expansion(key)
         if place is None:
@@ -399,7 +399,7 @@ class _Explanation:
         return max(moments) if moments else self._ready_at(parent)
 
     def _typical(self, node: int) -> float | None:
-        """Return how many seconds such a step took in past runs, None where nothing is known."""
+        """Return how many seconds such a step took in past runs; None if that is unknown."""
         known = self.history.steps.get(self.plan.nodes[node].id)
         values = [] if known is None else known.seconds or known.took
         return median(values) if values else None
@@ -411,7 +411,7 @@ class _Explanation:
             return None
         return max(self.now, self._ready_at(key) + timedelta(seconds=takes))
 
-    # What the money went to
+    # What the money was spent on
 
     def _calls(self) -> Sequence[Any]:
         return self.connection.execute(
@@ -446,7 +446,7 @@ class _Explanation:
         }
 
     def _adopted(self, wanted: set[int]) -> dict[str, Any]:
-        """Return the steps whose work an earlier run had paid for, and what that had cost there."""
+        """Return the steps whose work was paid for by an earlier run, and what it cost there."""
         sources = {key: self.details[key]["adopted_from"] for key in wanted if "adopted_from" in self.details[key]}
         costs: list[dict[str, Any]] = []
         ids = list(sources.values())
@@ -478,7 +478,9 @@ class _Explanation:
         }
 
     def _took(self, key: int, calls: Sequence[Any]) -> dict[str, Any] | None:
-        """Return how a finished step's time was spent: in queues, in calls, between them (retries, waits, the rest)."""
+        """Return how a finished step's time was spent: in queues, in calls, and between them (retries, waits, the
+        rest).
+        """
         row = self.rows[key]
         node = self.plan.nodes[row.node]
         if row.finished_at is None or row.started_at is None or row.status == StepStatus.SKIPPED or node.bodies:
@@ -500,10 +502,10 @@ class _Explanation:
 
 
 def _kinds(calls: Sequence[Any]) -> list[str]:
-    """Return what each call was for, calls in the order of step, claim and ordinal.
+    """Return the purpose of each call.  The calls are ordered by step, claim and ordinal.
 
-    `work`: the call that the step is there for.  `repair`: it followed a reply that missed its schema.  `retry`: an
-    earlier attempt had failed.  `fallback`: another model, after the first one had failed.  `refused`: a 429.
+    `work`: the step's main call.  `repair`: follows a reply that did not match its schema.  `retry`: follows a failed
+    attempt.  `fallback`: uses another model, because the first one failed.  `refused`: a 429.
     """
     found = []
     before: Any = None
@@ -541,7 +543,7 @@ def _call(call: Any, kind: str) -> dict[str, Any]:
 
 
 def _sum(calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the sum of calls in exact micro-dollars; None as soon as one of them is unknown."""
+    """Return the sum of calls in exact micro-dollars; None if any of them is unknown."""
     known = sum(round(call["cost_usd"] * MICRO) for call in calls if call["cost_usd"] is not None) / MICRO
     unpriced = sum(call["cost_usd"] is None for call in calls)
     return {"cost_usd": None if unpriced else known, "known_cost_usd": known, "unpriced_calls": unpriced}
@@ -556,7 +558,7 @@ def _time(moment: datetime | None) -> str | None:
 
 
 def _of_the_run(entry: dict[str, Any], waits: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what a step waits for where the whole run waits for its concurrency key."""
+    """Return what a step waits for when the whole run waits for its concurrency key."""
     if waits is None or entry["why"] != "paused":
         return entry
     return {**entry, "why": "key", "what": "it starts when the run holds its concurrency key", "since": waits["since"]}

@@ -1,7 +1,8 @@
-"""The SQL functions on PostgreSQL: one repeatable step of every upgrade, known by the hash of its text.
+"""The SQL functions on PostgreSQL: a repeatable step of every upgrade, identified by the hash of their text.
 
-A migration belongs to a revision and runs once; a function is replaced whenever its text has changed.  The hash is kept
-as the comment of `gorgon_tick`, so that `gorgon db upgrade` and the check at each start know which text is installed.
+A migration belongs to a revision and runs once; the functions are replaced whenever their text has changed.  The hash
+is kept as the comment of `gorgon_tick`.  `gorgon db upgrade` and the check at each start read it to find out which text
+is installed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def digest() -> str:
 
 
 def installed(connection: Connection) -> str | None:
-    """Return the hash of the functions that the database has, None where it has none or does not say."""
+    """Return the hash of the functions installed in the database; None if there are none or they have no hash."""
     query = (
         "SELECT obj_description(oid, 'pg_proc') FROM pg_proc"
         " WHERE proname = 'gorgon_tick' AND pronamespace = current_schema()::regnamespace"
@@ -39,14 +40,14 @@ def installed(connection: Connection) -> str | None:
 
 
 def install(connection: Connection) -> None:
-    """Replace the functions of the database by those of this version, whatever their signatures were."""
+    """Replace the database's functions with those of this version, whatever their signatures were."""
     remove(connection)
     connection.exec_driver_sql(source().replace("%", "%%"))
     connection.exec_driver_sql(f"COMMENT ON FUNCTION gorgon_tick IS '{digest()}'")
 
 
 def remove(connection: Connection) -> None:
-    """Drop the functions of the database: a migration may then change what they depend on."""
+    """Drop the database's functions, so that a migration can change what they depend on."""
     ours = text(
         "SELECT oid::regprocedure::text FROM pg_proc"
         " WHERE proname LIKE 'gorgon\\_%' AND pronamespace = current_schema()::regnamespace"

@@ -1,4 +1,4 @@
-"""Reads what past runs tell about the next one."""
+"""Reads what past runs say about the next one."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from gorgon_common.persistence.tables import checkpoints, expansions, ledger, ru
 from gorgon_common.workflow.plan import Plan
 
 RUNS = 20
-"""Past runs of the workflow that are looked at, newest first."""
+"""The number of past runs of the workflow to read, newest first."""
 ROWS = 2_000
-"""Rows of one run that are looked at: more of the same say little."""
+"""The number of rows of one run to read; more rows of the same run add little."""
 SIMILAR_CALLS = 1_000
-"""Newest calls of any workflow that are looked at."""
+"""The number of calls of any workflow to read, newest first."""
 
 _UNCOUNTED = frozenset({"rate_limited", "cancelled", "unknown"})
-"""Outcomes of calls that are no work."""
+"""Outcomes of calls that did no work."""
 
 
 def read_history(database: Database, plan_of: Callable[[str], Plan], *, workflow: str, target: str) -> History:
-    """Return what finished runs of a workflow on a target (live, sandbox) tell, and recent calls of other workflows."""
+    """Return data from finished runs of a workflow on a target (live, sandbox), and from recent calls of other
+    workflows.
+    """
     with database.report() as connection:
         past = connection.execute(
             select(runs.c.id, runs.c.plan_hash, runs.c.status, runs.c.started_at, runs.c.finished_at)
@@ -101,7 +103,7 @@ def _run(connection: Connection, number: int, plan: Plan, found: dict[str, StepH
 
 
 def _expanded(connection: Connection, plan: Plan, low: int, high: int, of: Callable[[int], StepHistory]) -> None:
-    """Note how many items maps had, and how many rounds loops."""
+    """Record how many items each map had, and how many rounds each loop."""
     query = (
         select(expansions.c.step_id, expansions.c.phase, expansions.c.count, expansions.c.reduce, steps.c.node)
         .select_from(expansions.join(steps, steps.c.id == expansions.c.step_id))

@@ -1,6 +1,6 @@
-"""The calls of this process that no budget counts: where one is set while they are under way, they are reserved on it.
+"""The calls of this process that no budget counts.  If a budget is set while they run, they are reserved on it.
 
-A call costs two changes of a dictionary; while there are such calls, one query twice a second looks for new budgets.
+A call costs two changes of a dictionary.  While there are such calls, one query twice a second looks for new budgets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gorgon_common.errors import GorgonError
 from gorgon_common.logs import get_logger
 
 LOOK_SECONDS = 0.4
-"""Whoever sets a budget waits longer than that."""
+"""Setting a budget waits longer than this."""
 
 Key = tuple[int, int, int]
 log = get_logger(__name__)
@@ -22,20 +22,20 @@ log = get_logger(__name__)
 
 @dataclass(slots=True)
 class Call:
-    """A call under way.  `bound()` is (micro-dollars, tokens, longest reply).  `held`: something is reserved for it."""
+    """A call in flight.  `bound()` is (micro-dollars, tokens, longest reply).  `held`: an amount is reserved for it."""
 
     key: Key
     info: RunInfo
     bound: Callable[[], tuple[int, int, int]]
     held: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
-    """Held while it is reserved for: a settlement before its reservation would be lost."""
+    """Held while a reservation is made: a settlement posted before its reservation would be lost."""
 
 
 class InFlight:
-    """Thread-safe.  `hold` reserves for a call on the budgets that count it by now; tells whether there are any.
+    """Thread-safe.  `hold` reserves for a call on the budgets that count it now; it returns whether there are any.
 
-    No call waits for the database because of this, but one that ends while it is reserved for.
+    No call waits for the database because of this, except one that ends during its own reservation.
     """
 
     def __init__(self, hold: Callable[[Call], bool]) -> None:
@@ -47,7 +47,7 @@ class InFlight:
         self._thread: threading.Thread | None = None
 
     def note(self, call: Call) -> None:
-        """A call begins."""
+        """Record that a call begins."""
         self._calls[call.key] = call
         self._some.set()
         if self._thread is None:
@@ -57,7 +57,7 @@ class InFlight:
                     self._thread.start()
 
     def over(self, key: Key) -> bool:
-        """A call is over; returns whether something is held for it."""
+        """Record that a call has ended; return whether an amount is reserved for it."""
         call = self._calls.pop(key, None)
         if call is None:
             return False
@@ -79,11 +79,11 @@ class InFlight:
             self.look()
             if not self._calls:
                 self._some.clear()
-                if self._calls or self._closed.is_set():  # one came between the two
+                if self._calls or self._closed.is_set():  # a call was noted between these two statements
                     self._some.set()
 
     def look(self) -> None:
-        """Reserve for the calls that a budget counts by now."""
+        """Reserve for the noted calls that a budget now counts."""
         for call in list(self._calls.values()):
             with call.lock:
                 if call.held or call.key not in self._calls:

@@ -1,4 +1,4 @@
-"""The journal of a run: one line for each thing that has happened."""
+"""The journal of a run: one entry per event."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tell(
     message: str | None,
     data: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a line; `data` is for machines."""
+    """Write an entry; `data` is for machines."""
     body = None if data is None else encoding.dump(data)
     connection.execute(
         insert(events).values(run_id=run, row=row, kind=kind, message=encoding.clean(message), data=body, at=db_now())
@@ -29,7 +29,7 @@ def tell(
 
 
 def tell_cancelled(connection: Connection, run: int) -> None:
-    """Write a line for each step of a run that has not ended; they are about to be cancelled."""
+    """Write an entry for each unfinished step of a run; these steps are about to be cancelled."""
     left = select(literal(run, BigInteger), steps.c.id.op("&")(ROW_MASK), literal("step.cancelled"), db_now()).where(
         steps.c.id >= step_id(run, 0),
         steps.c.id < step_id(run + 1, 0),

@@ -1,4 +1,4 @@
-"""What the limiter keeps in the database: its state where there is no Redis, and the limits that people have set."""
+"""The limiter's tables in the database: its state if there is no Redis, and the limits set by people."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Value = TypeVar("Value")
 
 
 class LimitStates:
-    """Documents by key, changed in one transaction: `ratelimit.stored.Documents`."""
+    """Documents by key, changed in one transaction: implements `ratelimit.stored.Documents`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def change(self, keys: Sequence[str], work: Callable[[list[Any], float], Value]) -> Value:
-        """Call `work(documents, now)` in one transaction and store what it leaves in the list.  Raises Unavailable.
+        """Call `work(documents, now)` in one transaction, then store the list as `work` left it.  Raises Unavailable.
 
         A document that does not exist is None.  `now`: seconds since 1970 by the database's clock.
         """
@@ -47,7 +47,7 @@ class LimitStates:
             return list(connection.scalars(select(limit_states.c.key).order_by(limit_states.c.key)))
 
     def _locked(self, connection: Connection, keys: Sequence[str]) -> dict[str, str]:
-        if not self._database.sqlite:  # where the transaction itself is the lock
+        if not self._database.sqlite:  # on SQLite, the transaction itself is the lock
             rows = [{"key": key, "body": ""} for key in sorted(keys)]
             connection.execute(self._insert().values(rows).on_conflict_do_nothing())
         query = select(limit_states.c.key, limit_states.c.body).where(limit_states.c.key.in_(keys))
@@ -65,20 +65,20 @@ class LimitStates:
 
 
 class LimitRules:
-    """What `gorgon limits set` has stored."""
+    """The limits stored by `gorgon limits set`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def all(self) -> list[tuple[str, str, dict[str, float]]]:
-        """Return (provider, model pattern, limits), the one set last first.  Raises Unavailable."""
+        """Return (provider, model pattern, limits), most recently set first.  Raises Unavailable."""
         query = select(limit_rules.c.provider, limit_rules.c.model, limit_rules.c.body)
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(limit_rules.c.at.desc(), limit_rules.c.model)).all()
         return [(provider, model, json.loads(body)) for provider, model, body in rows]
 
     def set(self, provider: str, model: str, values: Mapping[str, float]) -> None:
-        """Set limits for a pattern; what is not named stays as it was.  Raises Unavailable."""
+        """Set limits for a pattern; limits that are not named keep their values.  Raises Unavailable."""
         with self._database.write() as connection:
             row = (limit_rules.c.provider == provider) & (limit_rules.c.model == model)
             known = connection.scalar(select(limit_rules.c.body).where(row))
@@ -87,7 +87,7 @@ class LimitRules:
             connection.execute(limit_rules.insert().values(provider=provider, model=model, body=body, at=db_now()))
 
     def clear(self, provider: str, model: str) -> bool:
-        """Forget the limits of a pattern; returns whether there were any.  Raises Unavailable."""
+        """Delete the limits of a pattern; returns whether there were any.  Raises Unavailable."""
         with self._database.write() as connection:
             row = (limit_rules.c.provider == provider) & (limit_rules.c.model == model)
             return bool(connection.execute(delete(limit_rules).where(row)).rowcount)

@@ -1,4 +1,4 @@
-"""Runs that have not ended, and their steps: what the parts of the store ask alike."""
+"""Queries shared by parts of the store: runs that have not ended, and their steps."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gorgon_common.persistence.tables import SQLITE_TIME, db_now, runs, steps, w
 Item = TypeVar("Item")
 
 LOST_SECONDS = 5.0
-"""A message that nobody has claimed for this long may be lost; the sweep finds out."""
+"""A message that no worker has claimed for this long may be lost; the sweep checks."""
 CHUNK = 500
-"""Ids in one `IN (…)`: SQLite takes 32,766 parameters, and plans stay small."""
+"""Ids in one `IN (…)`: SQLite allows 32,766 parameters, and plans stay small."""
 LIVE = (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FINISHING)
 
 
@@ -51,13 +51,13 @@ def is_live(home: str, target: str | None = None) -> Any:
 
 
 def orphaned() -> Any:
-    """Return the condition that a run belongs to one process, and that has died."""
+    """Return the condition that a run belongs to a single process, which has died."""
     alive = select(literal(1)).where(workers.c.home == runs.c.home, workers.c.lease_until > db_now())
     return and_(runs.c.home != "", ~alive.exists())
 
 
 def lives(owner: int) -> Any:
-    """Return the condition that a worker may claim: its lease holds.  It goes into the statement that claims."""
+    """Return the condition that a worker's lease is valid, so that it may claim.  Use it in the claiming statement."""
     held = select(literal(1)).where(
         workers.c.id == owner, workers.c.reaped.is_(False), workers.c.lease_until > db_now()
     )

@@ -1,7 +1,7 @@
-"""Calls that died with their worker: nobody knows whether they were made, nor what they cost.
+"""Calls that were lost with their worker: it is unknown whether they were made, and what they cost.
 
-Each gets a row in the ledger with the outcome `unknown`, so that reports never state less than the bill.  Whatever is
-finished in a claim is stored before its next call begins, so there is at most one such call for each claim.
+Each gets a row in the ledger with the outcome `unknown`, so that reports never state less than the bill.  A finished
+call is stored before the next call of its claim begins, so each claim loses at most one call.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.plan import Kind
 
 UNKNOWN = "unknown"
-"""The outcome of a call that nobody came back from."""
+"""The outcome of a call whose result never arrived."""
 
 
 def store_calls(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-    """Store calls in the ledger, each once.  One that was taken for lost is told by whoever made it after all."""
+    """Store calls in the ledger, each once.  A call that was presumed lost is updated if its result arrives."""
     if not rows:
         return
     dialect: Any = sqlite if connection.dialect.name == "sqlite" else postgresql
@@ -44,7 +44,7 @@ def store_calls(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def enter(connection: Connection, claims: Sequence[Any]) -> None:
-    """Enter the calls that claims (id, token, node, attempt) of a dead worker may have been making."""
+    """Enter in the ledger the calls that claims (id, token, node, attempt) of a dead worker may have been making."""
     for part in chunks(claims):
         nodes = _nodes(connection, part)
         ids = [row.id for row in part]
@@ -71,7 +71,7 @@ def _by_claim(connection: Connection, table: Any, ids: Sequence[int]) -> dict[tu
 
 
 def _nodes(connection: Connection, claims: Sequence[Any]) -> dict[int, list[dict[str, Any]]]:
-    """Return run → the nodes of its plan, as they are stored."""
+    """Return run → the nodes of its plan, in their stored form."""
     query = (
         select(runs.c.id, plans.c.hash, plans.c.body)
         .select_from(runs.join(plans, plans.c.hash == runs.c.plan_hash))
@@ -106,7 +106,7 @@ def _enter(connection: Connection, row: Any, spec: dict[str, Any], ordinal: int)
 
 
 def _model(spec: dict[str, Any]) -> tuple[str, str]:
-    """Return the provider and the model that a step asks first."""
+    """Return the provider and the model that a step calls first."""
     provider, _, name = str((spec.get("models") or [f"{spec.get('provider')}:{spec.get('model') or ''}"])[0]).partition(
         ":"
     )

@@ -1,4 +1,4 @@
-"""Bring a database to the tables of this version: Alembic's migrations, with a short way for a new SQLite file."""
+"""Migrates a database to this version's tables with Alembic; a new SQLite file takes a shortcut."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.tables import metadata
 
 HEAD = "0012"
-"""The newest migration; a test holds it against the files."""
+"""The newest migration; a test compares it with the files."""
 _LOCK = 0x676F7267
 
 _version = table("alembic_version", column("version_num"))
 
 
 def current(database: Database) -> str | None:
-    """Return the migration that the database is at, None where it is empty."""
+    """Return the current migration of the database; None if it is empty."""
     with database.read() as connection:
         if not inspect(connection).has_table("alembic_version"):
             return None
@@ -30,7 +30,7 @@ def current(database: Database) -> str | None:
 
 
 def upgrade(url: str) -> str:
-    """Migrate to HEAD; returns where it was before (`` for an empty database).  Safe to call again."""
+    """Migrate to HEAD; returns the previous migration (`` for an empty database).  Idempotent."""
     database = Database(url, pool_size=1, migrates=True)
     try:
         before = current(database)
@@ -46,7 +46,7 @@ def upgrade(url: str) -> str:
 
 
 def check(database: Database) -> None:
-    """Raise ConfigurationError where the database is not at this version."""
+    """Raise ConfigurationError if the database is not at this version."""
     found = current(database)
     if found != HEAD:
         raise ConfigurationError(
@@ -67,7 +67,7 @@ def _functions_fit(database: Database) -> bool:
 
 
 def _create(database: Database) -> None:
-    """A new SQLite file gets the tables as they are: importing Alembic takes longer than all the rest of a start."""
+    """Create the current tables in a new SQLite file: importing Alembic takes longer than the rest of a start."""
     with database.write() as connection:
         if inspect(connection).has_table("alembic_version"):
             return  # another process was faster
@@ -81,7 +81,7 @@ def _alembic(database: Database, verb: str, target: str = "head") -> None:
     config = load("alembic.config:Config")()
     config.set_main_option("script_location", str(resources.files("gorgon_common.persistence").joinpath("migrations")))
     with database.write() as connection:
-        if not database.sqlite:  # where BEGIN IMMEDIATE does it: of two at once, the second finds nothing left to do
+        if not database.sqlite:  # on SQLite, BEGIN IMMEDIATE serializes upgrades; the second finds nothing to do
             connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
         config.attributes["connection"] = connection
         if database.sqlite:

@@ -1,8 +1,8 @@
-"""`limits.max_parallel` of a run: how many of its slow steps are under way, and which ones wait until fewer are.
+"""`limits.max_parallel` of a run: counts its slow steps in progress, and keeps the others waiting.
 
-The count is made where such steps are claimed, with the run's row of `run_slots` locked: it remembers who was claimed
-last, and looks which of them are still running.  So whatever ends, parks or loses a step has nothing to tell here; what
-waits goes on with the next claim in the run, or with the sweep.
+The count is made when such a step is claimed, with the run's row in `run_slots` locked.  That row lists the steps that
+were claimed last; those still running are counted.  Code that ends, parks or loses a step therefore has nothing to
+update here.  A waiting step continues with the next claim in the run, or with the sweep.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def open_slots(connection: Connection, run: int) -> None:
 
 
 def close_slots(connection: Connection, run: int) -> None:
-    """The run has ended."""
+    """Delete the rows of a run that has ended."""
     connection.execute(delete(held_steps).where(held_steps.c.run_id == run))
     connection.execute(delete(run_slots).where(run_slots.c.run_id == run))
 
@@ -44,12 +44,12 @@ def admit(
     suspects: bool,
     lost: float,
 ) -> Admitted:
-    """Claim ready steps of a run for which it has room: those that wait, and `ids`, in the order of their rows.
+    """Claim ready steps of a run while it has room: the waiting steps and `ids`, in the order of their rows.
 
-    `follows` have just become ready: members of a fan-out among them are to be sent together, the others are claimed
-    as `ids` are.  `worker` takes those of its queues while it has `free` slots; the others for which there is room are
-    owed a message, and the rest waits.  `worker` None: nobody takes any.  `lost`: seconds after which a message counts
-    as lost.
+    `follows` have just become ready.  Members of a fan-out among them are sent together; the others are claimed like
+    `ids`.  `worker` takes steps of its own queues while it has `free` slots.  Other steps for which there is room are
+    owed a message, and the rest wait.  With `worker` None, no step is taken.  `lost`: seconds after which a message
+    counts as lost.
     """
     query = select(run_slots.c.holders, runs.c.max_parallel, runs.c.target, runs.c.home).join(
         runs, runs.c.id == run_slots.c.run_id
@@ -85,7 +85,7 @@ def admit(
             sent.append(step.id)
     made.held = _hold(connection, run, made.held)
     made.mine = _claim(connection, worker, mine)
-    if len(made.mine) < len(mine):  # its lease has run out in this moment: somebody else may take them
+    if len(made.mine) < len(mine):  # its lease has just expired: another worker may take them
         taken = {step.id for step in made.mine}
         sent += [key for key in mine if key not in taken]
         mine = [key for key in mine if key in taken]
@@ -111,10 +111,10 @@ def _with_status(connection: Connection, ids: Sequence[int], status: StepStatus)
 
 
 def _ready(connection: Connection, ids: Sequence[int]) -> list[Any]:
-    """Lock the ready ones of the steps.
+    """Lock those of the steps that are ready.
 
-    One that is locked is left out: whoever has it counts it next, cancels it, or knows that its message is late.  To
-    wait for it with the run's slots locked would let two wait for each other.
+    Locked rows are skipped: the transaction that holds the lock will count the step next, cancel it, or has found that
+    its message is late.  Waiting for the lock while holding the lock on the run's slots could deadlock.
     """
     found: list[Any] = []
     for part in chunks(ids):
@@ -128,7 +128,7 @@ def _ready(connection: Connection, ids: Sequence[int]) -> list[Any]:
 
 
 def _hold(connection: Connection, run: int, ids: Sequence[int]) -> list[int]:
-    """Let steps wait: no message of theirs can get lost any more."""
+    """Let steps wait.  They have no message any more that could get lost."""
     dialect: Any = sqlite if connection.dialect.name == "sqlite" else postgresql
     for part in chunks(ids):
         rows = [{"run_id": run, "step_id": key} for key in part]
@@ -176,7 +176,7 @@ def _owe(connection: Connection, ids: Sequence[int], lost: float) -> list[Head]:
 
 
 def waiting_runs(connection: Connection, *, home: str, target: str) -> list[int]:
-    """Return the unfinished runs of a home that have steps waiting here."""
+    """Return the unfinished runs of a home that have steps waiting for `max_parallel`."""
     query = select(runs.c.id).where(
         runs.c.status.in_([int(RunStatus.RUNNING), int(RunStatus.QUEUED), int(RunStatus.FINISHING)]),
         runs.c.max_parallel.is_not(None),
@@ -189,5 +189,5 @@ def waiting_runs(connection: Connection, *, home: str, target: str) -> list[int]
 
 
 def held(connection: Connection, run: int) -> set[int]:
-    """Return the steps of a run that wait until fewer of it are under way."""
+    """Return the steps of a run that wait until fewer of its steps are in progress."""
     return set(connection.scalars(select(held_steps.c.step_id).where(held_steps.c.run_id == run)))

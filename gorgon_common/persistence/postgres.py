@@ -1,13 +1,13 @@
-"""Connections to PostgreSQL that cannot stay silent for ever.
+"""Connections to PostgreSQL on which no wait lasts forever.
 
-A connection may die without a word: a NAT gateway forgets it, a standby takes over, a machine disappears.  Three things
+A connection may die silently: a NAT gateway forgets it, a standby takes over, a machine disappears.  Three measures
 together bound every wait:
 
-* TCP: keep-alive probes and `tcp_user_timeout` on both sides find a peer that is gone, idle or not.
-* The server ends statements, waits for locks and transactions that their client has forgotten, so that a worker that
+* TCP keep-alive probes, and `tcp_user_timeout` on both sides, detect a peer that is gone, on idle connections too.
+* The server ends long statements, waits for locks, and transactions abandoned by their client, so that a worker that
   vanished keeps no row locked.
-* This side gives a connection up that has not answered for longer than the server would let any statement run.  It is
-  the only one of the three that helps where something between the two (a proxy, a pooler) keeps the connection open.
+* The client abandons a connection that has not answered for longer than the server lets any statement run.  This is
+  the only measure that helps if something in between (a proxy, a pooler) keeps the connection open.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ STATEMENT_SECONDS = 12.0
 """How long the server lets a statement run."""
 LOCK_SECONDS = 10.0
 REPLY_SECONDS = 15.0
-"""How long this side waits for a reply: longer than any statement may take, and short enough to work again in 30 s."""
+"""How long the client waits for a reply: longer than any statement may take, and short enough to recover within 30 s.
+"""
 PING_SECONDS = 5.0
 FRESH_SECONDS = 1.0
-"""A connection that answered so lately is used without a question."""
+"""A connection that answered this recently is used without a check."""
 REPORT_SECONDS = 120.0
 """How long reports may take; they read whole tables."""
 MIGRATION_LOCK_SECONDS = 60.0
@@ -41,16 +42,16 @@ _SERVER = (
 
 
 class Connection(psycopg.Connection[Any]):
-    """A connection that is given up where the server has not answered for `reply_seconds` (None: never)."""
+    """A connection that is closed if the server has not answered for `reply_seconds` (None: never)."""
 
     reply_seconds: float | None = REPLY_SECONDS
     last_reply = float("-inf")
-    """When it last answered, on the monotonic clock."""
+    """The time of its last answer, on the monotonic clock."""
     silence: ClassVar[float] = float("-inf")
-    """When a connection of this process was last given up."""
+    """When a connection of this process was last abandoned."""
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        """Wait for a reply.  Raises OperationalError, and closes the connection, where there is none in time."""
+        """Wait for a reply.  If none arrives in time, closes the connection and raises OperationalError."""
         try:
             found = super().wait(gen, interval, self.reply_seconds if timeout is None else timeout)
         except psycopg.OperationalError as error:
@@ -63,10 +64,11 @@ class Connection(psycopg.Connection[Any]):
         return found
 
     def ping(self) -> None:
-        """Ask the server for a sign of life, unless it has given one just now; not within a transaction.
+        """Check that the server answers, unless it has answered very recently.  Must not be called within a
+        transaction.
 
-        What has not answered since another connection was given up is as dead, and is not waited for.
-        Raises psycopg.OperationalError.
+        If another connection was abandoned since this one last answered, this one counts as dead too, and is not waited
+        for.  Raises psycopg.OperationalError.
         """
         if self.last_reply < self.silence:
             raise psycopg.OperationalError("another connection to the server has died")
@@ -79,9 +81,9 @@ class Connection(psycopg.Connection[Any]):
 
 
 def connect_arguments(url: URL, *, migrates: bool = False, options: str = "") -> dict[str, Any]:
-    """Return how to connect to `url`, what the URL itself says going before.
+    """Return the arguments for connecting to `url`; settings in the URL itself take precedence.
 
-    `migrates`: statements may take as long as they like.  `options`: further ones of the session (`-c name=value`).
+    `migrates`: statements have no time limit.  `options`: further options of the session (`-c name=value`).
     """
     statement, lock = (0.0, MIGRATION_LOCK_SECONDS) if migrates else (STATEMENT_SECONDS, LOCK_SECONDS)
     limits = f"-c statement_timeout={round(statement * 1000)} -c lock_timeout={round(lock * 1000)}"
@@ -92,7 +94,7 @@ def connect_arguments(url: URL, *, migrates: bool = False, options: str = "") ->
 
 
 def connect(url: URL, *, options: str) -> Connection:
-    """Return a connection of its own, every statement a transaction."""
+    """Return a separate connection, on which every statement is its own transaction."""
     plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
     made = Connection.connect(plain, autocommit=True, **connect_arguments(url, options=options))
     made.last_reply = time.monotonic()

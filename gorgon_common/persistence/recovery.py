@@ -1,4 +1,4 @@
-"""What the sweep does: steps of dead workers, messages that are lost, runs whose process died or whose time is up."""
+"""The sweep: recovers steps of dead workers, lost messages, and runs whose process died or whose deadline passed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CLAIM = (steps.c.id, steps.c.token, steps.c.node, steps.c.attempt)
 
 
 def lead(connection: Connection, name: str, owner: str, seconds: float) -> bool:
-    """Become or stay the one that does a job, for so many seconds."""
+    """Become or remain the leader for a job, for `seconds`.  Returns whether `owner` is the leader."""
     taken = connection.execute(
         update(leaders)
         .where(leaders.c.name == name, or_(leaders.c.owner == owner, leaders.c.until < db_now()))
@@ -41,7 +41,10 @@ def lead(connection: Connection, name: str, owner: str, seconds: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Steps that were taken back from dead workers: `ready` again, or rows of `stopped` runs that are to be ended."""
+    """Steps taken back from dead workers.
+
+    `ready`: they are ready again.  `stopped`: rows of stopped runs, which the caller has to end.
+    """
 
     ready: list[Head]
     stopped: list[Any]
@@ -50,9 +53,9 @@ class Taken:
 def reap(
     connection: Connection, *, home: str, target: str | None, sparing: int | None, thorough: bool, limit: int
 ) -> Taken:
-    """Take the steps of dead workers back; see `Store.reap`.
+    """Take back the steps of dead workers; see `Store.reap`.
 
-    It goes by the steps: whatever runs and whose worker has no lease is taken back, however its worker came to it.
+    The search starts from the steps: every running step whose worker has no valid lease is taken back.
     """
     dead = workers.c.lease_until < db_now()
     unknown = [workers.c.home == home, *([] if target is None else [workers.c.target == target])]
@@ -68,7 +71,8 @@ def reap(
         .where(*running, or_(workers.c.id.is_(None), dead))
     )
     strays = {owner for owner in connection.scalars(stray) if owner is None or owner != sparing}
-    # A worker that renews its lease now keeps its steps: its row is locked by whoever is first.
+    # A worker that renews its lease at this moment keeps its steps.  Its row lock decides whether it or the sweep is
+    # first.
     found = {owner for owner in strays | died if owner is not None}
     locked = connection.scalars(
         select(workers.c.id)
@@ -116,7 +120,7 @@ def _take_back(connection: Connection, owner: int | None, held: Sequence[Any], t
 def overdue(
     connection: Connection, *, home: str, target: str | None, limit: int, all_ready: bool
 ) -> tuple[list[tuple[Head, datetime]], list[int]]:
-    """Return ready steps whose message may be lost, and waiting ones to wake; see `Store.overdue`."""
+    """Return ready steps whose message may be lost, and waiting steps that are due to wake; see `Store.overdue`."""
     late = steps.c.due < db_now()
     sent = and_(steps.c.due.is_not(None), steps.c.status == int(StepStatus.READY))
     query = (
@@ -142,7 +146,7 @@ def overdue(
 
 
 def redispatch(connection: Connection, ids: Sequence[int]) -> list[int]:
-    """Note that messages of ready steps are sent anew; returns the steps that are still ready."""
+    """Record that the messages of ready steps are sent again; returns the steps that are still ready."""
     still: list[int] = []
     for part in chunks(ids):
         still += connection.scalars(
@@ -155,7 +159,7 @@ def redispatch(connection: Connection, ids: Sequence[int]) -> list[int]:
 
 
 def expired(connection: Connection, *, home: str, target: str | None) -> list[int]:
-    """Return the live runs whose time is up."""
+    """Return the live runs whose deadline has passed."""
     query = select(runs.c.id).where(
         is_live(home, target), runs.c.status != int(RunStatus.FINISHING), runs.c.deadline < db_now()
     )
@@ -163,7 +167,10 @@ def expired(connection: Connection, *, home: str, target: str | None) -> list[in
 
 
 def close_orphan(connection: Connection, run: int, *, cancelled: bool) -> bool:
-    """End a run whose process died; the run is locked, and has not ended.  False: it has not died, or lives again."""
+    """End a run whose process died.  Returns False if the process did not die, or if the run is alive again.
+
+    The caller has locked the run, and it has not ended.
+    """
     if connection.scalar(select(runs.c.id).where(runs.c.id == run, orphaned())) is None:
         return False
     status = RunStatus.CANCELLED if cancelled else RunStatus.FAILED

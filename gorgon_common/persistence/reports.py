@@ -1,7 +1,7 @@
-"""What calls have cost: the ledger joined with its runs and steps, by any of their properties.
+"""Reports of what calls cost: the ledger joined with its runs and steps, grouped by any of their properties.
 
-Money is whole micro-dollars in the rows and US dollars in what is returned.  A sum with a call in it whose price is not
-known is None, with the known part beside it: unknown is never shown as 0.
+Amounts are whole micro-dollars in the rows and US dollars in results.  A sum is None if it includes a call whose price
+is unknown; the known part is reported beside it.  An unknown cost is never shown as 0.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ from gorgon_common.persistence.views import MICRO, Places
 from gorgon_common.workflow.plan import Plan
 
 DIMENSIONS = ("provider", "model", "role", "team", "workflow", "run", "step", "day", "target", "outcome")
-"""What a report can be made by."""
+"""The dimensions by which a report can be grouped."""
 
 LIBRARY = "library"
 """The target of calls that were made outside of runs and recorded with `costs.tracker`."""
 REAL = ("live", LIBRARY)
-"""Targets whose calls cost real money.  What the sandbox counts is play money, and is not added to it unasked."""
+"""Targets whose calls cost real money.  Costs in the sandbox are simulated, and are only included on request."""
 TARGETS = (*REAL, "sandbox")
 
 _TOKENS = ("input", "cache_read", "cache_write", "output", "reasoning")
 _COUNTS = ("calls", "failed_calls", "unpriced_calls", "timed", "latency_ms", "cost_micro")
 _SUMS = (*_COUNTS, *(f"{name}_tokens" for name in _TOKENS))
 _NOBODY = "none"
-"""The provider of steps that stand for a call in benchmarks and tests."""
+"""The provider of steps that stand in for a call in benchmarks and tests."""
 
 
 class _Day(ColumnElement[str]):
-    """The day of a time in UTC, `2026-11-22`."""
+    """The UTC day of a time, such as `2026-11-22`."""
 
     inherit_cache = False
     type = String()
@@ -80,7 +80,7 @@ def _day_sqlite(element: _Day, compiler: Any, **options: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which calls a report is about: `since` ≤ time < `until`, and exact values of dimensions."""
+    """The calls that a report covers: `since` ≤ time < `until`, and exact values of dimensions."""
 
     since: datetime | None = None
     until: datetime | None = None
@@ -92,10 +92,10 @@ class Filters:
     def read(
         cls, since: str | None, until: str | None, only: Mapping[str, str] | None, by: Sequence[str] = ()
     ) -> Filters:
-        """Return the filters that texts mean: a day in UTC (the last one is included) or an RFC 3339 time.
+        """Parse filters from text: a day in UTC (the last one is included) or an RFC 3339 time.
 
-        The target is live, sandbox, library or all.  Where none is given, calls that cost real money are meant, unless
-        one run is asked for, or rows that name their target.  Raises InputInvalid.
+        The target is live, sandbox, library or all.  Without a target, the filters select calls that cost real money,
+        unless they name one run or the rows are grouped by target.  Raises InputInvalid.
         """
         rest = dict(only or {})
         target = rest.pop("target", None)
@@ -117,7 +117,7 @@ class Filters:
 
 
 class Reports:
-    """Reads the ledger.  `plan_of` returns the plan of a hash, for the names of steps."""
+    """Reads the ledger.  `plan_of` returns the plan with a given hash, for the names of steps."""
 
     def __init__(self, database: Database, plan_of: Callable[[str], Plan]) -> None:
         self.database = database
@@ -128,9 +128,9 @@ class Reports:
         `by`.
 
         A row has the dimensions and calls, failed_calls, runs, tokens {input, cache_read, cache_write, output,
-        reasoning}, cost_usd (None where that of a call is unknown), known_cost_usd, unpriced_calls and latency_ms
-        (mean).  `by_target` has the sums of each target, those that are not among the filters' too.
-        Dearest first, or by day where that is the first dimension.  Raises InputInvalid for an unknown dimension.
+        reasoning}, cost_usd (None if the cost of any call is unknown), known_cost_usd, unpriced_calls and latency_ms
+        (mean).  `by_target` has the sums of every target, including targets that the filters exclude.  Rows are sorted
+        by descending cost, or by day if that is the first dimension.  Raises InputInvalid for an unknown dimension.
         """
         by = list(dict.fromkeys(by))
         _check(by)
@@ -142,7 +142,7 @@ class Reports:
         else:
             rows.sort(key=lambda row: (-row["known_cost_usd"], *(str(row[name] or "") for name in by)))
         total = _row([], (), _added(found.values()))
-        if not by or not {"team", "workflow", "run", "target"}.issuperset(by):  # else each run is in one row
+        if not by or not {"team", "workflow", "run", "target"}.issuperset(by):  # otherwise each run is in only one row
             for name, count in self._runs(replace(filters, targets=TARGETS)).items():
                 by_target.get(name, {})["runs"] = count
             total["runs"] = sum(by_target[name]["runs"] for name in filters.targets if name in by_target)
@@ -159,11 +159,11 @@ class Reports:
         }
 
     def calls(self, filters: Filters = Filters(), *, limit: int = 1000, cursor: str | None = None) -> dict[str, Any]:
-        """Return `{items, next}`: one row for each call, in the order of runs and steps.
+        """Return `{items, next}`: one row per call, ordered by run and step.
 
         An item has at, provider, model, role, team, workflow, run, step, item, attempt, call (1, 2 … within the
-        attempt: repairs), tokens by kind, cost_usd, price_version, latency_ms, outcome, request_id and target.
-        Raises InputInvalid for a cursor that is not one of ours.
+        attempt: repairs), tokens by kind, cost_usd, price_version, latency_ms, outcome, request_id and target.  Raises
+        InputInvalid for a cursor that this method did not return.
         """
         _check(filters.only)
         source, query = self._calls(filters)
@@ -200,16 +200,16 @@ class Reports:
             with self.database.write() as connection:
                 connection.execute(recorded_calls.insert(), rows)
 
-    # Token estimates against what providers counted
+    # Token estimates against the providers' counts
 
     def ratios(self, target: str) -> dict[tuple[str, str], Ratio]:
-        """Return (provider, model) → how estimates of input tokens compare with what was counted on a target."""
+        """Return (provider, model) → how estimates of input tokens compare with the counts on a target."""
         with self.database.report() as connection:
             rows = connection.execute(select(token_ratios).where(token_ratios.c.target == target)).all()
         return {(row.provider, row.model): Ratio(int(row.calls), row.log_ratio, row.log_square) for row in rows}
 
     def add_ratios(self, target: str, seen: Mapping[tuple[str, str], Ratio]) -> None:
-        """Add observations to what is stored."""
+        """Add observations to the stored ones."""
         insert = (sqlite if self.database.sqlite else postgresql).insert(token_ratios)
         statement = insert.on_conflict_do_update(
             index_elements=["target", "provider", "model"],
@@ -222,7 +222,7 @@ class Reports:
         )
         with self.database.write() as connection:
             now = connection.execute(select(db_now())).scalar_one()
-            # In a fixed order: two processes that add the same models must not wait for each other.
+            # In a fixed order, so that two processes that add the same models cannot deadlock.
             rows = [
                 {
                     "target": target,
@@ -244,7 +244,7 @@ class Reports:
     def _by_target(
         self, by: list[str], filters: Filters
     ) -> tuple[dict[tuple[Any, ...], dict[str, int]], dict[str, dict[str, int]]]:
-        """Return dimensions → sums of the filters' targets, and target → sums of every one."""
+        """Return dimensions → sums of the filters' targets, and target → sums of every target."""
         found: dict[tuple[Any, ...], dict[str, int]] = {}
         targets: dict[str, dict[str, int]] = {}
         place_of = by.index("target") if "target" in by else len(by)
@@ -258,7 +258,7 @@ class Reports:
         return found, targets
 
     def _grouped(self, by: list[str], filters: Filters) -> dict[tuple[Any, ...], dict[str, int]]:
-        """Return dimensions → sums.  Steps are grouped by node first: their names are in the plans."""
+        """Return dimensions → sums.  Steps are grouped by node first, because their names are in the plans."""
         by_step = "step" in by or "step" in filters.only
         found: dict[tuple[Any, ...], dict[str, int]] = {}
         with self.database.report() as connection:
@@ -281,7 +281,7 @@ class Reports:
         return found
 
     def _runs(self, filters: Filters) -> dict[str, int]:
-        """Return target → how many runs the calls belong to; a step's name does not count among the filters."""
+        """Return target → number of runs that the calls belong to.  The filter on a step's name is ignored."""
         with self.database.report() as connection:
             rows = [
                 *connection.execute(_of_runs(["target"], filters, by_step=False)).all(),
@@ -293,7 +293,7 @@ class Reports:
         return step if plan_hash is None or node is None else step_name(self.plan_of(plan_hash), node)
 
     def _calls(self, filters: Filters) -> tuple[Subquery, Select[Any]]:
-        """Return every call, of runs and recorded ones, and a query of those that the filters let through."""
+        """Return every call, both of runs and recorded, and a query of the calls that pass the filters."""
         number = run_of(ledger.c.step_id)
         of_runs = (
             select(
@@ -348,7 +348,7 @@ class Reports:
             cast(null(), String),
         )
         run = filters.only.get("run")
-        if run is not None:  # the ledger's key finds a run's calls; its public id would not
+        if run is not None:  # run ids are in the ledger's key; public ids are not
             chosen = select(runs.c.id).where(runs.c.public_id == run).scalar_subquery()
             low = chosen.op("<<", return_type=BigInteger())(literal_column(str(ROW_BITS)))
             of_runs = of_runs.where(
@@ -368,7 +368,7 @@ class Reports:
 
 
 def _of_runs(by: Sequence[str], filters: Filters, *, by_step: bool) -> Select[Any]:
-    """Return sums over the ledger by dimensions: first of each run, then of those, so that runs are looked up once."""
+    """Return sums over the ledger by dimensions.  It sums up each run first, so that each run is looked up once."""
     number = run_of(ledger.c.step_id)
     own: dict[str, Any] = {name: getattr(ledger.c, name) for name in ("provider", "model", "role", "outcome")}
     own["day"] = _Day(ledger.c.at)
@@ -380,7 +380,7 @@ def _of_runs(by: Sequence[str], filters: Filters, *, by_step: bool) -> Select[An
     chosen = [ledger.c.provider != _NOBODY, *_within(ledger.c.at, filters)]
     chosen += [own[name] == value for name, value in filters.only.items() if name in own]
     run = filters.only.get("run")
-    if run is not None:  # the ledger's key finds a run's calls; its public id would not
+    if run is not None:  # run ids are in the ledger's key; public ids are not
         first = select(runs.c.id).where(runs.c.public_id == run).scalar_subquery()
         low = first.op("<<", return_type=BigInteger())(literal_column(str(ROW_BITS)))
         chosen += [ledger.c.step_id >= low, ledger.c.step_id <= low + ROW_MASK]
@@ -403,7 +403,7 @@ def _of_runs(by: Sequence[str], filters: Filters, *, by_step: bool) -> Select[An
 
 
 def _of_recorded(by: Sequence[str], filters: Filters) -> Select[Any]:
-    """Return the same over the calls that were recorded."""
+    """Return the same sums over the recorded calls."""
     columns: dict[str, Any] = {name: getattr(recorded_calls.c, name) for name in DIMENSIONS if name in recorded_calls.c}
     columns |= {"day": _Day(recorded_calls.c.at), "target": literal(LIBRARY, String)}
     keys = [columns[name].label(name) for name in by]
@@ -449,12 +449,12 @@ _RECORDED = (
 
 
 def run_of(step: ColumnElement[int]) -> ColumnElement[int]:
-    """Return the run's number of a step's id.  The shift is written out: PostgreSQL has none by a bigint."""
+    """Return the run id in a step's id.  The shift uses a literal, because PostgreSQL cannot shift by a bigint."""
     return step.op(">>", return_type=BigInteger())(literal_column(str(ROW_BITS)))
 
 
 def step_name(plan: Plan, node: int) -> str:
-    """Return what people call a node: that of a map's items and a loop's rounds without the mark."""
+    """Return the display name of a node: for a map's items and a loop's rounds, without the mark."""
     return plan.nodes[node].name
 
 

@@ -1,4 +1,4 @@
-"""What the transactions of the store say to budgets: a call is settled, a step waits for room, a worker is gone."""
+"""The budget side of the store's transactions: a call is settled, a step waits for room, a worker is gone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ORPHAN_SECONDS = 600.0
 
 
 def settle(connection: Connection, facts: Sequence[Mapping[str, Any]]) -> None:
-    """Post what became of reserved calls; see `encoding.settlements`.  Said again it changes nothing."""
+    """Post the outcomes of reserved calls; see `encoding.settlements`.  Idempotent."""
     if not facts:
         return
     if connection.dialect.name == "sqlite":
@@ -44,9 +44,9 @@ def settle(connection: Connection, facts: Sequence[Mapping[str, Any]]) -> None:
 
 
 def abandon(connection: Connection, ids: Iterable[int], *, token: int | None = None) -> None:
-    """Post in full what is still open of steps whose worker is gone: nobody knows what became of their calls.
+    """Post open reservations of steps in full: their worker is gone, so the outcome of their calls is unknown.
 
-    `token`: only what was reserved under this claim.
+    `token`: only reservations made under this claim.
     """
     wanted = sorted(ids)
     claim = () if token is None else (reservations.c.token == token,)
@@ -55,14 +55,15 @@ def abandon(connection: Connection, ids: Iterable[int], *, token: int | None = N
 
 
 def abandon_run(connection: Connection, run: int) -> None:
-    """The same for a whole run."""
+    """Do the same as `abandon` for a whole run."""
     _abandoned(connection, reservations.c.step_id >= run << ROW_BITS, reservations.c.step_id < (run + 1) << ROW_BITS)
 
 
 def abandon_orphans(connection: Connection) -> None:
-    """The same for old reservations of steps that have another owner by now, or none: whatever lost them.
+    """Do the same as `abandon` for old reservations whose claim no longer holds, whatever the reason.
 
-    Tidies up too: claims that nobody came for, conversations of steps that have ended.  Tells what is to be told.
+    Also cleans up claims of woken steps that never came and conversations of steps that have ended, and reports new
+    alerts.
     """
     taken = select(steps.c.id).where(
         steps.c.id == reservations.c.step_id, steps.c.token == reservations.c.token, steps.c.status == 2
@@ -77,9 +78,9 @@ def abandon_orphans(connection: Connection) -> None:
 
 
 def tell(connection: Connection) -> None:
-    """Log and count what has become of budgets and nobody has told yet; each thing is told once.
+    """Log and count new budget alerts; each is reported once.
 
-    Who wants to send it elsewhere does that here.
+    An integration that forwards alerts belongs here.
     """
     waiting = connection.scalars(select(budget_alerts.c.id).where(budget_alerts.c.told_at.is_(None)).limit(100)).all()
     if not waiting:
@@ -127,7 +128,7 @@ def _abandoned(connection: Connection, *where: Any) -> None:
 
 
 def wait(connection: Connection, step: int, room: Room) -> None:
-    """Enter a waiting step in the line of an account; it is woken at once where there is room by now."""
+    """Enter a waiting step in the queue of an account.  If there is room by now, it is woken immediately."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     values = {
         "period_id": room.period,
@@ -147,7 +148,7 @@ def wait(connection: Connection, step: int, room: Room) -> None:
 
 
 def leave(connection: Connection, ids: Sequence[int]) -> None:
-    """Steps that were woken are on their way; their claims last until they are here, for a moment."""
+    """Mark steps as woken.  Their claims on the room last a little longer, until they arrive."""
     connection.execute(
         update(budget_waits)
         .where(budget_waits.c.step_id.in_(ids), budget_waits.c.woken.is_(False))
@@ -163,7 +164,7 @@ def _make_room(connection: Connection, period: int) -> None:
 
 
 def set_limits(connection: Connection, periods: Sequence[int], usd: int | None, tokens: int | None) -> None:
-    """Set the limits of accounts.  What is taken already stays within the wall, however low the limit is now."""
+    """Set the limits of accounts.  The wall stays at or above what is already taken, however low the new limit is."""
     for period in periods:
         row = connection.execute(select(budget_periods).where(budget_periods.c.id == period).with_for_update()).one()
         connection.execute(
@@ -187,7 +188,7 @@ def driver(connection: Connection) -> Any:
 
 
 def balance_of(row: Row[Any]) -> Balance:
-    """Return what the row of an account holds."""
+    """Return the balance in the row of an account."""
     return Balance(
         row.usd_limit,
         row.usd_spent + row.usd_overrun,

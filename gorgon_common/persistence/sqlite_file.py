@@ -1,4 +1,4 @@
-"""The file of a SQLite database: where it is, who may read it, and what to do where it cannot be used."""
+"""The file of a SQLite database: where it is, who may read it, and what to do if it cannot be used."""
 
 from __future__ import annotations
 
@@ -36,14 +36,13 @@ _FAULTS: dict[int, tuple[str, str]] = {
         "Check the disk and its free space, or set GORGON_HOME (or GORGON_DATABASE_URL) to another one.",
     ),
 }
-"""SQLite's primary result code → what is the matter with the file, and what to do."""
+"""SQLite's primary result code → what is wrong with the file, and what to do."""
 
 
 def prepare(path: str) -> None:
-    """Make the folder where it is missing, and the file, which only its owner may read.
+    """Create the folder and the file if they are missing; only the owner may read the file.
 
-    An existing file keeps its permissions here; those in Gorgon's home are `home.protect`'s.  Raises
-    ConfigurationError.
+    An existing file keeps its permissions; `home.protect` handles those in Gorgon's home.  Raises ConfigurationError.
     """
     file = Path(path)
     make_folder(file.parent, "the database")
@@ -51,13 +50,13 @@ def prepare(path: str) -> None:
         raise ConfigurationError(
             f"The database {file} is a folder.", hint="Name a file in GORGON_DATABASE_URL, or set GORGON_HOME."
         )
-    # SQLite gives the files beside it (-wal, -shm) the permissions of this one.
-    with contextlib.suppress(OSError):  # whatever it is, SQLite says it when it opens the file
+    # SQLite gives the files beside it (-wal, -shm) the same permissions.
+    with contextlib.suppress(OSError):  # SQLite reports any problem when it opens the file
         os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, PRIVATE))
 
 
 def fault(error: BaseException, path: str | None) -> GorgonError | None:
-    """Return what to tell people of an error of SQLite, None where it is not about the file."""
+    """Return the error to show for an error of SQLite; None if it is not about the file."""
     code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
     if code == sqlite3.SQLITE_CANTOPEN and path and _cannot_write(Path(path).parent):
         code = sqlite3.SQLITE_READONLY

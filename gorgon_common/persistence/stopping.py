@@ -1,4 +1,4 @@
-"""Stopping a run, or what is inside of a composite: nothing new starts, and what waits for the rest is told."""
+"""Stops a run or the contents of a composite: no new step starts, and the container waits for those still running."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gorgon_common.persistence.tables import backlog, checkpoints, db_now, event
 
 
 def finishing(connection: Connection, run: int, *, error: Mapping[str, Any] | None) -> None:
-    """A run goes over to its final steps; `error`: why, where it has failed."""
+    """Move a run on to its final steps; `error`: the reason, if it has failed."""
     changed = connection.execute(
         update(runs)
         .where(runs.c.id == run, runs.c.status.in_([int(status) for status in LIVE[:3]]))
@@ -32,10 +32,10 @@ def finishing(connection: Connection, run: int, *, error: Mapping[str, Any] | No
 
 
 def halt(connection: Connection, run: int, container: int, keeps: frozenset[int], reason: str) -> list[Head]:
-    """Cancel what has not started under `container`, and let it wait for what is running.
+    """Cancel the steps under `container` that have not started, and let it wait for those that are running.
 
-    The journal names what stops: the run, or the group or map in row `container`.  Rows are locked ascending, as in
-    `tick`.
+    The journal names what stops: the run, or the group or map in row `container`.  Rows are locked in ascending order,
+    as in `tick`.
     """
     low, high = step_id(run, 0), step_id(run + 1, 0)
     rows = connection.execute(

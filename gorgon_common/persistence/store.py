@@ -1,7 +1,7 @@
-"""The engine's store: every change of a run's state is one transaction in here.
+"""The engine's store: every change to a run's state is one transaction in this module.
 
-The hot path (`tick`) has an implementation for each database; everything else is the same SQLAlchemy statements on
-both.
+The hot path (`tick`) has one implementation per database.  Everything else is SQLAlchemy statements that run on both
+databases.
 """
 
 from __future__ import annotations
@@ -93,14 +93,15 @@ _TICK = (
     "SELECT * FROM gorgon_tick(%b, %b, %b, %b::smallint[], %b::interval, %b::int, %b::int, %b::int, %b,"
     " %b::bigint[], %b::jsonb, %b::jsonb, %b::jsonb)"
 )
-# Budgets learn in the same transaction, and first: their rows are locked before those of steps.
+# Budgets are settled in the same transaction, before the steps: the lock order is budget rows, then step rows.
 _SETTLE_AND_TICK = (
     "SELECT t.* FROM (SELECT gorgon_settle(%b::jsonb) AS zero OFFSET 0) s, LATERAL gorgon_tick(%b, %b, %b,"
     " %b::smallint[], %b::interval, %b::int + s.zero, %b::int, %b::int, %b, %b::bigint[], %b::jsonb, %b::jsonb,"
     " %b::jsonb) t"
 )
-# Array and JSON parameters make custom plans useless and expensive.  A generic plan that was made while `steps` was
-# small must still look rows up by their key when it is large: reading the whole index is made to look dear.
+# With array and JSON parameters, custom plans bring no benefit and are expensive to make.  A generic plan made while
+# `steps` is small is kept, and must still look rows up by key once the table is large.  The cost settings therefore
+# make a scan of the whole index look expensive.
 _HOT_OPTIONS = (
     "-c plan_cache_mode=force_generic_plan -c enable_hashjoin=off -c enable_mergejoin=off -c enable_seqscan=off"
     " -c enable_bitmapscan=off -c cpu_index_tuple_cost=1 -c jit=off"
@@ -112,9 +113,10 @@ Got = TypeVar("Got")
 
 
 def _tried_again(method: Callable[Concatenate[Store, Given], Got]) -> Callable[Concatenate[Store, Given], Got]:
-    """Repeat a transaction that PostgreSQL took back because two stood in each other's way.
+    """Retry a transaction that PostgreSQL rolled back because of a deadlock or a serialization failure.
 
-    A child that ends locks itself and then its composite; what stops a run locks rows ascending.
+    Deadlocks can happen: a child that ends locks itself and then its composite, while stopping a run locks rows in
+    ascending order.
     """
 
     @functools.wraps(method)
@@ -131,7 +133,7 @@ def _tried_again(method: Callable[Concatenate[Store, Given], Got]) -> Callable[C
 
 
 class Worker:
-    """A registered worker: who asks for steps."""
+    """A registered worker, which claims steps."""
 
     def __init__(self, owner: int, *, target: str, home: str, queues: Sequence[int]) -> None:
         self.owner = owner
@@ -141,9 +143,9 @@ class Worker:
 
 
 class Store:
-    """Rows of runs and steps; thread-safe.
+    """Rows of runs and steps.  Thread-safe.
 
-    `poison_deaths`: how many deaths of its workers condemn a step, where chance does not explain them.
+    `poison_deaths`: the number of worker deaths that condemns a step, unless chance explains them.
     """
 
     def __init__(self, database: Database, *, poison_deaths: int = POISON_DEATHS) -> None:
@@ -163,7 +165,7 @@ class Store:
     # Workers
 
     def register(self, name: str, *, target: str, home: str, queues: Sequence[int], slots: int, lease: float) -> Worker:
-        """Enter a worker process; its lease runs for `lease` seconds."""
+        """Register a worker process; its lease lasts `lease` seconds."""
         row = insert(workers).values(
             name=name,
             target=target,
@@ -180,10 +182,12 @@ class Store:
         return Worker(owner, target=target, home=home, queues=queues)
 
     def heartbeat(self, worker: Worker, lease: float, watermarks: Mapping[int, float]) -> Renewal:
-        """Renew the lease, so that the worker may claim.
+        """Renew the lease, so that the worker may claim steps.
 
-        It keeps its number: what it has claimed since belongs to it, what was taken from it has another token.
-        `watermarks`: queue → when the newest message that this worker has claimed was sent.
+        A worker keeps its id even if its lease had expired.  Steps it still holds remain its own; steps that were
+        taken from it have a new token.
+
+        `watermarks`: queue → send time of the newest message that this worker has claimed.
         """
         beat = (
             update(workers)
@@ -197,7 +201,7 @@ class Store:
         return Renewal.REVIVED if revived else Renewal.UNKNOWN
 
     def watermarks(self, *, home: str, target: str | None = None) -> dict[int, float]:
-        """Return queue → when the newest message that a worker has claimed was sent (seconds since 1970)."""
+        """Return queue → send time of the newest message that any worker has claimed (seconds since 1970)."""
         query = select(workers.c.watermarks).where(
             workers.c.home == home,
             workers.c.watermarks.is_not(None),
@@ -211,13 +215,13 @@ class Store:
         return found
 
     def retire(self, worker: Worker) -> None:
-        """End a worker's lease now, so that what it still holds is taken over at once."""
+        """End a worker's lease now, so that the steps it still holds are taken over immediately."""
         over = update(workers).where(workers.c.id == worker.owner).values(lease_until=db_now(-1), retired=True)
         with self.database.write() as connection:
             connection.execute(over)
 
     def vacate(self, home: str) -> None:
-        """End the leases of a home whose process is known to be dead: its runs can be resumed at once."""
+        """End the leases of a home whose process is known to be dead, so that its runs can be resumed immediately."""
         with self.database.write() as connection:
             connection.execute(
                 update(workers)
@@ -226,10 +230,10 @@ class Store:
             )
 
     def cancelled(self, run_ids: Iterable[int]) -> set[int]:
-        """Return those of the runs that somebody asked to end, or that were stopped because their time is up.
+        """Return those of the runs that were cancelled on request, or that were stopped because their deadline passed.
 
-        A run whose time is up but that nobody has stopped yet is not among them: what follows an aborted call would
-        start.
+        A run that is past its deadline but has not been stopped yet is not included: if its calls were aborted now, the
+        steps after them would start.
         """
         wanted = list(run_ids)
         if not wanted:
@@ -239,7 +243,7 @@ class Store:
             return set(connection.scalars(select(runs.c.id).where(runs.c.id.in_(wanted), or_(runs.c.cancelled, late))))
 
     def slots(self, target: str, home: str) -> dict[int, int]:
-        """Return queue → slots of the workers that live and serve it."""
+        """Return queue → total slots of the live workers that serve it."""
         query = select(workers.c.queues, workers.c.slots).where(
             workers.c.target == target, workers.c.home == home, workers.c.lease_until > db_now()
         )
@@ -253,11 +257,11 @@ class Store:
     # Runs
 
     def create(self, new: NewRun, rows: Sequence[Row]) -> tuple[int, bool]:
-        """Insert a run with its steps; those without dependencies are ready.
+        """Insert a run with its steps; steps without dependencies are ready.
 
-        Where the run has to wait for its concurrency key, none of them may be claimed until it has it: see `admission`.
-        Returns (id, True), or (id of the run that has this idempotency key, False).  Raises Conflict where that run
-        was a different request, KeyTaken where it may not wait.
+        If the run has to wait for its concurrency key, none of its steps can be claimed until the run holds the key;
+        see `admission`.  Returns (id, True), or (id of the run that has this idempotency key, False).  Raises Conflict
+        if that run was a different request, and KeyTaken if the run may not wait.
         """
         with self.database.write() as connection:
             if new.idempotency_key is not None:
@@ -273,7 +277,7 @@ class Store:
             key, place = None, concurrency.Place.HOLDS
             if new.hold is not None:
                 key = concurrency.lock(connection, new, new.hold)
-                # Whoever had the key locked until now may have made this very run.
+                # The transaction that held the lock on the key until now may have created this very run.
                 known = self._known(connection, new) if new.idempotency_key is not None else None
                 if known is not None:
                     return known, False
@@ -304,7 +308,8 @@ class Store:
                 "trace_id": new.trace_id,
             }
             dialect = sqlite if self.database.sqlite else postgresql
-            # Two requests with one key may pass the check above together: the unique key lets one of them in.
+            # Two concurrent requests with the same key may both pass the check above; the unique constraint admits only
+            # one.
             inserted = connection.execute(
                 dialect.insert(runs)
                 .values(values)
@@ -328,18 +333,18 @@ class Store:
     # Concurrency keys
 
     def admission(self, run: int) -> Admission:
-        """Return whether a run has its concurrency key, and which runs have to be cancelled for it."""
+        """Return whether a run holds its concurrency key, and which runs have to be cancelled before it can."""
         with self.database.read() as connection:
             return concurrency.admission(connection, run)
 
     def turns(self, *, home: str, target: str) -> list[Turn]:
-        """Return what is to do for concurrency keys that runs of a home wait for, or hold and others wait for."""
+        """Return the pending work for the concurrency keys that runs of a home hold or wait for."""
         with self.database.read() as connection:
             return concurrency.turns(connection, home=home, target=target)
 
     @_tried_again
     def take_turn(self, key: int, *, home: str) -> list[Head]:
-        """Let runs have a key whose turn it is; return the first steps of those of `home`, which are owed a message."""
+        """Hand a key to the runs whose turn it is; return first steps of those in `home`; they are owed messages."""
         with self.database.write() as connection:
             return concurrency.take_turn(connection, key, home=home, lost=LOST_SECONDS)
 
@@ -360,7 +365,7 @@ class Store:
         return int(row.id)
 
     def _insert_rows(self, connection: Connection, run: int, rows: Sequence[Row], *, offset: int) -> None:
-        """Insert rows in bulk; `row` and `successors` count from `offset`."""
+        """Insert rows in bulk; `row` and `successors` are relative to `offset`."""
         if not rows:
             return
         due = now(connection) + timedelta(seconds=LOST_SECONDS)
@@ -403,7 +408,7 @@ class Store:
             copy.write("".join(lines))
 
     def info(self, run: int) -> RunInfo:
-        """Return what workers need to know of a run.  Raises NotFound."""
+        """Return what workers need to know about a run.  Raises NotFound."""
         with self.database.read() as connection:
             row = connection.execute(select(runs).where(runs.c.id == run)).first()
         if row is None:
@@ -425,7 +430,7 @@ class Store:
         )
 
     def begin(self, run: int) -> None:
-        """Mark a run as running, if it is not yet: a worker has claimed a step of it."""
+        """Mark a queued run as running, because a worker has claimed one of its steps."""
         with self.database.write() as connection:
             started = connection.execute(
                 update(runs)
@@ -460,9 +465,10 @@ class Store:
         finishes: Sequence[Finish] = (),
         suspects: bool = False,
     ) -> Advance:
-        """Claim and finish in one transaction; what becomes ready is taken over as `keep` allows, else reported.
+        """Claim and finish steps in one transaction.
 
-        A finish with `skipped` rows must come alone.  Raises Unavailable; then nothing has happened.
+        Steps that become ready are taken over as far as `keep` allows; the others are reported.  A finish with
+        `skipped` rows must come alone.  Raises Unavailable; in that case nothing was changed.
         """
         if self.database.sqlite:
             with self.database.write() as connection:
@@ -533,7 +539,7 @@ class Store:
         finishes: Sequence[Finish] = (),
         suspects: bool = False,
     ) -> Advance:
-        """The same inside a transaction that does more."""
+        """Do the same as `tick`, inside a transaction that does more."""
         settling.settle(connection, _settlements(finishes))
         driver = cast(Any, connection.connection.driver_connection)
         if self.database.sqlite:
@@ -558,18 +564,18 @@ class Store:
         free: int = 0,
         suspects: bool = False,
     ) -> Admitted:
-        """Claim slow steps of a run with `max_parallel` as it has room: `ids`, and those that wait; see `parallel`."""
+        """Claim slow steps of a run with `max_parallel` while it has room: `ids` and waiting steps; see `parallel`."""
         with self.database.write() as connection:
             return parallel.admit(
                 connection, worker, run, ids, follows=follows, free=free, suspects=suspects, lost=LOST_SECONDS
             )
 
     def held_runs(self, *, home: str, target: str) -> list[int]:
-        """Return the runs with `max_parallel` of which steps wait."""
+        """Return the runs with `max_parallel` that have waiting steps."""
         with self.database.read() as connection:
             return parallel.waiting_runs(connection, home=home, target=target)
 
-    # What else may become of a claimed step
+    # Other transitions of a claimed step
 
     def owned(self, worker: Worker) -> list[Claimed]:
         """Return the steps that a worker holds.  Reads every step of the live runs of its home."""
@@ -585,10 +591,10 @@ class Store:
     def release(
         self, step: Claimed, *, weight: Weight | None = None, crashed: str | None = None
     ) -> Released | Buried | Refusal:
-        """Give a claimed step back: it is ready again.  One that ran on when its run had stopped is cancelled instead.
+        """Give a claimed step back: it becomes ready again, or is cancelled if its run stopped while it was running.
 
-        `weight`: what it is from now on; a step whose condition holds is then one of its own queue.
-        `crashed`: what broke while it ran; it counts as if its worker had died.
+        `weight`: the step's weight from now on.  Once its condition holds, a step belongs to its own queue.  `crashed`:
+        what broke while the step ran; it counts like the death of its worker.
         """
         back = (
             update(steps)
@@ -610,7 +616,7 @@ class Store:
             )
         )
         with self.database.write() as connection:
-            if step.weight == Weight.SLOW:  # nobody else has anything reserved
+            if step.weight == Weight.SLOW:  # only slow steps reserve anything
                 if crashed is not None:
                     lost_calls.enter(connection, [step])
                 settling.abandon(connection, [step.id], token=step.token)
@@ -638,10 +644,10 @@ class Store:
         room: Room | None = None,
         event: str | None = None,
     ) -> Waiting | Refusal:
-        """Let a claimed step wait.  `attempt`: it was one.
+        """Let a claimed step wait.  `attempt`: whether this counts as an attempt.
 
-        `reason`: one of `outcomes.REASONS`, for machines; `message` is for people.  `room`: it is woken as soon as
-        there is so much of it on a budget; `event`: as soon as that is sent to the run.
+        `reason`: one of `outcomes.REASONS`, for machines; `message` is for people.  `room`: the step is woken as soon
+        as a budget has this much room; `event`: as soon as that event is sent to the run.
         """
         with self.database.write() as connection:
             if event is not None:
@@ -680,7 +686,7 @@ class Store:
         lost_calls.store_calls(connection, encoding.calls(step, calls, step.attempt, datetime.now(UTC)))
 
     def wake(self, ids: Sequence[int]) -> list[Head]:
-        """Make waiting steps whose time has come ready."""
+        """Make waiting steps ready if their time has come."""
         awake = (
             update(steps)
             .where(steps.c.id.in_(ids), steps.c.status == int(StepStatus.WAITING), steps.c.due <= db_now(0.005))
@@ -720,13 +726,13 @@ class Store:
         reduce: int | None = None,
         calls: Sequence[CallRecord] = (),
     ) -> Children | Refusal:
-        """Turn a claimed composite into its children; it waits for them.
+        """Turn a claimed composite into its children; the composite waits for them.
 
-        `rows` count from 0.  `window`: how many items may be under way; items beyond it have a dependency that the
-        composite releases.
+        `rows` are numbered from 0.  `window`: how many items may be in progress at once; each item beyond it has an
+        extra dependency, which the composite releases.
         """
         with self.database.write() as connection:
-            self._lock(connection, step.run)  # or what stops the run would miss the children
+            self._lock(connection, step.run)  # otherwise a concurrent stop of the run would miss the children
             parent = connection.execute(
                 select(steps.c.id).where(_held(step), steps.c.halted.is_(False)).with_for_update()
             ).first()
@@ -749,7 +755,7 @@ class Store:
                     owner=None,
                     due=None,
                     deps_left=len(rows),
-                    weight=int(Weight.INLINE),  # whoever sees its last child end goes on with it
+                    weight=int(Weight.INLINE),  # the worker that finishes its last child continues it
                     window_next=None if window is None else base + window,
                     window_end=None if window is None else base + len(rows) - (0 if reduce is None else 1),
                 )
@@ -778,22 +784,26 @@ class Store:
 
     @staticmethod
     def _lock(connection: Connection, run: int) -> int:
-        """Lock a run before its steps, as all do that change more than a few of them; return its status."""
+        """Lock a run and return its status.
+
+        A transaction that changes more than a few steps of a run locks the run before its steps.
+        """
         return int(connection.execute(select(runs.c.status).where(runs.c.id == run).with_for_update()).scalar_one())
 
     @_tried_again
     def fail(
         self, worker: Worker, keep: Keep, finish: Finish, *, container: int, keeps: frozenset[int], run_fails: bool
     ) -> Advance:
-        """Finish a failed step and stop what is around it: no new step starts, calls in flight finish.
+        """Finish a failed step and stop the steps around it: no new step starts, but calls in flight finish.
 
-        `container`: the row that goes on when the last of them has ended (a composite, or the run's gate).
-        `keeps`: top-level rows that still may run (the engine's own, on_error, finally).
+        `container`: the row that continues when the last of them has ended (a composite, or the run's gate).
+        `keeps`: top-level rows that may still run (the engine's own, on_error, finally).
         """
         with self.database.write() as connection:
-            settling.settle(connection, _settlements([finish]))  # budgets are locked before runs and steps
+            settling.settle(connection, _settlements([finish]))  # lock order: budgets before runs and steps
             self._lock(connection, finish.step.run)
-            # As the fence does: a step whose lease ran out may still fail, while nobody else has taken it over.
+            # Same rule as the fence: a step whose lease has expired may still fail, as long as no other worker has
+            # taken it over.
             mine = connection.execute(
                 update(steps).where(_fenced(finish.step)).values(status=int(StepStatus.RUNNING)).returning(steps.c.id)
             )
@@ -811,10 +821,10 @@ class Store:
     def stop(
         self, run: int, *, gate: int, keeps: frozenset[int], error: Mapping[str, Any] | None, reason: str
     ) -> list[Head]:
-        """Cancel a run (or fail it, where `error` is given): nothing new starts but its final steps.
+        """Cancel a run (or fail it, if `error` is given): only its final steps may still start.
 
-        Raises Conflict where it is finished already.  A run that is finishing is left to it; one that waits for its
-        concurrency key ends at once.
+        Raises Conflict if the run has already finished.  A run that is already finishing continues to do so.  A run
+        that waits for its concurrency key ends immediately.
         """
         end: telemetry.RunEnded | None = None
         heads: list[Head] = []
@@ -845,10 +855,10 @@ class Store:
         outputs: Any,
         error: Mapping[str, Any] | None,
     ) -> RunClosed | Refusal:
-        """Finish the run's last step and the run with it.
+        """Finish the run's last step, and the run with it.
 
-        The answer has the first steps of runs of the same home that waited for its concurrency key: they are owed a
-        message.
+        Returns the first steps of those runs of the same home that were waiting for its concurrency key; these steps
+        are owed a message.
         """
         with self.database.write() as connection:
             ended = self._lock(connection, finish.step.run) in FINISHED_RUN
@@ -885,14 +895,14 @@ class Store:
     def tell(
         self, run: int, row: int | None, kind: str, message: str | None, data: Mapping[str, Any] | None = None
     ) -> None:
-        """Write one line of the run's journal; `data` is for machines."""
+        """Write one entry to the run's journal; `data` is for machines."""
         with self.database.write() as connection:
             tell(connection, run, row, kind, message, data)
 
-    # Reading what is finished
+    # Reading finished steps
 
     def checkpoints(self, ids: Sequence[int]) -> dict[int, Checkpoint]:
-        """Return the checkpoints of those of the steps that are finished."""
+        """Return the checkpoints of those of the steps that have finished."""
         found: dict[int, Checkpoint] = {}
         with self.database.read() as connection:
             for part in chunks(ids):
@@ -906,13 +916,13 @@ class Store:
         return found
 
     def states(self, ids: Sequence[int]) -> dict[int, tuple[int, int]]:
-        """Return step id → (status, queue) of those that exist."""
+        """Return step id → (status, queue) for those of the steps that exist."""
         query = select(steps.c.id, steps.c.status, steps.c.queue).where(steps.c.id.in_(ids))
         with self.database.read() as connection:
             return {row.id: (row.status, row.queue) for row in connection.execute(query)}
 
     def adoptable(self, root: int, fingerprint: str) -> Checkpoint | None:
-        """Return the step of this run or of one that it continues that has done the same work already."""
+        """Return the checkpoint of a step with the same fingerprint in this run or in a run that it continues."""
         with self.database.read() as connection:
             found = connection.scalar(
                 select(fingerprints.c.step_id).where(fingerprints.c.root_id == root, fingerprints.c.hash == fingerprint)
@@ -920,7 +930,7 @@ class Store:
         return None if found is None else self.checkpoints([found]).get(found)
 
     def expansions(self, step: int) -> list[Expansion]:
-        """Return how a composite was expanded, oldest round first."""
+        """Return the expansions of a composite, oldest round first."""
         query = select(expansions).where(expansions.c.step_id == step).order_by(expansions.c.round)
         with self.database.read() as connection:
             return [
@@ -937,7 +947,7 @@ class Store:
             ]
 
     def place(self, step: int) -> tuple[int, int | None, int | None]:
-        """Return a row's (node, parent row, position).  They never change."""
+        """Return a row's (node, parent row, position).  These never change."""
         query = select(steps.c.node, steps.c.parent, steps.c.position).where(steps.c.id == step)
         with self.database.read() as connection:
             row = connection.execute(query).one()
@@ -953,7 +963,7 @@ class Store:
             )
 
     def drop(self, ids: Sequence[int]) -> list[Head]:
-        """Take steps off their canvas; those that are ready already are owed a message now."""
+        """Detach steps from their canvas.  Returns those that are already ready: they are owed a message now."""
         left = (
             update(steps)
             .where(steps.c.id.in_(ids), steps.c.carried)
@@ -964,7 +974,7 @@ class Store:
             return [Head(*row[:5]) for row in connection.execute(left) if row.status == StepStatus.READY]
 
     def scatter(self, *, home: str, target: str | None = None) -> None:
-        """Take every step of the live runs off its canvas: the broker has lost them all."""
+        """Detach every step of the live runs from its canvas, because the broker has lost all messages."""
         lost = select(steps.c.id).select_from(live_steps()).where(is_live(home, target), steps.c.carried)
         with self.database.write() as connection:
             ids = list(connection.scalars(lost.order_by(steps.c.id).with_for_update(of=steps)))
@@ -974,7 +984,9 @@ class Store:
     # The backlog
 
     def shelve(self, heads: Sequence[Head], team: str, *, first: bool = False) -> None:
-        """Put ready steps on the backlog, in fair order among teams; `first`: recovered ones, before all others."""
+        """Put ready steps on the backlog, in fair order among teams.  `first`: put them before all others (recovered
+        steps).
+        """
         if heads:
             with self.database.write() as connection:
                 backlog.put(connection, heads, team, first=first)
@@ -985,24 +997,24 @@ class Store:
             return backlog.take(connection, queue, count, target=target, home=home)
 
     def shelved(self) -> dict[int, int]:
-        """Return queue → steps on the backlog."""
+        """Return queue → number of steps on the backlog."""
         with self.database.statements() as connection:
             return backlog.sizes(connection)
 
     # The sweep
 
     def lead(self, name: str, owner: str, seconds: float) -> bool:
-        """Become or stay the one that does a job, for so many seconds."""
+        """Become or remain the leader for a job, for `seconds`.  Returns whether `owner` is the leader."""
         with self.database.statements() as connection:
             return recovery.lead(connection, name, owner, seconds)
 
     def leads_for(self, name: str) -> float:
-        """Return how many seconds whoever does a job has it for; 0 where nobody does."""
+        """Return for how many more seconds a job has a leader; 0 if it has none."""
         with self.database.statements() as connection:
             return leads_for(connection, now(connection), name)
 
     def activity(self, *, home: str, target: str) -> Activity:
-        """Return what is going on in the live runs of a home: one query, to tell whether a sweep has anything to do."""
+        """Return the activity in a home's live runs.  One query, which tells whether a sweep has anything to do."""
         with self.database.statements() as connection:
             return activity(connection, now(connection), home=home, target=target)
 
@@ -1010,13 +1022,13 @@ class Store:
     def reap(
         self, *, home: str, target: str | None = None, sparing: int | None = None, thorough: bool = True
     ) -> Recovered:
-        """Take the steps of dead workers back: they are ready again.
+        """Take back the steps of dead workers, so that they are ready again.
 
-        If the dead worker held suspects (steps whose owners died twice), only they are blamed, else all; see
-        `engine.poison`.  A step that ran on when its run had stopped is not started again but cancelled.
+        If the dead worker held suspects (steps whose owners died twice), only these are blamed; otherwise all its steps
+        are.  See `engine.poison`.  A step that was still running after its run had stopped is cancelled instead.
 
-        `sparing`: the worker that asks, which lives whatever its lease says.  `thorough` reads every step of the live
-        runs; without it that happens only where a worker has died since.
+        `sparing`: the calling worker, which counts as alive whatever its lease says.  `thorough`: read every step of
+        the live runs.  Otherwise they are read only if the sweep has not handled a dead worker yet.
         """
         freed: list[Head] = []
         with self.database.write() as connection:
@@ -1029,7 +1041,7 @@ class Store:
         return Recovered(taken.ready, freed)
 
     def _buried(self, connection: Connection, row: Any) -> list[Head]:
-        """End a step of a stopped run that nobody has any more; return what its end makes ready."""
+        """End an ownerless step of a stopped run; return the steps that become ready as a result."""
         step = Claimed(row.id, row.token, row.node, row.weight, row.queue, 1, None, None, row.crashes)
         ended = Finish(step, Result(StepStatus.CANCELLED, reason="the run stopped before the step ended"))
         nobody = Worker(0, target="", home="", queues=())
@@ -1038,20 +1050,22 @@ class Store:
     def overdue(
         self, *, home: str, target: str | None = None, limit: int = 2000, all_ready: bool = False
     ) -> tuple[list[tuple[Head, datetime]], list[int]]:
-        """Return ready steps whose message may be lost (with the time it became so), and waiting ones to wake.
+        """Return ready steps whose message may be lost (with the time since when), and waiting steps that are due to
+        wake.
 
-        `all_ready`: every ready step that was published, however short a time ago: the broker has lost them all.
+        `all_ready`: return every ready step that was published, however recently, because the broker has lost all
+        messages.
         """
         with self.database.read() as connection:
             return recovery.overdue(connection, home=home, target=target, limit=limit, all_ready=all_ready)
 
     def redispatch(self, ids: Sequence[int]) -> list[int]:
-        """Note that messages of ready steps are sent anew; returns the steps that are still ready."""
+        """Record that the messages of ready steps are sent again; returns the steps that are still ready."""
         with self.database.write() as connection:
             return recovery.redispatch(connection, ids)
 
     def expired_runs(self, *, home: str, target: str | None = None) -> list[int]:
-        """Return the live runs whose time is up."""
+        """Return the live runs whose deadline has passed."""
         with self.database.read() as connection:
             return recovery.expired(connection, home=home, target=target)
 
@@ -1073,9 +1087,10 @@ class Store:
 
     @_tried_again
     def close_orphan(self, run: int, *, cancelled: bool = False) -> bool:
-        """End a run whose process died: what it left undone is cancelled.  False: it lives, or has ended.
+        """End a run whose process died and cancel its unfinished steps.  Returns False if the run is alive or has
+        ended.
 
-        It is failed, or cancelled where that was asked for.  Whoever waited for its concurrency key has it then.
+        The run fails, or is cancelled if that was requested.  Runs that wait for its concurrency key can then take it.
         """
         with self.database.write() as connection:
             if self._lock(connection, run) in FINISHED_RUN:
@@ -1087,13 +1102,13 @@ class Store:
         return closed
 
     def orphaned(self, run: int) -> bool:
-        """Tell whether an embedded run has no living worker any more."""
+        """Return whether an embedded run has no live worker left."""
         with self.database.read() as connection:
             return connection.scalar(select(runs.c.id).where(runs.c.id == run, orphaned())) is not None
 
 
 def _end(connection: Connection, run: int) -> telemetry.RunEnded:
-    """Return the event that tells how a run has ended; it is for after the commit."""
+    """Return the event that reports how a run has ended, to be emitted after the commit."""
     row = connection.execute(select(runs).where(runs.c.id == run)).one()
     error = (json.loads(row.error) if row.error else {}).get("message")
     seconds = max(0.0, (row.finished_at - row.created_at).total_seconds())
@@ -1129,7 +1144,7 @@ def _fenced(step: Claimed) -> Any:
 def _encoded(
     finishes: Sequence[Finish],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return (finishes, calls, skips) as `tick.sql` takes them."""
+    """Return (finishes, calls, skips) in the form that `tick.sql` takes."""
     said: list[dict[str, Any]] = []
     facts: list[dict[str, Any]] = []
     skips: list[dict[str, Any]] = []

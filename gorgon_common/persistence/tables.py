@@ -1,7 +1,7 @@
-"""Every table, once.  Each carries `org_id`: the tenant.
+"""All tables.  Each carries `org_id`, the tenant.
 
-`steps` is narrow and has no index but its key, so that every update of it stays on its page (HOT): a step is updated
-three times in its life.  What a finished step leaves behind is written once, to `checkpoints`.
+`steps` is narrow and has no index except its key, so that every update can stay on its page (HOT): a step is updated
+three times in its life.  The result of a finished step is written once, to `checkpoints`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from sqlalchemy.sql.visitors import InternalTraversal
 from sqlalchemy.types import TypeDecorator
 
 SQLITE_TIME = "%Y-%m-%d %H:%M:%S.%f"
-"""How times are stored on SQLite: UTC text that sorts as it reads."""
+"""How times are stored on SQLite: UTC text that sorts chronologically."""
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -46,7 +46,7 @@ class UtcTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Store UTC; SQLite stores no zone."""
+        """Convert to UTC; SQLite stores no time zone."""
         if value is None or dialect.name != "sqlite":
             return value
         return value.astimezone(UTC).replace(tzinfo=None)
@@ -59,14 +59,14 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 class db_now(ColumnElement[datetime]):
-    """The database's clock, `seconds` from now.  Leases and due times compare with nothing else."""
+    """The database's clock, plus `seconds`.  Leases and due times are only ever compared with this clock."""
 
     inherit_cache = True
     type = UtcTime()
     _traverse_internals = [("seconds", InternalTraversal.dp_clauseelement)]  # noqa: RUF012
 
     def __init__(self, seconds: float = 0.0) -> None:
-        # A parameter: as a part of the statement each duration would make another one to compile, prepare and keep.
+        # A bound parameter: as a literal, each duration would be a different statement to compile, prepare and keep.
         self.seconds = literal(float(seconds))
 
 
@@ -80,7 +80,7 @@ def _now_sqlite(element: db_now, compiler: Any, **options: Any) -> str:
     return f"gorgon_now({compiler.process(element.seconds, **options)})"
 
 
-BigKey = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
+BigKey = BigInteger().with_variant(Integer, "sqlite")  # SQLite only autoincrements INTEGER keys
 metadata = MetaData(
     naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "uq": "uq_%(table_name)s_%(column_0_N_name)s"}
 )
@@ -132,10 +132,11 @@ runs = Table(
     UniqueConstraint("org_id", "idempotency_key"),
     Index("ix_runs_live", "status"),
 )
-"""`active`: steps of the run may be claimed.  `cancelled`: somebody asked it to end.
-`key_id`: its concurrency key, NULL where it has none; `key_at`: when it got it.
-`max_parallel`: how many slow steps of it may run at a time, NULL for any number.
-`trace_id`: the trace that it is part of (W3C Trace Context); NULL for runs of older versions."""
+"""`active`: steps of the run may be claimed.  `cancelled`: cancellation was requested.
+`key_id`: its concurrency key, NULL if it has none; `key_at`: when it got the key.
+`max_parallel`: how many of its slow steps may run at a time, NULL for any number.
+`trace_id`: the trace that it belongs to (W3C Trace Context); NULL for runs of older versions.
+"""
 
 run_slots = Table(
     "run_slots",
@@ -144,10 +145,11 @@ run_slots = Table(
     _org(),
     Column("holders", Text, nullable=False),
 )
-"""One row for each unfinished run with `max_parallel`: locked while steps of it are claimed.
+"""One row for each unfinished run with `max_parallel`; it is locked while steps of the run are claimed.
 
-`holders`: JSON of the steps that were claimed last.  One that is not running any more holds nothing, so that whatever
-ends or stops a step has nothing to do here."""
+`holders`: JSON list of the steps that were claimed last.  A step that is no longer running does not count, so code that
+ends or stops a step has nothing to update here.
+"""
 
 run_events = Table(
     "run_events",
@@ -181,7 +183,7 @@ held_steps = Table(
     Column("step_id", BigInteger, primary_key=True, autoincrement=False),
     _org(),
 )
-"""Ready steps that wait until fewer of their run are under way."""
+"""Ready steps that wait until fewer steps of their run are in progress."""
 
 concurrency_keys = Table(
     "concurrency_keys",
@@ -193,9 +195,10 @@ concurrency_keys = Table(
     Column("shown", String(200), nullable=False),
     UniqueConstraint("org_id", "target", "digest"),
 )
-"""A key that some unfinished run holds or waits for: the row that is locked while it is decided who may have it.
+"""A key that an unfinished run holds or waits for.  The row is locked while the holders are decided.
 
-`digest`: sha256 of the key, which may be long; `shown`: its beginning."""
+`digest`: sha256 of the key, which may be long; `shown`: its beginning.
+"""
 
 concurrency_places = Table(
     "concurrency_places",
@@ -209,10 +212,11 @@ concurrency_places = Table(
     Column("timeout", Float(53)),
     Index("ix_concurrency_places_key", "key_id", "run_id"),
 )
-"""An unfinished run's place at its key; it goes when the run ends.  Numbers of runs of one key follow their order.
+"""The place of an unfinished run at its key; deleted when the run ends.  Runs at one key are ordered by their ids.
 
-`state`: see `concurrency.Place`.  `most`: how many may hold the key for this run to start.  `timeout`: of the run, in
-seconds; it begins to count when the run has the key."""
+`state`: see `concurrency.Place`.  `most`: how many runs may hold the key if this run is to start.  `timeout`: the run's
+timeout in seconds, which starts when the run gets the key.
+"""
 
 steps = Table(
     "steps",
@@ -240,12 +244,14 @@ steps = Table(
     Column("successors", ARRAY(Integer).with_variant(JSON, "sqlite"), nullable=False),
     postgresql_with={"fillfactor": 70},
 )
-"""`due`: a ready step's message counts as lost after it; a waiting step wakes at it; a running one was claimed at it.
+"""`due`: for a ready step, when its message counts as lost; for a waiting step, when it wakes; for a running step, when
+it was claimed.
 `carried`: a canvas in flight sends this step's message when it becomes ready.
-`halted`: the step ran on when its run (or group) was stopped; it may finish, but neither expand nor wait.
-`unmet`: something that the step depends on has ended without success: only then does its join have to look.
+`halted`: the step was running when its run (or group) was stopped; it may finish, but neither expand nor wait.
+`unmet`: a dependency of the step has ended without success.  Only then does its join have to be evaluated.
 `parent`, `successors`, `window_*`: rows of the same run.  A windowed composite releases row `window_next` for each
-child that finishes, up to `window_end`."""
+child that finishes, up to `window_end`.
+"""
 
 checkpoints = Table(
     "checkpoints",
@@ -259,7 +265,7 @@ checkpoints = Table(
     Column("output", Text),
     Column("detail", Text),
 )
-"""`output`: JSON, or NULL where `blobs` has it.  `detail`: JSON of error, reason, provider, model, …; NULL if empty."""
+"""`output`: JSON, or NULL if it is in `blobs`.  `detail`: JSON of error, reason, provider, model, …; NULL if empty."""
 
 blobs = Table(
     "blobs",
@@ -277,7 +283,7 @@ fingerprints = Table(
     _org(),
     Column("step_id", BigInteger, nullable=False),
 )
-"""What a run and its resumes have finished: a step whose fingerprint is here is adopted, not paid again."""
+"""Finished steps of a run and its resumes: a step whose fingerprint is here is adopted, not paid for again."""
 
 expansions = Table(
     "expansions",
@@ -316,9 +322,11 @@ ledger = Table(
     Column("request_id", String(200)),
     Index("ix_ledger_at", "at", postgresql_using="brin"),
 )
-"""One row a call: a fact, kept whether or not the step's claim still held.  `cost_micro` NULL: no price is known.
+"""One row per call.  A fact: it is kept whether or not the step's claim still held.  `cost_micro` NULL: no known price.
 
-Rows come in the order of time, so that on PostgreSQL a block range index finds a month and costs an insert nothing."""
+Rows are inserted in order of time.  On PostgreSQL, a block range index can therefore find a month, and adds no cost to
+an insert.
+"""
 
 events = Table(
     "events",
@@ -333,7 +341,7 @@ events = Table(
     Column("data", Text),
     Index("ix_events_run", "run_id", "seq"),
 )
-"""The journal.  `data`: JSON for machines; of a step that waits: {why, seconds}."""
+"""The journal.  `data`: JSON for machines; for a step that waits, {why, seconds}."""
 
 workers = Table(
     "workers",
@@ -352,11 +360,12 @@ workers = Table(
     Column("retired", Boolean, nullable=False, server_default="0"),
     Column("watermarks", Text),
 )
-"""`beat_at`: when it last said that it lives.  `reaped`: its lease had run out and its steps were taken from it; it
-claims nothing until it says again that it lives.  `retired`: it has ended by itself.
+"""`beat_at`: time of the last heartbeat.  `reaped`: its lease had expired and its steps were taken from it; it claims
+nothing until its next heartbeat.  `retired`: it shut down by itself.
 
-A worker may claim while its lease holds.  Its steps are taken back when its lease has run out, whatever is marked
-here."""
+A worker may claim while its lease is valid.  Its steps are taken back once the lease has expired, whatever these flags
+say.
+"""
 
 step_deaths = Table(
     "step_deaths",
@@ -370,8 +379,7 @@ step_deaths = Table(
     Column("alone", Boolean, nullable=False),
     Column("why", Text),
 )
-"""The deaths of workers for which a step was blamed; see `engine.poison.Death`.  `why`: what broke, where the worker
-lived on."""
+"""Worker deaths for which a step was blamed; see `engine.poison.Death`.  `why`: what broke, if the worker survived."""
 
 backlog = Table(
     "backlog",
@@ -381,7 +389,7 @@ backlog = Table(
     Column("step_id", BigInteger, primary_key=True, autoincrement=False),
     _org(),
 )
-"""Ready steps for which the broker has no room yet, in fair order; recovered ones have rank -1."""
+"""Ready steps for which the broker has no room yet, in fair order; recovered steps have rank -1."""
 
 shares = Table(
     "shares",
@@ -391,7 +399,7 @@ shares = Table(
     _org(),
     Column("next_rank", BigInteger, nullable=False),
 )
-"""Where each team stands in the fair order of a queue (start-time fair queueing)."""
+"""The position of each team in the fair order of a queue (start-time fair queueing)."""
 
 leaders = Table(
     "leaders",
@@ -426,7 +434,7 @@ recorded_calls = Table(
     Column("outcome", String(40), nullable=False),
     Index("ix_recorded_calls_at", "at"),
 )
-"""Calls that were made outside of runs and told to us (`costs.tracker`); reports show them beside the ledger."""
+"""Calls that were made outside of runs and reported with `costs.tracker`; reports show them beside the ledger."""
 
 token_ratios = Table(
     "token_ratios",
@@ -440,8 +448,9 @@ token_ratios = Table(
     Column("log_square", Float(53), nullable=False),
     Column("updated_at", UtcTime, nullable=False),
 )
-"""How far the offline token estimate is from what providers counted: sums of ln(actual / estimate) and its square.
-The sandbox counts in its own way: its calls say nothing of live ones."""
+"""How far the offline token estimate is from the providers' counts: sums of ln(actual / estimate) and of its square.
+The sandbox counts differently, so its calls say nothing about live ones.
+"""
 
 budgets = Table(
     "budgets",
@@ -457,7 +466,7 @@ budgets = Table(
     Column("updated_at", UtcTime, nullable=False),
     UniqueConstraint("org_id", "scope", "name", "period"),
 )
-"""What an operator has set.  scope: org | team | workflow; period: run (of each run) | day | month.  Micro-dollars."""
+"""Budgets set by operators.  scope: org | team | workflow; period: run (each run) | day | month.  Micro-dollars."""
 
 budget_periods = Table(
     "budget_periods",
@@ -487,11 +496,13 @@ budget_periods = Table(
     Index("ix_budget_periods_budget", "budget_id"),
     postgresql_with={"fillfactor": 50},
 )
-"""An account: one budget in one period, or the limit that a file sets to its run or a step.  A new period is a new row.
+"""An account: one budget in one period, or the limit that a file sets for its run or a step.  A new period is a new
+row.
 
-`level`: locks are taken from high to low (step, run, workflow, team, org), then by id.  `spent`: what was posted, up to
-what had been reserved for it; `overrun`: what went beyond.  `wall`: the limit, or what had been taken already when the
-limit was lowered below it.  `alerted`: the last of 50, 80, 100 % that was told.  `waited_for`: see `budget_waits`."""
+`level`: locks are taken from high to low (step, run, workflow, team, org), then by id.  `spent`: amounts posted, up to
+what had been reserved; `overrun`: amounts beyond that.  `wall`: the limit, or what had already been taken when the
+limit was lowered below it.  `alerted`: the last of 50, 80, 100 % that was reported.  `waited_for`: see `budget_waits`.
+"""
 
 reservations = Table(
     "reservations",
@@ -511,9 +522,10 @@ reservations = Table(
     Index("ix_reservations_open", "step_id", postgresql_where=text("state = 0"), sqlite_where=text("state = 0")),
     postgresql_with={"fillfactor": 70},
 )
-"""What a call may cost at most, held on every account it counts for.  Same key as the call's row in `ledger`.
+"""The maximum cost of a call, reserved on every account that counts it.  Same key as the call's row in `ledger`.
 
-`state`: 0 open, 1 settled, 2 released (the call was not made), 3 unknown (posted in full until somebody knows)."""
+`state`: 0 open, 1 settled, 2 released (the call was not made), 3 unknown (posted in full until its cost is known).
+"""
 
 postings = Table(
     "postings",
@@ -533,9 +545,10 @@ postings = Table(
     Column("token_overrun", BigInteger, nullable=False),
     Column("at", UtcTime, nullable=False),
 )
-"""Every change of an account, only ever appended: their sums are the balances.
+"""Every change of an account.  Append-only; the sums of the rows are the balances.
 
-`kind`: 0 reserve, 1 settle, 2 release, 3 unknown, 4 adjust, 5 opening (what was spent before the budget was set)."""
+`kind`: 0 reserve, 1 settle, 2 release, 3 unknown, 4 adjust, 5 opening (what was spent before the budget was set).
+"""
 
 budget_waits = Table(
     "budget_waits",
@@ -550,10 +563,11 @@ budget_waits = Table(
     Column("until", UtcTime),
     Index("ix_budget_waits_period", "period_id", "step_id"),
 )
-"""Steps that wait for room on an account, and the least that they need; the oldest is woken first.
+"""Steps that wait for room on an account, and the least room they need; the oldest is woken first.
 
-`patient`: it waits for the next period, so that it is not woken to be refused when nothing is reserved any more.
-`woken`: it has been, and is on its way.  Until `until` nobody who came later takes what it needs."""
+`patient`: it waits for the next period, so it is not woken to be refused when nothing is reserved any more.  `woken`:
+it has been woken, and is on its way.  Until `until`, no step that came later may take the room it needs.
+"""
 
 budget_alerts = Table(
     "budget_alerts",
@@ -571,7 +585,7 @@ budget_alerts = Table(
         "ix_budget_alerts_untold", "id", postgresql_where=text("told_at IS NULL"), sqlite_where=text("told_at IS NULL")
     ),
 )
-"""What is to be told of budgets (budget.alert at 50, 80, 100 %: `mark`; budget.overrun), once each: an outbox."""
+"""Budget alerts to report, each once: an outbox (budget.alert at 50, 80, 100 %: `mark`; budget.overrun)."""
 
 conversations = Table(
     "conversations",
@@ -581,7 +595,7 @@ conversations = Table(
     Column("at", UtcTime, nullable=False),
     Column("body", Text, nullable=False),
 )
-"""How far the conversation of a step with a model has come: what is paid for is not asked again.  JSON."""
+"""The conversation of a step with a model so far, as JSON.  Replies in it are paid for and are not requested again."""
 
 limit_states = Table(
     "limit_states",
@@ -590,7 +604,7 @@ limit_states = Table(
     _org(),
     Column("body", Text, nullable=False),
 )
-"""The limiter's state where there is no Redis: one JSON document for each gate and each account."""
+"""The limiter's state if there is no Redis: one JSON document for each gate and each account."""
 
 limit_rules = Table(
     "limit_rules",
@@ -601,4 +615,4 @@ limit_rules = Table(
     Column("body", Text, nullable=False),
     Column("at", UtcTime, nullable=False),
 )
-"""Limits that people have set, as JSON: {dimension: number}.  `provider` and `model` are patterns."""
+"""Limits set by people, as JSON: {dimension: number}.  `provider` and `model` are patterns."""

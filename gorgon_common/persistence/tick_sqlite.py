@@ -1,6 +1,6 @@
-"""What `tick.sql` does, on SQLite: the same parts in the same order, inside one BEGIN IMMEDIATE transaction.
+"""The SQLite version of `tick.sql`: the same parts in the same order, inside one BEGIN IMMEDIATE transaction.
 
-There is one writer at a time, so nothing needs to be locked; statements are plain and go row by row.
+SQLite allows one writer at a time, so no row locks are needed; plain statements process row by row.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _INSERT_CALL = (
 
 @dataclass(frozen=True, slots=True)
 class Who:
-    """The worker that asks."""
+    """The calling worker."""
 
     owner: int
     target: str
@@ -71,8 +71,9 @@ def tick(
     calls: Sequence[Mapping[str, Any]] = (),
     skips: Sequence[Mapping[str, Any]] = (),
 ) -> list[tuple[Any, ...]]:
-    """Return rows as `gorgon_tick` does: (what, id, token, node, weight, queue, attempt, parent, position, crashes,
-    unmet).
+    """Return the same rows as `gorgon_tick`.
+
+    Each is (what, id, token, node, weight, queue, attempt, parent, position, crashes, unmet).
     """
     out: list[tuple[Any, ...]] = []
     for call in calls:
@@ -98,7 +99,9 @@ def tick(
 
 
 def lives(db: sqlite3.Connection, owner: int) -> bool:
-    """Tell whether a worker's lease holds.  There is one writer: it holds until the transaction ends."""
+    """Return whether a worker's lease is valid.  There is only one writer, so this stays true until the transaction
+    ends.
+    """
     row = db.execute("SELECT 1 FROM workers WHERE id = ? AND NOT reaped AND lease_until > gorgon_now(0)", (owner,))
     return row.fetchone() is not None
 
@@ -158,7 +161,7 @@ def _skip(db: sqlite3.Connection, skips: Iterable[Mapping[str, Any]]) -> list[_E
 
 
 class _Taker:
-    """Decrements what depends on the finished steps, and takes over what the worker may and can."""
+    """Decrements the dependents of finished steps, and takes over those that the worker may and can run."""
 
     def __init__(self, db: sqlite3.Connection, who: Who, keep: Keep) -> None:
         self.db = db
@@ -169,7 +172,10 @@ class _Taker:
         self._active: dict[int, tuple[bool, bool]] = {}
 
     def active(self, step: int, weight: int) -> bool:
-        """Tell whether a step of that weight may be taken over: slow ones of runs with `max_parallel` are counted."""
+        """Return whether a step of that weight may be taken over.
+
+        Slow steps of runs with `max_parallel` may not: they have to be counted first.
+        """
         run = step >> ROW_BITS
         if run not in self._active:
             row = self.db.execute("SELECT active, max_parallel IS NULL FROM runs WHERE id = ?", (run,)).fetchone()
@@ -178,7 +184,7 @@ class _Taker:
         return active and (free or weight < 2)
 
     def take(self, step: int, weight: int, *, ours: bool) -> bool:
-        """Tell whether the worker takes the step over, and count it."""
+        """Return whether the worker takes the step over; if it does, use up one of its places."""
         if not ours or not self.active(step, weight):
             return False
         if weight == 2:
@@ -291,7 +297,7 @@ def _claim(db: sqlite3.Connection, who: Who, claims: Sequence[int], *, suspects:
 
 
 def _tell_start(db: sqlite3.Connection, row: Sequence[Any]) -> None:
-    """Write into the journal that a slow step has been claimed; `row` has _COLUMNS."""
+    """Record in the journal that a slow step has been claimed; `row` has _COLUMNS."""
     step, weight, attempt = row[0], row[3], row[5]
     if weight == Weight.SLOW:
         db.execute(
@@ -306,7 +312,7 @@ def _suspect(db: sqlite3.Connection, step: int) -> bool:
 
 
 def _counted(db: sqlite3.Connection, who: Who, step: int, *, suspects: bool) -> bool:
-    """Tell whether a step is slow, ready, and of a run with `max_parallel`; its message counts as sent now."""
+    """Return whether a step is slow, ready and in a run with `max_parallel`; its message then counts as sent now."""
     row = db.execute(
         "UPDATE steps SET due = gorgon_now(?)"
         " WHERE id = ? AND status = 1 AND weight = 2 AND (crashes < 2 OR ?) AND EXISTS (SELECT 1 FROM runs r"

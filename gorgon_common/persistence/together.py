@@ -1,4 +1,4 @@
-"""Group commit without a timer: what many threads ask of the database goes there together."""
+"""Group commit without a timer: the requests of many threads go to the database together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Facts = Sequence[Mapping[str, Any]]
 
 
 class _Request:
-    """Something that one thread wants of `Together`: to reserve for a call, or to post facts."""
+    """A request of one thread to `Together`: to reserve for a call, or to post facts."""
 
     def __init__(self, ask: Ask | None, facts: Facts) -> None:
         self.ask = ask
@@ -25,14 +25,14 @@ class _Request:
         self.answer: tuple[Any, ...] = ()
         self.error: BaseException | None = None
         self.turn = threading.Event()
-        """It is done, or its thread is the next to do what is asked for."""
+        """Set when the request is done, or when its thread has to process the next batch."""
 
 
 class Together:
-    """Group commit without a timer: one thread does for all others what they have asked for meanwhile.
+    """Group commit without a timer: one thread processes all requests that have arrived while the last batch ran.
 
-    Who is done is off at once, and may ask again while the next one works.  `work` gets asks (no call twice) and facts,
-    and returns a row for each ask.
+    A thread that has finished leaves immediately; it may queue again while the next batch commits.  `work` gets asks
+    (no call twice) and facts, and returns a row for each ask.
     """
 
     def __init__(self, work: Callable[[Sequence[Ask], Facts], Sequence[tuple[Any, ...]]]) -> None:
@@ -42,7 +42,7 @@ class Together:
         self._busy = False
 
     def do(self, ask: Ask | None, facts: Facts = ()) -> tuple[Any, ...]:
-        """Return the row for the ask, or raise what its transaction has raised."""
+        """Return the row for the ask, or raise the exception of its transaction."""
         request = _Request(ask, facts)
         with self._lock:
             self._queue.append(request)
@@ -56,7 +56,7 @@ class Together:
         return request.answer
 
     def _next(self) -> None:
-        """Do what is asked for by now (the first of it is this thread's), and pass the work on."""
+        """Process the next batch, whose first request is this thread's, and hand over to the next thread."""
         with self._lock:
             batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
         try:
@@ -77,7 +77,7 @@ class Together:
         try:
             rows = self._work(list(asks.values()), [fact for request in batch for fact in request.facts])
             answers = dict(zip(asks, rows, strict=True))
-        except BaseException as error:  # each of those who asked gets it, or it would wait for ever
+        except BaseException as error:  # every thread of the batch has to get the error, or it would wait forever
             for request in batch:
                 request.error, request.done = error, True
             if not isinstance(error, Exception):

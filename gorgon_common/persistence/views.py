@@ -1,4 +1,4 @@
-"""Runs as people and programs see them: the documented machine form, read from the rows."""
+"""Read models of runs: the documented JSON shapes, read from the rows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _WAITING_EVENTS = ("step.retry", "step.waiting")
 
 
 class Views:
-    """Reads runs.  `plan_of` returns the plan of a hash."""
+    """Reads runs.  `plan_of` returns the plan with a given hash."""
 
     def __init__(self, database: Database, plan_of: Callable[[str], Plan]) -> None:
         self.database = database
@@ -48,7 +48,7 @@ class Views:
         return moment
 
     def number(self, public_id: str) -> int:
-        """Return a run's number.  Raises NotFound."""
+        """Return a run's internal id.  Raises NotFound."""
         with self.database.read() as connection:
             found = connection.scalar(select(runs.c.id).where(runs.c.public_id == public_id))
         if found is None:
@@ -56,7 +56,7 @@ class Views:
         return int(found)
 
     def public_id(self, number: int) -> str:
-        """Return the id that people know a run by.  Raises NotFound."""
+        """Return the public id of a run.  Raises NotFound."""
         with self.database.read() as connection:
             found = connection.scalar(select(runs.c.public_id).where(runs.c.id == number))
         if found is None:
@@ -123,7 +123,7 @@ class Views:
         for row in rows:
             known = names.get(row.row) if row.row is not None else None
             if row.row is not None and known is None:
-                continue  # the engine's own steps
+                continue  # steps that the engine added
             facts = detail.get(row.row, {}) if row.kind in _ENDED else {}
             found.append(
                 {
@@ -142,7 +142,7 @@ _ENDED = frozenset({"step.failed", "step.skipped", "step.cancelled", "step.succe
 
 
 def _said(event: Any) -> dict[str, Any] | None:
-    """Return what an event says to machines; for a step that was parked: what it waits for, and until when."""
+    """Return an event's data for machines.  For a parked step: what it waits for, and until when."""
     if event.data is None:
         return None
     data: dict[str, Any] = strict_json.loads_stored(event.data)
@@ -156,7 +156,7 @@ def _why(event: Any) -> Any:
 
 
 def _abandoned(connection: Connection, home: str) -> bool:
-    """Tell whether the process that an embedded run lives in has died."""
+    """Return whether the process of an embedded run has died."""
     alive = select(func.count()).where(workers.c.home == home, workers.c.lease_until > db_now())
     return not connection.scalar(alive)
 
@@ -194,8 +194,10 @@ def _time(moment: datetime | None) -> str | None:
 
 
 def _costs(spent: Row[Any] | None) -> dict[str, Any]:
-    """Return the sum in US dollars: None where the cost of a call is unknown, which is never 0, with what is known of
-    it and the number of such calls beside it.
+    """Return the costs in US dollars.
+
+    The sum is None, never 0, if the cost of any call is unknown.  The known part and the number of such calls are
+    beside it.
     """
     known = 0.0 if spent is None else int(spent.cost or 0) / MICRO
     unpriced = 0 if spent is None else int(spent.unpriced)
@@ -226,7 +228,7 @@ def _spent(connection: Connection, numbers: Iterable[int]) -> dict[int, Row[Any]
 
 
 def _details(connection: Connection, number: int, rows: list[int]) -> dict[int, dict[str, Any]]:
-    """Return row → message and data of what has ended."""
+    """Return row → message and data of the steps that have ended."""
     found = {}
     query = select(checkpoints.c.step_id, checkpoints.c.detail).where(
         checkpoints.c.step_id.in_([step_id(number, row) for row in rows]), checkpoints.c.detail.is_not(None)
@@ -240,7 +242,7 @@ def _details(connection: Connection, number: int, rows: list[int]) -> dict[int, 
 
 
 class Places:
-    """Where the rows of one run belong: in which composite, and which item or iteration of it they are."""
+    """Maps the rows of one run to their composite, and to their item or iteration in it."""
 
     def __init__(self, connection: Connection, number: int, plan: Plan) -> None:
         self.connection = connection
@@ -256,7 +258,8 @@ class Places:
     def _parents(self) -> list[tuple[int, int, int, str, int, int | None]]:
         """Return (base, end, parent row, phase, round, reduce's row) of every expansion.
 
-        `steps.parent` is not it: a step that outlives its group's end hangs on the group's successor.
+        `steps.parent` does not give this: a step that runs on after its group has ended is attached to the group's
+        successor.
         """
         query = select(expansions).where(expansions.c.step_id >= self.low, expansions.c.step_id < self.high)
         return [
@@ -277,7 +280,7 @@ class Places:
         return self.plan.nodes[number].name
 
     def _item(self, row: int) -> int | None:
-        """Return the item or iteration of a row: that of the nearest composite that has any."""
+        """Return the item or iteration of a row, taken from the nearest composite that has any."""
         above = self._above(row)
         while above is not None:
             parent, position = above
@@ -288,14 +291,14 @@ class Places:
 
 
 class _Steps(Places):
-    """The steps of one run as they are shown.  `began`: when its first steps could begin."""
+    """The steps of one run in their displayed form.  `began`: when its first steps could begin."""
 
     def __init__(self, connection: Connection, number: int, plan: Plan, *, began: datetime | None = None) -> None:
         super().__init__(connection, number, plan)
         self._began = began
 
     def names(self, rows: Iterable[int]) -> dict[int, str]:
-        """Return row → the step's name with its items and iterations: `build[3]`."""
+        """Return row → the step's name with its items and iterations, such as `build[3]`."""
         wanted = [step_id(self.number, row) for row in rows]
         nodes = {
             row.id & ROW_MASK: row.node
@@ -314,7 +317,7 @@ class _Steps(Places):
         return found
 
     def list(self) -> list[dict[str, Any]]:
-        """Return every step: those of the file in their order, each followed by what it expanded into."""
+        """Return every step: those of the file in their order, each followed by its expansion."""
         rows = {row.id & ROW_MASK: row for row in self._rows()}
         spent = self._spent()
         waits = self._waits([key for key, row in rows.items() if row.status == StepStatus.WAITING])
@@ -325,7 +328,7 @@ class _Steps(Places):
         found: list[dict[str, Any]] = []
 
         def walk(parent: int | None) -> list[str]:
-            """Add what is under a row; returns when its parts began."""
+            """Add the rows under a row; return when its parts began."""
             begun: list[str] = []
             for key in children.get(parent, ()):
                 told = waits.get(key) or (None, self._ready_waits(key, rows))
@@ -393,7 +396,7 @@ class _Steps(Places):
         since: dict[int, datetime] = {}
         for row in self.connection.execute(query):
             before = last.get(row.row)
-            # Who asks the limiter again and has to wait again has waited since the first time.
+            # A step that asks the limiter again and has to wait again has waited since its first request.
             if before is None or row.kind == "step.retry" or _why(before) != _why(row):
                 since[row.row] = row.at
             last[row.row] = row
@@ -402,7 +405,7 @@ class _Steps(Places):
         }
 
     def _ready_waits(self, key: int, rows: Mapping[int, Any]) -> dict[str, Any] | None:
-        """Return what a ready step of the file waits for: a worker, since the last step before it has ended."""
+        """Return what a ready step of the file waits for: a worker, since its last predecessor ended."""
         row = rows[key]
         if row.status != StepStatus.READY or key >= self.plan.top:
             return None
@@ -418,7 +421,7 @@ class _Steps(Places):
         body = row.body if row.body is not None else row.output
         status = StepStatus(row.status)
         if status is StepStatus.WAITING and row.deps_left:
-            status = StepStatus.RUNNING  # its children are what runs
+            status = StepStatus.RUNNING  # its children are running
         above = self._above(key)
         started = row.started_at
         if spent is not None and row.attempts and row.attempts > 1:

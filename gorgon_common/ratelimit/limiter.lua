@@ -1,4 +1,4 @@
--- The limiter: all decisions about one gate (a model of one provider account), each made atomically in one call.
+-- The limiter: makes every decision about one gate (a model of one provider account), each atomically in one call.
 --
 -- `gate.py` makes the same decisions in Python.  Every change must be made in both; the suite in
 -- tests/contract/test_limiter.py checks that both give the same answers.
@@ -6,9 +6,9 @@
 -- KEYS   1 state of the gate   2 leases (call → expiry)   3 calls in flight (call → what was reserved)
 --        4 finish tag of each team   5 waiting teams (start tag)   6 waiting calls (due)   7 the queue (arrival numbers)
 --        8 workers (last seen)   9 state of the account
--- ARGV   1 operation   2 milliseconds to add to the clock (tests)   then the operation's own
--- The queue (7) has, for each team: how many calls came (E) and have gone (G), its weight (W), and the first known waiting
--- call (H: its id, its number, since when it is the first, what it needs).
+-- ARGV   1 operation   2 milliseconds to add to the clock (tests)   then the arguments of the operation
+-- The queue (7) has, for each team: the number of calls that arrived (E) and left (G), its weight (W), and the first
+-- known waiting call (H: its id, its number, since when it is the first, what it needs).
 -- Times are in milliseconds of the server's clock.  Dimensions: r requests per minute, d requests per day, t tokens,
 -- i input tokens, o output tokens per minute.
 
@@ -26,16 +26,16 @@ local VALVE = 0.8             -- of the burst: above it no turn is required, so 
 local FIRST, FULL = 0.95, 1.0 -- share of the limit that is refilled: at first, and once the headers agree
 local RAISE = 0.01            -- of that share, per second
 local DECREASE, FLOOR = 0.5, 0.05
-local RECOVERY = 0.2          -- of the rate, for each second of capacity that is used
+local RECOVERY = 0.2          -- of the rate, for each second of capacity used
 local EPOCH = 1000            -- at most one decrease in this period
 local GRACE = 5000            -- a waiting call that has not returned this long after it was due is removed
 local SEEN = 60000            -- workers that asked within this period count
-local PATIENT = 10000         -- a longer wait is cut to this: much may change
-local OLD = 10000             -- from then on the amount for the first of a queue is kept free
-local TIDY = 500             -- the most that one call cleans up
+local PATIENT = 10000         -- longer waits are shortened towards this value, because much may change meanwhile
+local OLD = 10000             -- from this age on, the amount for the first call of a queue is kept free
+local TIDY = 500             -- the maximum number of entries that one call cleans up
 local STATE_KEPT, REST_KEPT = 172800000, 3600000
-local CLOSE = 1000            -- calls admitted within this period may arrive in another order
-local STILL, WATCH = 250, 1500 -- a reset that moves by less in this period is the end of a window
+local CLOSE = 1000            -- calls admitted within this period may arrive in a different order
+local STILL, WATCH = 250, 1500 -- a reset that moves by less than STILL within WATCH is the end of a window
 local B_WINDOW, B_CALLS, B_SHARE, B_FIRST, B_LONGEST, B_PROBE = 10, 20, 0.5, 5000, 120000, 60000
 
 local clock = call('TIME')
@@ -82,7 +82,7 @@ local function level(d)
   local has, at = get(d .. 'l'), get(d .. 'a', now)
   local cap = capacity(d)
   if not has then
-    -- Cold, or Redis has lost its data: one second's worth, never a full burst.
+    -- After a cold start, or if Redis has lost its data: start with one second's worth, never with a full burst.
     local second = limit(d) * FIRST * 1000 / PERIOD[d]
     if d == 'r' or d == 'd' then second = max(second, 1) end
     return min(cap, second)
@@ -91,19 +91,19 @@ local function level(d)
   return min(cap, has + max(0, now - at) * rate(d))
 end
 local function put(d, value) set(d .. 'l', value); set(d .. 'a', now) end
-local function refresh() -- before anything that changes a rate
+local function refresh() -- must precede every change of a rate
   for _, d in ipairs(DIMENSIONS) do if limit(d) then put(d, level(d)) end end
 end
 
--- What the provider itself has said is left; nil where that is not known (any more).
+-- The remaining quota that the provider itself has reported; nil if that is unknown or outdated.
 local function told(d)
   local left = get(d .. 'p')
   if not left or now >= get(d .. 'pe', 0) then return nil end
-  if get(d .. 'w', 0) == 1 then return left end -- a window: nothing comes back before its end
+  if get(d .. 'w', 0) == 1 then return left end -- a window: nothing is refilled before its end
   return left + max(0, now - get(d .. 'pa', now)) * limit(d) / PERIOD[d]
 end
 
--- The line.
+-- The queue.
 
 local function leave(member)
   call('ZREM', WAITERS, member)
@@ -123,7 +123,7 @@ end
 
 local function tidy()
   for _, id in ipairs(call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, TIDY)) do
-    call('ZREM', LEASES, id); call('HDEL', CALLS, id) -- a crash frees its lease; what it reserved stays spent
+    call('ZREM', LEASES, id); call('HDEL', CALLS, id) -- after a crash its lease is freed; what it reserved stays spent
   end
   for _, member in ipairs(call('ZRANGEBYSCORE', WAITERS, '-inf', now - GRACE, 'LIMIT', 0, TIDY)) do leave(member) end
 end
@@ -133,7 +133,7 @@ local function starts(d, cost) -- the level at which a call starts
   return min(cost, capacity(d) * READY)
 end
 
--- Would what a call takes not be back when one comes that has been the first of its line for long?
+-- Would this call take capacity that cannot be refilled in time for a call that has long been first in its queue?
 local function robs(elder, cost)
   if not elder or now - elder[3] < OLD then return false end
   local ahead = max(0, tonumber(call('ZSCORE', WAITERS, elder[1]) or now) - now)
@@ -167,7 +167,7 @@ local function acquire()
       set(d .. 'L', bound)
       if before and bound then put(d, min(before, capacity(d))) end
     end
-    if bound and not get(d .. 'l') then put(d, level(d)) end -- a cold bucket fills from its first question on
+    if bound and not get(d .. 'l') then put(d, level(d)) end -- a cold bucket fills from its first request on
   end
   call('ZADD', WORKERS, now, worker)
   call('ZREMRANGEBYSCORE', WORKERS, '-inf', now - SEEN)
@@ -196,7 +196,7 @@ local function acquire()
   elseif opens > 0 then
     if get('bp', 0) > now then later(min(get('bp') - now, 1000), 'breaker') else probing = true end
   end
-  -- Whose turn is it?  Start-time fair queueing: the team with the smallest dominant share is next.
+  -- Whose turn is it?  Start-time fair queueing by dominant share: the team with the smallest start tag is next.
   local virtual = get('v', 0)
   local member = team .. '\n' .. ticket
   local own = call('ZSCORE', TEAMS, team) or false
@@ -234,7 +234,8 @@ local function acquire()
   for k, d in ipairs(DIMENSIONS) do
     if limit(d) and cost[d] > 0 then
       local has, cap, mean, need = level(d), capacity(d), get(d .. 'n', cost[d]), starts(d, cost[d])
-      -- The first call may need more than the others: its amount is kept free, or it would be overtaken for ever.
+      -- The first call may need more than the others.  Its amount is kept free; otherwise it would be overtaken
+      -- forever.
       local more = elder and max(0, starts(d, elder[4][k]) - mean) or 0
       if has < need then room = false end
       if has < max(need, cap * VALVE) then
@@ -299,7 +300,7 @@ local function acquire()
   set('sn', 0.9 * get('sn', share) + 0.1 * share)
   set('v', max(virtual, tag))
   call('ZADD', FINISH, tag + share / weight, team)
-  call('ZREMRANGEBYSCORE', FINISH, '-inf', '(' .. string.format('%.17g', get('v'))) -- as good as none: no trace is kept
+  call('ZREMRANGEBYSCORE', FINISH, '-inf', '(' .. string.format('%.17g', get('v'))) -- expired tags have no effect
   if own then call('ZADD', TEAMS, tag + share / weight, team) end
   if place then leave(member) end
   local m = get('m', 1)
@@ -362,7 +363,8 @@ local function slow(outcome, after, named)
   end
   if after >= 0 then
     local shut = now + after
-    -- Headers name the model's own limits; without them the limit is unknown, and the whole account is blocked.
+    -- If headers name the model's own limits, only the model is blocked.  Otherwise the exceeded limit is unknown, and
+    -- the whole account is blocked.
     if named then set('closed', max(get('closed', 0), shut))
     else call('HSET', ACCOUNT, 'closed', max(tonumber(call('HGET', ACCOUNT, 'closed') or 0), shut)) end
   end
@@ -380,18 +382,18 @@ local function learn(d, capped, left, resets, absolute, seen, seq, since, lease)
   local ends
   if resets >= 0 then
     ends = absolute and now + resets or seen + resets
-    if ends <= now then return nil end -- of a window that is over
+    if ends <= now then return nil end -- the reset of a window that has ended
     local known, first = get(d .. 'ra'), get(d .. 'r0', 0)
     if known and now < known and math.abs(ends - first) <= STILL then
       if ends > known then set(d .. 'ra', ends) end
-      if now - get(d .. 'rt', now) >= WATCH then set(d .. 'w', 1) end -- it stands still: a window, not a bucket
+      if now - get(d .. 'rt', now) >= WATCH then set(d .. 'w', 1) end -- it does not move: a window, not a bucket
     else
       if known and now < known - 2 * STILL and ends > first + STILL then set(d .. 'w', 0) end -- it moves: a bucket
       set(d .. 'ra', ends); set(d .. 'r0', ends); set(d .. 'rt', now)
     end
     ends = get(d .. 'ra')
   end
-  if seq < get(d .. 'ps', 0) then return nil end -- a later call has told more
+  if seq < get(d .. 'ps', 0) then return nil end -- a later call has already reported
   local rest = left - since
   local window = get(d .. 'w', 0) == 1 and ends
   if window then
@@ -409,7 +411,7 @@ local function settle()
   local id, outcome, after = ARGV[3], ARGV[4], tonumber(ARGV[5])
   call('ZREM', LEASES, id)
   local packed = call('HGET', CALLS, id)
-  if not packed then return 0 end -- settled already, or forgotten
+  if not packed then return 0 end -- already settled, or forgotten
   call('HDEL', CALLS, id)
   local team, weight, seen, seq, share, reserved, before_it, lease = unpack(cmsgpack.unpack(packed))
   set('lat', 0.9 * get('lat', now - seen) + 0.1 * (now - seen))
@@ -423,7 +425,7 @@ local function settle()
       set(d .. 'n', 0.9 * get(d .. 'n', actual) + 0.1 * actual)
       if back ~= 0 then
         local has = level(d)
-        -- A refund may exceed the burst, by up to two calls: it was never used.
+        -- A refund may exceed the burst, by up to two calls, because this capacity was never used.
         if back > 0 then put(d, max(has, min(max(capacity(d), 2 * reserved[k]), has + back))) else put(d, has + back) end
         if get(d .. 'p') and seq > get(d .. 'ps', 0) then set(d .. 'p', get(d .. 'p') + back) end
       end
@@ -471,7 +473,7 @@ local function extend()
   return held
 end
 
-local function debit() -- what a worker used on its own; all of them take off no more than can be saved up
+local function debit() -- what a worker used on its own; all workers together deduct at most the capacity of a bucket
   refresh()
   local share = max(1, call('ZCARD', WORKERS))
   for k, d in ipairs(DIMENSIONS) do

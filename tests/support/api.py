@@ -16,7 +16,7 @@ from gorgon_common.bootstrap import Services
 
 @contextlib.contextmanager
 def serve(services: Services, keys: KeyRing) -> Iterator[str]:
-    """Serve the API on a free port until the end of the block; gives its URL."""
+    """Serve the API on a free port until the end of the block; yields its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(create_app(services, keys), log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)

@@ -1,4 +1,5 @@
-"""Runs under churn: processes are killed every other second while many runs go through them; then the books are read.
+"""Runs under churn: processes are killed every other second while many runs are in progress, then the books are
+audited.
 
 Every run has the same shape (agents, a map, a group, a loop, a retry, a command, a fallback) and known outputs.
 """
@@ -30,7 +31,7 @@ from tests.support.sandbox import Sandbox
 
 ITEMS = 6
 NAME, UNLIMITED = "churn", "unlimited"
-"""Runs of the one are counted on a budget, those of the other on none."""
+"""The two workflows: a budget counts the runs of the first, none counts those of the second."""
 _WORKFLOW = """
 name: NAME
 LIMITS
@@ -83,7 +84,7 @@ outputs:
 
 
 def workflow(*, limits: str = "", name: str = NAME) -> str:
-    """Return the workflow; `limits`: the inside of its `limits:`."""
+    """Return the workflow; `limits`: the content of its `limits:`."""
     text = _WORKFLOW.replace("LIMITS", f"limits: {{{limits}}}" if limits else "")
     return text.replace("NAME", name).replace("ITEMS", str(ITEMS))
 
@@ -93,7 +94,7 @@ def inputs_of(tag: str) -> dict[str, Any]:
 
 
 def outputs_of(tag: str) -> dict[str, Any]:
-    """Return what a run must give."""
+    """Return the expected outputs of a run."""
     return {
         "first": f"first-{tag}",
         "each": [f"each-{number}-{tag}" for number in range(ITEMS)],
@@ -108,7 +109,7 @@ def outputs_of(tag: str) -> dict[str, Any]:
 
 @dataclass
 class Findings:
-    """What is left when all is over."""
+    """The results after all runs have ended."""
 
     runs: int = 0
     kills: Counter[str] = field(default_factory=Counter)
@@ -118,9 +119,9 @@ class Findings:
     calls: int = 0
     unknown: int = 0
     unaccounted: list[str] = field(default_factory=list)
-    """Calls that the sandbox has seen and the ledger does not have."""
+    """Calls that are in the sandbox's log but not in the ledger."""
     recovered: list[float] = field(default_factory=list)
-    """Seconds from the death of a worker until another one had asked again for what it held."""
+    """Seconds from the death of a worker until another worker repeated the calls of its steps."""
     deaths: int = 0
 
     def p95(self) -> float:
@@ -151,7 +152,7 @@ class Churn:
         return Process("api", "--port", "0", ready="Gorgon API at", environment=environment)
 
     def client(self) -> Client:
-        """Return a client of the API.  Raises Unavailable where it has not begun to listen."""
+        """Return a client of the API.  Raises Unavailable if the API is not listening yet."""
         found = re.search(r"http://\S+", self.api.line)
         if found is None:
             raise Unavailable("The API is starting.")
@@ -161,7 +162,7 @@ class Churn:
         self._thread.start()
 
     def stop(self) -> None:
-        """No more kills; what runs may end."""
+        """Stop killing, so that the runs can end."""
         self._over.set()
         self._thread.join(60)
 
@@ -175,7 +176,7 @@ class Churn:
 
     def _kill(self) -> None:
         at_work = [process for process in (*self.cluster.processes, self.api) if process.ready]
-        if not at_work:  # on a busy machine: who is killed before it has begun has nothing to lose
+        if not at_work:  # on a busy machine, a worker killed before it has begun has nothing to lose
             return
         victim = self.chance.choice(at_work)
         victim.kill()
@@ -195,7 +196,7 @@ def _run_id(client: Client, tag: str, text: str, key: str) -> str:
 
 
 def submit(churn: Churn, tag: str, text: str, until: float) -> str:
-    """Submit over HTTP, again with the same key while the API is being killed; returns the run's id."""
+    """Submit over HTTP, and retry with the same key while the API is being killed; returns the run's id."""
     key = new_id("churn")
     while True:
         try:
@@ -219,7 +220,7 @@ def run_churn(
     grace: float = 120.0,
     seed: int = 1,
 ) -> Findings:
-    """Spread runs over some seconds of churn, wait for their ends, and read the books."""
+    """Spread runs over some seconds of churn, wait until they end, and audit the books."""
     churn = Churn(made, workers=workers, slots=slots, every=every, seed=seed)
     kinds = [
         workflow(),
@@ -294,7 +295,7 @@ def _account(made: Cluster, sandbox: Sandbox, found: Findings) -> None:
 
 
 def _recoveries(made: Cluster, churn: Churn, found: Findings) -> None:
-    """Measure from each kill to the next call of each step that the dead worker held."""
+    """Measure the time from each kill to the next call of each step that the dead worker held."""
     begins: dict[int, list[tuple[int, float]]] = defaultdict(list)
     with made.services.database.read() as connection:
         for row in connection.execute(select(ledger).where(ledger.c.outcome != UNKNOWN)):

@@ -1,4 +1,4 @@
-"""Plans, rows and stores for tests of the engine: real databases, whose clock the tests move."""
+"""Plans, rows and stores for tests of the engine: real databases, with a clock that the tests advance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gorgon_common.persistence.tables import backlog, events, ledger, runs, step
 from gorgon_common.workflow.plan import Dep, Join, Kind, Node, Plan
 
 NOTHING = Keep(0, 0, 0)
-"""A worker that takes over nothing."""
+"""A worker that takes over no steps."""
 OPENAI, ANTHROPIC, CONTROL = rows.QUEUE_NUMBERS["openai"], rows.QUEUE_NUMBERS["anthropic"], rows.CONTROL
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 _numbers = count(1)
@@ -38,7 +38,7 @@ def node(name: str, *after: int, kind: Kind = Kind.NOOP, queue: str | None = "op
 
 
 def plan_of(*top: Node, templates: Sequence[Node] = (), **fields: Any) -> Plan:
-    """Return a plan of top-level steps; the engine's own three follow them, then the templates.
+    """Return a plan of top-level steps, followed by the engine's own three, then the templates.
 
     Steps of phase `on_error` and `finally` come after those of `main`.
     """
@@ -75,14 +75,14 @@ def agent(name: str, *after: int, **fields: Any) -> Node:
 
 
 def open_store(url: str) -> Store:
-    """Return a store whose database refuses every transition that the tables of `states` do not have."""
+    """Return a store whose database rejects every transition that is not in the tables of `states`."""
     store = Store(Database(url, pool_size=4))
     guard(store.database)
     return store
 
 
 def guard(database: Database) -> None:
-    """Let the database itself hold every change of a status against STEP_TRANSITIONS and RUN_TRANSITIONS."""
+    """Let the database check every change of a status against STEP_TRANSITIONS and RUN_TRANSITIONS."""
     tables: list[tuple[str, Mapping[Any, Any]]] = [("steps", STEP_TRANSITIONS), ("runs", RUN_TRANSITIONS)]
     with database.write() as connection:
         for table, allowed in tables:
@@ -123,7 +123,7 @@ def empty(store: Store) -> None:
 
 
 def elapse(store: Store, seconds: float) -> None:
-    """Let time pass for the database: nobody sleeps."""
+    """Let time pass for the database, without sleeping."""
     if store.database.sqlite:
         store.database.clock_offset += seconds
         return
@@ -150,7 +150,7 @@ def now(store: Store) -> datetime:
 
 
 def new_run(**fields: Any) -> NewRun:
-    """Return a run that is about to be created."""
+    """Return a run that has not been created yet."""
     number = next(_numbers)
     values: dict[str, Any] = {
         "public_id": f"run_{number}",
@@ -172,7 +172,7 @@ def row(
     queue: int = OPENAI,
     **fields: Any,
 ) -> Row:
-    """Return a row as it is created; its node has its number."""
+    """Return a row for a new run; its node has the same number."""
     return Row(number, number, deps, successors, weight, queue, **fields)
 
 
@@ -183,7 +183,7 @@ def fan(width: int, **fields: Any) -> list[Row]:
 
 
 def paid(ordinal: int = 1, **fields: Any) -> CallRecord:
-    """Return a call to a model that cost something."""
+    """Return a call to a model that has a cost."""
     values: dict[str, Any] = {
         "provider": "openai",
         "model": "gpt-test",
@@ -200,7 +200,7 @@ def paid(ordinal: int = 1, **fields: Any) -> CallRecord:
 
 @dataclass
 class Desk:
-    """A store with one registered worker, and short words for what tests do with them."""
+    """A store with one registered worker, and short methods for common operations of tests."""
 
     store: Store
     worker: Worker = field(init=False)
@@ -223,7 +223,7 @@ class Desk:
         return self.store.register("test", **{**values, **fields})
 
     def create(self, rows_: Sequence[Row], **fields: Any) -> int:
-        """Create a run that workers know of already."""
+        """Create a run that workers already know."""
         run, _ = self.store.create(new_run(**{"home": self.home, "target": self.target, **fields}), rows_)
         self.store.begin(run)
         return run
@@ -251,7 +251,7 @@ class Desk:
         return self.store.tick(worker or self.worker, keep, finishes=finishes)
 
     def take_all(self, run: int) -> int:
-        """Claim and end whatever is ready until nothing is; returns how many steps that were."""
+        """Claim and finish ready steps until there are none; returns their number."""
         done = 0
         while ready := [number for number, status in self.statuses(run).items() if status is StepStatus.READY]:
             held = self.claim(run, *ready)
@@ -260,7 +260,7 @@ class Desk:
             done += len(held)
         return done
 
-    # Looking
+    # Queries
 
     def all(self, table: Any, *where: Any) -> list[Any]:
         with self.store.database.read() as connection:

@@ -1,6 +1,6 @@
-"""Worker processes without processes: real stores, machines and sweeps around a broker that is a list.
+"""Worker processes simulated in one process: real stores, step runners and sweeps around a broker that is a list.
 
-Messages are made by the real canvas adapter; the list stands for Redis: a test can lose, repeat and reorder them.
+The real canvas adapter creates the messages.  The list replaces Redis, so a test can lose, repeat and reorder them.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from gorgon_common.workflow.plan import Plan
 from tests.support.engine import NOW, elapse, new_run, open_store
 
 FOREVER = 1e6
-"""A lease that does not run out while a test lets time pass."""
+"""A lease that does not expire while a test lets time pass."""
 
 
 @dataclass
 class Post:
-    """One message; `then` is what its canvas does when it has been served."""
+    """One message; `then` is what its canvas does after it has been served."""
 
     ids: list[int]
     queue: str
@@ -54,7 +54,7 @@ class Post:
 
 
 class Mailbox(CeleryCanvas):
-    """The canvas adapter with a list for a broker."""
+    """The canvas adapter with a list as its broker."""
 
     def __init__(self) -> None:
         super().__init__(make_app("gmem://test"), "gmem://test", "sandbox")
@@ -124,7 +124,7 @@ class Mailbox(CeleryCanvas):
 
 
 class Scripted:
-    """A provider that does what a step's prompt says: `behaves[prompt]` is called, a text is the reply."""
+    """A provider controlled by the step's prompt: `behaves[prompt]` is called; a text is returned as the reply."""
 
     name = "openai"
 
@@ -237,7 +237,7 @@ class Process:
         self.sweep = Sweep(self.store, self.knowledge, self.publisher, self.mailbox, name=name, home=self.home, **extra)
 
     def serve(self, post: Post) -> None:
-        """What `gorgon_worker.tasks` does with a message."""
+        """Do what `gorgon_worker.tasks` does with a message."""
         self.machine.handle(post.ids, fast=post.task in messages.FAST)
         if post.then is not None:
             known = self.store.states(post.ids)
@@ -283,14 +283,14 @@ class Fleet:
             process.pool.idle()
 
     def drain(self) -> None:
-        """Serve every message in order, here, until there are none."""
+        """Serve every message in order, in this thread, until there are none."""
         self.idle()
         while self.mailbox.waiting:
             self.processes[0].serve(self.mailbox.take())
             self.idle()
 
     def finish(self, run: int, *, chance: random.Random, lose: float = 0.0, repeat: float = 0.0) -> RunStatus:
-        """Serve messages in any order, several at once, losing and repeating some, until the run has ended."""
+        """Serve messages in any order and concurrently, losing and repeating some, until the run has ended."""
         with ThreadPoolExecutor(3 * len(self.processes)) as threads:
             for _ in range(2_000):
                 self.idle()

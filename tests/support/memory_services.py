@@ -1,6 +1,6 @@
-"""`Services` without database and broker: for tests of what stands on top of it.
+"""`Services` without database and broker, for tests of the layers above it.
 
-A run executes nothing; a test moves it on with `finish`.  The rest behaves as the docstrings of `Services` say.
+A run executes nothing; a test advances it with `finish`.  Everything else follows the docstrings of `Services`.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class MemoryServices(Services):
         )
 
     def event(self, run_id: str, kind: str, step: str | None = None, message: str | None = None) -> None:
-        """Write a line into a run's journal."""
+        """Write an entry to a run's journal."""
         with self._lock:
             entries = self._events[run_id]
             seq = len(entries) + 1

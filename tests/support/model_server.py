@@ -1,6 +1,6 @@
-"""A server on loopback that says exactly what a test tells it to, in the wire forms of both model providers.
+"""A server on loopback that replies exactly as a test specifies, in the wire formats of both model providers.
 
-The sandbox has a mind of its own; this one has none, so that the adapters' tests see every byte they ask for.
+The sandbox chooses its own replies.  This server does not, so that tests of the adapters control every byte.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 @dataclass
 class Seen:
-    """A request as it came in; header names lower-case."""
+    """A received request; header names are in lower case."""
 
     path: str
     headers: dict[str, str]
@@ -28,12 +28,12 @@ class Seen:
 
 @dataclass
 class Say:
-    """What the server does with one request.
+    """The server's reaction to one request.
 
-    `reply` is a dict of `text`, `stop`, `usage`, … in no provider's form (see `FORMS`); `raw_usage`, `raw_stop` and
-    `raw_text` in it, and what `raw_more` adds to the body, go out as they are, and so does `raw`.
-    `end`: whole | drop (after reading the request) | truncate (half of the body) | hang (until the server is closed) |
-    late (whole, after `release`).
+    `reply` is a dict of `text`, `stop`, `usage`, … in a provider-neutral form (see `FORMS`).  Its `raw_usage`,
+    `raw_stop` and `raw_text` are sent unchanged, as are the additions to the body in `raw_more`, and `raw`.  `end`:
+    whole | drop (after reading the request) | truncate (half of the body) | hang (until the server is closed) | late
+    (whole, after `release`).
     """
 
     status: int = 200
@@ -44,7 +44,7 @@ class Say:
 
 
 class ModelServer:
-    """`say` what comes next; what is asked then is in `seen`.  Without a word it answers "pong"."""
+    """`say` sets the next reactions; `seen` has the requests.  By default the reply is "pong"."""
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
@@ -71,7 +71,7 @@ class _Http(ThreadingHTTPServer):
     request_queue_size = 512
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are part of the tests."""
+        """Ignore errors: clients that hang up are part of the tests."""
 
 
 @contextlib.contextmanager
@@ -83,7 +83,7 @@ def model_server(*, certificate: Path | None = None) -> Iterator[ModelServer]:
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
-        # The handshake is left to the thread of the connection.
+        # The connection's own thread does the handshake.
         http.socket = context.wrap_socket(http.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -254,7 +254,7 @@ FORMS: dict[str, Callable[[str, dict[str, Any], bool], Any]] = {
 
 
 def error_body(provider: str, kind: str, message: str) -> bytes:
-    """An error in the provider's form; `kind` is its code (OpenAI) or type (Anthropic)."""
+    """Return an error in the provider's format; `kind` is its code (OpenAI) or type (Anthropic)."""
     if provider == "openai":
         return json.dumps({"error": {"message": message, "type": kind, "code": kind, "param": None}}).encode()
     return json.dumps({"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_1"}).encode()

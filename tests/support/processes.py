@@ -25,7 +25,7 @@ GORGON = [sys.executable, "-m", "gorgon_common.cli"]
 
 
 class Process:
-    """A `gorgon …` server process; what it says on stderr is kept for when something goes wrong."""
+    """A `gorgon …` server process; its stderr is kept for error messages."""
 
     def __init__(self, *arguments: str, ready: str, environment: Mapping[str, str]) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("GORGON_")}
@@ -55,13 +55,13 @@ class Process:
         self._ready.set()
 
     def wait_ready(self, seconds: float = 60.0) -> None:
-        """Wait until it says that it is ready.  Raises AssertionError with what it said where it does not."""
+        """Wait until it reports that it is ready.  Raises AssertionError with its output if it does not."""
         assert self._ready.wait(seconds), "".join(self.said)
         assert self.line, "".join(self.said)
 
     @property
     def ready(self) -> bool:
-        """Whether it has said that it is ready."""
+        """Whether it has reported that it is ready."""
         return bool(self.line)
 
     @property
@@ -72,7 +72,7 @@ class Process:
         self._process.send_signal(number)
 
     def wait(self, seconds: float = 20.0) -> int:
-        """Wait for its end, and return the exit code.  Raises AssertionError where it does not end."""
+        """Wait until it ends, and return the exit code.  Raises AssertionError if it does not end."""
         try:
             code = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -81,13 +81,13 @@ class Process:
         return code
 
     def kill(self) -> None:
-        """As `kill -9`."""
+        """Kill it as `kill -9` does."""
         self._process.kill()
         self._process.wait()
         self._reader.join(5)
 
     def terminate(self, seconds: float = 20.0) -> float:
-        """Ask it to end (SIGTERM) and wait; returns the seconds that took.  It is killed where it does not."""
+        """Ask it to end (SIGTERM) and wait; returns the seconds that this took.  Kills it if it does not end."""
         begun = time.monotonic()
         with contextlib.suppress(ProcessLookupError):
             self.send(signal.SIGCONT)
@@ -101,7 +101,7 @@ class Process:
 
 
 class Cluster(Lab):
-    """Worker processes on PostgreSQL and Redis, and services of this process to submit and look."""
+    """Worker processes on PostgreSQL and Redis, and services in this process to submit and inspect runs."""
 
     def __init__(self, services: Services, sandbox: Sandbox, environment: Mapping[str, str]) -> None:
         super().__init__(services, sandbox, home="")
@@ -109,7 +109,7 @@ class Cluster(Lab):
         self.processes: list[Process] = []
 
     def worker(self, *queues: str, slots: int = 8, wait: bool = True) -> Process:
-        """Start a worker process for some queues (all where none is named)."""
+        """Start a worker process for some queues (all if none is named)."""
         chosen = [part for name in queues for part in ("-q", name)]
         environment = {**self.environment, "GORGON_LOG_LEVEL": "info"}
         process = Process("worker", *chosen, "--slots", str(slots), ready=r"\bready\.?$", environment=environment)
@@ -132,7 +132,7 @@ class Cluster(Lab):
 def cluster(
     database_url: str, redis_url: str, sandbox: Sandbox, folder: Path, *, lease: float = 30.0
 ) -> Iterator[Cluster]:
-    """Yield a cluster without workers; those that are started end with the context."""
+    """Yield a cluster without workers; workers started in it end with the context."""
     environment = {
         "GORGON_DATABASE_URL": database_url,
         "GORGON_REDIS_URL": redis_url,
@@ -158,7 +158,7 @@ def cluster(
 
 
 class RedisProcess:
-    """A Redis that tests stop and start again, empty, on the same port."""
+    """A Redis that tests stop and restart, empty, on the same port."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -185,7 +185,7 @@ class RedisProcess:
                     time.sleep(0.01)
 
     def stop(self) -> None:
-        """As `kill -9`: nothing is saved."""
+        """Kill it as `kill -9` does, so that nothing is saved."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

@@ -1,4 +1,4 @@
-"""A TCP proxy that goes silent: it keeps its connections open, and forwards nothing more of them."""
+"""A TCP proxy that can go silent: it keeps its connections open, but forwards nothing on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class Proxy:
-    """Listens on a port of the loopback interface and forwards to where `url` points (TCP or a unix socket)."""
+    """Listens on a loopback port and forwards to the server of `url` (TCP or a unix socket)."""
 
     def __init__(self, url: str) -> None:
         self._target = _target(url)
@@ -23,7 +23,7 @@ class Proxy:
         self._begin(self._accept)
 
     def silence(self) -> int:
-        """Forward nothing more of the connections that there are; new ones work.  Returns how many they are."""
+        """Stop forwarding on the existing connections; new ones work.  Returns the number of silenced connections."""
         with self._lock:
             self._silent |= self._sockets
             return len(self._sockets) // 2
@@ -86,7 +86,7 @@ def _target(url: str) -> str | tuple[str, int]:
 
 @contextlib.contextmanager
 def proxied(url: str) -> Iterator[tuple[Proxy, str]]:
-    """Yield a proxy before the server of a postgresql:// or redis:// URL, and the URL that leads through it."""
+    """Yield a proxy in front of the server of a postgresql:// or redis:// URL, and the URL of the proxy."""
     proxy = Proxy(url)
     parts = urlsplit(url)
     user = f"{parts.username}:{parts.password}@" if parts.password else f"{parts.username}@" if parts.username else ""

@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 
 
 def eventually(look: Callable[[], Value], *, within: float = 20.0, what: str = "it") -> Value:
-    """Look until there is something to see, and return it.  Fails after `within` seconds."""
+    """Call `look` until it returns something, and return that.  Fails after `within` seconds."""
     until = time.monotonic() + within
     while True:
         found = look()
@@ -36,7 +36,7 @@ def eventually(look: Callable[[], Value], *, within: float = 20.0, what: str = "
 
 @dataclass
 class Ran:
-    """A run that has ended: the documented machine form, with short words for what tests ask of it."""
+    """A run that has ended: the documented JSON form, with short methods for what tests check."""
 
     document: dict[str, Any]
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -51,14 +51,14 @@ class Ran:
 
     @property
     def outputs(self) -> dict[str, Any]:
-        """The outputs of a run that has succeeded."""
+        """The outputs of a successful run."""
         assert self.status == "succeeded", json.dumps(self.document, indent=1)[:6000]
         outputs: dict[str, Any] = self.document["outputs"]
         return outputs
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error of a run that has failed."""
+        """The error of a failed run."""
         assert self.status == "failed", json.dumps(self.document, indent=1)[:6000]
         error: dict[str, Any] = self.document["error"]
         return error
@@ -72,7 +72,7 @@ class Ran:
         return [step for step in self.all(name) if step["item"] is not None]
 
     def step(self, name: str) -> dict[str, Any]:
-        """Return the one step of that name; for a map or loop the whole of it."""
+        """Return the only step with that name; for a map or loop, the step as a whole."""
         found = self.all(name)
         whole = [step for step in found if step["item"] is None] or found
         assert len(whole) == 1, f"{name}: {whole}"
@@ -82,7 +82,7 @@ class Ran:
         return self.step(name)["output"]
 
     def states(self) -> dict[str, str]:
-        """Return how each step of the file ended: `{id: status}`, `id[0]` for items and iterations."""
+        """Return how each step of the file ended: `{id: status}`, with `id[0]` for items and iterations."""
         return {
             step["id"] if step["item"] is None else f"{step['id']}[{step['item']}]": step["status"]
             for step in self.document["steps"]
@@ -107,7 +107,7 @@ class Lab:
         return self.services.submit(plan, inputs or {}, home=self.home).run_id
 
     def wait(self, run_id: str, *, within: float = 30.0) -> Ran:
-        """Return the run when it has ended."""
+        """Return the run once it has ended."""
         eventually(lambda: self.services.run(run_id)["status"] in FINISHED, within=within, what=f"the end of {run_id}")
         return Ran(self.services.run(run_id, steps=True), self.services.events(run_id, limit=5000))
 
@@ -115,12 +115,12 @@ class Lab:
         return self.wait(self.start(text, inputs), within=within)
 
     def resume(self, run_id: str, text: str | None = None) -> Ran:
-        """Continue a run, with another text where one is given."""
+        """Resume a run, with another text if one is given."""
         plan = None if text is None else self.services.read(text)[0]
         return self.wait(self.services.resume(run_id, plan=plan, home=self.home).run_id)
 
     def until(self, run_id: str, name: str, status: str, *, within: float = 20.0) -> dict[str, Any]:
-        """Return a step as soon as it has a status."""
+        """Return a step as soon as it has the given status."""
 
         def look() -> dict[str, Any] | None:
             steps = self.services.run(run_id, steps=True)["steps"]
@@ -129,13 +129,13 @@ class Lab:
         return eventually(look, within=within, what=f"{name} {status}")
 
     def calls(self, **fields: Any) -> int:
-        """Return how many requests the sandbox has seen: those with the given fields."""
+        """Return the number of requests that the sandbox has seen, restricted to those with the given fields."""
         return len(self.sandbox.log(**fields))
 
 
 @contextlib.contextmanager
 def laboratory(folder: Path, sandbox: Sandbox, *, database_url: str | None = None, slots: int = 16) -> Iterator[Lab]:
-    """Run an embedded worker on SQLite for as long as the context lasts."""
+    """Run an embedded worker on SQLite for the duration of the context."""
     settings = Settings(
         _env_file=None,
         home=folder,

@@ -18,14 +18,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 _HTTP = build_opener(ProxyHandler({}))
-"""Asks the sandbox without a proxy, whatever the environment says."""
+"""Connects to the sandbox without a proxy, whatever the environment says."""
 
 
 @dataclass
 class Sandbox:
     """A running sandbox.  Use it as a context manager, or call `stop()`.
 
-    The OpenAI SDK takes `base_url=sandbox.openai_url`, Anthropic's `base_url=sandbox.url`.
+    Use `base_url=sandbox.openai_url` for the OpenAI SDK and `base_url=sandbox.url` for Anthropic's.
     """
 
     url: str
@@ -45,17 +45,19 @@ class Sandbox:
             return json.load(response)
 
     def log(self, **fields: Any) -> list[dict[str, Any]]:
-        """Return the requests it has seen, oldest first: those with the given fields (`status=200, role="planner"`)."""
+        """Return the requests in its log, oldest first, restricted to those with the given fields (`status=200,
+        role="planner"`).
+        """
         entries: list[dict[str, Any]] = self.ask("GET", f"/_log?{urlencode(fields)}")["entries"]
         return entries
 
     def count(self, by: str = "provider,model,status", **fields: Any) -> list[dict[str, Any]]:
-        """Return how many requests there were for each combination of `by`."""
+        """Return the number of requests for each combination of `by`."""
         groups: list[dict[str, Any]] = self.ask("GET", f"/_log/count?{urlencode({'by': by, **fields})}")["groups"]
         return groups
 
     def clear_log(self) -> None:
-        """Forget the log and the bill."""
+        """Clear the log and the bill."""
         self.ask("DELETE", "/_log")
 
     def bill(self) -> dict[str, Any]:
@@ -69,26 +71,26 @@ class Sandbox:
         return ids
 
     def clear_faults(self) -> None:
-        """Take all faults away and forget the counts of triggers."""
+        """Remove all faults and reset the counts of their triggers."""
         self.ask("DELETE", "/_faults")
 
     def limits(self, *rules: Mapping[str, Any]) -> dict[str, Any]:
-        """Set limits (with none: only look); return the rules and what every account has left."""
+        """Set limits (without rules, only read them); return the rules and what every account has left."""
         answer: dict[str, Any] = self.ask("POST", "/_limits", list(rules)) if rules else self.ask("GET", "/_limits")
         return answer
 
     def clear_limits(self) -> None:
-        """Return to the default limits, every account full."""
+        """Restore the default limits, with every account full."""
         self.ask("DELETE", "/_limits")
 
     def reset(self) -> None:
-        """Forget log, bill, faults and limits."""
+        """Reset log, bill, faults and limits."""
         self.clear_log()
         self.clear_faults()
         self.clear_limits()
 
     def stop(self) -> int:
-        """End it; return its exit code."""
+        """Stop it; return its exit code."""
         self.process.terminate()
         try:
             return self.process.wait(5)
@@ -116,9 +118,9 @@ def start_sandbox(
     limits: Sequence[Mapping[str, Any]] = (),
     faults: Sequence[Mapping[str, Any]] = (),
 ) -> Sandbox:
-    """Start a sandbox on a free port and return it when it answers.  It ends with this process.
+    """Start a sandbox on a free port and return it once it answers.  It ends with this process.
 
-    `latency` is the total time of a reply (`500ms`), None for lifelike times.  Raises RuntimeError where it does not
+    `latency` is the total time of a reply (`500ms`), None for realistic times.  Raises RuntimeError if it does not
     start.
     """
     command = [sys.executable, "-m", "gorgon_api.sandbox", "--port", str(port), "--seed", str(seed)]

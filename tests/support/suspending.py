@@ -1,4 +1,4 @@
-"""`gorgon run` that is suspended at random moments, as Ctrl-Z or a closed lid do, for longer than its lease."""
+"""Runs `gorgon run` and suspends it at random moments, as Ctrl-Z or a closed lid does, for longer than its lease."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.support.processes import GORGON
 from tests.support.sandbox import Sandbox
 
 LEASES = 4
-"""For so many times its lease."""
+"""The length of a suspension, as a multiple of the lease."""
 
 
 @dataclass(frozen=True, slots=True)
 class Suspended:
-    """How a run ended that was suspended: `wrong` says what is not as it must be, empty where all is."""
+    """How a suspended run ended: `wrong` lists the deviations, empty if there are none."""
 
     at: tuple[float, ...]
     wrong: str
@@ -32,7 +32,7 @@ class Suspended:
 def suspended_run(
     folder: Path, sandbox: Sandbox, tag: str, chance: random.Random, *, lease: float = 1.0, times: int = 2
 ) -> Suspended:
-    """Run the workflow of `churn` in a process of its own, and stop and continue it `times` times."""
+    """Run the workflow of `churn` in a separate process, and stop and continue that process `times` times."""
     path = folder / f"{tag}.yaml"
     path.write_text(workflow(limits=chance.choice(["", "max_parallel: 3", "budget_usd: 1.0"])))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GORGON_")}

@@ -1,17 +1,18 @@
--- Reservations on PostgreSQL.  What budgets_sqlite.py does, each function one round trip.
+-- Reservations on PostgreSQL: the counterpart of budgets_sqlite.py.  Each function is one round trip.
 --
--- Locks are taken in one order: the reservation, then its accounts from leaf to root (level descending, then id).
+-- Lock order: the reservation, then its accounts from leaf to root (level descending, then id).
 --
--- Plans are made when the tables are still small and kept: without the settings, a scan of everything would stay.
+-- Plans are made while the tables are still small, and are then kept.  The settings prevent plans that scan a whole
+-- table.
 
--- Many calls in one transaction: first post what has become of some (p_facts, see gorgon_settle), then hold what others may
--- cost, each on every account of its path or on none, in their order.  One update an account, however many calls.
+-- Process many calls in one transaction.  First post the outcomes of some (p_facts, see gorgon_settle), then reserve for
+-- others in their order, each on every account of its path or on none.  One update per account, however many calls.
 -- p_asks    [{o place, i step, t token, n ordinal, p path (accounts), c micro-dollars, k tokens, m longest reply}], no key twice
--- p_offset  moves the clock, in seconds: tests turn periods with it.
+-- p_offset  shifts the clock, in seconds, so that tests can move into another period
 --
--- Returns a row for each ask: what 1 held, 2 this reservation was made before (state says what became of it), 3 short: the
--- account that has no room, 4 the account's period is not the present one (any more).  claimed: what steps that have waited
--- longer are to get before this one.
+-- Returns a row for each ask.  what: 1 held; 2 this reservation already existed (state: its present state); 3 short: the
+-- account without enough room; 4 the account's period is not the current one.  claimed: the amounts due first to steps
+-- that have waited longer.
 CREATE OR REPLACE FUNCTION gorgon_exchange(p_facts jsonb, p_asks jsonb, p_offset float8) RETURNS TABLE (
     place int, what smallint, state smallint, max_tokens int, usd bigint, tokens bigint, period_id bigint,
     usd_limit bigint, usd_spent bigint, usd_reserved bigint, token_limit bigint, token_spent bigint,
@@ -143,8 +144,8 @@ BEGIN
     END IF;
 END $$;
 
--- What steps that have waited longer than p_step are to get of an account before it: the needs of those that could go if
--- everything that is reserved were released.  Nobody's claim lasts longer than its `until`.
+-- The amounts of an account that are due to steps that have waited longer than p_step.  It includes only steps that
+-- could run if every reservation were released.  A claim ends at its `until`.
 CREATE OR REPLACE FUNCTION gorgon_claimed(
     p_account budget_periods, p_step bigint, OUT usd bigint, OUT tokens bigint
 ) LANGUAGE plpgsql STABLE AS $$
@@ -158,10 +159,10 @@ BEGIN
         AND w.tokens <= coalesce(p_account.token_limit - p_account.token_spent - p_account.token_overrun, w.tokens);
 END $$;
 
--- Post what became of reserved calls.
+-- Post the outcomes of reserved calls.
 -- p_facts  [{i step, t token, n ordinal, s state: 1 settled, 2 released, 3 unknown, c micro-dollars, k tokens}]
--- A fact: never fenced, and what is said again changes nothing.  Unknown is posted in full; a settlement that comes
--- after it corrects it.  Amounts that are NULL are not known either.
+-- These are facts: they are never fenced, and posting them again changes nothing.  Unknown is posted in full; a later
+-- settlement corrects it.  An amount that is NULL counts as unknown.
 CREATE OR REPLACE FUNCTION gorgon_settle(p_facts jsonb) RETURNS int
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
@@ -233,7 +234,7 @@ BEGIN
     RETURN 0;
 END $$;
 
--- Say something of an account: in the journal of the run, and to those who watch budgets (budget_alerts).
+-- Record a message about an account in the journal of the run, and in budget_alerts, from which it is reported.
 CREATE OR REPLACE FUNCTION gorgon_tell(p_account budget_periods, p_run bigint, p_kind text, p_mark int, p_said text)
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
@@ -243,9 +244,9 @@ BEGIN
     VALUES (p_account.id, p_run, p_kind, p_mark, clock_timestamp(), p_account.label || ': ' || p_said);
 END $$;
 
--- Wake the steps that wait for room on an account: as many as fit, the oldest first; they keep their claim for p_grace
--- seconds, so that nobody who came later takes what they were woken for.  Where nothing is reserved any more, those that
--- need more than there is are woken too, to be refused: no room can come that way.  The caller has locked the account.
+-- Wake the steps that wait for room on an account, as many as fit, oldest first.  They keep their claim for p_grace
+-- seconds, so that no step that came later takes their room.  If nothing is reserved any more, steps that need more
+-- than there is are woken too, to be refused: no room can become free for them.  The caller has locked the account.
 CREATE OR REPLACE FUNCTION gorgon_make_room(p_period bigint, p_grace float8 DEFAULT 10) RETURNS void
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column

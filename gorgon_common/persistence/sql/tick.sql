@@ -1,22 +1,27 @@
--- One transaction of the engine on PostgreSQL: claims, finishes, what follows from them.
+-- One transaction of the engine on PostgreSQL: claims and finishes steps, and updates the steps that depend on them.
 --
--- The order of its parts and of the rows within them is a fixed lock order (own rows, then successors and parents
--- ascending), so two workers that finish steps of one run cannot block each other.  Each part is a statement of its own:
--- it sees what was committed while the one before it waited for a lock.
+-- The order of the parts, and of the rows within each part, is a fixed lock order: own rows first, then successors and
+-- parents ascending.  Two workers that finish steps of the same run therefore cannot deadlock.  Each part is a separate
+-- statement, so it sees what was committed while the previous part waited for a lock.
 --
--- p_claims    ids from a message: a hint; only rows that are ready are claimed
+-- p_claims    step ids from a message, as a hint; only rows that are ready are claimed
 -- p_finishes  [{i id, t token, s status, o output, b blob, d detail, a attempts,
 --               st started, en finished, r root run, f fingerprint}]
--- p_calls     [rows of the ledger]: facts, stored also where the fence refuses the rest
--- p_skips     [{i id, d detail}]: descendants that go with the one finish of this call
--- p_fast, p_slow  how many fast and slow steps the caller may take over in place; p_pull from the backlog
+-- p_calls     [rows of the ledger]: facts, stored even if the fence refuses the finish
+-- p_skips     [{i id, d detail}]: descendants that are skipped together with the only finish of this call
+-- p_fast, p_slow  how many fast and slow steps the caller may take over; p_pull: how many from the backlog
+-- p_suspects  whether suspects (steps with two crashes or more) may be claimed
 --
--- A worker whose lease has run out may still finish what nobody else has taken, but it gets no step: each statement that
--- claims looks at the worker's row, once.  A running step's `due` is when it was claimed.
+-- A worker whose lease has expired may still finish steps that no other worker has taken, but it gets no new step: each
+-- statement that claims reads the worker's row, once.  `due` of a running step is the time at which it was claimed.
 --
--- Returns rows (what, …): 1 the caller holds it now, 2 it is ready and owed a message, 3 the fence refused the finish,
--- 4 it is slow and its run has `max_parallel`: it is claimed by `Store.admit`, which counts, 5 (without an id) the
--- caller's lease has run out, so that none of p_claims was claimed, 6 it is ready and a suspect, see p_suspects.
+-- Returns rows (what, …):
+--   1  the caller holds the step now
+--   2  the step is ready and owed a message
+--   3  the fence refused the finish
+--   4  the step is slow and its run has `max_parallel`; `Store.admit`, which keeps the count, claims it
+--   5  (without an id) the caller's lease has expired, so none of p_claims was claimed
+--   6  the step is ready and a suspect; see p_suspects
 CREATE OR REPLACE FUNCTION gorgon_tick(
     p_owner int, p_target text, p_home text, p_queues smallint[], p_lost interval,
     p_fast int, p_slow int, p_pull int, p_suspects boolean,
@@ -53,7 +58,7 @@ BEGIN
         ON CONFLICT DO NOTHING;
         GET DIAGNOSTICS brought = ROW_COUNT;
         IF brought < jsonb_array_length(p_calls) THEN
-            -- A call that was taken for lost is told by whoever made it after all.
+            -- The result of a call that was presumed lost has arrived after all.
             UPDATE ledger l SET at = c.at, provider = c.provider, model = c.model, role = c.role, attempt = c.attempt,
                 input_tokens = c.input_tokens, cache_read_tokens = c.cache_read_tokens,
                 cache_write_tokens = c.cache_write_tokens, output_tokens = c.output_tokens,
@@ -66,7 +71,7 @@ BEGIN
     END IF;
 
     IF p_finishes IS NOT NULL THEN
-        -- Of two claims of one step in one batch the newer is the one that can hold.
+        -- If a batch finishes two claims of the same step, only the newer one can pass the fence.
         SELECT array_agg(x.i), array_agg(x.t), array_agg(x.s), bool_or(x.b), bool_or(x.f)
             INTO ids, tokens, states, large, marked
         FROM (
@@ -136,8 +141,8 @@ BEGIN
     END IF;
 
     IF edges IS NOT NULL THEN
-        -- Every edge out of what has finished is one decrement, a child's edge to its composite too.
-        -- What reaches 0 is taken over by the caller where it may and can, else it is ready.
+        -- Each edge out of a finished step is one decrement, including a child's edge to its composite.  A step that
+        -- reaches 0 is taken over by the caller if allowed and possible; otherwise it becomes ready.
         SELECT array_agg(c.id ORDER BY c.id), array_agg(c.id) FILTER (WHERE c.n > 1),
             array_agg(c.n) FILTER (WHERE c.n > 1) INTO touched, repeated, times
         FROM (SELECT e AS id, count(*)::int AS n FROM unnest(edges) e GROUP BY e) c;
@@ -170,7 +175,7 @@ BEGIN
             RETURNING s.id, s.token, s.node, s.weight, s.queue, s.attempt, s.parent, s.position, s.crashes,
                 s.unmet, s.status, p.free, p.carried, p.window_next AS window_was, s.window_next AS window_now
         ), opened AS MATERIALIZED (
-            -- A windowed composite lets its next children go, as many as have finished.
+            -- A windowed composite releases as many of its next children as have finished.
             SELECT (m.id & ~1048575::bigint) | w AS id,
                 row_number() OVER (ORDER BY m.id, w) <= p_slow - (SELECT count(*) FROM placed WHERE take AND weight = 2)
                     AND (SELECT max_parallel IS NULL FROM runs WHERE runs.id = m.id >> 20) AS room,
@@ -215,7 +220,7 @@ BEGIN
 
     IF p_pull > brought THEN
         WITH picked AS (
-            -- The first of each queue in the order of its index: never a sort of all that waits.
+            -- Take the first entries of each queue in index order, so that the whole backlog is never sorted.
             SELECT first.* FROM unnest(p_queues) q, LATERAL (
                 SELECT b.queue, b.rank, b.step_id FROM backlog b
                 WHERE b.queue = q
@@ -266,7 +271,8 @@ BEGIN
                 AND r.max_parallel IS NOT NULL
             RETURNING 4::smallint, s.id, NULL::int, NULL::int, NULL::smallint, NULL::smallint, NULL::smallint,
                 NULL::int, NULL::int, NULL::smallint, NULL::boolean;
-            -- What was on the backlog and could not be claimed is owed a message: nobody else would find it.
+            -- A step that was taken off the backlog but could not be claimed is owed a message; nothing else would find
+            -- it.
             UPDATE steps s SET due = clock_timestamp() + p_lost
             WHERE s.id = ANY (pulled) AND s.status = 1 AND s.due IS NULL;
             RETURN QUERY

@@ -1,6 +1,6 @@
 """The first tables, and the engine's transaction on PostgreSQL.
 
-Written out and frozen: what `tables` becomes later is the matter of later migrations.
+Written out and frozen: later changes of `tables` are made by later migrations.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def upgrade() -> None:
 
 
 def _runs() -> None:
-    """Plans, runs, steps and what they leave behind."""
+    """Plans, runs, steps and their results."""
     op.create_table(
         "plans",
         sa.Column("hash", sa.String(64), nullable=False),
@@ -176,7 +176,7 @@ def _journal() -> None:
 
 
 def _traffic() -> None:
-    """Workers, and what waits for them."""
+    """Workers, and the steps that wait for them."""
     op.create_table(
         "workers",
         sa.Column("id", sa.Integer, autoincrement=True, nullable=False),

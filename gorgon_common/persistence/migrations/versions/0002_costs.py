@@ -1,4 +1,4 @@
-"""Calls recorded by the library, and how well token estimates hold."""
+"""Calls recorded by the library, and the accuracy of token estimates."""
 
 from __future__ import annotations
 

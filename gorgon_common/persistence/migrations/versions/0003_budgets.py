@@ -1,4 +1,4 @@
-"""Budgets: what is allowed, what is held, every change of it.
+"""Budgets: limits, reservations, and every change of an account.
 
 Written out and frozen.
 """

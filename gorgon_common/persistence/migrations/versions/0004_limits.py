@@ -1,4 +1,4 @@
-"""The limiter's state where there is no Redis, and the limits that people have set."""
+"""The limiter's state if there is no Redis, and the limits set by people."""
 
 from __future__ import annotations
 

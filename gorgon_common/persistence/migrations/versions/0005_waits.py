@@ -1,4 +1,4 @@
-"""What a line of the journal means, for machines: why a step waits, and for how long."""
+"""Data for machines in journal entries: why a step waits, and for how long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Concurrency keys: who holds them, who waits for them."""
+"""Concurrency keys: which runs hold them, and which wait for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Budgets: who waits keeps their place, alerts for those who watch, conversations that are paid for; calls by time.
+"""Budgets: waiting steps keep their place, alerts, paid-for conversations; an index of calls by time.
 
 Written out and frozen.
 """

@@ -1,4 +1,4 @@
-"""How many slow steps of a run may be under way: claims of such runs are counted."""
+"""Limits the slow steps of a run in progress: claims of such runs are counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims look at the lease of the worker; the deaths that a step has seen are kept."""
+"""Claims check the worker's lease; the worker deaths that a step has seen are stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each run says which trace it is part of; the journal says when a step has started."""
+"""Each run stores the trace that it belongs to; the journal records when a step has started."""
 
 from __future__ import annotations
 

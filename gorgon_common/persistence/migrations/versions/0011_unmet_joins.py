@@ -1,4 +1,4 @@
-"""A step knows whether something that it depends on has not succeeded: joins read nothing where all went well."""
+"""A step records whether a dependency has ended without success, so that joins read nothing if all succeeded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Apply.  Steps that wait already may have such a dependency: they look."""
+    """Apply.  Steps that already wait may have such a dependency, so they are marked."""
     op.add_column("steps", sa.Column("unmet", sa.Boolean, server_default="0", nullable=False))
     op.execute(sa.text("UPDATE steps SET unmet = :yes WHERE status < 5").bindparams(yes=True))
 
