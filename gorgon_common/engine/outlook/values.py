@@ -30,7 +30,7 @@ _ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
 
 
 class Unsized(Exception):
-    """Nobody knows how large a value is."""
+    """The size of a value is unknown."""
 
 
 class Values:

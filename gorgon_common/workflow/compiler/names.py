@@ -17,7 +17,7 @@ _ERROR = Type("object", fields=dict.fromkeys(("step", "message", "kind", "summar
 
 
 class Unknown(Exception):  # control flow inside the compiler; never visible outside
-    """A name that means nothing at its place."""
+    """A name without a meaning at its place."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
