@@ -1,1 +1,1 @@
-"""The way in: the REST API, and the sandbox of simulated providers."""
+"""The REST API, and the sandbox that simulates providers."""

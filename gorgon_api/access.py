@@ -1,4 +1,4 @@
-"""Each request is counted, timed and logged: who asked for what, how it was answered, how long that took."""
+"""Counts, times and logs each request: the client, the path, the response and the duration."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from gorgon_common.telemetry import trace_of
 log = get_logger("gorgon.access")
 
 _QUIET = ("/health", "/metrics")
-"""Paths that machines ask for every few seconds: they are logged at level debug."""
+"""Paths that machines poll every few seconds; they are logged at level debug."""
 
 
 class AccessLog:
-    """ASGI middleware, the outermost one.  `logs`: write a line for each request; requests are counted all the same.
+    """The outermost ASGI middleware.  `logs`: write a line per request; requests are counted in any case.
 
-    The line names the path without its query, which may hold what is nobody else's business.
+    The line contains the path without its query, which may contain private data.
     """
 
     def __init__(self, app: ASGIApp, *, logs: bool) -> None:
@@ -53,9 +53,7 @@ class AccessLog:
 
     def _tell(self, scope: Scope, status: int, seconds: float, sent: int) -> None:
         path = scope["path"]
-        route = (
-            getattr(scope.get("route"), "path", None) or "(none)"
-        )  # a path that is not ours would be a label for ever
+        route = getattr(scope.get("route"), "path", None) or "(none)"  # an unknown path would remain a label forever
         metrics.REQUESTS.inc(1, method=_method(scope), route=route, status=str(status))
         metrics.REQUEST_SECONDS.observe(seconds, method=_method(scope), route=route)
         if not self._logs:
@@ -80,7 +78,7 @@ def _method(scope: Scope) -> str:
 
 
 def _about(scope: Scope) -> dict[str, str]:
-    """Return what every line that is written while the request is served says: its run and its trace."""
+    """Return the fields for every log line of this request: its run and its trace."""
     found = {}
     parts = scope["path"].split("/")
     if len(parts) > 3 and parts[1:3] == ["v1", "runs"] and is_id(parts[3], "run"):

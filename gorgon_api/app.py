@@ -1,4 +1,4 @@
-"""The FastAPI application: routes, errors, limits; everything it needs comes as an argument."""
+"""The FastAPI application: routes, errors, limits; all dependencies are arguments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gorgon_api.routes import budgets, costs, health, limits, runs, workflows
 from gorgon_common.bootstrap import Services
 
 MAX_BODY = 8_000_000
-"""Bytes that a request may have."""
+"""Maximum size of a request, in bytes."""
 
 _DESCRIPTION = """Start, follow and look at runs of Gorgon workflows.
 
@@ -26,7 +26,7 @@ Times are RFC 3339 in UTC. Money is US dollars."""
 
 
 def create_app(services: Services, keys: KeyRing, *, access_log: bool = False) -> FastAPI:
-    """Return the application.  It does not own the services: whoever built them closes them.
+    """Return the application.  It does not own the services; the caller closes them.
 
     `access_log`: log each request.
     """

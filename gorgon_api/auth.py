@@ -1,4 +1,4 @@
-"""Who is asking.  A key ring answers what a key stands for; keys hashed in the database become another ring."""
+"""Authentication: a key ring maps an API key to a principal.  Hashed keys in a database can become another key ring."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _PREFIX = "gk_"
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who made a request: a name for logs, and the teams that it may act for (None: every team)."""
+    """The caller of a request: a name for logs, and the teams it may act for (None: every team)."""
 
     name: str
     teams: frozenset[str] | None = None
 
     def require(self, team: str) -> None:
-        """Raise Forbidden where the caller may not act for a team: start or cancel its runs, set its budget."""
+        """Raise Forbidden unless the caller may act for a team: start or cancel its runs, set its budget."""
         if self.teams is not None and team not in self.teams:
             raise Forbidden(f"This API key may not act for the team {team!r}.", hint=self._hint(), team=team)
 
     def require_all(self, what: str) -> None:
-        """Raise Forbidden where the caller may not act for every team; `what` it wants to do concerns all of them."""
+        """Raise Forbidden unless the caller may act for every team, which the operation `what` requires."""
         if self.teams is not None:
             raise Forbidden(f"{what} concerns every team, and this API key may not act for all.", hint=self._hint())
 
@@ -40,22 +40,22 @@ class Principal:
 
 
 class KeyRing(Protocol):
-    """Knows the keys."""
+    """Looks up API keys."""
 
     def find(self, key: str) -> Principal | None:
-        """Return whom the key belongs to, None where nobody."""
+        """Return the key's principal, or None if the key is unknown."""
         ...
 
 
 class SingleKey:
-    """The one key of GORGON_API_KEY; only its hash is kept."""
+    """The single key in GORGON_API_KEY; only its hash is kept."""
 
     def __init__(self, key: str, principal: Principal = Principal("api-key")) -> None:
         self._digest = _digest(key)
         self._principal = principal
 
     def find(self, key: str) -> Principal | None:
-        """Return the principal where it is the key, compared in constant time."""
+        """Return the principal if the key matches; compares in constant time."""
         return self._principal if hmac.compare_digest(_digest(key), self._digest) else None
 
 
@@ -73,7 +73,7 @@ def authenticate(
     _bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)] = None,
     _header: Annotated[str | None, Security(_HEADER)] = None,
 ) -> Principal:
-    """Return who makes the request; the two schemes are there for the document.  Raises Unauthorized."""
+    """Return the caller of the request; the two schemes are only for the OpenAPI document.  Raises Unauthorized."""
     key = _presented(request)
     if key is None:
         raise Unauthorized
@@ -92,5 +92,5 @@ def _presented(request: Request) -> str | None:
 
 
 def _digest(key: str) -> bytes:
-    # The keys have 256 random bits: a slow hash would protect nothing more and cost every request.
+    # The keys have 256 random bits, so a slow hash would add no protection and slow down every request.
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

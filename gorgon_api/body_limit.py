@@ -1,4 +1,4 @@
-"""No request is larger than it may be: refused unread where it says its length, and while it is read where not."""
+"""Limits request sizes: refuses a body unread if its Content-Length is too large, and otherwise while reading it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gorgon_api.errors import problem
 class BodyLimit:
     """ASGI middleware; `maximum` is in bytes.
 
-    Starlette has one of its own, which answers in plain text where a Content-Length is too large.
+    Starlette's own limit responds in plain text if the Content-Length is too large.
     """
 
     def __init__(self, app: ASGIApp, *, maximum: int) -> None:
@@ -44,5 +44,5 @@ class BodyLimit:
         return f"A request may have at most {self._maximum:,} bytes."
 
     def _refusal(self) -> ASGIApp:
-        # The rest of the body is not read: the connection cannot be used again.
+        # The rest of the body is not read, so the connection cannot be reused.
         return problem(413, "content-too-large", self._sentence, headers={"Connection": "close"})

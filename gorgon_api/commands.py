@@ -1,4 +1,4 @@
-"""The API's commands: names, arguments and help.  What does the work is imported when a command is called."""
+"""The API's commands: names, arguments and help.  Their implementations are imported when a command is called."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What routes ask for: the services, who is asking, a run's id that can exist at all."""
+"""Dependencies of the routes: the services, the caller, and a syntactically valid run id."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def services(request: Request) -> Services:
 
 
 def run_id(run: Annotated[str, Path(description="The run's id.", examples=["run_01KAR6V7Q3M8Z5T2N4H9C1X0WB"])]) -> str:
-    """Return the id in the path.  Raises NotFound where it cannot be one: the database is not asked."""
+    """Return the id in the path.  Raises NotFound without querying the database if it is not a valid id."""
     if not is_id(run, "run"):
         raise NotFound(f"There is no run {run[:60]!r}.", hint="GET /v1/runs lists the runs.")
     return run

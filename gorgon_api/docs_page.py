@@ -1,4 +1,4 @@
-"""`/docs`: Swagger UI from an installed package: the page works where only this server can be reached."""
+"""`/docs`: Swagger UI from an installed package, so that the page works without internet access."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SwaggerUIBundle({
 });
 """
 _HEADERS = {
-    # Nothing is loaded from anywhere else, whatever a description may say.
+    # Nothing is loaded from other origins, even if a description asks for it.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -64,7 +64,7 @@ def page() -> Response:
 
 @router.get("/docs/page.js")
 def script() -> Response:
-    """Return what starts it."""
+    """Return the script that starts Swagger UI."""
     return Response(_SCRIPT, media_type="text/javascript", headers=_HEADERS)
 
 
@@ -76,7 +76,7 @@ def style() -> Response:
 
 @router.get("/docs/swagger-ui-bundle.js")
 def bundle() -> Response:
-    """Return Swagger UI."""
+    """Return Swagger UI's script."""
     return _asset("swagger-ui-bundle.js")
 
 

@@ -1,4 +1,4 @@
-"""Every error as `application/problem+json` (RFC 9457): what is wrong, in which field, what to do; nothing internal."""
+"""Reports every error as `application/problem+json` (RFC 9457): problem, field and remedy, but nothing internal."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ KINDS: dict[str, str] = {
     "unavailable": "the database or the broker cannot be reached; try again",
     "internal": "the server failed; `instance` is what its log calls it",
 }
-"""Every kind of problem: what `type` ends in, and what it means."""
+"""Every kind of problem: the end of its `type`, and its meaning."""
 
 _HINTS = {
     404: "GET /openapi.json lists what there is.",
@@ -74,7 +74,7 @@ def documented(*codes: int) -> dict[int | str, dict[str, Any]]:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Let the application answer every exception with a problem document."""
+    """Answer every exception with a problem document."""
     app.add_exception_handler(errors.GorgonError, _of_ours)
     app.add_exception_handler(RequestValidationError, _of_the_request)
     app.add_exception_handler(HTTPException, _of_the_framework)
@@ -90,7 +90,7 @@ def problem(
     headers: Mapping[str, str] | None = None,
     **more: Any,
 ) -> JSONResponse:
-    """Return the response for one problem; `more` are further fields."""
+    """Return the response for one problem; `more` are additional fields."""
     assert kind in KINDS, kind
     body = {
         "type": f"{PROBLEM_TYPE}{kind}",

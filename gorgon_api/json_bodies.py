@@ -1,4 +1,4 @@
-"""Every body is JSON, whether the client says so or not: `curl -d '{…}'` alone says that it is a form."""
+"""Accepts a body as JSON even if the client does not declare it: `curl -d '{…}'` alone declares a form."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from gorgon_api.errors import problem
 
 _METHODS = frozenset({"POST", "PUT", "PATCH"})
 _UNSAID = frozenset({"", "application/x-www-form-urlencoded", "text/plain"})
-"""What clients say who were not told what to say."""
+"""Content types that clients send by default."""
 
 
 class JsonBodies:
-    """ASGI middleware: takes a body of no particular type for JSON, and answers 415 to one that is of another type."""
+    """ASGI middleware: treats a body with no or a default type as JSON, and answers 415 to any other type."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

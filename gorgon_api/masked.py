@@ -1,4 +1,4 @@
-"""No answer shows a secret: the bodies of JSON and of event streams are masked on their way out."""
+"""Masks secrets in responses: JSON bodies and event streams are masked before they are sent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gorgon_common.printable import json_safe
 
 
 class MaskedAnswers:
-    """Masks what is sent.  A JSON body is gathered first; each event of a stream is a message of its own already."""
+    """Masks responses.  A JSON body is buffered first; each event of a stream is already a separate message."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -48,7 +48,7 @@ class _Masked:
     async def _finish(self) -> None:
         body = SECRETS.mask_json(self._body.decode("utf-8", "replace")).encode()
         start = self._start
-        assert start is not None  # a response begins with its headers
+        assert start is not None  # a response starts with its headers
         headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
         await self._send({**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
         await self._send({"type": "http.response.body", "body": body})

@@ -1,4 +1,4 @@
-"""`gorgon api` and `gorgon sandbox`: from settings to a listening server."""
+"""`gorgon api` and `gorgon sandbox`: start a listening server from the settings."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def api(*, host: str | None, port: int | None) -> None:
         )
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
-        return  # uvicorn has closed everything, and raises the signal again: to end is what it was told
+        return  # uvicorn has closed everything and raises the signal again; ending here is the intended reaction
     finally:
         for sweep in sweeps:
             sweep.stop()
@@ -59,12 +59,12 @@ def api(*, host: str | None, port: int | None) -> None:
 
 
 def principal_of(settings: Settings) -> Principal:
-    """Return whom GORGON_API_KEY stands for."""
+    """Return the principal of GORGON_API_KEY."""
     return Principal("api-key", None if "*" in settings.api_teams else frozenset(settings.api_teams))
 
 
 def key_for(settings: Settings, address: str) -> tuple[str, bool]:
-    """Return the key, and whether it was made up: only where nobody else can reach the server."""
+    """Return the key and whether it was generated, which is allowed only if no other machine can reach the server."""
     if settings.api_key is not None:
         return settings.api_key.get_secret_value(), False
     if not _loopback(address):
@@ -83,7 +83,7 @@ def _loopback(address: str) -> bool:
 
 
 def listen(address: str, port: int) -> socket.socket:
-    """Return a listening socket, so that a taken port is told in a sentence."""
+    """Return a listening socket.  Raises ConfigurationError with a clear message if the port is taken."""
     listener: socket.socket | None = None
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]

@@ -1,6 +1,6 @@
-"""From a submission to a run: compile, refuse what cannot run, create and publish.
+"""Turns a submission into a run: compile, refuse what cannot run, create and publish.
 
-Publishing is by task name, inside `Services.submit`: no code of the worker is imported here.
+`Services.submit` publishes by task name, so no worker code is imported here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def dispatch(
 ) -> Submitted:
     """Start the run that a submission asks for.
 
-    It belongs to the team that the submission names, else to the file's `team:`; the key must be allowed to act for it.
+    It belongs to the submission's team, by default the file's `team:`; the key must be allowed to act for that team.
     Raises WorkflowInvalid, NotFound, InputInvalid, Forbidden, NotAvailable, Conflict, Unavailable.
     """
     plan, _ = read(services, submission)

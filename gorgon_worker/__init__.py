@@ -1,1 +1,1 @@
-"""Runs steps: the worker process, and the one that `gorgon run` embeds."""
+"""Runs steps: the worker process, and the worker that `gorgon run` embeds."""

@@ -1,7 +1,7 @@
 """The Celery application for Celery's own commands: `celery -A gorgon_worker.app worker|status|inspect|events|flower`.
 
-It is made from the settings of Gorgon (GORGON_REDIS_URL …).  Its worker serves the queues of the sandbox, or those of
-`-Q`: `-Q openai,control` are those of the real provider, `-Q sandbox.openai,sandbox.control` of the sandbox.
+It is configured by Gorgon's settings (GORGON_REDIS_URL …).  Its worker serves the queues of the sandbox, or those given
+with `-Q`: `-Q openai,control` are queues of the real provider, `-Q sandbox.openai,sandbox.control` of the sandbox.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ app.conf.update(
 
 @celeryd_init.connect(weak=False)
 def begin(options: dict[str, Any], **_: object) -> None:
-    """A worker of this application begins: give it a runtime.  Ends the process where it cannot be one of Gorgon's."""
+    """Attach a runtime to a starting worker.  Exits if the worker's options do not suit Gorgon."""
     named = options.get("queues") or _QUEUES
     named = named.split(",") if isinstance(named, str) else list(named)
     targets = {"sandbox" if name.startswith(_SANDBOX) else "live" for name in named}
@@ -73,6 +73,6 @@ def _control(targets: set[str]) -> str:
 
 
 def _refuse(message: str) -> NoReturn:
-    # Celery logs what a signal's receiver raises and goes on; this ends it.
+    # Celery logs exceptions of signal receivers and continues; SystemExit ends the process.
     terminal.note(message)
     raise SystemExit(terminal.EXIT_BAD_INPUT)

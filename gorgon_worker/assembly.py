@@ -1,4 +1,4 @@
-"""What a worker process is made of: providers behind the limiter, commands and prices, around one runtime."""
+"""Assembles a worker process: providers behind the limiter, commands and prices, around one runtime."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = get_logger(__name__)
 def make_runtime(
     services: Services, *, queues: Sequence[str], slots: int, target: str, home: str, sandbox_url: str | None = None
 ) -> Runtime:
-    """Wire a runtime.  Raises ConfigurationError where the target is not known or has no address."""
+    """Wire a runtime.  Raises ConfigurationError if the target is unknown or has no address."""
     settings = services.settings
     inner = agent_providers(target, settings, sandbox_url=sandbox_url)
     calibration = Calibration(lambda seen: _keep(services, target, seen))
@@ -59,7 +59,7 @@ def make_runtime(
 
 
 def _keep(services: Services, target: str, seen: Mapping[tuple[str, str], Ratio]) -> None:
-    """Store how well token estimates held.  Without a database they are lost: no call may fail for that."""
+    """Store the accuracy of token estimates.  Without a database it is lost: no call may fail because of it."""
     try:
         services.reports.add_ratios(target, seen)
     except GorgonError as error:
@@ -67,7 +67,7 @@ def _keep(services: Services, target: str, seen: Mapping[tuple[str, str], Ratio]
 
 
 def accounts(target: str, settings: Settings) -> dict[str, str]:
-    """Return provider → the account that its key belongs to, by a name that does not give the key away."""
+    """Return provider → the account of its key, under a name that does not reveal the key."""
     if target == "sandbox":
         return dict.fromkeys(("openai", "anthropic"), SANDBOX_KEY)
     keys = {

@@ -1,4 +1,4 @@
-"""`gorgon demo`: the points worth showing, each in a minute, offline on the sandbox."""
+"""`gorgon demo`: demonstrations of about a minute each, offline on the sandbox."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gorgon_worker.launch import compile_file, here, own_sandbox, run_embedded, 
 
 _FAN = 8
 _KILL_AFTER = 3
-"""Finished steps after which `demo resume` kills the run: plan, checkpoint, build."""
+"""Number of finished steps after which `demo resume` kills the run: plan, checkpoint, build."""
 
 _PARALLEL = """
 name: {name}
@@ -102,7 +102,7 @@ def _say(text: str) -> None:
 
 @contextmanager
 def _sandbox(settings: Settings) -> Iterator[Callable[[], str]]:
-    """A sandbox for a whole demonstration; gives what waits for its address."""
+    """A sandbox for a whole demonstration; yields a function that waits for its address."""
     with ExitStack() as stack:
         sandbox = own_sandbox(stack, settings, needed=True)
         assert sandbox is not None  # it is needed
@@ -117,9 +117,9 @@ def _run(
     resumed: str | None = None,
     may_fail: bool = False,
 ) -> dict[str, Any]:
-    """Run a workflow, or continue a run with it, with services and a worker of its own; returns the finished run.
+    """Run a workflow, or resume a run with it, with its own services and worker; returns the finished run.
 
-    A run that has failed ends the demonstration, unless it `may_fail`.
+    A failed run ends the demonstration unless `may_fail` is set.
     """
     with local_services(here(settings)) as services:
         plan = compile_file(services, workflow)
@@ -160,7 +160,7 @@ def _parallel() -> None:
     settings = get_settings().model_copy(update={"sandbox_latency": 0.4})
     with _sandbox(settings) as sandbox:
         for sdk in ("openai", "anthropic"):
-            lazy.load(sdk)  # what is imported first takes seconds, and is none of what is compared
+            lazy.load(sdk)  # the first import takes seconds and would distort the comparison
         times = []
         for name, lanes in (("one-after-the-other", 1), ("side-by-side", _FAN)):
             document = _run(settings, sandbox, Workflow(_PARALLEL.format(name=name, lanes=lanes), name))
@@ -205,7 +205,7 @@ def _limits() -> None:
         f"[bold]{_CALLS} calls at once, where the provider lets in {_LIMIT} a minute.[/]  Twice; it is overloaded, too."
     )
     _say("Nothing is configured: the provider's replies state the limit, and the workers share what they learn.\n")
-    settings = get_settings().model_copy(update={"sandbox_url": None})  # this one is told to be mean
+    settings = get_settings().model_copy(update={"sandbox_url": None})  # this sandbox is configured to misbehave
     rule = {"provider": "openai", "model": _LIMITED_MODEL}
     told = []
     with _sandbox(settings) as sandbox:
@@ -233,7 +233,7 @@ def _limits() -> None:
 
 
 def _tell(url: str, path: str, rule: Any = None) -> Any:
-    """Ask the sandbox itself something, or set a rule."""
+    """Send a control request to the sandbox, optionally with a rule to set."""
     body = None if rule is None else json.dumps(rule).encode()
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
     with opener.open(urllib.request.Request(url + path, data=body), timeout=10) as reply:
@@ -274,7 +274,7 @@ def _resume() -> None:
 
 
 def _killed_run(url: str) -> str:
-    """Run feature-build in a process of its own and kill that; returns the run."""
+    """Run feature-build in a separate process and kill it; returns the run's id."""
     process = subprocess.Popen(
         [sys.executable, "-m", "gorgon_common.cli", "run", "feature-build"],
         env={**os.environ, "GORGON_SANDBOX_URL": url},

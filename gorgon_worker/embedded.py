@@ -1,7 +1,7 @@
-"""A worker inside the process: the same tasks on the same engine, without a broker, signals or a process of its own.
+"""A worker inside the process: the same tasks on the same engine, without a broker, signals or a separate process.
 
-A plain `WorkController` in a thread, with its own transport, pool, consumer and result store.  It leaves the process'
-signals, logging and current Celery application alone, so it works under pytest, in a server and in a notebook.
+A plain `WorkController` in a thread, with its own transport, pool, consumer and result store.  It does not touch the
+process's signals, logging or current Celery application, so it works under pytest, in a server and in a notebook.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gorgon_worker.tasks import register
 
 class _Consumer(Consumer):  # type: ignore[misc]  # celery has no types
     def call_soon(self, function: Any, *args: Any, **options: Any) -> Any:
-        """Do what another thread asks for, and wake up to do it."""
+        """Schedule a call from another thread, and wake the consumer to run it."""
         called = super().call_soon(function, *args, **options)
         transport: Any = getattr(self.connection, "_transport", None)
         if hasattr(transport, "space"):
@@ -37,7 +37,7 @@ class _Consumer(Consumer):  # type: ignore[misc]  # celery has no types
 
 class _Clock(timer2.Timer):  # type: ignore[misc]  # celery has no types
     def stop(self) -> None:
-        """Stop at once: the stock timer may sleep on for a second."""
+        """Stop immediately: the stock timer may keep sleeping for up to a second."""
         self._Timer__is_shutdown.set()
         with self.not_empty:
             self.not_empty.notify_all()
@@ -45,14 +45,14 @@ class _Clock(timer2.Timer):  # type: ignore[misc]  # celery has no types
 
 
 class _Worker(WorkController):  # type: ignore[misc]  # celery has no types
-    """WorkController, not celery.apps.worker.Worker: that one installs signal handlers and logging."""
+    """A WorkController, not celery.apps.worker.Worker, which installs signal handlers and logging."""
 
     def on_init_blueprint(self) -> None:
-        """Before the parts start."""
+        """Called before the components start."""
         self.is_ready = threading.Event()
 
     def on_consumer_ready(self, consumer: Any) -> None:
-        """The consumer listens."""
+        """Called when the consumer is listening."""
         self.is_ready.set()
 
 
@@ -66,7 +66,7 @@ def embedded(
     target: str,
     sandbox_url: str | None = None,
 ) -> Iterator[Runtime]:
-    """Run steps of `home` in this process while the context lasts, and at its end for at most GORGON_GRACE_SECONDS."""
+    """Run the steps of `home` in this process until the context ends, plus at most GORGON_GRACE_SECONDS."""
     runtime = make_runtime(services, queues=queues, slots=slots, target=target, home=home, sandbox_url=sandbox_url)
     app = services.app
     register(app, runtime)
@@ -89,7 +89,7 @@ def embedded(
     thread.start()
     if not worker.is_ready.wait(10):
         raise Unavailable("The embedded worker did not start within 10 s.")
-    _set_task_join_will_block(False)  # the pool sets it for the whole process; result.get() would refuse everywhere
+    _set_task_join_will_block(False)  # the pool sets it process-wide, and result.get() would then refuse everywhere
     runtime.start()
     try:
         yield runtime

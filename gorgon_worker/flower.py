@@ -1,4 +1,4 @@
-"""`gorgon flower`: Flower on Gorgon's broker, behind a password, on loopback unless told otherwise."""
+"""`gorgon flower`: Flower on Gorgon's broker, password-protected, on loopback by default."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def flower(*, host: str | None, port: int | None) -> None:
             "Flower watches workers through a broker, and none is set.",
             hint="Set GORGON_REDIS_URL, and start workers with `gorgon worker --events`.",
         )
-    lazy.load("flower.command")  # or a sentence that says how to install it
+    lazy.load("flower.command")  # or raises an error that explains how to install it
     address = host or settings.host
     key = settings.api_key.get_secret_value() if settings.api_key else None
     if key is None:
@@ -33,7 +33,7 @@ def flower(*, host: str | None, port: int | None) -> None:
     chosen = settings.flower_port if port is None else port
     terminal.note(f"Flower at http://{address}:{chosen}   (user {USER}, password: the API key)")
     app = lazy.load("gorgon_worker.app:app")
-    # An argument of this process' own, which no list of processes shows.
+    # Passed inside this process, so it does not appear in process listings.
     app.start(["flower", f"--address={address}", f"--port={chosen}", f"--basic-auth={USER}:{key}"])
 
 

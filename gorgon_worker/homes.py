@@ -1,6 +1,6 @@
-"""The home of an embedded run: which process owns it, so that another can tell whether that process still lives.
+"""The home of an embedded run: identifies the owning process, so that others can tell whether it is still alive.
 
-A home is `host:pid:start:random`; `start` is the process' start time, because the kernel gives pids away again.
+A home is `host:pid:start:random`; `start` is the process's start time, because the kernel reuses pids.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ _HOST = 40
 
 
 def new_home() -> str:
-    """Return a name for a home of this process."""
+    """Return a new home name for this process."""
     pid = os.getpid()
     return f"{_host()}:{pid}:{_started(pid)}:{secrets.token_hex(4)}"
 
 
 def is_deserted(home: str) -> bool:
-    """Tell whether the home's process is known to be dead; False where it cannot be told (another machine)."""
+    """Tell whether the home's process is known to be dead; False if that cannot be determined (another machine)."""
     host, _, rest = home.partition(":")
     parts = rest.split(":")
     if host != _host() or len(parts) != 3 or not parts[0].isdecimal():
@@ -40,7 +40,7 @@ def _host() -> str:
 
 
 def _started(pid: int) -> str:
-    """Return the start time of a process in clock ticks since boot, `0` where the system does not say (proc(5))."""
+    """Return a process's start time in clock ticks since boot, `0` if the system does not provide it (proc(5))."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

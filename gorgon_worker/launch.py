@@ -1,4 +1,4 @@
-"""`gorgon run`, `gorgon runs resume` and `gorgon worker`: where runs meet a worker."""
+"""`gorgon run`, `gorgon runs resume` and `gorgon worker`: starts runs and the workers that execute them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gorgon_worker.homes import is_deserted, new_home
 from gorgon_worker.sandbox_process import SandboxProcess
 
 _ABANDON = 3.0
-"""Seconds that a run gets to end which nobody watches any more."""
+"""Seconds that a run gets to end once nothing watches it any more."""
 _KEYS = {queues.OPENAI: "openai_api_key", queues.ANTHROPIC: "anthropic_api_key"}
 _BASE_URLS = {queues.OPENAI: "openai_base_url"}
 _SDKS = {queues.OPENAI: "openai", queues.ANTHROPIC: "anthropic"}
@@ -47,9 +47,10 @@ def run(
     max_cost: float | None = None,
     team: str | None = None,
 ) -> None:
-    """Run a workflow and show it; ends the command with the exit code that says how it went.
+    """Run a workflow and display it; ends the command with the exit code for the outcome.
 
-    `max_cost`: US dollars that the run may spend, all its resumes included.  `team` owns it, else the file's `team:`.
+    `max_cost`: US dollars that the run may spend, including all its resumes.  `team` owns it, by default the file's
+    `team:`.
     """
     target = "live" if live else "sandbox"
     checked_limit(max_cost)
@@ -100,19 +101,19 @@ def run(
 
 
 def _observe(settings: Settings) -> None:
-    """Log what happens, as a worker does, where the settings ask for logs; people see it in the drawing of the run."""
+    """Log events as a worker does, if the settings ask for logs; the user follows them in the drawing of the run."""
     if settings.model_fields_set & {"log_level", "log_format"}:
         logs.configure(settings.log_level, settings.log_format)
         telemetry.subscribe(logs.record)
 
 
 def here(settings: Settings) -> Settings:
-    """Return the settings of a run in this process: its messages stay here, whatever broker there is."""
+    """Return the settings for a run in this process: its messages stay here even if a broker is configured."""
     return settings.model_copy(update={"broker_url": EMBEDDED_BROKER})
 
 
 def own_sandbox(stack: ExitStack, settings: Settings, *, needed: bool) -> Callable[[], str] | None:
-    """Start a sandbox in the background unless one runs already; returns what waits for its address."""
+    """Start a sandbox in the background unless one is configured; returns a function that waits for its address."""
     if not needed:
         return None
     if settings.sandbox_url is not None:
@@ -122,9 +123,9 @@ def own_sandbox(stack: ExitStack, settings: Settings, *, needed: bool) -> Callab
 
 
 def compile_file(services: Services, workflow: Workflow, *, quiet: bool = False) -> Plan:
-    """Return the plan of a workflow that can run now; warnings are printed on stderr.
+    """Return the plan of a workflow that can run now; warnings are printed to stderr.
 
-    Raises WorkflowInvalid, and NotAvailable where a step cannot be executed yet.
+    Raises WorkflowInvalid, and NotAvailable if a step cannot be executed yet.
     """
     plan, warnings = services.read(workflow.text, file=workflow.file)
     if warnings and not quiet:
@@ -143,9 +144,9 @@ def plan_of(services: Services, run_id: str) -> Plan:
 
 
 def vacate(services: Services, run_id: str) -> bool:
-    """Let a run go whose process was killed: without this its lease would have to run out first.
+    """Release a run whose process was killed, instead of waiting for its lease to expire.
 
-    Returns whether it was.
+    Returns whether its process was dead.
     """
     home = services.knowledge.run(services.views.number(run_id)).info.home
     if not home or not is_deserted(home):
@@ -155,7 +156,7 @@ def vacate(services: Services, run_id: str) -> bool:
 
 
 def require_keys(plan: Plan, settings: Settings) -> None:
-    """Raise ConfigurationError that names the variable of each key that the plan needs and that is not set."""
+    """Raise ConfigurationError naming the variables of all keys that the plan needs and that are not set."""
     needed = {node.queue for node in plan.nodes} & _KEYS.keys()
     missing = [
         (name, variable_of(_KEYS[name]))
@@ -179,9 +180,10 @@ def run_embedded(
     sandbox: Callable[[], str] | None,
     as_json: bool = False,
 ) -> tuple[dict[str, Any], bool]:
-    """Submit a run and execute it in this process, shown live; returns it, and whether it was interrupted.
+    """Submit a run and execute it in this process, displayed live; returns the run and whether it was interrupted.
 
-    `plan` says which queues are needed.  `submit` gets the name of this process's home: no other worker takes the run.
+    `plan` determines the queues that are needed.  `submit` receives the name of this process's home, so no other worker
+    takes the run.
     """
     home = new_home()
     needed = {node.queue for node in plan.nodes if node.queue}
@@ -205,7 +207,7 @@ def run_embedded(
 
 
 def _submitted(services: Services, submit: Callable[[str], Submitted], home: str) -> Submitted:
-    """Submit; runs of killed processes of this machine do not keep it from its concurrency key."""
+    """Submit a run; runs of killed processes on this machine do not keep it from its concurrency key."""
     try:
         submitted = submit(home)
     except errors.KeyTaken as taken:
@@ -220,7 +222,7 @@ def _submitted(services: Services, submit: Callable[[str], Submitted], home: str
 
 
 def _abandon(services: Services, run_id: str) -> None:
-    """Cancel a run that nobody watches any more (a closed pipe, a fault): nothing more is to be spent."""
+    """Cancel a run that nothing watches any more (a closed pipe, an internal error), so that it spends nothing more."""
     until = time.monotonic() + _ABANDON
     with suppress(errors.GorgonError):
         services.cancel(run_id)
@@ -271,7 +273,7 @@ def _run_on_server(
     if plan["unavailable"]:
         raise errors.NotAvailable("This workflow cannot run yet: " + " ".join(plan["unavailable"]))
     values = read_inputs(inputs, inputs_file, plan["inputs"])
-    # The key makes a repeated request after a lost reply give the same run.
+    # With the key, a request that is repeated after a lost reply returns the same run.
     submitted = client.submit(
         **asked, inputs=values, target=target, team=team, max_cost_usd=max_cost, idempotency_key=new_id("cli")
     )
@@ -288,7 +290,7 @@ def _run_on_server(
 
 
 def resume(run: str, *, file: str | None, detach: bool, server: str | None, as_json: bool) -> None:
-    """Continue a run as a new one, here or on the server that has it."""
+    """Continue a run as a new one, here or on the server that stores it."""
     server = chosen_server(server)
     if server is not None:
         with connect(server) as client:

@@ -1,8 +1,8 @@
-"""Every call to a model goes through the limiter: acquire → call → settle with what was really used.
+"""Sends every call to a model through the limiter: acquire → call → settle with the actual usage.
 
-A wait of a few hundred milliseconds is slept here.  A longer one raises Throttled: the step gives its slot back and
-comes again.  Where something was paid for already that would be lost with that (another model's reply, a conversation
-that is not stored), the wait is taken here.
+A wait of up to a few hundred milliseconds is slept here.  A longer wait raises Throttled: the step gives up its slot
+and is tried again later.  If that would lose something already paid for (another model's reply, a conversation that is
+not stored), the call waits here instead.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from gorgon_common.ratelimit.headers import signals
 from gorgon_worker.providers.failures import retry_after
 
 IN_PLACE = 0.5
-"""Seconds of waiting that are slept on the slot."""
+"""Waits up to this many seconds are slept in the slot."""
 CROWD = 0.35
-"""A step that finds no place to sleep waits at least so long elsewhere: what waits less would stay on its slot."""
+"""A step without a place to sleep waits at least this long elsewhere (seconds); a shorter wait would keep its slot."""
 SLICE = 0.25
-"""Seconds between two looks at `cancelled()`."""
+"""Seconds between two checks of `cancelled()`."""
 BEAT = 15.0
 """Seconds between two extensions of the leases of calls in flight."""
 
@@ -48,7 +48,7 @@ log = get_logger(__name__)
 
 
 class Leases:
-    """The calls in flight of this process: their leases are extended as long as it lives."""
+    """The calls in flight in this process; their leases are extended while the process is alive."""
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
@@ -66,16 +66,16 @@ class Leases:
                 self._thread.start()
 
     def drop(self, grant: Grant) -> None:
-        """The call is over."""
+        """Stop extending the lease of a finished call."""
         with self._lock:
             self._held.pop(grant.id, None)
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._stop.set()
 
     def extend(self) -> None:
-        """Extend the leases of all calls in flight.  Where that fails they are extended the next time."""
+        """Extend the leases of all calls in flight.  A failure is retried at the next interval."""
         with self._lock:
             held = list(self._held.values())
         try:
@@ -90,10 +90,11 @@ class Leases:
 
 
 class Estimates:
-    """Input tokens, by a count of characters that past calls and the replies of this process correct; thread-safe.
+    """Estimates of input tokens: a count of characters, corrected by past calls and this process's replies;
+    thread-safe.
 
-    `known` returns what past calls have shown.  It is asked once, before the first estimate.  `unseen`: the factor for
-    models that nothing is known of.
+    `known` returns the ratios of past calls.  It is called once, before the first estimate.  `unseen`: the factor for
+    models without any data.
     """
 
     def __init__(self, known: Callable[[], Mapping[tuple[str, str], Ratio]] = dict, *, unseen: float = 1.0) -> None:
@@ -104,7 +105,7 @@ class Estimates:
         self._lock = threading.Lock()
 
     def of(self, provider: str, call: AgentCall) -> tuple[float, int]:
-        """Return (the plain count, the corrected estimate)."""
+        """Return (the uncorrected count, the corrected estimate)."""
         plain = count_call(
             call.model, system=call.system, messages=[turn.content for turn in call.messages], schema=call.schema
         )
@@ -112,7 +113,7 @@ class Estimates:
         return plain, round(plain * (self._unseen if factor is None else factor))
 
     def learn(self, provider: str, model: str, plain: float, usage: Usage | None) -> None:
-        """Note what a call really had; None, where that is unknown, teaches nothing."""
+        """Learn from a call's actual usage; None (unknown) changes nothing."""
         if usage is None or plain <= 0 or usage.input_tokens <= 0:
             return
         ratio = min(8.0, max(1 / 8, usage.input_tokens / plain))
@@ -120,7 +121,7 @@ class Estimates:
         self._factors[(provider, model)] = ratio if known is None else 0.8 * known + 0.2 * ratio
 
     def _factor(self, provider: str, model: str) -> float | None:
-        """Return what to multiply a count by, None where nobody knows."""
+        """Return the correction factor, or None if there is no data."""
         found = self._factors.get((provider, model))
         if found is not None:
             return found
@@ -139,9 +140,10 @@ class Estimates:
 
 
 class Beds:
-    """How many calls may sleep on their slots: a crowd of sleepers would keep others from starting.  Thread-safe.
+    """Limits how many calls may sleep in their slots, because too many sleepers would keep others from starting.
+    Thread-safe.
 
-    `most` of one team, and `spare` more of all together, so that a noisy team leaves a quiet one a place.
+    At most `most` per team, and `most` + `spare` in total, so that a busy team leaves room for a quiet one.
     """
 
     def __init__(self, most: int, spare: int = 0) -> None:
@@ -152,7 +154,7 @@ class Beds:
 
     @contextlib.contextmanager
     def one(self, team: str) -> Iterator[bool]:
-        """Give a place to sleep until the end of the block, and tell whether there is one."""
+        """Reserve a place to sleep until the end of the block; yields whether there is one."""
         with self._lock:
             mine = self._teams.get(team, 0)
             free = mine < self._most and sum(self._teams.values()) < self._all
@@ -167,7 +169,7 @@ class Beds:
 
 
 class LimitedProvider:
-    """`AgentProvider` that asks the limiter before each call."""
+    """An `AgentProvider` that asks the limiter before each call."""
 
     def __init__(
         self,
@@ -195,12 +197,12 @@ class LimitedProvider:
         self._clock = clock
         self._sleep = sleep
         self._open: set[str] = set()
-        """Models whose breaker was open when this worker last asked."""
+        """Models whose breaker was open at this worker's last request."""
 
     def call(self, call: AgentCall, cancelled: Callable[[], bool]) -> AgentReply:
-        """Make the call when there is room; see `ports.AgentProvider`.
+        """Make the call when there is capacity; see `ports.AgentProvider`.
 
-        Raises Throttled where that takes longer than IN_PLACE, OverLimit where it never will be.
+        Raises Throttled if that takes longer than IN_PLACE, OverLimit if it will never be possible.
         """
         patient = call.patient or (len(call.messages) > 1 and not call.resumable)
         ends = self._clock.monotonic() + call.timeout
@@ -225,7 +227,7 @@ class LimitedProvider:
                     raise
 
     def problem(self) -> ProviderError | None:
-        """Return what would fail every call, known without making one."""
+        """Return the error that every call would fail with, if that is known without making one."""
         found: ProviderError | None = self._inner.problem()  # type: ignore[attr-defined]
         return found
 
@@ -234,7 +236,7 @@ class LimitedProvider:
         self._inner.close()
 
     def _enter(self, ask: Ask, until: float, cancelled: Callable[[], bool], *, patient: bool) -> Grant:
-        """Return a grant; sleeps at most until the monotonic time `until`."""
+        """Return a grant; sleeps until the monotonic time `until` at most."""
         while True:
             if cancelled():
                 raise Cancelled(made=False)
@@ -262,7 +264,7 @@ class LimitedProvider:
                         self._rest(answer.seconds, cancelled)
 
     def _report(self, ask: Ask, answer: Answer) -> None:
-        """Tell what the limiter says: of this call, and of the model's breaker."""
+        """Emit the limiter's answer for this call, and changes of the model's breaker."""
         gate = ask.gate
         where = (gate.provider, gate.model, gate.target)
         match answer:
@@ -307,8 +309,7 @@ class LimitedProvider:
 class LimitedProviders(Mapping[str, AgentProvider]):
     """Provider name → provider behind the limiter.
 
-    `beds`: where calls may sleep on their slots.
-    `estimates`: how many input tokens calls have, by what is known of past ones.
+    `beds`: limits the calls that sleep in their slots.  `estimates`: estimates input tokens from past calls.
     """
 
     def __init__(
@@ -354,7 +355,7 @@ class LimitedProviders(Mapping[str, AgentProvider]):
         return len(self._inner)
 
     def close(self) -> None:
-        """Give up what is held."""
+        """Release the leases and the limiter."""
         self._leases.close()
         self._limiter.close()
 
@@ -364,7 +365,7 @@ def _throttled(ask: Ask, wait: Wait, seconds: float) -> Throttled:
 
 
 def after_error(provider: str, error: ProviderError) -> Settlement:
-    """Return what the limiter is to know of a call that failed."""
+    """Return the settlement of a failed call for the limiter."""
     outcome = limits.NEUTRAL
     wait: float | None = None
     if isinstance(error, RateLimited):
@@ -377,7 +378,7 @@ def after_error(provider: str, error: ProviderError) -> Settlement:
 
 
 def _used(provider: str, usage: Usage | None) -> dict[str, float]:
-    """Return what a call has used of each dimension; where it is unknown, what was reserved stays taken."""
+    """Return a call's usage per dimension; if it is unknown, the reserved amount stays charged."""
     return {} if usage is None else used(provider, usage)
 
 

@@ -1,4 +1,4 @@
-"""The metrics of a worker process, for Prometheus: `GET /metrics` on a port of its own."""
+"""A worker process's Prometheus metrics: `GET /metrics` on a separate port."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class MetricsServer:
-    """Serves the metrics of this process until it is closed; `port` 0 takes any free one.
+    """Serves this process's metrics until closed; `port` 0 takes any free one.
 
-    It listens on GORGON_HOST.  Beyond loopback it wants GORGON_API_KEY, as the API does: labels name workflows and
-    teams.  Raises ConfigurationError where it cannot listen there.
+    It listens on GORGON_HOST.  Beyond loopback it requires GORGON_API_KEY, as the API does, because labels name
+    workflows and teams.  Raises ConfigurationError if it cannot listen there.
     """
 
     def __init__(self, settings: Settings, port: int) -> None:
@@ -45,11 +45,11 @@ class MetricsServer:
         self.url = f"http://{settings.host}:{self._server.server_address[1]}/metrics"
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start serving."""
         self._thread.start()
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop serving."""
         if self._thread.is_alive():
             self._server.shutdown()
         self._server.server_close()
@@ -59,7 +59,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log what went wrong; by default it is printed."""
+        """Log the error; the default prints it."""
         log.exception("metrics could not be told", client=str(client_address))
 
 
@@ -91,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Scrapes are not logged."""
+        """Do not log scrapes."""
 
 
 def _is_loopback(host: str) -> bool:

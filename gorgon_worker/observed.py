@@ -1,4 +1,4 @@
-"""Calls to models are watched: how many tokens was each estimated to have, and how many did the provider count?"""
+"""Observes calls to models, comparing the estimated number of tokens with the number the provider counted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Observed:
         self._calibration = calibration
 
     def call(self, call: AgentCall, cancelled: Callable[[], bool]) -> AgentReply:
-        """Make the call, and note what it had."""
+        """Make the call and record its token counts."""
         reply = self.inner.call(call, cancelled)
         texts = [message.content for message in call.messages]
         estimated = count_call(call.model, system=call.system, messages=texts, schema=call.schema)
@@ -30,7 +30,7 @@ class Observed:
 
 
 class ObservedProviders(Mapping[str, AgentProvider]):
-    """Providers whose calls correct the token estimates; each is made at its first use."""
+    """Providers whose calls correct the token estimates; each is created on first use."""
 
     def __init__(self, inner: Mapping[str, AgentProvider], calibration: Calibration) -> None:
         self._inner = inner

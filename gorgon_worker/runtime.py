@@ -1,4 +1,4 @@
-"""One worker process: the machine with everything that it needs, its heartbeat and its sweep."""
+"""One worker process: the machine and its dependencies, the heartbeat and the sweep."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ class Runtime:
     def serve(self, ids: Sequence[int], sent: float, queue: str, *, fast: bool, counts: bool) -> bool:
         """Serve a message of a queue.
 
-        `counts`: a canvas goes on when it returns.  False: its steps are pending, or held elsewhere, so nothing may
-        follow from this message.
+        `counts`: a canvas continues when this returns.  Returns False if the message's steps are pending or held
+        elsewhere, so that nothing may follow from this message.
         """
         number = rows.QUEUE_NUMBERS.get(queue.rpartition(".")[2], rows.CONTROL)
         self.machine.handle(ids, fast=fast)
@@ -115,11 +115,11 @@ class Runtime:
         return bool(known) and all(StepStatus(status) in FINISHED_STEP for status, _ in known.values())
 
     def cancel(self, run: int) -> None:
-        """Abort the calls of a run at once, without waiting for the watch."""
+        """Abort a run's calls immediately, without waiting for the watch."""
         self._cancelled.add(run)
 
     def measure(self) -> None:
-        """Set the gauge of steps that this worker runs; for `metrics.watch`."""
+        """Set the gauge of steps that this worker is running; for `metrics.watch`."""
         held = Counter(step.queue for step in list(self.machine.held.values()) if step.weight == Weight.SLOW)
         for number in self.member.queues:
             metrics.SLOTS_BUSY.set(held.get(number, 0), queue=queue_names.ALL[number])
@@ -128,7 +128,7 @@ class Runtime:
         self.machine.backlog_seen = True
 
     def _renew(self) -> None:
-        """Renew the lease, unless this process has given it up.  Raises Unavailable."""
+        """Renew the lease, unless this process has released it.  Raises Unavailable."""
         with self._renewing:
             if self._stop.is_set():
                 return
@@ -141,9 +141,9 @@ class Runtime:
             log.error("this worker is not registered any more and can take no steps; restart it")
 
     def _renew_if_late(self) -> None:
-        """The same where no heartbeat came in time: this process was suspended, or the machine asleep.
+        """Renew the lease if no heartbeat came in time: the process was suspended, or the computer was asleep.
 
-        By the clock on the wall: the monotonic one stands still while the machine sleeps.
+        Uses the wall clock, because the monotonic clock stops while the computer sleeps.
         """
         if not 0 <= time.time() - self._renewed <= self._interval:
             self._renew()
@@ -152,14 +152,14 @@ class Runtime:
         while not self._stop.is_set():
             try:
                 self._renew()
-                if self.machine.held or self.machine.backlog_seen:  # else a message comes first
+                if self.machine.held or self.machine.backlog_seen:  # otherwise a message comes first
                     self.machine.backlog_seen = bool(self.store.shelved())
                 self.machine.reconcile()
                 if metrics.multiprocess():
-                    self.measure()  # another process answers, which cannot ask this one
+                    self.measure()  # another process serves the metrics and cannot ask this one
             except GorgonError as error:
                 log.warning("the heartbeat failed", error=error.message)
-            except Exception as error:  # noqa: BLE001  this thread must live, or all that the worker holds is taken
+            except Exception as error:  # noqa: BLE001  if this thread died, the worker would lose all its steps
                 log.error("the heartbeat failed", error=repr(error))
             self._stop.wait(self._interval)
 
@@ -173,19 +173,19 @@ class Runtime:
                 continue
 
     def close(self, seconds: float) -> bool:
-        """Take nothing more, wait so long for what is held, and give up the lease.  Returns whether all had ended.
+        """Take no new work, wait this long for held steps, then release the lease.  Returns whether all had ended.
 
-        What has not ended by then is given back, so that another worker has it at once.
+        Steps that have not ended are given back, so that another worker can claim them immediately.
         """
         metrics.unwatch(self.measure)
         ended = self.machine.close(seconds)
         if not ended:
             log.warning("steps had not ended within the grace period: others run them again")
-        with self._renewing:  # a lease that was given up must stay so
+        with self._renewing:  # a released lease must not be renewed
             self._stop.set()
         self.sweep.stop()
         for thread in self._threads:
-            if thread.ident is not None:  # it is stopped before it was ready where the broker cannot be reached
+            if thread.ident is not None:  # closed before it was ready, because the broker is unreachable
                 thread.join(2)
         try:
             self.store.retire(self.member)

@@ -1,4 +1,4 @@
-"""A sandbox of one's own: a process beside this one, on a free port, that ends with it."""
+"""A private sandbox: a process next to this one, on a free port, that ends together with it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from gorgon_common.errors import Unavailable
 from gorgon_common.settings import Settings
 
 MODULE = "gorgon_api.sandbox"
-"""A program of its own: nothing of it is imported."""
+"""A separate program; nothing is imported from it."""
 _READY = 20.0
 _URL = re.compile(r"https?://\S+")
 
 
 class SandboxProcess:
-    """Starts when it is made; `url()` waits until it answers.  A context manager that ends it.
+    """Starts on construction; `url()` waits until it responds.  A context manager that stops it on exit.
 
-    The process looks whether its parent still lives, and ends when it does not: also where this process is killed.
+    The process checks whether its parent is alive and exits if it is not, so it also ends if this process is killed.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -31,7 +31,7 @@ class SandboxProcess:
         command += ["--seed", str(settings.sandbox_seed), "--exit-with-parent", str(os.getpid())]
         if settings.sandbox_latency is not None:
             command += ["--latency", f"{settings.sandbox_latency}s"]
-        # A session of its own: Ctrl-C in the terminal must not end it before the run has been cancelled.
+        # A separate session: Ctrl-C in the terminal must not end the sandbox before the run has been cancelled.
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -53,11 +53,11 @@ class SandboxProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     def url(self) -> str:
-        """Return its address, as soon as it answers.  Raises Unavailable where it does not start."""
+        """Return the address once the sandbox responds.  Raises Unavailable if it does not start."""
         while self._url is None:
             try:
                 line = self._lines.get(timeout=_READY)
@@ -65,7 +65,7 @@ class SandboxProcess:
                 line = None
             if line is None:
                 for thread in self._readers:
-                    thread.join(1)  # what it said last may still be on its way
+                    thread.join(1)  # its last output may still be in transit
                 said = self._said[-1] if self._said else "it printed nothing"
                 raise Unavailable(f"The sandbox did not start: {said}", hint="`gorgon sandbox` shows why.")
             found = _URL.search(line)
@@ -73,7 +73,7 @@ class SandboxProcess:
         return self._url
 
     def close(self) -> None:
-        """End it."""
+        """Stop the process."""
         if self._process.poll() is None:
             self._process.terminate()
             try:

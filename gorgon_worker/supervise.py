@@ -1,10 +1,11 @@
-"""Runs one command and leaves nothing of it behind.  Started as a script of its own; imports only the standard library.
+"""Runs one command and leaves none of its processes behind.  Runs as a separate script; imports only the standard
+library.
 
     python -I -S supervise.py STATUS_FD PARENT_PID LIMITS PROGRAM ARGV0 [ARG…]
 
-A process of its own, because limits must be set between fork and exec, which a process with threads cannot do safely,
-and because only a subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) inherits the grandchildren that left the process group.
-When the command ends, on SIGTERM, and when the worker dies, every descendant is killed.  Limits: `name=number,…` with
+It is a separate process for two reasons.  Limits must be set between fork and exec, which a process with threads cannot
+do safely.  And only a subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) inherits grandchildren that left the process group.
+Every descendant is killed when the command ends, on SIGTERM, and when the worker dies.  Limits: `name=number,…` with
 the names of the `resource` module.  One line is written to STATUS_FD: `exit N`, `signal N` or `exec ERRNO`.
 """
 
@@ -23,13 +24,13 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def _prctl(option: int, value: int) -> None:
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux; elsewhere the process group has to do
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only; other systems rely on the process group
     if prctl is not None:
         prctl(option, value)
 
 
 def _children() -> list[int]:
-    """Return the living and dead children of this process, adopted ones included."""
+    """Return the live and dead children of this process, including adopted ones."""
     try:
         with open(f"/proc/self/task/{os.getpid()}/children") as listing:
             return [int(pid) for pid in listing.read().split()]
@@ -54,7 +55,7 @@ def _kill_children() -> None:
 
 
 def _kill_rest() -> None:
-    """Kill every descendant.  Killing a process makes its children ours, so this ends when there are none left."""
+    """Kill every descendant.  Killing a process makes its children ours, so the loop ends when none are left."""
     while True:
         _kill_children()
         try:
@@ -73,14 +74,14 @@ def _limit(limits: str) -> None:
         wanted = int(number)
         if name == "NPROC":
             wanted += _tasks()
-        ceiling = wanted + 1 if name == "CPU" else wanted  # SIGXCPU, and SIGKILL a second later
+        ceiling = wanted + 1 if name == "CPU" else wanted  # SIGXCPU, then SIGKILL a second later
         if hard != resource.RLIM_INFINITY:
             wanted, ceiling = min(wanted, hard), min(ceiling, hard)
         resource.setrlimit(which, (wanted, ceiling))
 
 
 def _tasks() -> int:
-    """Return how many threads this user has: the kernel's limit counts them all.  Root has no such limit."""
+    """Return the number of this user's threads, because the kernel's limit counts them all.  Root has no such limit."""
     user, found = os.getuid(), 0
     if user == 0:
         return 0
@@ -94,11 +95,11 @@ def _tasks() -> int:
 
 
 def _execute(status_fd: int, limits: str, program: str, argv: list[str]) -> NoReturn:
-    """Become the command; in the forked child."""
+    """Replace the forked child with the command."""
     try:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)  # an interpreter ignores some, and that would be inherited
+            signal.signal(number, signal.SIG_DFL)  # the interpreter ignores some, and the command would inherit that
         _limit(limits)
         os.execv(program, argv)
     except OSError as error:
@@ -114,13 +115,13 @@ def main(status_fd: int, parent: int, limits: str, program: str, argv: list[str]
     def stop(_number: int, _frame: object) -> None:
         nonlocal stopped
         stopped = True
-        _kill_children()  # the command among them, so that the wait below ends
+        _kill_children()  # includes the command, so that the wait below ends
 
     os.set_inheritable(status_fd, False)
     signal.signal(signal.SIGTERM, stop)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before prctl
+    if os.getppid() != parent:  # the parent died before prctl
         return
     command = os.fork()
     if command == 0:

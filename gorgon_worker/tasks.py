@@ -1,8 +1,8 @@
-"""The tasks: the thin layer between Celery's messages and the machine.
+"""The tasks: a thin layer between Celery's messages and the machine.
 
-A task returns when what its message led to is over, so that a chain moves on and a chord counts.  A message whose steps
-have all ended before it came returns at once; one that finds them pending or running elsewhere is ignored: this copy of
-its canvas ends here, and the engine's own counters go on.
+A task returns when all work that its message led to has ended, so that a chain continues and a chord counts it.  A
+message whose steps had all ended before it arrived returns immediately.  A message that finds its steps pending or
+running elsewhere is ignored: this copy of its canvas ends here, and the engine's own counters continue.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = get_logger(__name__)
 
 
 def register(app: Celery, runtime: Runtime) -> None:
-    """Make the tasks of an application run on a runtime."""
+    """Bind the tasks of an application to a runtime."""
     for name in messages.TASKS:
         _register(app, runtime, name)
 
@@ -40,7 +40,7 @@ def _register(app: Celery, runtime: Runtime, name: str) -> None:
 
 
 def _payload(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[int], float]:
-    """Return the ids and the time of a message.  Foreign or forged ones are dropped, never executed."""
+    """Return the ids and the time of a message.  Foreign or forged messages are dropped, never executed."""
     ids, sent = args if len(args) == 2 and not kwargs else (None, None)
     if (
         isinstance(ids, list)

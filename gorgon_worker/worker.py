@@ -1,8 +1,9 @@
-"""`gorgon worker`: a Celery worker process with a threads pool that serves some of the queues.
+"""`gorgon worker`: a Celery worker process with a thread pool that serves some of the queues.
 
-The first SIGTERM or SIGINT is a warm stop: nothing more is taken, and everything that is held may end within the grace
-period.  What has not ended by then is given back for others to run.  At the end of the grace period the process is
-gone, whatever hangs: a database or a broker that says nothing must not keep it.  A second signal ends it at once.
+The first SIGTERM or SIGINT is a warm stop: the worker takes no new work, and steps that it holds may end within the
+grace period.  Steps that have not ended by then are given back for other workers.  The process exits by the end of the
+grace period whatever hangs; an unresponsive database or broker must not keep it alive.  A second signal exits
+immediately.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ from gorgon_worker.runtime import Runtime
 from gorgon_worker.tasks import register
 
 CLOSE_SECONDS = 5.0
-"""How long giving back steps, the lease and connections may take."""
+"""Time allowed for giving back steps, the lease and connections."""
 CLOSE_SHARE = 0.2
-"""The part of the grace period that is kept for that, where CLOSE_SECONDS are more."""
+"""Share of the grace period reserved for that, if CLOSE_SECONDS would be more."""
 
 log = logs.get_logger(__name__)
 
 
 class Stop:
-    """Ends the process within the grace period (seconds) after the first signal, and at once on the second."""
+    """Ends the process within the grace period (seconds) after the first signal, and immediately on the second."""
 
     def __init__(self, runtime: Runtime, grace: float) -> None:
         self._runtime = runtime
@@ -52,17 +53,17 @@ class Stop:
         self._asked = threading.Event()
         self._closed = threading.Event()
         self.code = 0
-        """What the process is to exit with: 1 where steps had to be given back."""
+        """The process's exit code: 1 if steps had to be given back."""
         # It does not need the main thread, which may hang in its connection to the broker.
         threading.Thread(target=self._carry_out, name="gorgon-stop", daemon=True).start()
 
     def install(self) -> None:
-        """Handle the signals instead of Celery; to be called in the main thread."""
+        """Install the signal handlers in place of Celery's; must be called in the main thread."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._signalled)
 
     def finish(self) -> None:
-        """Stop if nobody has asked for it yet, and wait for the end of it."""
+        """Start the stop unless it was already requested, and wait until it is complete."""
         self._asked.set()
         self._closed.wait()
 
@@ -70,7 +71,7 @@ class Stop:
         if self._asked.is_set():
             os._exit(128 + number)
         self._runtime.machine.closing = True
-        state.should_stop = 0  # Celery's loop looks at it
+        state.should_stop = 0  # Celery's loop checks it
         self._asked.set()
 
     def _carry_out(self) -> None:
@@ -86,7 +87,7 @@ class Stop:
             self.code = 1
         threading.Thread(target=self._close, name="gorgon-close", daemon=True).start()
         now = time.monotonic()
-        time.sleep(min(max(until - now, STOP_SECONDS), CLOSE_SECONDS))  # the process has ended by then, or hangs
+        time.sleep(min(max(until - now, STOP_SECONDS), CLOSE_SECONDS))  # the process has ended by then, or it hangs
         log.warning("the worker ends without having closed its connections: something does not answer")
         os._exit(self.code)
 
@@ -102,25 +103,25 @@ class _Worker(celery.apps.worker.Worker):  # type: ignore[misc]  # celery has no
         super().__init__(**options)
 
     def install_platform_tweaks(self, worker: object) -> None:
-        """Celery's handlers would ignore a second SIGTERM, and wait for ever on the first."""
+        """Replace Celery's handlers, which would ignore a second SIGTERM and wait forever on the first."""
         super().install_platform_tweaks(worker)
         self._stop.install()
 
     def on_consumer_ready(self, consumer: object) -> None:
-        """The worker listens."""
+        """Called when the worker is listening."""
         super().on_consumer_ready(consumer)
         self._runtime.start()
         _tell_ready(self._runtime, sorted(self.app.amqp.queues.consume_from))
 
 
 def main(*, queues: Sequence[str], slots: int, target: str, events: bool, metrics_port: int | None) -> None:
-    """Serve queues until the process is told to stop; ends the process with 1 where steps had to be given back.
+    """Serve queues until the process is stopped; exits with 1 if steps had to be given back.
 
-    `events`: send the events that Flower shows, and obey remote control.  `metrics_port`: serve Prometheus metrics
-    there; None for nowhere.  Raises ConfigurationError, Unavailable.
+    `events`: send the events that Flower displays, and accept remote control.  `metrics_port`: serve Prometheus metrics
+    on this port; None disables it.  Raises ConfigurationError, Unavailable.
     """
     settings = get_settings()
-    # Celery tells of a change in its next version whenever the broker is away.
+    # Celery warns about a change in its next version whenever the broker is unavailable.
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     observe(settings)
     figures = None if metrics_port is None else MetricsServer(settings, metrics_port)
@@ -143,15 +144,15 @@ def main(*, queues: Sequence[str], slots: int, target: str, events: bool, metric
         metrics.close()
     if stop.code or worker.exitcode:
         logging.shutdown()
-        os._exit(stop.code or worker.exitcode)  # the interpreter would wait for the threads of steps given back
+        os._exit(stop.code or worker.exitcode)  # the interpreter would wait for the threads of released steps
 
 
 def observe(settings: Settings) -> None:
-    """Set up the logs of this process, Celery's included, and let what happens be counted and logged."""
+    """Set up this process's logs, including Celery's, and count and log its events."""
     logs.configure(settings.log_level, settings.log_format)
     telemetry.subscribe(logs.record)
     telemetry.subscribe(metrics.record)
-    # Celery leaves alone what is set up where somebody listens to this signal.
+    # Celery does not touch logging if this signal has a receiver.
     setup_logging.connect(_is_set_up, weak=False)
     if settings.log_format == "json":
         celery.apps.worker.safe_say = _say
@@ -167,7 +168,7 @@ def runtime_of(services: Services, *, queues: Sequence[str], slots: int, target:
 
 
 def attach(app: Celery, runtime: Runtime, *, queues: Sequence[str]) -> None:
-    """Make an application's worker run its tasks on a runtime, and start and stop that with itself."""
+    """Run the tasks of an application's worker on a runtime that starts and stops with the worker."""
     register(app, runtime)
 
     @worker_ready.connect(weak=False)
@@ -188,7 +189,7 @@ def _tell_ready(runtime: Runtime, queues: Sequence[str]) -> None:
 
 
 def _tell(settings: Settings, text: str, event: str, **fields: Any) -> None:
-    """Tell people, or machines: where logs are JSON lines there is nothing else on stderr."""
+    """Write a notice for people, or a log entry for machines: with JSON logs, stderr contains nothing else."""
     if settings.log_format == "json":
         log.always(event, **fields)
     else:
@@ -196,16 +197,16 @@ def _tell(settings: Settings, text: str, event: str, **fields: Any) -> None:
 
 
 def _is_set_up(**_: object) -> None:
-    """Logging is set up already."""
+    """Do nothing; logging is already set up."""
 
 
 def _say(message: str, _stream: object = None) -> None:
-    """Log what Celery would print: logs are JSON lines and nothing else."""
+    """Log what Celery would print, so that stderr contains only JSON lines."""
     log.always(message)
 
 
 def _is_configured(provider: str, target: str, settings: Settings) -> bool:
-    """Tell whether calls to a provider can be expected: an SDK takes up to 40 MB."""
+    """Tell whether calls to a provider are possible; loading an SDK takes up to 40 MB."""
     return target != "live" or bool(
         getattr(settings, f"{provider}_api_key") or getattr(settings, f"{provider}_base_url")
     )

@@ -1,1 +1,1 @@
-"""One module for each resource of /v1."""
+"""The routes of /v1, one module per resource."""

@@ -1,4 +1,4 @@
-"""What may be spent: by the org, a team or a workflow."""
+"""Budgets of the org, a team or a workflow."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ router = APIRouter(prefix="/v1/budgets", tags=["budgets"], responses=documented(
 
 @router.get("", response_model=BudgetList, summary="List budgets")
 def budgets(services: TheServices, _caller: Caller) -> JSONResponse:
-    """Return every budget with what is spent and reserved of it, in dollars and tokens."""
+    """Return every budget with the amounts spent and reserved, in dollars and tokens."""
     return JSONResponse({"items": [budget_document(entry) for entry in services.list_budgets()]})
 
 
 @router.put("", response_model=BudgetView, summary="Set a budget", responses=documented(403, 413))
 def set_budget(change: BudgetChange, services: TheServices, caller: Caller) -> JSONResponse:
-    """Set a budget or change it.  That of a team needs a key that may act for it, any other one for every team."""
+    """Set or change a budget.  A team's budget requires a key for that team; any other budget, a key for every team."""
     scope, name = parse_scope(change.scope)
     if scope == "team":
         caller.require(name)

@@ -1,4 +1,4 @@
-"""What calls have cost: reports by any dimension, and the calls themselves."""
+"""The cost of calls: reports by any dimension, and the calls themselves."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def selection(
     ] = None,
     outcome: Annotated[str | None, _Text] = None,
 ) -> dict[str, Any]:
-    """Return which calls are meant."""
+    """Return the filter for calls."""
     named = {
         "provider": provider,
         "model": model,
@@ -63,7 +63,7 @@ def report(
     ] = "provider,model",
     limit: Annotated[int, Query(ge=1, le=MAX_ROWS)] = 1000,
 ) -> JSONResponse:
-    """Return what calls have cost by one or more dimensions, dearest first."""
+    """Return the cost of calls by one or more dimensions, most expensive first."""
     dimensions = [name.strip() for name in by.split(",") if name.strip()]
     return JSONResponse(services.costs(dimensions, **chosen, limit=limit))
 
@@ -76,5 +76,5 @@ def calls(
     limit: Annotated[int, Query(ge=1, le=MAX_ROWS)] = 1000,
     cursor: Annotated[str | None, _Text] = None,
 ) -> JSONResponse:
-    """Return one row for each call; `next` is the cursor of the next page."""
+    """Return one row per call; `next` is the cursor of the next page."""
     return JSONResponse(services.calls(**chosen, limit=limit, cursor=cursor))

@@ -1,4 +1,4 @@
-"""Whether the server lives and can work, and its figures."""
+"""Liveness, readiness and metrics of the server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/health", response_model=Health, summary="Is the server up?")
 def alive() -> dict[str, Any]:
-    """Answer: the process lives.  Asks nothing of the database."""
+    """Report that the process is alive.  Does not query the database."""
     return {"status": "ok", "checks": {}}
 
 
@@ -27,7 +27,7 @@ def alive() -> dict[str, Any]:
     responses={503: {"model": Health, "description": "Something that it needs cannot be reached"}},
 )
 def ready(services: TheServices, response: Response) -> dict[str, Any]:
-    """Check database and broker.  Details stay in the log: this needs no key."""
+    """Check the database and the broker.  Details appear only in the log, because this requires no key."""
     checks = {name: {"ok": bool(check["ok"])} for name, check in services.health().items()}
     fine = all(check["ok"] for check in checks.values())
     response.status_code = 200 if fine else 503

@@ -1,4 +1,4 @@
-"""What providers allow, what is used of it, and limits of one's own."""
+"""Rate limits: the providers' limits, their current use, and configured limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1/limits", tags=["limits"], responses=documented(40
 
 @router.get("", response_model=LimitsView, summary="List rate limits")
 def limits(services: TheServices, _caller: Caller) -> JSONResponse:
-    """Return what was used lately of each model's limits, the limits that were set, how well tokens are estimated."""
+    """Return the recent use of each model's limits, the configured limits, and the accuracy of token estimates."""
     return JSONResponse(services.limits())
 
 
@@ -22,7 +22,7 @@ def limits(services: TheServices, _caller: Caller) -> JSONResponse:
 def set_limits(change: LimitChange, services: TheServices, caller: Caller) -> JSONResponse:
     """Set limits that apply regardless of what the provider reports; workers see them within five seconds.
 
-    They hold for every team, so the key must be allowed to act for all.
+    They apply to every team, so the key must be allowed to act for all teams.
     """
     caller.require_all("A rate limit")
     return JSONResponse(services.set_limits(change.provider, change.model, change.limits, clear=change.clear))

@@ -1,4 +1,4 @@
-"""Runs: start, list, look at, follow, cancel, resume."""
+"""Runs: start, list, inspect, follow, cancel, resume."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def start(
     idempotency_key: Annotated[str | None, _IdempotencyKey] = None,
     traceparent: _Trace = None,
 ) -> dict[str, Any]:
-    """Start a run of a bundled workflow or of a YAML text; it goes on by itself.
+    """Start a run of a bundled workflow or of a YAML text; it continues in the background.
 
-    It belongs to `team`, else to the `team:` of the file; 403 where the key may not act for that team.
+    It belongs to `team`, by default the file's `team:`; 403 if the key may not act for that team.
     """
     submitted = dispatch(services, submission, caller, idempotency_key, trace_of(traceparent))
     response.headers["Location"] = f"/v1/runs/{submitted.run_id}"
@@ -97,7 +97,7 @@ def one(
     _caller: Caller,
     expand: Annotated[str | None, Query(pattern="^steps$", description="`steps` to have them inside.")] = None,
 ) -> JSONResponse:
-    """Return the run: what `gorgon run --json` prints."""
+    """Return the run in the same form as `gorgon run --json`."""
     return JSONResponse(services.run(run, steps=expand == "steps"))
 
 
@@ -122,7 +122,7 @@ def explain(
     _caller: Caller,
     step: Annotated[str | None, _Text] = None,
 ) -> JSONResponse:
-    """Tell what the run (or one step) waits for and until when, what its money went to, how long its parts took."""
+    """Return what the run (or one step) is waiting for and until when, what it spent, and how long its parts took."""
     return JSONResponse(services.explain(run, step))
 
 
@@ -142,7 +142,7 @@ async def events(
     last_event_id: Annotated[int, Header(ge=0, le=2**63 - 1)] = 0,
     follow: Annotated[bool, Query(description="false: only what is written by now.")] = True,
 ) -> StreamingResponse:
-    """Stream the run's journal as server-sent events, from after `Last-Event-ID`, until the run is finished.
+    """Stream the run's journal as server-sent events, starting after `Last-Event-ID`, until the run has finished.
 
     Each event has its sequence number as id, its kind as name and the `Event` as data; `end` closes the stream.
     """
@@ -154,11 +154,11 @@ async def events(
 
 
 async def _journal(services: Services, run: str, after: int, *, follow: bool) -> AsyncIterator[str]:
-    """Poll the journal: every poll is a read of its own, so that no transaction stays open while nothing happens."""
+    """Poll the journal.  Each poll is a separate read, so no transaction stays open while nothing happens."""
     pause, silent = _FASTEST, 0.0
     yield ": connected\n\n"
     while True:
-        # The status is read before the events: what is written in between comes with this turn or the next.
+        # The status is read before the events: events written in between arrive in this iteration or the next.
         state = str((await run_in_threadpool(services.run, run))["status"])
         found = await run_in_threadpool(services.events, run, after=after, limit=_EVENTS)
         for event in found:
@@ -166,7 +166,7 @@ async def _journal(services: Services, run: str, after: int, *, follow: bool) ->
             data = strict_json.dumps(event, compact=True)
             yield f"id: {after}\nevent: {event['kind']}\ndata: {data}\n\n"
         ended = state in RUN_FINISHED or not follow
-        if ended and not found:  # a page may be short without being the last: the engine's own steps are left out
+        if ended and not found:  # a short page need not be the last: the engine's own steps are omitted
             yield f"event: end\ndata: {json.dumps({'status': state})}\n\n"
             return
         if ended or len(found) == _EVENTS:
@@ -181,7 +181,7 @@ async def _journal(services: Services, run: str, after: int, *, follow: bool) ->
 
 @router.post("/{run}/cancel", response_model=Run, summary="Cancel a run", responses=documented(403, 404, 409))
 def cancel(run: RunId, services: TheServices, caller: Caller) -> JSONResponse:
-    """End the run: calls in flight are aborted, no new step starts.  409 where it is finished already."""
+    """Cancel the run: calls in flight are aborted and no new step starts. 409 if it has already finished."""
     caller.require(str(services.run(run)["team"]))
     return JSONResponse(services.cancel(run))
 
@@ -214,7 +214,7 @@ def send_event(
 def resume(
     run: RunId, services: TheServices, caller: Caller, response: Response, traceparent: _Trace = None
 ) -> dict[str, Any]:
-    """Continue a failed, cancelled or orphaned run as a new one that adopts what is finished."""
+    """Continue a failed, cancelled or orphaned run as a new run that adopts the finished steps."""
     caller.require(str(services.run(run)["team"]))
     submitted = services.resume(run, trace_id=trace_of(traceparent))
     response.headers["Location"] = f"/v1/runs/{submitted.run_id}"

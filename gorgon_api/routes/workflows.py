@@ -1,4 +1,4 @@
-"""Workflows and roles: what there is, and what a YAML text means."""
+"""Workflows and roles: the bundled ones, and checking and planning a YAML text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1", tags=["workflows"], responses=documented(401, 4
 
 @router.get("/workflows", response_model=WorkflowList, summary="List the bundled workflows")
 def workflows(_caller: Caller) -> dict[str, Any]:
-    """Return the bundled workflows, each to be started by its name."""
+    """Return the bundled workflows; each can be started by its name."""
     return {"items": [entry.to_dict() for entry in catalogue.entries()]}
 
 
@@ -28,7 +28,7 @@ def workflows(_caller: Caller) -> dict[str, Any]:
     "/workflows/validate", response_model=Validation, summary="Check a workflow", responses=documented(404, 413)
 )
 def validate(source: Source, services: TheServices, _caller: Caller) -> dict[str, Any]:
-    """Return everything that is wrong with a YAML text, and every warning; 200 in both cases."""
+    """Return every problem and every warning in a YAML text; 200 in either case."""
     try:
         _, warnings = read(services, source)
     except WorkflowInvalid as error:
@@ -40,11 +40,11 @@ def validate(source: Source, services: TheServices, _caller: Caller) -> dict[str
     "/workflows/plan", response_model=PlanView, summary="Compile a workflow", responses=documented(403, 404, 413)
 )
 def plan(planning: Planning, services: TheServices, caller: Caller) -> dict[str, Any]:
-    """Return the compiled workflow with its inputs and steps, and what a run would cost and how long it would take."""
+    """Return the compiled workflow with its inputs and steps, and the estimated cost and duration of a run."""
     compiled, warnings = read(services, planning)
     team = planning.team or compiled.team
     if planning.estimate:
-        caller.require(team)  # an estimate tells what is left of its budgets
+        caller.require(team)  # an estimate reveals what is left of the team's budgets
     view = {**plan_view(compiled, warnings), "estimate": None, "estimate_problem": None}
     if not planning.estimate:
         return view
@@ -59,7 +59,7 @@ def plan(planning: Planning, services: TheServices, caller: Caller) -> dict[str,
 
 @router.get("/roles", response_model=RoleList, summary="List the roles")
 def roles(_caller: Caller) -> dict[str, Any]:
-    """Return the roles that agents play."""
+    """Return the roles for agents."""
     return {
         "items": [
             {"name": role.name, "purpose": role.purpose, "provider": role.provider, "tier": role.tier}

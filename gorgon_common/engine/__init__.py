@@ -1,1 +1,1 @@
-"""What happens when a plan runs.  No broker, no database, no network in here: those are ports."""
+"""Executes plans.  Imports no broker, database or network library: those are ports."""

@@ -1,6 +1,6 @@
-"""One agent step's conversation with a model: the call, the check of its reply, and at most two rounds of repair.
+"""One agent step's conversation with a model: the call, the validation of its reply, and at most two repair rounds.
 
-Knows no SDK: the provider is a port.  Every call, whatever becomes of it, gives one CallRecord for the ledger.
+It knows no SDK: the provider is a port.  Every call produces one CallRecord for the ledger, whatever its outcome.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gorgon_common.lazy import load
 from gorgon_common.logs import get_logger
 
 MAX_REPLY_BYTES = 10 * 1024**2
-"""A longer reply is an error (UTF-8 bytes)."""
+"""Longer replies are an error (UTF-8 bytes)."""
 
 _SHOWN_VIOLATIONS = 20
 _SHOWN_CHARACTERS = 300
@@ -28,10 +28,10 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class AgentResult:
-    """How a conversation ended well.
+    """The result of a successful conversation.
 
-    `data` is the validated reply where the call had a schema.  `usage` and `cost_micro` are sums over `calls`;
-    `cost_micro` is None as soon as one of them is unknown.
+    `data` is the validated reply if the call had a schema.  `usage` and `cost_micro` are sums over `calls`;
+    `cost_micro` is None if any cost is unknown.
     """
 
     text: str
@@ -44,7 +44,7 @@ class AgentResult:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """How far a conversation has come when its round of repair number `rounds` begins (from 1): what goes before it."""
+    """The state of a conversation before its repair round `rounds` (from 1): the last reply and its violations."""
 
     rounds: int
     text: str
@@ -53,7 +53,7 @@ class Earlier:
 
 @dataclass(slots=True)
 class _Conversation:
-    """What stays the same from round to round, and the records so far."""
+    """What stays constant between rounds, and the records so far."""
 
     provider: AgentProvider
     provider_name: str
@@ -66,10 +66,10 @@ class _Conversation:
     over: Callable[[int], bool] | None = None
     records: list[CallRecord] = field(default_factory=list)
     held: bool = False
-    """Budgets hold a reservation for the call under way."""
+    """Budgets hold a reservation for the current call."""
 
     def ask(self, call: AgentCall) -> tuple[AgentReply, list[str]]:
-        """Make one call; return its reply and what is wrong with it, in words.  Records it before it raises."""
+        """Make one call; return its reply and the violations as sentences.  Records the call before raising."""
         if self.reserve is not None:
             call, self.held = self.reserve(call, len(self.records) + 1)
         started = self.clock.monotonic()
@@ -89,7 +89,7 @@ class _Conversation:
         return reply, violations
 
     def _made(self, call: AgentCall, started: float) -> AgentReply:
-        """Make a call.  Where it fails, record it before the error is raised on."""
+        """Make a call.  If it fails, record it before the error propagates."""
         try:
             try:
                 return self.provider.call(call, self.cancelled)
@@ -108,7 +108,7 @@ class _Conversation:
             self._record(None, started, "invalid", call.model)
             raise
         except errors.GorgonError:
-            raise  # no call was made: there was no room for it
+            raise  # no call was made, because no capacity was available
         except Exception as error:
             log.exception("a call to a model broke", step=call.label, model=call.model)
             self._record(None, started, errors.Internal.kind, call.model)
@@ -143,7 +143,7 @@ class _Conversation:
 
     def _cost(self, usage: Usage | None, model: str, service_tier: str | None) -> int | None:
         if usage == Usage():
-            return 0  # it is certain that nothing is charged
+            return 0  # certainly nothing is charged
 
         def price(used: Usage) -> int | None:
             asked = self.call.model
@@ -152,7 +152,7 @@ class _Conversation:
         try:
             if usage is not None:
                 return price(usage)
-            return 0 if price(_PROBE) == 0 else None  # what is free is free, however much was used
+            return 0 if price(_PROBE) == 0 else None  # a free model costs nothing, whatever its usage
         except Exception:
             log.exception("a call could not be priced", step=self.call.label, model=model)
             return None
@@ -173,19 +173,20 @@ def converse(
     earlier: Earlier | None = None,
     keep: Callable[[Earlier], bool] | None = None,
 ) -> AgentResult:
-    """Make the call; where the reply misses `call.schema`, say so to the model and ask again.
+    """Make the call; if the reply violates `call.schema`, report the violations to the model and ask again.
 
-    A repair round is the call again with the last reply and the list of violations behind its messages.
-    `call.timeout` (seconds) holds for all rounds together.  `on_call` gets one record per call as soon as it is over,
-    before any error is raised; the ledger needs nothing else.  `reserve` gets every call and its number before it is
-    made, and returns it as budgets allow it, and whether they hold something for it; what it raises ends the
-    conversation.  `over` gets the number when the call is over, before its record, and tells whether they do by then.
+    A repair round repeats the call with the last reply and the list of violations appended to its messages.
+    `call.timeout` (seconds) covers all rounds together.  `on_call` receives one record per call as soon as it ends,
+    before any error is raised; the ledger needs nothing else.  `reserve` receives every call and its ordinal before it
+    is made.  It returns the call as the budgets allow it, and whether they hold a reservation for it; an error it
+    raises ends the conversation.  `over` receives the ordinal when the call has ended, before its record, and tells
+    whether a reservation exists by then.
 
-    `keep` gets what has been said before each round of repair, so that a conversation that is broken off can be taken
-    up there: with that as `earlier` nothing is asked a second time.  It tells whether that is stored.
+    `keep` receives the state of the conversation before each repair round, so that an interrupted conversation can
+    resume there: passed as `earlier`, no call is repeated.  It returns whether the state was stored.
 
-    Raises the provider's errors; Malformed where the last reply still does not fit (or was cut off), in words; Refused;
-    OutputTooLarge over MAX_REPLY_BYTES; Cancelled.
+    Raises the provider's errors; Malformed (listing the violations) if the last reply still does not fit, or was cut
+    off; Refused; OutputTooLarge over MAX_REPLY_BYTES; Cancelled.
     """
     conversation = _Conversation(provider, provider_name, call, pricer, cancelled, on_call, clock, reserve, over)
     deadline = clock.monotonic() + call.timeout
@@ -211,10 +212,10 @@ def converse(
 
 
 def judge(schema: Mapping[str, Any], reply: AgentReply) -> tuple[Any, list[str]]:
-    """Return the reply's data and what is wrong with it, one sentence each, at most 20; none where it fits the schema.
+    """Return the reply's data and its schema violations, one sentence each, at most 20; none if it fits the schema.
 
-    `reply.data` is judged, or the text where the adapter could not parse it.  Raises Final where the schema itself is
-    broken.
+    Validates `reply.data`, or the text if the adapter could not parse it.  Raises Final if the schema itself is
+    invalid.
     """
     data = reply.data
     if data is None:
@@ -226,7 +227,7 @@ def judge(schema: Mapping[str, Any], reply: AgentReply) -> tuple[Any, list[str]]
 
 
 def misfits(schema: Mapping[str, Any], data: Any) -> list[str]:
-    """Return what is wrong with data, one sentence each, at most 20.  Raises Final where the schema is broken."""
+    """Return the schema violations of data, one sentence each, at most 20.  Raises Final if the schema is invalid."""
     try:
         found = sorted(_validator(schema).iter_errors(data), key=lambda error: list(map(str, error.absolute_path)))
     except RecursionError:
@@ -244,7 +245,7 @@ def misfits(schema: Mapping[str, Any], data: Any) -> list[str]:
 
 def _validator(schema: Mapping[str, Any]) -> Any:
     kind = load("jsonschema.validators:validator_for")(schema, default=load("jsonschema:Draft202012Validator"))
-    # Without a registry of its own the library would fetch remote references over the network.
+    # Without an explicit registry, the library would fetch remote references over the network.
     return kind(schema, registry=load("referencing:Registry")())
 
 
@@ -252,7 +253,7 @@ def _sentence(error: Any) -> str:
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
     message = str(error.message)
     if len(message) > _SHOWN_CHARACTERS:
-        # jsonschema puts the whole offending value first.
+        # jsonschema puts the entire offending value first.
         half = _SHOWN_CHARACTERS // 2
         message = f"{message[:half]} … {message[-half:]}"
     return f"{where or 'the reply'}: {message}"
@@ -270,13 +271,13 @@ def _repair(call: AgentCall, text: str, violations: Sequence[str], remaining: fl
         f"Your reply does not fit the JSON Schema that was asked for:\n{listed}\n\n"
         "Answer again with the complete corrected JSON and nothing else."
     )
-    # An empty turn would be refused by the API.
+    # The API rejects an empty turn.
     earlier = Message("assistant", text.strip() or "(empty)")
     return replace(call, messages=(*call.messages, earlier, Message("user", complaint)), timeout=remaining)
 
 
 def _judged(call: AgentCall, reply: AgentReply) -> tuple[AgentReply, errors.StepError | None, list[str]]:
-    """Return the reply with its data, why it is of no use at all, and where it misses its schema."""
+    """Return the reply with its data, the error if it is unusable, and its schema violations."""
     unusable = _unusable(reply, call)
     if unusable is not None or call.schema is None:
         return reply, unusable, []
@@ -288,7 +289,7 @@ def _judged(call: AgentCall, reply: AgentReply) -> tuple[AgentReply, errors.Step
 
 
 def _unusable(reply: AgentReply, call: AgentCall) -> errors.StepError | None:
-    """Return the error for a reply that is too large, empty, a refusal or not whole, None for a whole one."""
+    """Return the error for a reply that is too large, empty, refused or incomplete; None for a complete one."""
     size = len(reply.text.encode(errors="replace"))
     if size > MAX_REPLY_BYTES:
         return errors.OutputTooLarge(

@@ -1,4 +1,4 @@
-"""One thread that wakes waiting steps when their time has come, those of the same moment together."""
+"""A thread that wakes waiting steps when they are due; steps that are due at the same moment are woken together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 class Alarm:
-    """Calls `ring` with the keys whose time has come.  What is set is a convenience: the sweep wakes what it misses."""
+    """Calls `ring` with the keys that are due.  Best effort: the sweep wakes any step that the alarm misses."""
 
     def __init__(self, ring: Callable[[list[int]], None], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._ring = ring
@@ -20,7 +20,7 @@ class Alarm:
         self._closed = False
 
     def set(self, seconds: float, key: int) -> None:
-        """Ring for `key` in so many seconds."""
+        """Ring for `key` in this many seconds."""
         with self._changed:
             heapq.heappush(self._times, (self._clock() + seconds, key))
             if self._thread is None:
@@ -29,7 +29,7 @@ class Alarm:
             self._changed.notify()
 
     def close(self) -> None:
-        """Ring no more."""
+        """Stop ringing."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -39,7 +39,7 @@ class Alarm:
             self._ring(due)
 
     def _wait(self) -> list[int]:
-        """Return the keys that are due, as soon as there are any; none where the alarm was closed."""
+        """Block until keys are due and return them; an empty list once the alarm is closed."""
         with self._changed:
             while not self._closed:
                 now = self._clock()

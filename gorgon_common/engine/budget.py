@@ -1,7 +1,7 @@
-"""Money before a call: what may it cost at most, and is there room for that on every budget that counts it?
+"""Checks budgets before a call: the most that the call can cost must fit every budget that applies to it.
 
-Nothing is reserved where nothing is limited.  A reservation is held until the transaction that stores what became of
-the step; see `persistence.budgets`.
+Nothing is reserved where no budget applies.  A reservation is held until the transaction that stores the step's
+outcome; see `persistence.budgets`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from gorgon_common.workflow.plan import Kind, Node
 log = get_logger(__name__)
 
 UNSENT = "unsent"
-"""The outcome of a call that was reserved and not made: it is on no ledger, its reservation is released."""
+"""Outcome of a call that was reserved but not made: it is not in the ledger, and its reservation is released."""
 RECHECK_SECONDS = 30.0
-"""Who waits for room is told; this is for when nobody is left to tell."""
+"""A step that waits for room is notified; this is the fallback if no process is left to notify it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
     """A reservation: at most `usd` micro-dollars and `tokens`, for a reply of at most `max_tokens`.
 
-    `is_open` is False where it was settled already: another claim has to make another one.
+    `is_open` is False if it has already been settled; another claim then needs a new reservation.
     """
 
     key: tuple[int, int, int]
@@ -59,10 +59,10 @@ class Short(GorgonError):
 
 
 class Vault(Protocol):
-    """Where accounts are kept: `persistence.budgets.Budgets`.  All raise Unavailable."""
+    """The store of budget accounts: `persistence.budgets.Budgets`.  All methods raise Unavailable."""
 
     def applying(self, info: RunInfo) -> Sequence[Budget]:
-        """Return the budgets that count a run's calls, besides the limits of its file."""
+        """Return the budgets that apply to a run's calls, in addition to the limits in its file."""
         ...
 
     def reserve(
@@ -75,46 +75,46 @@ class Vault(Protocol):
         tokens: int,
         max_tokens: int,
     ) -> Held | Shortage:
-        """Hold an amount on every account, or on none."""
+        """Reserve an amount on every account, or on none."""
         ...
 
     def look(self, info: RunInfo, own: Sequence[Account]) -> Sequence[Shortage]:
-        """Return every account with what it holds."""
+        """Return every account with its balance."""
         ...
 
     def now(self) -> datetime:
-        """Return the time by which periods begin and end."""
+        """Return the current time, which determines when periods begin and end."""
         ...
 
     def note(self, key: tuple[int, int, int], info: RunInfo, bound: Callable[[], tuple[int, int, int]]) -> None:
-        """A call begins that no budget counts.  Where one is set before it is over, `bound()` is held on that:
-        (micro-dollars, tokens, longest reply).
+        """Record the start of a call that no budget applies to.  If a budget is set before the call ends, `bound()` is
+        reserved on it: (micro-dollars, tokens, longest reply).
         """
         ...
 
     def over(self, key: tuple[int, int, int]) -> bool:
-        """The call is over; tells whether something came to be held for it."""
+        """Record the end of a call.  Returns whether a reservation was made for it in the meantime."""
         ...
 
     def unknown(self, key: tuple[int, int, int], bound: tuple[int, int, int]) -> None:
-        """A call is over that no budget counted, and its cost is unknown: keep its bound for budgets to come."""
+        """Record the bound of a finished, unbudgeted call of unknown cost, so that later budgets count it."""
         ...
 
     def keep(self, step: Claimed, calls: Sequence[CallRecord], body: str) -> None:
-        """Post what the calls of a claim have cost so far, and store what their conversation has come to."""
+        """Post the cost of a claim's calls so far, and store the state of their conversation."""
         ...
 
     def record(self, step: Claimed, calls: Sequence[CallRecord]) -> None:
-        """Post and store what the calls of a claim have cost so far."""
+        """Post and store the cost of a claim's calls so far."""
         ...
 
     def kept(self, step: Claimed) -> str | None:
-        """Return what was stored of a step's conversation."""
+        """Return the stored state of a step's conversation."""
         ...
 
 
 class Purse:
-    """Reserves for the calls of one attempt at a step."""
+    """Makes the reservations for the calls of one attempt at a step."""
 
     def __init__(self, vault: Vault | None, pricer: Pricer, run: Run, step: Claimed) -> None:
         self._vault = vault
@@ -123,21 +123,22 @@ class Purse:
         self._step = step
         self._own: list[Account] | None = None
         self.held: list[int] = []
-        """Ordinals of the calls that something is held for."""
+        """Ordinals of the calls with a reservation."""
         self._bounds: dict[int, Callable[[], tuple[int, int, int]]] = {}
-        """Ordinal of a call that nothing is held for → what it may cost at most."""
+        """Ordinal of a call without a reservation → the most it can cost."""
         self._said: dict[str, Any] | None = None
-        """The conversation under way, as it is stored."""
+        """The current conversation, as stored."""
 
     @property
     def own(self) -> list[Account]:
-        """The limits of the file that count this step's calls."""
+        """The limits in the file that apply to this step's calls."""
         if self._own is None:
             self._own = own_accounts(self._run, self._step)
         return self._own
 
     def reserve(self, provider: str, call: AgentCall, ordinal: int) -> tuple[AgentCall, bool]:
-        """Hold what a call may cost; returns it, with a lower `max_tokens` where that makes it fit, and whether it did.
+        """Reserve the most a call can cost.  Returns the call, with a lower `max_tokens` if it needs that to fit, and
+        whether anything was reserved.
 
         `ordinal` counts the calls of this claim from 1.  Raises BudgetExceeded, Unpriced, Short, Unavailable.
         """
@@ -170,12 +171,12 @@ class Purse:
             usd_room, token_room = got.balance.room()
             least = least_output(call.max_tokens)
             fewer = clamp(price, size, asked, least=least, usd=usd_room, tokens=token_room)
-            if fewer is None or fewer >= asked:  # it ends: each time it asks for less
+            if fewer is None or fewer >= asked:  # terminates: each iteration asks for less
                 raise self.short(got, worst_cost(price, size, least) or 0, size + least)
             asked = fewer
 
     def over(self, ordinal: int) -> bool:
-        """A call is over; tells whether a budget that was set meanwhile holds something for it."""
+        """End a call.  Returns whether a budget that was set in the meantime holds a reservation for it."""
         if (
             self._vault is None
             or ordinal in self.held
@@ -186,9 +187,9 @@ class Purse:
         return True
 
     def recorded(self, call: CallRecord) -> None:
-        """A call has its record.
+        """Handle the record of a finished call.
 
-        Where its cost is unknown and nothing is held for it, its bound is kept: a budget set later counts it in full.
+        If its cost is unknown and nothing is reserved for it, its bound is kept: a budget set later counts it in full.
         """
         bound = self._bounds.pop(call.ordinal, None)
         if self._vault is None or bound is None or call.reserved or call.cost_micro is not None:
@@ -198,12 +199,13 @@ class Purse:
         except Unavailable as error:
             log.warning("the bound of a call of unknown cost was not kept", step=self._step.id, error=error.message)
 
-    # Conversations that are paid for in part
+    # Partly paid conversations
 
     def earlier(self, fingerprint: str) -> Earlier | None:
-        """Return where the conversation of this step with that fingerprint is to be taken up: it was broken off by a
-        wait, or by its worker's death.  What another attempt or another model has said is not.  Raises Unavailable:
-        to begin anew would pay twice.
+        """Return where to resume this step's conversation with that fingerprint after a wait or the death of its
+        worker.  Conversations of another attempt or another model are not resumed.
+
+        Raises Unavailable, because starting over would pay twice.
         """
         if self._vault is None or self._step.token <= 1:
             return None
@@ -215,9 +217,9 @@ class Purse:
         return Earlier(said["rounds"], said["text"], tuple(said["violations"]))
 
     def keep(self, fingerprint: str, earlier: Earlier, calls: Sequence[CallRecord]) -> bool:
-        """Store a conversation before its next round, and post what it has cost: a wait must not pay it again.
+        """Store a conversation before its next round, and post its cost, so that a wait does not pay for it again.
 
-        Where that fails it goes on all the same; returns whether it is stored.
+        If storing fails, the conversation continues; returns whether it was stored.
         """
         known = self._said or {}
         said = {
@@ -236,7 +238,7 @@ class Purse:
         return self._store(said, calls)
 
     def record(self, calls: Sequence[CallRecord]) -> None:
-        """Store the calls that were made before another model is asked: whatever dies then, they are on the ledger."""
+        """Store the calls made so far before another model is asked, so that a worker's death cannot lose them."""
         if self._vault is None or not calls:
             return
         try:
@@ -245,7 +247,7 @@ class Purse:
             log.warning("calls are stored when the step ends", step=self._step.id, error=error.message)
 
     def try_again(self) -> None:
-        """The call that is under way has failed, and the next attempt is to take up the conversation where it was."""
+        """After a failed call, let the next attempt resume the conversation where it was."""
         if self._said is not None:
             self._store({**self._said, "attempt": self._step.attempt + 1}, ())
 
@@ -261,7 +263,7 @@ class Purse:
         return True
 
     def _holding(self, call: AgentCall, held: Held, price: Price, size: int) -> AgentCall:
-        """Go on with what is held.  It may be from before a short wait in place."""
+        """Continue with a reservation, which may date from before a short wait in place."""
         self.held.append(held.key[2])
         cost = worst_cost(price, size, held.max_tokens) or 0
         if not held.is_open or held.usd < cost or held.tokens < size + held.max_tokens:
@@ -278,7 +280,7 @@ class Purse:
         return lambda usage: self._pricer.price(provider, model, usage)
 
     def _priced(self, provider: str, model: str, price: Price, *, limited: bool = False) -> None:
-        """Raise Unpriced where a model without a price would spend real or limited money."""
+        """Raise Unpriced if a model without a price would spend real or budgeted money."""
         if not limited and self._run.info.target != "live":
             return
         if price(Usage(input_tokens=1000, output_tokens=1000)) is None:
@@ -287,9 +289,9 @@ class Purse:
             raise Unpriced(f"The model {provider}:{model} has no price, and {why}.", hint=hint)
 
     def short(self, shortage: Shortage, usd: int, tokens: int, what: str = "The next call") -> GorgonError:
-        """Return what to raise where an account has no room for so much: Short where waiting may help.
+        """Return the error for an account without enough room: Short if waiting may help, else BudgetExceeded.
 
-        `what`: what needs it, at the beginning of a sentence.
+        `what`: the subject of the message, capitalized as the start of a sentence.
         """
         told = shortage.explain(usd, tokens, what)
         open_to_come = shortage.balance.fits(usd, tokens, released=True)
@@ -340,10 +342,10 @@ class Purse:
     # Maps
 
     def afford(self, node: Node, items: Sequence[Any]) -> None:
-        """Check that a map's items fit every budget together, before any of them starts.
+        """Check before a map's items start that together they fit every budget.
 
-        Each item is counted with one call a step of its body, without repairs and retries.  What the body's steps give
-        each other is not known yet and not counted.  Raises BudgetExceeded, Unpriced, Short.
+        Each item is counted with one call per step of its body, without repairs and retries.  Values that the body's
+        steps pass to each other are not known yet and not counted.  Raises BudgetExceeded, Unpriced, Short.
         """
         if self._vault is None:
             return
@@ -380,14 +382,14 @@ class Purse:
             try:
                 return str(parse_template(template, env.lenient).render(env)) if isinstance(template, str) else ""
             except (ExpressionError, KeyError, IndexError, TypeError):
-                return str(template)  # it needs what another step of the body gives
+                return str(template)  # it depends on the output of another step of the body
 
         prompt = spec.get("prompt")
         body = text(prompt) if prompt is not None else f"{spec.get('standing') or ''}{json.dumps(item, default=str)}"
         size = input_bound([body], system=text(spec.get("system")), schema=spec.get("schema"))
         asked = spec.get("max_tokens") or 4096
         if self._run.plan.lenient:
-            asked = least_output(asked)  # older files have a budget of tokens that nobody chose
+            asked = least_output(asked)  # older files have a token budget that nobody chose deliberately
         if not in_money:
             return 0, size + asked
         first = (spec.get("models") or [f"{spec['provider']}:{spec.get('model') or ''}"])[0]
@@ -399,9 +401,9 @@ class Purse:
 
 
 def own_accounts(run: Run, step: Claimed) -> list[Account]:
-    """Return the accounts of the limits that a run's file sets: the run's, and those of the step and what it is in.
+    """Return the accounts for the limits in a run's file: the run's own, the step's, and those of its composites.
 
-    They belong to the first of the runs that a run continues: what was spent before a resume stays spent.
+    They belong to the first run in a chain of resumed runs, so money spent before a resume remains spent.
     """
     found: list[Account] = []
     limits = run.plan.limits
@@ -448,12 +450,12 @@ def _capped(node: Node) -> bool:
 
 
 def _is_body(node: Node) -> bool:
-    """Tell whether a node is the one thing that a map or a loop repeats: all its rounds share the step's limit."""
+    """Tell whether a node is the body that a map or a loop repeats; all of its rounds share the step's limit."""
     return node.id.endswith(("[]", "#"))
 
 
 def _agents(run: Run, number: int) -> list[Node]:
-    """Return the agent steps of a body, a loop's as often as it may run."""
+    """Return the agent steps of a body; a loop's steps are repeated for its maximum number of rounds."""
     node = run.plan.nodes[number]
     found = [node] if node.kind is Kind.AGENT else []
     for role, body in node.bodies.items():
@@ -464,7 +466,7 @@ def _agents(run: Run, number: int) -> list[Node]:
 
 
 def unsent(ordinal: int) -> CallRecord:
-    """Return the record of a call that was reserved and not made."""
+    """Return the record of a call that was reserved but not made."""
     return CallRecord("none", "", None, ordinal, Usage(), 0, "", 0, UNSENT, reserved=True)
 
 
@@ -481,5 +483,5 @@ def _missing(room: int | None, needed: int) -> int | None:
 
 
 def _empty_fits(balance: Balance, usd: int, tokens: int) -> bool:
-    """Tell whether it would fit where nothing is spent: the next period can help."""
+    """Tell whether the amount would fit an account with nothing spent, so that the next period can help."""
     return replace(balance, usd_spent=0, usd_reserved=0, token_spent=0, token_reserved=0).fits(usd, tokens)

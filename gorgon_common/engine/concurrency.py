@@ -1,4 +1,4 @@
-"""Concurrency keys: what key a run asks for, and making room where it cancels those that hold it."""
+"""Concurrency keys: computing a run's key, and cancelling the holders of a key for a run that replaces them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Stops(Protocol):
 
 
 def hold_of(plan: Plan, inputs: Mapping[str, Any], *, run_id: str, team: str, now: datetime) -> Hold | None:
-    """Return the key that a run of a plan asks for, None where the workflow has none.
+    """Return the key that a run of a plan asks for, or None if the workflow has none.
 
-    Raises InputInvalid where the key cannot be made of these inputs.
+    Raises InputInvalid if the key cannot be computed from these inputs.
     """
     spec = plan.concurrency
     if spec is None:
@@ -57,7 +57,7 @@ def _piece(part: str | Expression, env: Env) -> str:
     if isinstance(part, str):
         return part
     value = part.evaluate(env)
-    if value is None:  # "null" would be one key for all that give nothing
+    if value is None:  # otherwise all runs without a value would share the key "null"
         raise ExpressionError(
             "one of its inputs was not given", hint="Give that input, or write `default(x, y)` into the key."
         )
@@ -65,7 +65,7 @@ def _piece(part: str | Expression, env: Env) -> str:
 
 
 def evict(store: Stops, knowledge: Knowledge, publisher: Publisher, holders: Iterable[int]) -> None:
-    """Cancel runs of this publisher's home for one that waits for their key; others are left to the sweep of theirs."""
+    """Cancel runs of this publisher's home for a run that waits for their key; other homes' sweeps cancel theirs."""
     for number in holders:
         run = knowledge.run(number)
         if run.info.home != publisher.home:
@@ -75,5 +75,5 @@ def evict(store: Stops, knowledge: Knowledge, publisher: Publisher, holders: Ite
                 number, gate=run.gate, keeps=run.keeps, error=None, reason="a newer run took its concurrency key"
             )
         except Conflict:
-            continue  # it has ended meanwhile
+            continue  # it has ended in the meantime
         publisher.publish(heads)

@@ -1,4 +1,4 @@
-"""What a worker knows of the runs that it works on, and what the names in a step's expressions stand for."""
+"""What a worker has loaded of its runs, and how the names in a step's expressions resolve."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Value = TypeVar("Value")
 
 
 class Reader(Protocol):
-    """What the engine reads of the store."""
+    """What the engine reads from the store."""
 
     def info(self, run: int) -> RunInfo:
         """Return a run."""
         ...
 
     def begin(self, run: int) -> None:
-        """Mark a run as running, if it is not yet."""
+        """Mark a run as running unless it already is."""
         ...
 
     def plan_body(self, plan_hash: str) -> str:
@@ -45,11 +45,11 @@ class Reader(Protocol):
         ...
 
     def checkpoints(self, ids: Sequence[int]) -> dict[int, Checkpoint]:
-        """Return the checkpoints of those that are finished."""
+        """Return the checkpoints of the given steps that are finished."""
         ...
 
     def expansions(self, step: int) -> list[Expansion]:
-        """Return how a composite was expanded, oldest round first."""
+        """Return the expansions of a composite, oldest round first."""
         ...
 
     def place(self, step: int) -> tuple[int, int | None, int | None]:
@@ -65,12 +65,12 @@ class Reader(Protocol):
         ...
 
     def adoptable(self, root: int, fingerprint: str) -> Checkpoint | None:
-        """Return the step that has done the same work already."""
+        """Return the step that has already done the same work."""
         ...
 
 
 class Cache(Generic[Key, Value]):
-    """A small thread-safe LRU; what is in it never changes."""
+    """A small thread-safe LRU cache for values that never change."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -86,7 +86,7 @@ class Cache(Generic[Key, Value]):
             return value
 
     def put(self, key: Key, value: Value) -> None:
-        """Keep a value, and forget the one that was used longest ago."""
+        """Store a value, evicting the least recently used one if necessary."""
         with self._lock:
             self._values[key] = value
             self._values.move_to_end(key)
@@ -95,7 +95,7 @@ class Cache(Generic[Key, Value]):
 
 
 class Knowledge:
-    """Runs, plans and finished steps, as far as this process has met them; thread-safe."""
+    """The runs, plans and finished steps that this process has loaded; thread-safe."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
@@ -114,12 +114,12 @@ class Knowledge:
         return known
 
     def begin(self, number: int) -> None:
-        """Note that this process works on a run: it is running now."""
+        """Mark a run as running, because this process works on it."""
         if self._begun.get(number) is None:
             try:
                 self.reader.begin(number)
             except Unavailable:
-                return  # the next step says it
+                return  # the next step tries again
             self._begun.put(number, True)
 
     def plan(self, plan_hash: str) -> Plan:
@@ -131,11 +131,11 @@ class Knowledge:
         return known
 
     def learn(self, plan: Plan, plan_hash: str) -> None:
-        """Keep a plan that this process has compiled itself."""
+        """Cache a plan that this process has compiled itself."""
         self._plans.put(plan_hash, plan)
 
     def checkpoints(self, ids: Sequence[int]) -> dict[int, Checkpoint]:
-        """Return the checkpoints of those of the steps that are finished."""
+        """Return the checkpoints of the given steps that are finished."""
         found: dict[int, Checkpoint] = {}
         unknown = []
         for key in ids:
@@ -159,7 +159,7 @@ class Run:
         self.info = info
         self.plan = plan
         self.ref = RunRef(info.public_id, info.workflow, info.team, info.target, info.trace_id)
-        for name in plan.secrets:  # a step may print what another one was given
+        for name in plan.secrets:  # a step may print a secret that another step received
             SECRETS.add(name, os.environ.get(name), declared=True)
         nodes = plan.nodes[: plan.top]
         self.gate = next(index for index, node in enumerate(nodes) if node.kind is Kind.GATE)
@@ -172,7 +172,7 @@ class Run:
         self._places: dict[int, tuple[int, int | None, int | None]] = {}
 
     def node(self, step: Claimed) -> Node:
-        """Return what a step does."""
+        """Return a step's node."""
         return self.plan.nodes[step.node]
 
     def shape(self, number: int) -> tuple[int, int]:
@@ -190,12 +190,12 @@ class Run:
         return found
 
     def learn_places(self, base: int, made: Sequence[Row]) -> None:
-        """Note the places of rows that this process has made; `made` counts from `base`."""
+        """Cache the places of rows that this process has created; the rows in `made` count from `base`."""
         for row in made:
             self._places[base + row.row] = row.node, row.parent, row.position
 
     def ancestry(self, step: Claimed) -> list[tuple[int, int, int | None]]:
-        """Return (row, node, position) of a step and of the composites that it is in, innermost first."""
+        """Return (row, node, position) of a step and of the composites around it, innermost first."""
         chain = [(step.row, step.node, step.position)]
         parent = step.parent
         while parent is not None:
@@ -205,7 +205,7 @@ class Run:
         return chain
 
     def path(self, step: Claimed) -> str:
-        """Return a step's path within the run: `build[3]/review#2`."""
+        """Return a step's path within the run, such as `build[3]/review#2`."""
         parts = []
         chain = self.ancestry(step)
         for place, (_, number, position) in enumerate(chain):
@@ -221,11 +221,11 @@ class Run:
         return "".join(reversed(parts)).removeprefix("/")
 
     def shown_path(self, step: Claimed) -> str:
-        """Return a step's path for people: `build[3]`, `polish (iteration 2)/review`."""
+        """Return a step's path for display: `build[3]`, `polish (iteration 2)/review`."""
         return readable_path(self.path(step))
 
     def expansions(self, row: int) -> list[Expansion]:
-        """Return how a composite row was expanded."""
+        """Return the expansions of a composite row."""
         return self.knowledge.reader.expansions(step_id(self.info.id, row))
 
     def siblings(self, step: Claimed) -> dict[int, int]:
@@ -240,10 +240,10 @@ class Run:
         return {step.node: step.row}
 
     def descendants(self, step: Claimed, *, failed: bool) -> dict[int, str]:
-        """Return the rows that can no longer run because `step` was skipped (or failed), with the reason of each.
+        """Map the rows that can no longer run because `step` was skipped (or failed) to the reason.
 
-        Only those that wait for nothing else: whoever comes after them counts on everything before them having ended.
-        The others find out when they become ready.
+        Includes only rows that wait for nothing else, because their successors rely on all dependencies having ended.
+        Other rows are skipped when they become ready.
         """
         rows = self.siblings(step)
         stops = {Join.ALL_SUCCESS, Join.NONE_FAILED} if failed else {Join.ALL_SUCCESS}
@@ -267,7 +267,7 @@ class Run:
         return found
 
     def locate(self, step: Claimed, number: int) -> int | None:
-        """Return the row of node `number` as `step` sees it; None where it does not exist (yet)."""
+        """Return the row of node `number` as seen from `step`; None if it does not exist (yet)."""
         rows = self.siblings(step)
         if number in rows:
             return rows[number]
@@ -287,7 +287,7 @@ class Run:
         return None
 
     def meant(self, step: Claimed, number: int) -> int | None:
-        """Return the row that a name means to `step`: inside a loop, the loop's own name is the round before."""
+        """Return the row that a name refers to in `step`.  Inside a loop, the loop's own name is the previous round."""
         chain = self.ancestry(step)
         for (_, node, position), (loop, above, _) in pairwise(chain):
             if node == number and self.plan.nodes[above].kind is Kind.LOOP:
@@ -295,11 +295,11 @@ class Run:
         return self.locate(step, number)
 
     def env(self, step: Claimed, refs: Mapping[str, Ref], extra: Mapping[str, Any] | None = None) -> Env:
-        """Return the names of a step's expressions."""
+        """Return the scope of a step's expressions."""
         return Env(Names(self, step, refs, extra or {}), lenient=self.plan.lenient)
 
     def value(self, number: int, checkpoint: Checkpoint | None) -> StepValue:
-        """Return what a step's name stands for."""
+        """Return the value of a step's name."""
         node = self.plan.nodes[number]
         if checkpoint is None:
             return StepValue(status="pending", name=node.id)
@@ -326,12 +326,14 @@ class Run:
 
 
 def readable_path(path: str) -> str:
-    """Return a step's path as people read it: `polish#2/review` is `polish (iteration 2)/review`."""
+    """Return a step's path for display: `polish#2/review` becomes `polish (iteration 2)/review`."""
     return _ITERATION.sub(r" (iteration \1)", path)
 
 
 def published(node: Node, output: Any) -> dict[str, Any]:
-    """Return what an older file's `outputs:` publishes: fields of that name; the first is else the whole output."""
+    """Return what `outputs:` publishes in the older format: fields by name.  If its field is missing, the first name
+    gets the whole output.
+    """
     if not node.publishes or output is MISSING:
         return {}
     fields = output if isinstance(output, Mapping) else {}
@@ -341,7 +343,7 @@ def published(node: Node, output: Any) -> dict[str, Any]:
 
 
 class Names(Mapping[str, Any]):
-    """The names of one step's expressions, looked up when they are used, all steps among them at once."""
+    """The names in one step's expressions, resolved on first use; all referenced steps are loaded together."""
 
     def __init__(self, run: Run, step: Claimed, refs: Mapping[str, Ref], extra: Mapping[str, Any]) -> None:
         self._run = run
@@ -372,7 +374,7 @@ class Names(Mapping[str, Any]):
             case "step":
                 return self._all()[_number(ref)]
             case "published":
-                # Several steps may publish a name, each where its condition holds.
+                # Several steps may publish the same name, each under its own condition.
                 for number in (_number(ref), *ref.nodes):
                     found = self._all()[number].published.get(ref.field or "", MISSING)
                     if found is not MISSING:
@@ -412,7 +414,7 @@ class Names(Mapping[str, Any]):
         return self._steps
 
     def _above(self, ref: Ref) -> tuple[int, int | None]:
-        """Return the row of the composite that a reference means, and the position of the child that the step is in."""
+        """Return the row of the composite that a reference refers to, and the position of the child around the step."""
         chain = self._run.ancestry(self._step)
         for (_, _, position), (row, node, _) in pairwise(chain):
             if node == ref.node:
@@ -439,7 +441,7 @@ class Names(Mapping[str, Any]):
 
 
 class Secrets(Mapping[str, str]):
-    """The secrets that a workflow names, from the worker's environment; whoever gets one has it masked from then on."""
+    """The secrets that a workflow names, read from the worker's environment.  Each is masked once it has been read."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
@@ -467,7 +469,7 @@ class Secrets(Mapping[str, str]):
 
 
 def results(run: Run, row: int) -> list[Any]:
-    """Return the results of a map's items, in order; a failed one is `{"failed": true, "error": …}`."""
+    """Return the results of a map's items, in order; a failed item is `{"failed": true, "error": …}`."""
     expansion = next((entry for entry in run.expansions(row) if entry.phase == "item"), None)
     if expansion is None:
         return []
@@ -477,7 +479,7 @@ def results(run: Run, row: int) -> list[Any]:
 
 
 def result(checkpoint: Checkpoint | None) -> Any:
-    """Return one item's result."""
+    """Return the result of one item."""
     if checkpoint is None:
         return {"failed": True, "error": "it did not run"}
     match checkpoint.status:

@@ -1,4 +1,4 @@
-"""What people do with runs: cancel them, and continue them."""
+"""User operations on runs: cancel and resume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Continues(Creates, Shelf, Protocol):
     """The store as a resume uses it."""
 
     def finished(self, run: int) -> tuple[bool, list[tuple[int, int]]]:
-        """Return whether a run has ended, and (row, node) of its steps that succeeded and were paid."""
+        """Return whether a run has ended, and (row, node) of its paid steps that succeeded."""
         ...
 
     def send_event(self, run: int, name: str, data: Any) -> list[Head]:
@@ -30,10 +30,10 @@ class Continues(Creates, Shelf, Protocol):
 
 
 def cancel(store: Continues, publisher: Publisher, run: Run) -> None:
-    """Ask a run to end: no new step starts but its final ones, calls in flight are aborted.  Raises Conflict.
+    """Ask a run to stop: only its final steps may still start, and calls in flight are aborted.  Raises Conflict.
 
-    A run whose process has died ends at once: nobody is left to run anything of it.  So does one that waits for its
-    concurrency key: nothing of it has begun.
+    A run whose process has died ends at once, since nothing is left to run its steps.  A run that waits for its
+    concurrency key also ends at once, since none of its steps has started.
     """
     if store.close_orphan(run.info.id, cancelled=True):
         return
@@ -64,10 +64,10 @@ def resume(
     grouped: frozenset[int],
     trace_id: str | None = None,
 ) -> tuple[int, int, int]:
-    """Continue a run as a new one; steps whose fingerprint still holds are adopted when they come up.
+    """Continue a run as a new one; steps with an unchanged fingerprint are adopted when they become ready.
 
-    Returns (run, steps that will be reused as far as can be told now, steps left to run).  Raises Conflict where the
-    run is still going on.
+    Returns (run, number of steps expected to be reused, number of steps left to run).  Raises Conflict if the run has
+    not ended.
     """
     ended, paid = store.finished(before.info.id)
     if not ended and not store.close_orphan(before.info.id):
@@ -95,13 +95,13 @@ def resume(
 
 
 def work(plan: Plan) -> int:
-    """Return how many steps are work for a worker; what a map or a loop repeats counts once, a fallback not at all."""
+    """Return the number of steps that need a worker.  The body of a map or loop counts once, a fallback not at all."""
     spare = {index for node in plan.nodes for index in node.bodies.get("fallback", ())}
     return sum(node.queue is not None and index not in spare for index, node in enumerate(plan.nodes))
 
 
 def _unchanged(before: Plan, after: Plan) -> set[str]:
-    """Return the ids of nodes that mean the same in both plans, and whose dependencies do."""
+    """Return the ids of nodes that, like their dependencies, mean the same in both plans."""
     old = {node.id: node for node in before.nodes}
     same: set[str] = set()
 

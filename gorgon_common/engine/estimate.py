@@ -1,4 +1,4 @@
-"""What a run would use, before anything is spent: the document of `gorgon plan --json`."""
+"""Estimates what a run would use, before anything is spent: the document of `gorgon plan --json`."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from gorgon_common.engine.ports import Pricer
 from gorgon_common.workflow.plan import Kind, Node, Plan
 
 WINDOW = 2_000_000
-"""The most tokens of a call to a model whose context window is not known."""
+"""Assumed maximum of tokens per call for a model with an unknown context window."""
 FINISHING_SECONDS = 60.0
 STARTUP_SECONDS = 0.8
-"""What the first call to a provider takes beside itself: seconds in a new process, which loads its SDK."""
+"""Additional seconds for the first call to a provider in a new process, which has to load the SDK."""
 
 _ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
 
 
 class Prices(Pricer, Protocol):
-    """Prices that also know how large a call can be."""
+    """Prices that also know the maximum size of a call."""
 
     def window(self, provider: str, model: str) -> int | None:
-        """Return the model's context window in tokens, None where it is not known."""
+        """Return the model's context window in tokens, or None if it is unknown."""
         ...
 
 
@@ -50,9 +50,9 @@ def estimate(
 ) -> dict[str, Any]:
     """Return what a run of a plan would use.
 
-    `inputs` are checked already.  `quota`: (provider, model) → what is assumed of its limits, and what was set
-    (`QuotaBook.quota`).  `budgets`: what is left of those that the run would be charged to; the worst cost is no more
-    than the least of them.  `latency`: the sandbox's, in seconds, where it is set.  The shape is in docs/costs.md.
+    `inputs` must already be validated.  `quota`: (provider, model) → the assumed limits and the configured ones
+    (`QuotaBook.quota`).  `budgets`: what is left of the budgets that the run would be charged to; the worst cost is
+    capped at the smallest of them.  `latency`: the sandbox's, in seconds, if set. docs/costs.md describes the result.
     """
     seen = outlook(plan, inputs, history=history, estimator=estimator, target=target, latency=latency)
     priced = lru_cache(maxsize=None)(prices.price)
@@ -109,14 +109,14 @@ def estimate(
 
 
 def _minute(assumed: Limits, given: Limits) -> Quota:
-    """Return what may be used in a minute: of each the lower one."""
+    """Return what may be used per minute: the lower of the two limits for each dimension."""
     names = ("requests", "input_tokens", "output_tokens", "tokens")
     both = ([limit for limit in (getattr(assumed, name), getattr(given, name)) if limit is not None] for name in names)
     return Quota(*(min(limits, default=None) for limits in both))
 
 
 def _deadline(plan: Plan, tasks: Sequence[Task]) -> float | None:
-    """Return the seconds after which the run has ended, by its own limit; its final steps may still follow."""
+    """Return the seconds until the run's own limit has ended it, including its final steps."""
     limit = plan.limits.get("timeout")
     if limit is None:
         return None
@@ -149,7 +149,7 @@ def _whole(band: Quantiles) -> dict[str, Any]:
 
 
 def _step(plan: Plan, seen: Outlook, line: Line) -> dict[str, Any]:
-    """Return one step; a composite's figures include those of what is inside."""
+    """Return one step; the figures of a composite include its children's."""
     task, node = seen.tasks[line.task], plan.nodes[line.task]
     models = [f"{provider}:{model}" for provider, model in task.call.models] if task.call is not None else []
     return {
@@ -171,7 +171,7 @@ def _step(plan: Plan, seen: Outlook, line: Line) -> dict[str, Any]:
 
 
 def _times(task: Task) -> dict[str, Any] | None:
-    """Return how many items or rounds there are, None for what is done once."""
+    """Return how many items or rounds there are; None for a step that runs once."""
     if task.repeat is None:
         return None
     times = task.repeat.times
@@ -210,9 +210,10 @@ def _models(found: Forecast, estimator: TokenEstimator, price: Callable[..., int
 
 
 def capped(plan: Plan, usd: Any) -> Plan:
-    """Return the plan with a limit on the money of its run: the lower of its own and this one, in US dollars.
+    """Return the plan with its run's cost limited to the lower of its own limit and this one, in US dollars.
 
-    The limit is part of the plan, so it holds wherever the run goes on.  Raises InputInvalid for what is no amount.
+    The limit is part of the plan, so it still applies after the run is resumed elsewhere.  Raises InputInvalid if `usd`
+    is not an amount.
     """
     limit = micro_dollars(usd, "--max-cost") / 1e6
     own = plan.limits.get("budget_usd")
@@ -226,7 +227,7 @@ def left(listed: Sequence[Mapping[str, Any]], *, team: str, workflow: str, targe
         if entry["scope"] != "org" and entry["name"] != (team if entry["scope"] == "team" else workflow):
             continue
         accounts = [account for account in entry["accounts"] if account["target"] == target]
-        # A budget for each run begins anew; the accounts of other runs say nothing of this one.
+        # A per-run budget starts afresh; the accounts of other runs do not matter.
         used = accounts if entry["period"] != "run" else []
         name = f"{entry['scope']} {entry['name']}".strip()
         found.append(

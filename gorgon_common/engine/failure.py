@@ -1,6 +1,6 @@
-"""From an error and a step's policy to an outcome: wait, another attempt, the step's own way out, or failure.
+"""Maps an error and the step's policy to an outcome: wait, retry, fall back or fail.
 
-Nothing in here calls, waits or writes.
+Nothing in this module makes a call, blocks or writes.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from gorgon_common.errors import (
 )
 
 HANDLED = (StepError, ExpressionError, UserError, Throttled, Cancelled, Short)
-"""What a step may raise.  Anything else is a fault of this process, or of the database."""
+"""What a step may raise.  Any other exception is a fault of this process or of the database."""
 RATE_LIMIT_PAUSE = 1.0
-"""Seconds to wait after a 429 that does not say how long."""
+"""Seconds to wait after a 429 without a `retry-after`."""
 AWAY_PAUSE = 1.0
-"""Seconds until a step is taken up again that could not go on because the database was away."""
+"""Seconds until a step that was interrupted by an unavailable database is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
 class OtherModel:
-    """The retries are spent, and the step names another model for one more attempt (`fallback: {type: model}`)."""
+    """The retries are exhausted, and the step names another model for one more attempt (`fallback: {type: model}`)."""
 
     model: str
     error: Mapping[str, Any]
 
 
 def outcome(context: StepContext, error: GorgonError) -> Outcome | OtherModel:
-    """Return what becomes of a step whose attempt raised one of HANDLED."""
+    """Return the outcome of a step whose attempt raised one of HANDLED."""
     match error:
         case Cancelled():
             return Done(context.result(StepStatus.CANCELLED, reason="the run was stopped"))
@@ -69,7 +69,7 @@ def outcome(context: StepContext, error: GorgonError) -> Outcome | OtherModel:
 
 
 def _final(context: StepContext, error: GorgonError) -> dict[str, Any]:
-    """Return an error after which no attempt follows, as data."""
+    """Return the data of an error after which there are no more attempts."""
     found = context.error_data(error)
     if isinstance(error, StepError) and error.retryable and not found["hint"]:
         tries = "once" if context.step.attempt == 1 else f"{context.step.attempt} times"
@@ -78,7 +78,7 @@ def _final(context: StepContext, error: GorgonError) -> dict[str, Any]:
 
 
 def _wait(context: StepContext, seconds: float, reason: str, message: str, **fields: Any) -> Parked:
-    """There is no room for the call now: the step gives its slot back and comes again, which is no attempt."""
+    """Park the step until the call has capacity.  The step gives up its slot; the wait does not count as an attempt."""
     left = context.seconds_left()
     seconds = seconds if left is None else max(0.0, min(seconds, left))
     return Parked(seconds, reason, message, context.paid(), attempt=False, **fields)
@@ -96,7 +96,7 @@ def _retry(context: StepContext, error: StepError) -> Outcome | OtherModel:
 
 
 def way_out(context: StepContext, error: dict[str, Any]) -> Outcome | OtherModel:
-    """The retries are spent: do as `on_failure:` says."""
+    """Apply `on_failure:` after the retries are exhausted."""
     chosen = context.node.on_failure
     match chosen.action:
         case "skip":
@@ -114,7 +114,7 @@ def way_out(context: StepContext, error: dict[str, Any]) -> Outcome | OtherModel
 
 
 def fatal(context: StepContext, error: Mapping[str, Any]) -> Outcome:
-    """The step has failed for good.  Its composite goes on, or the run comes to its end."""
+    """Fail the step for good, and the composite around it or the run where the plan requires that."""
     result = context.result(StepStatus.FAILED, error=error)
     alone = Done(result, context.run.descendants(context.step, failed=True))
     if context.step.parent is None:

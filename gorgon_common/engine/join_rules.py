@@ -1,4 +1,4 @@
-"""Whether a step may start: its join rule and its condition, given how what it depends on has ended."""
+"""Decides whether a step may start, from its join rule, its condition and the states of its dependencies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
 
 
 def blocked(run: Run, step: Claimed) -> str | None:
-    """Return why a step may not start, or None.  Raises ExpressionError."""
+    """Return the reason why a step may not start, or None.  Raises ExpressionError."""
     node = run.node(step)
     if node.phase == "on_error" and step.weight == Weight.INLINE:
         error, cancelled = run.knowledge.reader.failure(run.info.id)
@@ -22,7 +22,7 @@ def blocked(run: Run, step: Claimed) -> str | None:
     if unmet is not None:
         return unmet
     if step.weight != Weight.INLINE:
-        return None  # its condition was decided where it became ready
+        return None  # the condition was evaluated when the step became ready
     if node.condition is not None and not run.expansions(step.row):
         held, why = evaluate_condition(node.condition, run.env(step, node.refs), lenient=run.plan.lenient)
         if not held:
@@ -31,11 +31,11 @@ def blocked(run: Run, step: Claimed) -> str | None:
 
 
 def _join(run: Run, step: Claimed, node: Node) -> str | None:
-    """Return why the join rule does not hold, or None."""
+    """Return the reason why the join rule is not met, or None."""
     if node.join is Join.ALL_DONE or node.kind in _ENGINE:
         return None
     if node.join is Join.ALL_SUCCESS and (not step.unmet or len(node.deps) < 2):
-        return None  # all went well; or what its one dependency's end means for it was decided there
+        return None  # all dependencies succeeded, or the only one already decided what its end means for this step
     rows = {dep.node: run.locate(step, dep.node) for dep in node.deps if not dep.order}
     ids = {step_id(run.info.id, row): number for number, row in rows.items() if row is not None}
     ended = run.knowledge.checkpoints(list(ids))

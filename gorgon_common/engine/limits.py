@@ -1,8 +1,8 @@
-"""The limiter as the engine and the workers see it: what is asked, what is answered, what is told afterwards.
+"""The rate limiter's interface for the engine and the workers: requests, answers and settlements.
 
-A *gate* is one model of one provider account: `target:provider:account:model`.  Whoever wants to call it asks, and gets
-a grant, a time to come back, or a clear no.  A grant is settled once, with what the call really used and what the
-provider said about its limits.
+A *gate* is one model of one provider account: `target:provider:account:model`.  A caller asks to pass a gate and
+receives a grant, a time to retry, or a definite refusal.  Each grant is settled once, with the actual usage and the
+limits that the provider reported.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 DIMENSIONS = ("requests", "requests_per_day", "tokens", "input_tokens", "output_tokens")
-"""What a quota counts; per minute, but for requests per day.  `tokens`: input and output together (OpenAI)."""
+"""What a quota counts, per minute except for requests per day.  `tokens`: input and output together (OpenAI)."""
 
 SECONDS = {name: 86_400.0 if name == "requests_per_day" else 60.0 for name in DIMENSIONS}
 
 RETRY_AFTER, BREAKER, CONCURRENCY, TURN, UNREACHABLE = "retry_after", "breaker", "concurrency", "turn", "unreachable"
-"""Why a call waits, beside a dimension: the provider has asked for a pause; most of the last calls failed; as many are
-in flight as may be; other calls are first; the limiter itself is away."""
+"""Why a call waits, besides a dimension: the provider asked for a pause; most of the recent calls failed; the maximum
+number of calls is in flight; other calls are ahead; the limiter itself is unreachable.
+"""
 
 OK, RATE_LIMITED, OVERLOADED, FAILED, NEUTRAL = "ok", "rate_limited", "overloaded", "failed", "neutral"
-"""How a call ended, for the limiter: 429; 529; a timeout, 5xx or broken connection; anything else (4xx, cancelled)."""
+"""How a call ended: success; 429; 529; a timeout, 5xx or broken connection; anything else (4xx, cancelled)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What a gate may use.  None: no limit is known.  `concurrency`: calls in flight."""
+    """What a gate may use.  None: no known limit.  `concurrency`: calls in flight."""
 
     requests: float | None = None
     requests_per_day: float | None = None
@@ -42,7 +43,7 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Where calls go through: `account` names the provider account without giving its key away."""
+    """The limiter's key for a call.  `account` identifies the provider account without revealing its API key."""
 
     target: str
     provider: str
@@ -55,11 +56,11 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One call that somebody wants to make.
+    """A request to make one call.
 
-    `id` is the call's own: asking again with it costs nothing twice.  `ticket` is who waits, and keeps its place when
-    it comes again (the call itself where there is none).  `tokens_in` is the estimate, `tokens_out` what the reply may
-    have at most.  `weight`: the team's share against other teams'.
+    `id` identifies the call: repeating the request with the same id is not charged twice.  `ticket` identifies the
+    waiting caller, which keeps its place when it asks again (the call itself if empty).  `tokens_in` is an estimate,
+    `tokens_out` the maximum for the reply.  `weight`: the team's share relative to other teams'.
     """
 
     id: str
@@ -73,19 +74,19 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The call may be made, now.  Settle it, whatever becomes of it."""
+    """The call may be made now.  It must be settled, whatever its outcome."""
 
     id: str
     gate: Gate
     at: float = 0.0
     """Seconds since 1970, by the limiter's clock."""
     local: bool = False
-    """Given by this process alone, because the shared limiter cannot be reached."""
+    """Granted by this process alone, because the shared limiter is unreachable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Not now; come back in `seconds`, at `until` (seconds since 1970, by the limiter's clock).
+    """The call has to wait: retry in `seconds`, at `until` (seconds since 1970, by the limiter's clock).
 
     `why`: a dimension, or RETRY_AFTER, BREAKER, CONCURRENCY, TURN (another team's or an earlier call's), UNREACHABLE.
     """
@@ -97,7 +98,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Never:
-    """No waiting would help: the call needs more of `dimension` than the whole limit."""
+    """Waiting cannot help: the call needs more of `dimension` than the entire limit."""
 
     why: str
     dimension: str
@@ -110,9 +111,9 @@ Answer = Grant | Wait | Never
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """What the provider's headers say about one dimension; None where they do not.
+    """What the provider's headers report about one dimension; None where they report nothing.
 
-    `resets` is in seconds: after the call was let in, or with `absolute` from now.
+    `resets` is in seconds: from the time the call was granted, or from now if `absolute`.
     """
 
     limit: float | None = None
@@ -125,8 +126,8 @@ class Signal:
 class Settlement:
     """How a call ended.
 
-    `used`: tokens by dimension; what is missing counts as reserved.  `retry_after` is in seconds, None where the
-    provider did not say.
+    `used`: tokens by dimension; a missing dimension counts as reserved.  `retry_after` is in seconds, None if the
+    provider did not report it.
     """
 
     outcome: str = OK
@@ -136,32 +137,32 @@ class Settlement:
 
 
 class Limiter(Protocol):
-    """Decides who may call a provider, for all processes together; thread-safe."""
+    """Decides which calls to a provider may be made, across all processes; thread-safe."""
 
     def acquire(self, ask: Ask) -> Answer:
         """Reserve everything that the call needs, or nothing."""
         ...
 
     def settle(self, grant: Grant, settlement: Settlement) -> None:
-        """Tell what became of a call.  Only the first time counts."""
+        """Report the outcome of a call.  Only the first report counts."""
         ...
 
     def extend(self, grants: Sequence[Grant]) -> int:
-        """Keep calls that are still under way from losing their leases; returns how many had theirs."""
+        """Extend the leases of calls that are still in flight; returns how many still had theirs."""
         ...
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """Return every gate that was used lately, for `gorgon limits ls`."""
+        """Return every recently used gate, for `gorgon limits ls`."""
         ...
 
     def close(self) -> None:
-        """Release connections."""
+        """Release the connections."""
         ...
 
 
 class Quotas(Protocol):
-    """What each gate may use, by configuration."""
+    """The configured limits of each gate."""
 
     def quota(self, gate: Gate) -> tuple[Quota, Quota]:
-        """Return (what is assumed until the provider says otherwise, what must not be exceeded whatever it says)."""
+        """Return (limits assumed until the provider reports its own, limits that apply regardless of its reports)."""
         ...

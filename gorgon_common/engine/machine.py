@@ -1,12 +1,12 @@
-"""The machine of one worker process: takes steps that messages point at, runs them, commits, goes on with what follows.
+"""The loop of one worker process: claim the steps that messages name, run them, commit, continue with their successors.
 
-Two ideas keep a step cheap:
+Two techniques keep a step cheap:
 
-* Group commit without a timer: whichever thread holds the commit lock commits what all others have queued up meanwhile.
+* Group commit without a timer: the thread that holds the commit lock also commits what the other threads have queued.
 * Hand-over: a successor that becomes ready in such a commit, belongs to this worker's queues and finds a free slot is
   claimed in the same transaction and run here, without a message.
 
-A message is over when everything that it led to in here is over: a canvas counts on that.
+A message is complete only when all the work it led to in this process is complete; a canvas relies on that.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ KEEP_FAST = 64
 BATCH = 256
 BATCH_SECONDS = 0.002
 SLEEP_IN_PLACE = 0.3
-"""Shorter waits are slept in the worker's slot; longer ones let the step go."""
+"""A step sleeps through shorter waits in its slot; for longer ones it is parked."""
 TIMER_SECONDS = 5.0
-"""Shorter waits end by a timer of the worker's, longer ones by the sweep: thousands may wait for a quota."""
+"""Shorter waits end with a timer of the worker, longer ones with the sweep: thousands of steps may wait for a quota."""
 CROWDED_SECONDS = 0.1
-"""After a step was told to wait for long, the backlog is left alone for this time: it would only wait elsewhere."""
+"""Seconds without pulls from the backlog after a step had to wait long: another step would only wait as well."""
 CROWDED_PULL = 2
 LONG_WAIT = 1.0
 COMMIT_RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
-"""How long to wait for a database that is away; the last one again and again.  Shortened by up to a half at random."""
+"""Pauses while the database is unavailable; the last one repeats.  Each is shortened at random by up to half."""
 SLOT_SECONDS = 0.5
 """How long a message waits for a slot before its steps go to the backlog."""
 DOUBTS = 15
 GATHER_SECONDS = 0.0005
-"""How long a commit waits for short steps that are about to end: they are committed together."""
+"""How long a commit waits for short steps that are about to end, so that they are committed together."""
 Given = ParamSpec("Given")
 Got = TypeVar("Got")
 
@@ -76,16 +76,16 @@ log = get_logger(__name__)
 
 
 class Executes(Protocol):
-    """What runs a step: `step.Executor`."""
+    """Runs a step; implemented by `step.Executor`."""
 
     def execute(self, step: Claimed) -> Outcome:
-        """Return what became of it."""
+        """Return the step's outcome."""
         ...
 
 
 @dataclass(slots=True)
 class Job:
-    """A message, or work that no message of this process waits for.  It is over when `open` steps are none."""
+    """A message, or work that belongs to no message here.  It is complete when `open`, its count of steps, is 0."""
 
     open: int = 0
     over: threading.Event = field(default_factory=threading.Event)
@@ -98,14 +98,14 @@ class _Request:
     job: Job
     suspects: bool = False
     slots: bool = False
-    """Its claims take slots; those that find none are left in `later`."""
+    """Its claims take slots; claims without a free slot are moved to `later`."""
     later: Sequence[int] = ()
     vacated: Sequence[int] = ()
     """Runs with `max_parallel` of which a step has stopped running without having ended."""
     counted: Sequence[int] = ()
     """Its claims that belong to such runs."""
     suspected: Sequence[int] = ()
-    """Its claims that are suspects: they have to be claimed one at a time."""
+    """Its claims that are suspects and must be claimed one at a time."""
     mine: list[Claimed] = field(default_factory=list)
     ready: list[Head] = field(default_factory=list)
     error: Exception | None = None
@@ -138,16 +138,16 @@ class Machine:
         self.sleep = sleep
         self.chance = chance
         self.held: dict[int, Claimed] = {}
-        """What this process holds, by step id."""
+        """The steps that this process holds, by id."""
         self.backlog_seen = False
         self.renew: Callable[[], None] = lambda: None
-        """Renews this worker's lease; called where a claim finds that it has run out."""
+        """Renews this worker's lease; called when a claim finds that the lease has expired."""
         self._crowded = 0.0
-        """When a step was last told to wait for a quota, on the monotonic clock."""
+        """When a step last had to wait for a quota, on the monotonic clock."""
         self.doubts = 0
-        """How often `reconcile` still has to look: a reply of the database was lost, or something of ours broke."""
+        """How many more times `reconcile` must check, after a lost database reply or an internal error."""
         self._stray: dict[int, int] = {}
-        self._running = 0  # raised only under `_commit`
+        self._running = 0  # incremented only while `_commit` is held
         self._free = threading.Condition()
         self._queue: deque[_Request] = deque()
         self._commit = threading.Lock()
@@ -155,16 +155,16 @@ class Machine:
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="gorgon-step")
         self._alarm = Alarm(self._wake)
         self.closing = False
-        """Takes nothing more; what it holds may end."""
+        """Take no new work; steps that are held may end."""
         self._ended = False
-        """The process ends: nothing waits for the database any more."""
+        """The process is ending: nothing waits for the database any more."""
 
     # Messages
 
     def handle(self, ids: Sequence[int], *, fast: bool = False) -> None:
-        """Serve a message: claim those of the steps that are ready and fit, run them and what follows from them.
+        """Serve a message: claim its steps that are ready and fit, then run them and their successors.
 
-        What does not fit is given back to the publisher.  `fast`: the steps take no slots.
+        Steps that do not fit go back to the publisher.  `fast`: the steps take no slots.
         """
         job = self._serve(ids, fast=fast)
         if job.open:
@@ -184,20 +184,20 @@ class Machine:
         return job
 
     def _room(self) -> bool:
-        """Tell whether a slot is free; waits a moment for one."""
+        """Tell whether a slot is free, after waiting briefly for one."""
         with self._free:
             self._free.wait_for(lambda: self._running < self.slots or self.closing, SLOT_SECONDS)
             return self._running < self.slots and not self.closing
 
     def _suspects(self, job: Job, ids: Sequence[int], *, fast: bool) -> None:
-        """Claim steps whose owners died twice, one at a time: if this worker dies too, there is one to blame."""
+        """Claim steps whose owners died twice, one at a time; if this worker dies too, the culprit is known."""
         for key in ids:
             with self._suspect:
                 request = self._tick(_Request([key], (), job, suspects=True, slots=not fast))
                 if request.later:
                     self.publisher.give_back(request.later)
                 self._publish(request.ready)
-                self._go_on(job, request.mine)  # a single step is run in this thread: it has ended now
+                self._go_on(job, request.mine)  # a single step runs in this thread, so it has ended by now
 
     def run_here(self, heads: Sequence[Head]) -> None:
         """Take over ready steps that need no provider, without a message."""
@@ -206,14 +206,14 @@ class Machine:
 
     def _guarded(self, ids: Sequence[int]) -> None:
         try:
-            self._serve(ids, fast=True)  # no wait: its slow steps need the threads of this pool
-        except Exception as error:  # noqa: BLE001  a pool thread has nobody to tell; the sweep finds the steps
+            self._serve(ids, fast=True)  # does not wait: its slow steps need the threads of this pool
+        except Exception as error:  # noqa: BLE001  a pool thread has no caller to raise to; the sweep finds the steps
             log.error("steps were not taken over", error=str(error))
 
     # Running
 
     def _go_on(self, job: Job, mine: Sequence[Claimed]) -> None:
-        """Run steps and what follows from them in this thread, further slow ones in others."""
+        """Run steps and their successors in this thread, and additional slow steps in other threads."""
         local = list(mine)
         while local:
             slow = [step for step in local if step.weight == Weight.SLOW]
@@ -228,9 +228,9 @@ class Machine:
                 raise
 
     def _give_up(self, job: Job, steps: Sequence[Claimed], why: BaseException) -> None:
-        """Something of ours broke: let others have the steps, since our lease would keep them for ever.
+        """Release steps after an internal error; otherwise this worker's lease would hold them forever.
 
-        It counts like the death of a worker, or a step that breaks its workers would be tried for ever.
+        The error counts like the death of a worker, or a step that breaks its workers would be retried forever.
         """
         crashed = None if isinstance(why, Unavailable) else repr(why)[:500]
         lost = [step for step in steps if self._holds(step)]
@@ -251,14 +251,14 @@ class Machine:
             case Buried(ready):
                 self._publish(ready)
             case Refusal():
-                pass  # whoever has the step by now goes on with it
+                pass  # the step's current owner continues it
             case _:
                 assert_never(answer)
 
     def _slow(self, job: Job, step: Claimed) -> None:
         try:
             self._go_on(job, [step])
-        except Exception as error:  # noqa: BLE001  a pool thread has nobody to tell
+        except Exception as error:  # noqa: BLE001  a pool thread has no caller to raise to
             log.error("a step was given up", error=str(error), **reporting.named(self.knowledge, step))
 
     def _one(self, job: Job, step: Claimed) -> list[Claimed]:
@@ -285,7 +285,7 @@ class Machine:
                     finishes.append(Finish(step, outcome.result))
                 else:
                     mine += self._fold(job, step, outcome)
-            except Exception as error:  # noqa: BLE001  the others of the batch go on
+            except Exception as error:  # noqa: BLE001  the other steps of the batch continue
                 log.error("a step was given up", error=repr(error), **reporting.named(self.knowledge, step))
                 self._give_up(job, [step], error)
             if len(finishes) >= BATCH or time.perf_counter() - since > BATCH_SECONDS:
@@ -298,9 +298,9 @@ class Machine:
             raise
 
     def _fold(self, job: Job, step: Claimed, outcome: Outcome) -> list[Claimed]:
-        """Make the outcome true; return what this thread goes on with."""
+        """Commit the outcome; return the steps that this thread continues with."""
         mine = self._folded(job, step, outcome)
-        if not isinstance(outcome, Done):  # the slot was freed without a commit that could fill it
+        if not isinstance(outcome, Done):  # the slot was freed without a commit that could have refilled it
             self.send_kept()
         if isinstance(outcome, (Parked, Expanded, Failed)) and step.weight == Weight.SLOW and self._limited(step.run):
             other = Job()
@@ -311,7 +311,7 @@ class Machine:
         return mine
 
     def _limited(self, run: int) -> bool:
-        """Tell whether only so many steps of a run may be under way."""
+        """Tell whether a run limits how many of its steps are in progress at once."""
         return self.knowledge.run(run).plan.limits.get("max_parallel") is not None
 
     def _folded(self, job: Job, step: Claimed, outcome: Outcome) -> list[Claimed]:
@@ -354,16 +354,16 @@ class Machine:
         return request.mine
 
     def _absorb(self, job: Job, step: Claimed, advance: Advance) -> list[Claimed]:
-        """Take note of what a transaction outside the group commit has brought."""
+        """Apply the result of a transaction that was made outside the group commit."""
         self._take(advance.mine, job)
         self._left(job, [step])
         self._publish(advance.ready)
         return advance.mine
 
     def _passed(self, job: Job, step: Claimed) -> list[Claimed]:
-        """A conditional step may run: here, if it is ours and there is room, else by a message of its queue."""
+        """Run a step whose condition holds: here if the queue is ours and a slot is free, else through a message."""
         if step.queue in self.worker.queues and not self._limited(step.run) and self._slot():
-            # Its claim was of another kind: the journal does not know yet that it has started.
+            # It was claimed as an inline step, so the journal does not yet record that it has started.
             started = {"attempt": step.attempt}
             try:
                 self._stored(self.store.tell, step.run, step.row, "step.started", None, started)
@@ -377,7 +377,7 @@ class Machine:
         return []
 
     def _slot(self) -> bool:
-        """Take a slot, if one is free."""
+        """Take a slot if one is free."""
         with self._commit, self._free:
             if self._running >= self.slots or self.closing:
                 return False
@@ -413,12 +413,12 @@ class Machine:
         if isinstance(answer, Waiting) and not self.closing:
             self.publisher.departed(step)
             if outcome.room is not None or outcome.seconds > TIMER_SECONDS:
-                return []  # whoever makes room tells it, and the sweep sends it
+                return []  # it is woken when the budget has room, or by the sweep
             self._alarm.set(outcome.seconds, step.id)
         return []
 
     def _stopped(self, job: Job, step: Claimed, reason: str) -> list[Claimed]:
-        """The claim holds and the run has stopped: the step ends as cancelled."""
+        """End a step as cancelled: its claim holds, but its run has stopped."""
         return self._commit_finishes(job, [Finish(step, Result(StepStatus.CANCELLED, reason=reason))])
 
     def _wake(self, keys: Sequence[int]) -> None:
@@ -442,7 +442,7 @@ class Machine:
         match answer:
             case Refusal.STOPPED:
                 return self._stopped(job, step, "the run stopped before it began")
-            case Refusal.LOST:  # it is ready again or somebody else's: whatever is said of it here would be wrong
+            case Refusal.LOST:  # the step is ready again or claimed elsewhere; any report on it here would be wrong
                 reporting.fenced(self.knowledge, step)
                 self._left(job, [step])
                 return []
@@ -467,7 +467,7 @@ class Machine:
         return mine
 
     def _publish(self, heads: Sequence[Head]) -> None:
-        """Send what has become ready.  Where that fails the sweep does it: what this thread has claimed must go on."""
+        """Send ready steps.  The sweep sends them if this fails, because this thread must continue with its claims."""
         self._send(heads if self.closing else self.next_up.keep(heads, self.worker.queues))
 
     def _send(self, heads: Sequence[Head]) -> None:
@@ -479,10 +479,10 @@ class Machine:
             log.warning("messages are left to the sweep", steps=len(heads), error=error.message)
 
     def send_kept(self) -> None:
-        """Send the ready steps that wait for a slot here: every few seconds, and where none may become free."""
+        """Send the ready steps that wait for a slot here: every few seconds, and when a slot might not become free."""
         self._send(self.next_up.take())
 
-    # Counting
+    # Accounting
 
     def _take(self, mine: Sequence[Claimed], job: Job) -> None:
         slow = 0
@@ -515,14 +515,14 @@ class Machine:
                 self._free.notify_all()
 
     def _holds(self, step: Claimed) -> bool:
-        """Tell whether this claim is held: a lost one may be followed by another of the same step in here."""
+        """Tell whether this exact claim is held; this process may hold a newer claim of the same step."""
         held = self.held.get(step.id)
         return held is not None and held.token == step.token
 
     # Group commit
 
     def _tick(self, request: _Request) -> _Request:
-        """Commit the request together with whatever else is queued; returns it, served.  Raises its error."""
+        """Commit the request together with all queued ones; returns it when it has been served.  Raises its error."""
         self._queue.append(request)
         with self._commit:
             if not request.done:
@@ -538,7 +538,7 @@ class Machine:
                     if _alone(queued):
                         break
                 self._round(batch)
-        while not request.done:  # a request that must go alone was in the way
+        while not request.done:  # a request that must be committed alone came first
             self._again()
         if request.error is not None:
             raise request.error
@@ -554,10 +554,10 @@ class Machine:
             pulls = self.backlog_seen or _frees_a_slot(batch)
             advance = self._committed(batch, pulls=pulls)
             self._share(batch, advance, alone=len(batch) == 1 and not pulls and not advance.counted)
-        except Exception as error:  # noqa: BLE001  each requester gets it, or it would wait for ever
+        except Exception as error:  # noqa: BLE001  every requester receives the error, or it would wait forever
             self.doubts = DOUBTS
             if len(batch) > 1 and not isinstance(error, Unavailable):
-                for request in batch:  # one of them cannot be stored: let it be the only one
+                for request in batch:  # one of them cannot be stored: only that one should fail
                     self._round([request])
                 return
             for request in batch:
@@ -602,7 +602,7 @@ class Machine:
         return advance
 
     def _retake(self, advance: Advance, claims: Sequence[int], *, suspects: bool) -> None:
-        """Claim again after the lease was renewed; adds to what the first transaction brought."""
+        """Repeat the claims after the lease was renewed; adds the result to `advance`."""
         again = self._stored(self.store.tick, self.worker, Keep(0), claims=claims, suspects=suspects)
         advance.mine += again.mine
         advance.counted += again.counted
@@ -611,7 +611,7 @@ class Machine:
         advance.doubtful |= again.doubtful
 
     def _admit(self, advance: Advance, vacated: set[int], free: int, *, suspects: bool) -> None:
-        """Claim steps of runs with `max_parallel` as they have room; adds to what the transaction brought."""
+        """Claim steps of runs with `max_parallel` as far as they have room; adds the result to `advance`."""
         wanted: dict[int, list[int]] = {run: [] for run in vacated}
         for key in advance.counted:
             wanted.setdefault(key >> ROW_BITS, []).append(key)
@@ -639,16 +639,17 @@ class Machine:
             log.warning("what follows waiting steps is left to the sweep", steps=len(ids), error=error.message)
 
     def _pull(self, free: int) -> int:
-        """Return how many steps to take from the backlog: few where the last ones could only wait."""
+        """Return how many steps to pull from the backlog: few if recent steps only had to wait."""
         since = time.monotonic() - self._crowded
         if since < CROWDED_SECONDS:
             return 0
         return min(free, CROWDED_PULL) if since < 20 * CROWDED_SECONDS else free
 
     def _stored(self, call: Callable[Given, Got], *args: Given.args, **kwargs: Given.kwargs) -> Got:
-        """Make a transaction, and again while the database is away; raises Unavailable only where this process ends.
+        """Run a transaction, and repeat it while the database is unavailable.  Raises Unavailable only if this process
+        ends.
 
-        Nothing was committed, or the reply got lost: what is said twice is refused by the fence.
+        Repeating is safe: either nothing was committed, or the reply was lost and the fence refuses the duplicate.
         """
         for pause in chain(COMMIT_RETRY_SECONDS, repeat(COMMIT_RETRY_SECONDS[-1])):
             try:
@@ -662,9 +663,9 @@ class Machine:
         raise AssertionError("unreachable")
 
     def reconcile(self) -> None:
-        """Give back what the store says is ours and nobody here runs.  To be called every few seconds.
+        """Release steps that the store assigns to this worker but that nothing here runs.  Call it every few seconds.
 
-        A step is given back when it was found like that twice: it may just be on its way here.
+        A step is released when two checks in a row find it; after the first, it may still be on its way here.
         """
         self.send_kept()
         if not self.doubts:
@@ -681,8 +682,8 @@ class Machine:
             self._given_back(self.store.release(step))
 
     def _share(self, batch: Sequence[_Request], advance: Advance, *, alone: bool) -> None:
-        """Give what came of a batch to those who brought it about; `alone`: all of it to its one request."""
-        # Only those that finish something publish what has become ready.
+        """Distribute the result of a batch among its requests; `alone`: its one request gets everything."""
+        # Only requests with finishes publish the steps that have become ready.
         first = next((request for request in batch if request.finishes), batch[0])
         if alone:
             self._take(advance.mine, first.job)
@@ -706,7 +707,7 @@ class Machine:
                 owner.mine.append(step)
 
     def _follows(self, batch: Sequence[_Request]) -> dict[tuple[int, int], _Request]:
-        """Return (run, row) → the request whose finish may have made that row ready; rows below 0: children of it."""
+        """Map (run, row) to the request whose finish may have readied it; a negative row stands for its children."""
         found: dict[tuple[int, int], _Request] = {}
         for request in batch:
             for finish in request.finishes:
@@ -723,30 +724,30 @@ class Machine:
     # Ending
 
     def drain(self, seconds: float) -> bool:
-        """Take nothing more; wait for all that is held, whatever brought it in.  Returns whether it has ended."""
+        """Take no new work and wait for all held steps, whatever brought them in.  Returns whether all have ended."""
         until = time.monotonic() + seconds
         self.closing = True
-        self.publisher.here = None  # what becomes ready from now on is for others
+        self.publisher.here = None  # steps that become ready from now on go to other workers
         self.send_kept()
         with self._free:
             self._free.notify_all()
         if not self._commit.acquire(timeout=max(0.0, seconds)):
-            return False  # a transaction that began before may still claim
+            return False  # a transaction that began earlier may still claim steps
         self._commit.release()
         with self._free:
             return self._free.wait_for(lambda: not self.held, max(0.0, until - time.monotonic()))
 
     def give_back(self) -> None:
-        """Let others have what is still running.  A result that comes before they have begun counts."""
+        """Release the steps that are still running.  Their results count until another worker has started them."""
         for step in list(self.held.values()):
             try:
                 self._given_back(self.store.release(step))
             except GorgonError as error:
                 log.warning("a step is left to its lease", step=step.id, error=error.message)
-                return  # without a database the others would take as long to fail
+                return  # the database is unavailable, and each further release would take as long to fail
 
     def close(self, seconds: float) -> bool:
-        """Take nothing more; wait for what is held, give back what has not ended.  Returns whether all had."""
+        """Take no new work, wait for held steps, then release the rest.  Returns whether all have ended."""
         ended = self.drain(seconds)
         self._ended = True
         if not ended:
@@ -757,12 +758,12 @@ class Machine:
 
 
 def _frees_a_slot(batch: Sequence[_Request]) -> bool:
-    """Tell whether a slow step has ended: others may wait for its slot on a backlog that nobody here has seen yet."""
+    """Tell whether a slow step has ended: its slot may serve steps on a backlog that this process has not seen yet."""
     return any(finish.step.weight == Weight.SLOW for request in batch for finish in request.finishes)
 
 
 def _made(calls: Sequence[CallRecord]) -> bool:
-    """Tell whether there were calls, or only reservations for them: those hold on for the next try in place."""
+    """Tell whether any call was made.  Reservations alone do not count: they remain for the next try in place."""
     return any(call.outcome != UNSENT for call in calls)
 
 

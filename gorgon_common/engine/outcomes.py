@@ -1,4 +1,4 @@
-"""What may become of a step that a worker holds: values, folded into the store by `machine`."""
+"""The possible outcomes of a step that a worker holds: values that `machine` commits to the store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REASONS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The step has ended.  `skipped`: rows that can no longer run because of it → why."""
+    """The step has ended.  `skipped`: rows that can no longer run because of it → reason."""
 
     result: Result
     skipped: Mapping[int, str] = field(default_factory=dict)
@@ -40,16 +40,15 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """The step's conditions hold; it is now for a worker of its queue."""
+    """The step's conditions hold; a worker of its queue may now run it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """The step waits `seconds`, for one of REASONS.  `attempt`: what came before was an attempt.
+    """The step waits `seconds`, for one of REASONS.  `attempt`: the preceding work counts as an attempt.
 
-    `message` says it to people.  `room`: what it waits for on a budget; it is woken when there is so much.  `event`:
-    what it waits for to be sent to the run.
-    `kind`: what went wrong with an attempt, in a word; `took`: how many seconds it was.
+    `message` explains the wait to the user.  `room`: the room on a budget that it waits for; it is woken when that much
+    is available.  `event`: the event of the run that it waits for.  `kind`: the kind of error that ended the attempt; `took`: the attempt's duration in seconds.
     """
 
     seconds: float
@@ -65,7 +64,7 @@ class Parked:
 
 @dataclass(frozen=True, slots=True)
 class Expanded:
-    """The composite becomes these children, and goes on when they have ended.  See `Store.expand`."""
+    """The composite becomes these children, and continues when they have ended.  See `Store.expand`."""
 
     rows: Sequence[Row]
     phase: str
@@ -74,12 +73,12 @@ class Expanded:
     window: int | None = None
     reduce: int | None = None
     result: Result | None = None
-    """A failed step with a fallback: how it failed, for the ledger."""
+    """How a failed step with a fallback failed, for the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The step has failed and takes what is around it with it: `container` is the row that goes on afterwards."""
+    """The step has failed and stops what is around it; `container` is the row that continues afterwards."""
 
     result: Result
     container: int
@@ -88,7 +87,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The last step of the run: the run ends with it."""
+    """The run's last step has ended, and the run with it."""
 
     result: Result
     status: RunStatus

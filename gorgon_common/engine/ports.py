@@ -1,4 +1,4 @@
-"""What the engine needs from outside, as protocols; adapters and providers implement them."""
+"""Protocols for what the engine needs from outside; adapters and providers implement them."""
 
 from __future__ import annotations
 
@@ -46,11 +46,12 @@ class Message:
 class AgentCall:
     """One call to a model.
 
-    `schema` is a JSON Schema that the reply must fit; the adapter asks for it natively.  `timeout` is in seconds for
-    the whole call, streaming included.  `label` is the step's path, for logs only.  `role` is the agent role's name.
-    `team` pays, and shares rate limits with others; `ticket` is the step, which keeps its place when it has to wait.
-    `patient`: something was paid for already, so a wait is taken here and now.  So it is with every further turn of a
-    conversation, unless it is `resumable`: what was said is stored, and can be taken up after any wait.
+    `schema` is a JSON Schema that the reply must fit; the adapter requests it natively.  `timeout` is in seconds for
+    the whole call, including streaming.  `label` is the step's path, for logs only.  `role` is the agent role's name.
+    `team` is charged, and shares rate limits with other teams; `ticket` is the step, which keeps its place in the queue
+    when it has to wait.  `patient`: something has already been paid for, so the call waits in place.  The same holds
+    for every later turn of a conversation, unless it is `resumable`: its state is stored, and it can resume after any
+    wait.
     """
 
     model: str
@@ -70,11 +71,11 @@ class AgentCall:
 
 @dataclass(frozen=True, slots=True)
 class AgentReply:
-    """What a model answered.  `data` is the parsed reply where the call had a schema (not yet validated).
+    """A model's reply.  `data` is the parsed reply if the call had a schema (not yet validated).
 
-    `usage` is None where the provider did not say what was used, or said what cannot be: the cost is unknown then.
-    `stop_reason` is end, max_tokens, refusal, pause, context, or the provider's own word for something else.  Only
-    `end` is a whole reply.
+    `usage` is None if the provider reported no usage, or an impossible one; the cost is then unknown.  `stop_reason` is
+    end, max_tokens, refusal, pause, context, or the provider's own word for anything else.  Only `end` means that the
+    reply is complete.
     """
 
     text: str
@@ -89,12 +90,12 @@ class AgentReply:
 
 
 class AgentProvider(Protocol):
-    """A provider of models: openai or anthropic.  Thread-safe; one instance a process.
+    """A model provider: openai or anthropic.  Thread-safe; one instance per process.
 
-    Raises the errors of `errors.ProviderError`, and `Cancelled` soon (half a second) after `cancelled()` turns true.
-    Any other error of Gorgon's own says that no call was made, and any other exception that nobody knows.  A
-    reply that was refused or cut off is returned and says so in `stop_reason` (`agent.converse` makes an error of it);
-    `data` is None where the text is not JSON.  Where a call fails, the error's `usage` says what is charged for it.
+    Raises the errors of `errors.ProviderError`, and `Cancelled` within about half a second after `cancelled()` turns
+    true.  Any other Gorgon error means that no call was made; any other exception leaves that unknown.  A refused or
+    truncated reply is returned with its `stop_reason` (`agent.converse` turns it into an error); `data` is None if the
+    text is not JSON.  If a call fails, the error's `usage` states what is charged for it.
     """
 
     name: str
@@ -110,9 +111,9 @@ class AgentProvider(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CommandCall:
-    """A process to run: `argv` without a shell, or `shell`, the text of `sh -c`.
+    """A process to run: `argv` without a shell, or `shell`, the text for `sh -c`.
 
-    `env` is the whole environment besides PATH, HOME and LANG.  Times in seconds, sizes in bytes.
+    `env` is the whole environment apart from PATH, HOME and LANG.  Times are in seconds, sizes in bytes.
     """
 
     argv: tuple[str, ...] = ()
@@ -136,32 +137,32 @@ class CommandResult:
 
 
 class CommandRunner(Protocol):
-    """Runs processes.  Raises CommandFailed where it may not or cannot run, Retryable(kind='timeout'), Cancelled,
-    OutputTooLarge.
+    """Runs processes.  Raises CommandFailed (not allowed, or cannot run), Retryable(kind='timeout'), Cancelled, and
+    OutputTooLarge if the output exceeds its limit.
     """
 
     def run(self, call: CommandCall, cancelled: Callable[[], bool]) -> CommandResult:
-        """Run it to its end, or kill its process group."""
+        """Run the process to its end, or kill its process group."""
         ...
 
 
 class Pricer(Protocol):
-    """Turns usage into money."""
+    """Converts usage into money."""
 
     version: str
 
     def price(
         self, provider: str, model: str, usage: Usage, *, service_tier: str | None = None, asked: str | None = None
     ) -> int | None:
-        """Return micro-dollars (rounded half up, never 0 where something was used), None where there is no price.
+        """Return micro-dollars (rounded half up, never 0 if anything was used), or None if there is no price.
 
-        `asked`: the name that the call asked for, where the reply names another.
+        `asked`: the model name in the call, if the reply names a different one.
         """
         ...
 
 
 class Member(Protocol):
-    """A worker process that is entered in the store."""
+    """A worker process registered in the store."""
 
     owner: int
     target: str
@@ -181,7 +182,7 @@ class Steps(Protocol):
         finishes: Sequence[Finish] = (),
         suspects: bool = False,
     ) -> Advance:
-        """Claim and finish; what becomes ready is taken over as `keep` allows, else reported."""
+        """Claim and finish steps.  Steps that become ready are taken over as `keep` allows, and otherwise reported."""
         ...
 
     def admit(
@@ -194,13 +195,13 @@ class Steps(Protocol):
         free: int = 0,
         suspects: bool = False,
     ) -> Admitted:
-        """Claim slow steps of a run with `max_parallel` as it has room: `ids`, and those that wait."""
+        """Claim slow steps of a run with `max_parallel`, as far as it has room: `ids`, and steps that are waiting."""
         ...
 
     def release(
         self, step: Claimed, *, weight: Weight | None = None, crashed: str | None = None
     ) -> Released | Buried | Refusal:
-        """Give a claimed step back.  `crashed`: what broke; it counts as if its worker had died."""
+        """Give a claimed step back.  `crashed`: the error that broke it; it counts as if its worker had died."""
         ...
 
     def owned(self, worker: Any) -> list[Claimed]:
@@ -219,17 +220,17 @@ class Steps(Protocol):
         room: Room | None = None,
         event: str | None = None,
     ) -> Waiting | Refusal:
-        """Let a claimed step wait, for one of `outcomes.REASONS`."""
+        """Make a claimed step wait, for one of `outcomes.REASONS`."""
         ...
 
     def tell(
         self, run: int, row: int | None, kind: str, message: str | None, data: Mapping[str, Any] | None = None
     ) -> None:
-        """Write one line of the run's journal."""
+        """Append an entry to the run's journal."""
         ...
 
     def wake(self, ids: Sequence[int]) -> list[Head]:
-        """Make waiting steps whose time has come ready."""
+        """Make ready the waiting steps whose time has come."""
         ...
 
     def expand(
@@ -244,19 +245,19 @@ class Steps(Protocol):
         reduce: int | None = None,
         calls: Sequence[CallRecord] = (),
     ) -> Children | Refusal:
-        """Turn a claimed composite into its children."""
+        """Expand a claimed composite into its children."""
         ...
 
     def fail(
         self, worker: Any, keep: Keep, finish: Finish, *, container: int, keeps: frozenset[int], run_fails: bool
     ) -> Advance:
-        """Finish a failed step and stop what is around it."""
+        """Finish a failed step and stop the run or composite around it."""
         ...
 
     def finish_run(
         self, worker: Any, finish: Finish, *, status: RunStatus, outputs: Any, error: Mapping[str, Any] | None
     ) -> RunClosed | Refusal:
-        """Finish the run's last step and the run with it."""
+        """Finish the run's last step, and with it the run."""
         ...
 
 
@@ -268,11 +269,11 @@ class Shelf(Protocol):
         ...
 
     def drop(self, ids: Sequence[int]) -> list[Head]:
-        """Take steps off their canvas; returns those that are ready already."""
+        """Detach steps from their canvas; returns those that are already ready."""
         ...
 
     def scatter(self, *, home: str, target: str | None = None) -> None:
-        """Take every step of the live runs off its canvas: the broker has lost them all."""
+        """Detach every step of the live runs from its canvas, because the broker has lost all canvases."""
         ...
 
     def shelve(self, heads: Sequence[Head], team: str, *, first: bool = False) -> None:
@@ -280,7 +281,7 @@ class Shelf(Protocol):
         ...
 
     def unshelve(self, queue: int, count: int, *, target: str, home: str) -> list[Head]:
-        """Take the next steps of a queue from the backlog."""
+        """Take a queue's next steps from the backlog."""
         ...
 
     def shelved(self) -> dict[int, int]:
@@ -288,47 +289,47 @@ class Shelf(Protocol):
         ...
 
     def redispatch(self, ids: Sequence[int]) -> list[int]:
-        """Note that messages of ready steps are sent anew; returns the steps that are still ready."""
+        """Record that messages of ready steps are sent again; returns the steps that are still ready."""
         ...
 
     def slots(self, target: str, home: str) -> dict[int, int]:
-        """Return queue → slots of the workers that live and serve it."""
+        """Return queue → slots of the live workers that serve it."""
         ...
 
     def lead(self, name: str, owner: str, seconds: float) -> bool:
-        """Become or stay the one that does a job."""
+        """Become or remain the leader of a job."""
         ...
 
     def leads_for(self, name: str) -> float:
-        """Return how many seconds the leader of a job has it for; 0 where nobody has it."""
+        """Return for how many more seconds a job's leader holds its lease; 0 if there is no leader."""
         ...
 
     def activity(self, *, home: str, target: str) -> Activity:
-        """Return what is going on in the live runs of a home."""
+        """Return the activity in a home's live runs."""
         ...
 
     def reap(
         self, *, home: str, target: str | None = None, sparing: int | None = None, thorough: bool = True
     ) -> Recovered:
-        """Take the steps of dead workers back, never those of worker `sparing`."""
+        """Take back the steps of dead workers, except those of worker `sparing`."""
         ...
 
     def overdue(
         self, *, home: str, target: str | None = None, limit: int = 2000, all_ready: bool = False
     ) -> tuple[list[tuple[Head, datetime]], list[int]]:
-        """Return ready steps whose message may be lost, and waiting ones to wake."""
+        """Return ready steps whose message may be lost, and waiting steps to wake."""
         ...
 
     def wake(self, ids: Sequence[int]) -> list[Head]:
-        """Make waiting steps whose time has come ready."""
+        """Make ready the waiting steps whose time has come."""
         ...
 
     def expired_runs(self, *, home: str, target: str | None = None) -> list[int]:
-        """Return the live runs whose time is up."""
+        """Return the live runs that have exceeded their time limit."""
         ...
 
     def held_runs(self, *, home: str, target: str) -> list[int]:
-        """Return the runs with `max_parallel` of which steps wait."""
+        """Return the runs with `max_parallel` that have waiting steps."""
         ...
 
     def admit(
@@ -341,19 +342,19 @@ class Shelf(Protocol):
         free: int = 0,
         suspects: bool = False,
     ) -> Admitted:
-        """Claim slow steps of a run with `max_parallel` as it has room; without a worker they are owed a message."""
+        """Claim slow steps of a run with `max_parallel` as it has room; without a worker they need a message."""
         ...
 
     def turns(self, *, home: str, target: str) -> list[Turn]:
-        """Return what is to do for concurrency keys that runs wait for."""
+        """Return the work to do for concurrency keys that runs wait for."""
         ...
 
     def take_turn(self, key: int, *, home: str) -> list[Head]:
-        """Let runs have a concurrency key whose turn it is."""
+        """Grant a concurrency key to the runs that are next."""
         ...
 
     def close_orphan(self, run: int, *, cancelled: bool = False) -> bool:
-        """End a run whose process died; tells whether it was one."""
+        """End a run whose process died; returns whether that was the case."""
         ...
 
     def watermarks(self, *, home: str, target: str | None = None) -> dict[int, float]:
@@ -369,10 +370,10 @@ class Shelf(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """What is to be sent for some heads: a canvas of the adapter's own kind.
+    """What to send for some ready steps: a canvas in the adapter's own form.
 
     `carried`: pending steps whose message the canvas itself will send; `dropped`: steps that no canvas will send any
-    more, because a member of theirs travels alone.
+    longer, because one of their members travels alone.
     """
 
     canvas: Any
@@ -381,10 +382,10 @@ class Lowered:
 
 
 class Canvas(Protocol):
-    """Where messages are made and sent: the Celery adapter."""
+    """Creates and sends messages: the Celery adapter."""
 
     def lower(self, run: Run, heads: Sequence[Head], join: int | None) -> Lowered:
-        """Return the canvas of ready heads of one run; `join`: the step id of the reduce that they lead to."""
+        """Return the canvas for ready steps of one run; `join`: the step id of the reduce that they lead to."""
         ...
 
     def send(self, lowered: Lowered) -> None:
@@ -396,5 +397,5 @@ class Canvas(Protocol):
         ...
 
     def epoch(self) -> str | None:
-        """Return a mark that vanishes with the broker's messages (and set a new one), None where that cannot be."""
+        """Return a marker that vanishes with the broker's messages (setting one if missing), or None if impossible."""
         ...

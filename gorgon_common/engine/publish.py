@@ -1,9 +1,9 @@
-"""Sending the messages of ready steps: the one place that does.
+"""Sends the messages of ready steps; the only module that does.
 
-Submission, finish, resume and sweep all come here.  A queue is given only a few times as many steps as its workers have
-slots; the rest stays in the database in fair order among teams, so a backlog costs Redis nothing and a quiet team does
-not stand behind it.  A message that could not be sent is no loss: its step is ready in the database, and the sweep
-sends it again.
+Submission, finish, resume and sweep all publish through it.  A queue receives steps in proportion to its workers'
+slots.  The rest stays in the database, ordered fairly among teams, so a backlog takes up no space in Redis and does not
+delay a team with little work.  A message that cannot be sent is not lost: its step is ready in the database, and the
+sweep sends it again.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from gorgon_common.errors import Unavailable
 from gorgon_common.logs import get_logger
 
 AHEAD = 1
-"""Steps in the broker for each live slot.  More would find no slot and come back: workers help themselves from the
-backlog whenever a slot becomes free."""
+"""Steps in the broker per live slot.  Additional steps would find no slot and come back; workers pull from the backlog
+whenever a slot becomes free.
+"""
 LEAST_ROOM = 64
-"""Steps that a queue may hold even where no worker is known yet."""
+"""Steps that a queue may hold even if no worker is known yet."""
 REFILL = 16
-"""Steps that a pass of the sweep takes from the backlog of a queue: they wake idle workers, which take more."""
+"""Steps that a sweep pass takes from a queue's backlog.  They wake idle workers, which then pull more."""
 SLOTS_SECONDS = 1.0
 
 log = get_logger(__name__)
@@ -33,7 +34,7 @@ log = get_logger(__name__)
 class Publisher:
     """Publishes ready steps for one target and home; thread-safe.
 
-    `here` takes over steps that need no provider, where this process runs steps itself.
+    `here` takes over steps that need no provider, if this process runs steps itself.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class Publisher:
         self._slots_at = float("-inf")
 
     def publish(self, heads: Sequence[Head], *, join: int | None = None, recovered: bool = False) -> None:
-        """Send what there is room for, put the rest on the backlog.
+        """Send as many steps as there is room for, and put the rest on the backlog.
 
-        `join`: the step that a canvas of these heads leads to.  `recovered` steps go first.
+        `join`: the step that a canvas of these steps leads to.  `recovered` steps are sent first, regardless of room.
         """
         if self.here is not None:
             inline = [head for head in heads if head.weight == Weight.INLINE]
@@ -76,7 +77,7 @@ class Publisher:
                 self._shelve(run, members[len(fits) :], join)
 
     def give_back(self, ids: Sequence[int]) -> None:
-        """A worker had no slot for steps that a message brought: they go to the front of the backlog."""
+        """Put steps whose message found no free slot at the front of the backlog."""
         ready = set(self.shelf.redispatch(ids))
         heads = [head for head in self._heads(ids) if head.id in ready]
         if heads:
@@ -84,13 +85,13 @@ class Publisher:
             self.shelved()
 
     def held(self, ids: Sequence[int]) -> None:
-        """Steps have left their canvas: they wait until fewer of their run are under way."""
+        """Detach steps from their canvas: they wait until fewer steps of their run are in progress."""
         for run, heads in _by_run(self._heads(ids)).items():
             left = self.canvas.lower(self.knowledge.run(run), heads, None)
             self._drop([*left.dropped, *left.carried])
 
     def departed(self, step: Claimed) -> None:
-        """A step has left its canvas (it waits): what that canvas would have sent is sent from here."""
+        """Detach a parked step from its canvas, and send what that canvas would have sent."""
         head = Head(step.id, step.node, step.weight, step.queue, step.crashes)
         dropped = self.canvas.lower(self.knowledge.run(step.run), [head], None)
         self._drop([*dropped.dropped, *dropped.carried])
@@ -112,7 +113,7 @@ class Publisher:
         return heads
 
     def _fits(self, heads: Sequence[Head]) -> Sequence[Head]:
-        """Return the longest beginning of the heads that every queue has room for."""
+        """Return the longest prefix of the steps that all queues have room for."""
         wanted: dict[int, int] = {}
         for place, head in enumerate(heads):
             if head.weight == Weight.SLOW:
@@ -122,7 +123,7 @@ class Publisher:
         return heads
 
     def _room(self, queue: int) -> int:
-        """Return how many more steps a queue may be given."""
+        """Return how many more steps a queue may receive."""
         now = self._clock()
         with self._lock:
             if now - self._slots_at > SLOTS_SECONDS:

@@ -1,6 +1,6 @@
-"""What passes between the engine, the store and the workers: plain, immutable records.
+"""Plain, immutable records exchanged between the engine, the store and the workers.
 
-A step's id is `run << 20 | row`: a run has at most 1,048,576 rows, and a row's run needs no look-up.
+A step's id is `run << 20 | row`: a run has at most 1,048,576 rows, and the run of a row needs no lookup.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ MAX_ROWS = 1 << ROW_BITS
 
 
 def step_id(run: int, row: int) -> int:
-    """Return the id of a run's row."""
+    """Return the step id of a run's row."""
     return run << ROW_BITS | row
 
 
 class Weight(IntEnum):
     """What a step costs a worker."""
 
-    INLINE = 0  # needs no provider: executed by whoever makes it ready
-    FAST = 1  # queued, but takes no time: many to a message
+    INLINE = 0  # needs no provider: runs in the process that makes it ready
+    FAST = 1  # queued, but takes almost no time: many per message
     SLOW = 2  # calls a provider or runs a process: takes a slot
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A step as it is created.  `successors` are rows of the same run, ascending.
+    """A step at creation.  `successors` are rows of the same run, ascending.
 
-    `parent` is the row of the composite that expanded into this one, `position` its item or iteration there.
-    `grouped` rows are heads of a matched fan-out: they travel as one canvas and are never handed over in place.
+    `parent` is the row of the composite that expanded into this one, `position` its item or iteration there.  `grouped`
+    rows are the heads of a matched fan-out: they travel as one canvas and are never handed over in place.
     """
 
     row: int
@@ -50,12 +50,12 @@ class Row:
     parent: int | None = None
     position: int | None = None
     status: StepStatus | None = None
-    """Only where it is not what `deps_left` says: rows adopted from an earlier run are finished from the start."""
+    """Set only if it differs from what `deps_left` implies: rows adopted from an earlier run start as finished."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A step that this worker holds, as long as its lease lives and `token` is the newest."""
+    """A step that this worker holds while its lease is valid and `token` is the newest."""
 
     id: int
     token: int
@@ -67,7 +67,7 @@ class Claimed:
     position: int | None
     crashes: int
     unmet: bool = True
-    """Something that it depends on has not succeeded, or nobody looked."""
+    """A dependency has not succeeded, or this was not checked."""
 
     @property
     def run(self) -> int:
@@ -82,7 +82,7 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A step that is ready and owed a message."""
+    """A ready step whose message must still be sent."""
 
     id: int
     node: int
@@ -101,14 +101,14 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a step ended: what its checkpoint stores.  `output` is any JSON value; times are the worker's clock."""
+    """How a step ended, as its checkpoint stores it.  `output` is any JSON value; times use the worker's clock."""
 
     status: StepStatus
     output: Any = None
     error: Mapping[str, Any] | None = None
     reason: str | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
-    """provider, model, role, exit_code, stderr, message (checkpoints): what only some kinds have."""
+    """provider, model, role, exit_code, stderr, message (checkpoints): fields that only some kinds have."""
     attempts: int = 1
     calls: Sequence[CallRecord] = ()
     started_at: datetime | None = None
@@ -119,7 +119,7 @@ class Result:
 class Finish:
     """A claimed step and how it ended.
 
-    `skipped`: rows that the step takes with it, row → reason: its descendants that can no longer run.
+    `skipped`: the step's descendants that can no longer run and end with it, row → reason.
     """
 
     step: Claimed
@@ -129,9 +129,9 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a parked step waits for on a budget: so many micro-dollars and tokens on the account `period`.
+    """What a parked step waits for on a budget: this many micro-dollars and tokens on the account `period`.
 
-    `patient`: until its next period begins.
+    `patient`: it waits for the account's next period.
     """
 
     period: int
@@ -151,79 +151,81 @@ class Keep:
 
 @dataclass(slots=True)
 class Advance:
-    """What one transaction brought: steps that this worker now holds, and heads that are owed a message.
+    """The result of one transaction: steps that this worker now holds, and steps that need a message.
 
-    `refused` are the finishes that the fence turned away: somebody else holds the step, or it is finished.
+    `refused` are the finishes that the fence rejected: another worker holds the step, or it has ended.
     """
 
     mine: list[Claimed] = field(default_factory=list)
     ready: list[Head] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
     counted: list[int] = field(default_factory=list)
-    """Ready slow steps of runs with `max_parallel`: `admit` claims those for which there is room."""
+    """Ready slow steps of runs with `max_parallel`; `admit` claims those that the run has room for."""
     suspects: list[int] = field(default_factory=list)
-    """Ready steps whose workers died: they are claimed one at a time, where `suspects` is asked for."""
+    """Ready steps whose workers died; they are claimed one at a time, by requests with `suspects`."""
     lapsed: bool = False
-    """The worker's lease has run out: nothing was claimed for it.  What it has finished counts."""
+    """The worker's lease has expired, so nothing was claimed.  Its finishes still count."""
     doubtful: bool = False
-    """The transaction was made again because its reply got lost: it may have been committed twice over, with claims of
-    which nobody knows."""
+    """The transaction was repeated because its reply was lost.  It may have been committed twice, leaving claims that
+    no process knows of.
+    """
 
 
 @dataclass(slots=True)
 class Admitted:
-    """What `admit` brought: steps that this worker now holds, heads that are owed a message, steps that wait on."""
+    """The result of `admit`: steps that this worker now holds, steps that need a message, steps that keep waiting."""
 
     mine: list[Claimed] = field(default_factory=list)
     ready: list[Head] = field(default_factory=list)
     held: list[int] = field(default_factory=list)
 
 
-# What the store answers.  Each answer has a type of its own: a lost claim must never look like a stopped run.
+# Answers of the store.  Each has its own type: a lost claim must never look like a stopped run.
 
 
 class Refusal(Enum):
     """Why a claimed step could not be changed."""
 
     LOST = "lost"
-    """The claim does not hold any more: the step is ready again, another worker has it, or it has ended.  Nothing
-    is to be done for it here."""
+    """The claim is no longer valid: the step is ready again, another worker has it, or it has ended.  This worker has
+    nothing left to do for it.
+    """
     STOPPED = "stopped"
-    """The claim holds, but the run (or the group around the step) has stopped: the step is to be cancelled."""
+    """The claim is valid, but the run (or the group around the step) has stopped: the step must be cancelled."""
 
 
 class Renewal(Enum):
-    """What a heartbeat has found."""
+    """The result of a heartbeat."""
 
     RENEWED = "renewed"
     REVIVED = "revived"
-    """The lease had run out, and the worker's steps were taken from it.  It lives again."""
+    """The lease had expired, and the worker's steps were taken from it.  The worker is alive again."""
     UNKNOWN = "unknown"
-    """The worker is not registered any more: it can claim nothing."""
+    """The worker is no longer registered and cannot claim anything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """A claimed step was given back: it is ready, and owed a message."""
+    """A claimed step was given back: it is ready and needs a message."""
 
     head: Head
 
 
 @dataclass(frozen=True, slots=True)
 class Buried:
-    """A step whose run had stopped was cancelled; `ready` are steps that its end made ready."""
+    """A step of a stopped run was cancelled; `ready` are the steps that its end made ready."""
 
     ready: Sequence[Head]
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A claimed step waits now."""
+    """A claimed step is now waiting."""
 
 
 @dataclass(frozen=True, slots=True)
 class Children:
-    """A composite was expanded; `base` is its first child's row, `ready` those of its children that may start."""
+    """A composite was expanded; `base` is its first child's row, `ready` are the children that may start."""
 
     ready: Sequence[Head]
     base: int
@@ -238,8 +240,10 @@ class RunClosed:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What was taken back from dead workers: steps that are ready again, and steps that the end of others (whose run
-    had stopped) has made ready.
+    """What was taken back from dead workers.
+
+    `again`: steps that are ready again.  `freed`: steps made ready by the cancellation of others, whose run had
+    stopped.
     """
 
     again: Sequence[Head] = ()
@@ -248,7 +252,7 @@ class Recovered:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A finished step as it was stored."""
+    """A finished step as stored."""
 
     id: int
     status: StepStatus
@@ -264,8 +268,8 @@ class Checkpoint:
 class Expansion:
     """How a composite step was expanded: its children are rows `base … base + count - 1`, in order.
 
-    phase: `item` (a map's items), `body` (a loop's iteration `round`), `steps` (a group's), `fallback`.
-    `items` are the map's values.  `reduce` is the row of a map's reduce, None where there is none.
+    phase: `item` (a map's items), `body` (a loop's iteration `round`), `steps` (a group's), `fallback`.  `items` are
+    the map's values.  `reduce` is the row of a map's reduce, None if it has none.
     """
 
     id: int
@@ -279,7 +283,7 @@ class Expansion:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What a worker needs to know of a run; it does not change while the run lives."""
+    """What a worker needs to know about a run; it does not change during the run."""
 
     id: int
     public_id: str
@@ -293,9 +297,9 @@ class RunInfo:
     root: int
     created_at: datetime
     key_at: datetime | None = None
-    """When it got its concurrency key, where it has one: it waited until then."""
+    """When the run was granted its concurrency key, if it has one; it waited until then."""
     trace_id: str | None = None
-    """The trace (W3C Trace Context) that it is part of."""
+    """The trace (W3C Trace Context) that the run belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +316,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Whether a run may start (`holds`), and the runs to be cancelled for it."""
+    """Whether a run may start (`holds`), and the runs to cancel so that it can."""
 
     holds: bool
     evict: Sequence[int] = ()
@@ -320,10 +324,10 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What is going on in the runs of a home that have not ended.
+    """The activity in a home's unfinished runs.
 
-    `busy`: steps are ready or running, on the backlog, or wait for other runs or steps.  `next`: seconds until a
-    waiting step or the time limit of a run is due, below 0 where it is already; None where nothing will be.
+    `busy`: some step is ready, running or on the backlog, or waits for other runs or steps.  `next`: seconds until a
+    waiting step or a run's time limit is due, negative if it is overdue; None if nothing will become due.
     """
 
     busy: bool
@@ -334,7 +338,8 @@ class Activity:
 class Turn:
     """What a sweep has to do for a concurrency key that runs wait for.
 
-    `ready`: one of them may start.  `evict`: runs to be cancelled for one of them.  `dead`: runs whose process died.
+    `ready`: one of the waiting runs may start.  `evict`: runs to cancel for one of them.  `dead`: runs whose process
+    died.
     """
 
     key: int
@@ -345,7 +350,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class NewRun:
-    """A run that is about to be created.  `root`: the first of the runs that it continues.  `timeout` in seconds."""
+    """A run about to be created.  `root`: the first of the runs that it continues.  `timeout` is in seconds."""
 
     public_id: str
     workflow: str

@@ -1,4 +1,4 @@
-"""From a step's templates to what is sent: a call to a model, a process to run."""
+"""Renders a step's templates into the call to a model or the process to run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MAX_OUTPUT_BYTES = 10 * 1024**2
 
 
 def agent_call(spec: Mapping[str, Any], env: Env, **facts: Any) -> AgentCall:
-    """Return the call of an agent step; `facts` are its fields that are no templates.  Raises ExpressionError.
+    """Return the call of an agent step; `facts` are its fields that are not templates.  Raises ExpressionError.
 
-    No model gets a secret: where a value is in the prompt, by whatever way it came there, the mask is sent.
+    No model receives a secret: wherever a secret's value appears in the prompt, its mask is sent instead.
     """
     prompt = text(spec["prompt"], env) if spec.get("prompt") is not None else standing(spec, env)
     return AgentCall(
@@ -31,7 +31,7 @@ def agent_call(spec: Mapping[str, Any], env: Env, **facts: Any) -> AgentCall:
 
 
 def command_call(spec: Mapping[str, Any], env: Env, *, timeout: float) -> CommandCall:
-    """Return the process of a command step.  Values are whole arguments, variables or stdin, never program text."""
+    """Return the process of a command step.  Values become whole arguments, variables or stdin, never program text."""
     variables = {name: text(value, env) for name, value in (spec.get("env") or {}).items()}
     for variable, name in (spec.get("exports") or {}).items():
         value = env.get(name)
@@ -49,12 +49,12 @@ def command_call(spec: Mapping[str, Any], env: Env, *, timeout: float) -> Comman
 
 
 def text(template: Any, env: Env) -> str:
-    """Return a template's text."""
+    """Render a template."""
     return template if not isinstance(template, str) else str(parse_template(template, env.lenient).render(env))
 
 
 def standing(spec: Mapping[str, Any], env: Env) -> str:
-    """Return the prompt of a step that has a role and none of its own: the role's task and what comes before it."""
+    """Return the prompt of a step with a role but no prompt of its own: the role's task, followed by its context."""
     parts = [str(spec.get("standing") or "Do your part of the work.")]
     for name in spec.get("context") or ():
         value = env.get(name)

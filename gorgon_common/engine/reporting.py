@@ -1,6 +1,6 @@
-"""Tells telemetry what becomes of steps, at the places where the engine has just committed it.
+"""Emits telemetry events for steps, at the points where the engine has just committed a change.
 
-The engine's own steps (gates, the end of a run) are left out: no file names them.
+The engine's own steps (gates, the end of a run) are omitted, because no file names them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from gorgon_common.workflow.plan import Kind
 _ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
 
 FALLBACK = "fallback"
-"""Why a step waits that has failed and whose fallback runs."""
+"""Reason for the wait of a failed step whose fallback is running."""
 
 
 def ref(run: Run, step: Claimed) -> StepRef | None:
-    """Return a step as events name it; None for the engine's own."""
+    """Return the reference to a step for events; None for the engine's own steps."""
     node = run.node(step)
     if node.kind in _ENGINE:
         return None
@@ -41,13 +41,13 @@ def ref(run: Run, step: Claimed) -> StepRef | None:
 
 
 def names(run: Run, step: Claimed) -> dict[str, Any]:
-    """Return the fields by which a line of a log names a step."""
+    """Return the log fields that identify a step."""
     found = {"run_id": run.info.public_id, "step": run.path(step), "attempt": step.attempt}
     return {**found, "trace_id": run.info.trace_id} if run.info.trace_id else found
 
 
 def named(knowledge: Knowledge, step: Claimed) -> dict[str, Any]:
-    """Return the same where the run may not be known here; by number where the database cannot be asked either."""
+    """Return the same fields for a run that may not be cached; only numbers if the database is unavailable too."""
     try:
         return names(knowledge.run(step.run), step)
     except GorgonError:
@@ -55,7 +55,7 @@ def named(knowledge: Knowledge, step: Claimed) -> dict[str, Any]:
 
 
 def claimed(knowledge: Knowledge, steps: Iterable[Claimed]) -> None:
-    """Steps belong to this worker now."""
+    """Steps were claimed by this worker."""
     if telemetry.active():
         for step in steps:
             found = _ref(knowledge, step)
@@ -64,7 +64,7 @@ def claimed(knowledge: Knowledge, steps: Iterable[Claimed]) -> None:
 
 
 def started(run: Run, step: Claimed) -> None:
-    """Work on a step begins."""
+    """Work on a step has begun."""
     if telemetry.active():
         found = ref(run, step)
         if found is not None:
@@ -72,7 +72,7 @@ def started(run: Run, step: Claimed) -> None:
 
 
 def parked(knowledge: Knowledge, step: Claimed, outcome: Parked) -> None:
-    """A step waits."""
+    """A step is waiting."""
     if telemetry.active():
         found = _ref(knowledge, step)
         if found is not None:
@@ -83,7 +83,7 @@ def parked(knowledge: Knowledge, step: Claimed, outcome: Parked) -> None:
 
 
 def expanded(knowledge: Knowledge, step: Claimed, outcome: Expanded) -> None:
-    """A step has become its parts; where that is its fallback, it has failed."""
+    """A step was expanded.  If that is its fallback, the step has failed."""
     if telemetry.active() and outcome.result is not None:
         found = _ref(knowledge, step)
         error = outcome.result.error or {}
@@ -95,7 +95,7 @@ def expanded(knowledge: Knowledge, step: Claimed, outcome: Expanded) -> None:
 
 
 def ended(knowledge: Knowledge, finishes: Sequence[Finish], refused: Sequence[int] = ()) -> None:
-    """Steps have ended; `refused` are those whose results the fence turned away."""
+    """Steps have ended; `refused` are those whose results the fence rejected."""
     if not telemetry.active():
         return
     turned_away = set(refused)
@@ -112,14 +112,14 @@ def ended(knowledge: Knowledge, finishes: Sequence[Finish], refused: Sequence[in
 
 
 def fenced(knowledge: Knowledge, step: Claimed) -> None:
-    """What became of a step was refused."""
+    """A step's outcome was rejected by the fence."""
     found = _ref(knowledge, step) if telemetry.active() else None
     if found is not None:
         telemetry.emit(telemetry.StepFenced(found))
 
 
 def recovered(knowledge: Knowledge, heads: Iterable[Head | Claimed], why: str) -> None:
-    """Steps were taken back; `why`: see `telemetry.StepRecovered`."""
+    """Steps were recovered; `why`: see `telemetry.StepRecovered`."""
     if not telemetry.active():
         return
     for head in heads:
@@ -134,7 +134,7 @@ def recovered(knowledge: Knowledge, heads: Iterable[Head | Claimed], why: str) -
 
 
 def settled(run: Run, step: Claimed, call: CallRecord) -> None:
-    """A call of a step is over."""
+    """A call of a step has ended."""
     found = ref(run, step) if telemetry.active() else None
     if found is not None:
         event = telemetry.CallSettled(
@@ -174,7 +174,7 @@ def _ended(step: StepRef, result: Result) -> telemetry.StepEnded:
 
 
 def _skipped(knowledge: Knowledge, finish: Finish) -> None:
-    """The steps that went with one: they are of the same body."""
+    """Report the steps that were skipped together with one; they belong to the same body."""
     run = knowledge.run(finish.step.run)
     nodes = {row: number for number, row in run.siblings(finish.step).items()}
     for row, reason in finish.skipped.items():

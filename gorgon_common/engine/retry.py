@@ -1,4 +1,4 @@
-"""When a failed attempt is tried again."""
+"""Retry policy: whether and when a failed attempt is repeated."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def delay(policy: Retry, attempt: int, random: Callable[[], float]) -> float:
 
 
 def again(policy: Retry, error: StepError, attempt: int) -> bool:
-    """Tell whether `error` at attempt `attempt` (from 1) may be followed by another."""
+    """Tell whether another attempt may follow `error` at attempt `attempt` (from 1)."""
     return error.retryable and attempt <= policy.max and _class(error.kind) in policy.on
 
 
 def _class(kind: str) -> str:
-    """Return the word of `retry: {on: […]}` for a kind of error."""
+    """Return the `retry: {on: […]}` name for a kind of error."""
     return {"overloaded": "server", "command": "exit_code"}.get(kind, kind)

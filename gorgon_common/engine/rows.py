@@ -1,4 +1,4 @@
-"""From nodes of a plan to rows of a run."""
+"""Builds the rows of a run from the nodes of a plan."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from gorgon_common.engine.records import Row, Weight
 from gorgon_common.workflow.plan import INLINE, Join, Kind, Node, Plan
 
 QUEUE_NUMBERS = {name: number for number, name in enumerate(queues.ALL)}
-"""Queue name → the number that rows store.  Only append to `queues.ALL`."""
+"""Queue name → the number stored in rows.  `queues.ALL` is append-only."""
 CONTROL = QUEUE_NUMBERS[queues.CONTROL]
 
 
 def weight(node: Node) -> Weight:
-    """Return what a node costs.  Whether a conditional step runs at all is decided where it becomes ready."""
+    """Return a node's weight.  A conditional step is inline: whether it runs is decided when it becomes ready."""
     if node.kind in INLINE or node.condition is not None or node.join is not Join.ALL_SUCCESS or node.phase != "main":
         return Weight.INLINE
     return Weight.FAST if node.kind is Kind.NOOP and not node.spec.get("milliseconds") else Weight.SLOW
 
 
 def queue(node: Node) -> int:
-    """Return the number of a node's queue; that of inline kinds is `control`, for when they have to be sent."""
+    """Return the number of a node's queue; `control` for inline kinds, in case they have to be sent."""
     return QUEUE_NUMBERS[node.queue] if node.queue is not None else CONTROL
 
 
 def top_rows(plan: Plan, successors: Sequence[Sequence[int]], grouped: Container[int]) -> list[Row]:
-    """Return the rows of a new run: one for each top-level node, row number = node number."""
+    """Return the rows of a new run: one per top-level node, row number = node number."""
     return [
         Row(
             row=index,
@@ -42,7 +42,7 @@ def top_rows(plan: Plan, successors: Sequence[Sequence[int]], grouped: Container
 
 
 def body_rows(plan: Plan, successors: Sequence[Sequence[int]], body: Sequence[int], *, parent: int) -> list[Row]:
-    """Return the rows of a group's body, counted from 0, each with the edges inside the body."""
+    """Return the rows of a group's body, numbered from 0, each with the edges inside the body."""
     place = {number: index for index, number in enumerate(body)}
     return [
         Row(

@@ -6,19 +6,19 @@ Steps::
               running → ready | waiting | in_doubt
               waiting → ready | succeeded | failed | skipped
               in_doubt → ready | succeeded | skipped | failed
-    pending | ready → skipped | failed          (conditions, skips passed on, deadlines)
-    anything that is not finished → cancelled
+    pending | ready → skipped | failed          (conditions, propagated skips, deadlines)
+    any unfinished state → cancelled
 
 Runs::
 
     queued → running ⇄ paused → finishing → succeeded | failed | cancelled
     running → succeeded | failed                (no step has failed, so there was nothing to stop)
     queued | running | paused → failed | cancelled    (the process that ran it has died)
-    queued → cancelled                          (it never had its concurrency key: nothing has to be finished)
+    queued → cancelled                          (it never held its concurrency key, so nothing has to finish)
 
 A run that waits for its concurrency key is queued.
 
-A finished state is written once.  The numbers are what the database stores: do not renumber them.
+A finished state is written once.  The database stores these numbers: do not renumber them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from enum import IntEnum
 
 
 class StepStatus(IntEnum):
-    """Where a step is."""
+    """The state of a step."""
 
     PENDING = 0  # waits for its dependencies
     READY = 1  # may be claimed by a worker
     RUNNING = 2  # claimed: `owner` holds it under `token`
-    WAITING = 3  # holds no worker: for a retry, for its children, …
-    IN_DOUBT = 4  # nobody can tell whether its effect happened
+    WAITING = 3  # occupies no worker: waits for a retry, for its children, …
+    IN_DOUBT = 4  # it is unknown whether its effect happened
     SUCCEEDED = 5
     FAILED = 6
     SKIPPED = 7
@@ -41,9 +41,9 @@ class StepStatus(IntEnum):
 
 
 class RunStatus(IntEnum):
-    """Where a run is."""
+    """The state of a run."""
 
-    QUEUED = 0  # no step has started yet; it may have to wait for its concurrency key
+    QUEUED = 0  # no step has started yet; the run may be waiting for its concurrency key
     RUNNING = 1
     PAUSED = 2
     FINISHING = 3  # only on_error and finally steps may still run
@@ -68,11 +68,12 @@ STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {
     S.SKIPPED: frozenset(),
     S.CANCELLED: frozenset(),
 }
-"""`pending → running` and `waiting → running` are `→ ready → running` in one transaction (the hand-over);
-`ready → succeeded` is a late finish whose lease had run out and that nobody else has claimed since."""
+"""`pending → running` and `waiting → running` are `→ ready → running` in one transaction (the hand-over); `ready →
+succeeded` is a late finish after the lease expired, for a step that no worker has claimed since.
+"""
 
 _DIED = (RunStatus.FAILED, RunStatus.CANCELLED)
-"""The process that ran it has died; it is cancelled where somebody asks for that."""
+"""The process that ran it has died; the run is cancelled if the user asked for that, and failed otherwise."""
 
 RUN_TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
     RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.FINISHING, *_DIED}),

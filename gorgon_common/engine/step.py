@@ -1,7 +1,7 @@
-"""One step, from its claim to what becomes of it.
+"""Executes one claimed step and returns its outcome.
 
-May it start?  → its kind does the work → where that fails, `failure` decides → an outcome, which the worker's loop
-folds into the store in one transaction.
+Check that the step may start, let the handler of its kind do the work, and let `failure` decide if that raises.  The
+worker loop commits the outcome in one transaction.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ class Executor:
         self.services = services
 
     def execute(self, step: Claimed) -> Outcome:
-        """Return what becomes of the step.  Never raises for what goes wrong in the step itself: failure is data."""
+        """Return the outcome of the step.  Does not raise for a failure of the step itself: that is an outcome too."""
         context = StepContext(self.services, step)
         reporting.started(context.run, step)
         with logged(**reporting.names(context.run, step)):
             try:
                 return _worked(context)
-            except Exception as error:  # noqa: BLE001  whatever a step raises is judged there
+            except Exception as error:  # noqa: BLE001  `failure` decides what any exception of a step means
                 outcome = failure.outcome(context, _judged(context, error))
             return _on_other_model(context, outcome) if isinstance(outcome, OtherModel) else outcome
 
 
 def _worked(context: StepContext) -> Outcome:
-    """May it start?  If so, do it."""
+    """Run the step if it may start."""
     step = context.step
     if step.crashes >= context.services.poison_deaths:
         raise Poison(
             f"Its worker died {step.crashes} times while the step ran; it is not tried again.",
             hint="See what it does to the worker (memory, signals); `gorgon runs resume` tries it again.",
         )
-    if step.weight == Weight.FAST:  # only steps without joins and conditions are
+    if step.weight == Weight.FAST:  # fast steps have no join rule and no condition
         return kinds.handler(context.node.kind).execute(context)
     blocked = join_rules.blocked(context.run, step)
     if blocked is not None:
@@ -65,17 +65,17 @@ def _worked(context: StepContext) -> Outcome:
 
 
 def _judged(context: StepContext, error: Exception) -> GorgonError:
-    """Return the error that decides what becomes of the step.  Raises it where that is not for the step to decide."""
+    """Return the error that decides the step's outcome.  Re-raises errors that are not the step's own."""
     if isinstance(error, failure.HANDLED) or (isinstance(error, Unavailable) and context.calls):
         return error
     if isinstance(error, GorgonError) or context.node.kind == "end":
-        raise error  # the database is away and nothing was paid yet; or the run could not end any more
+        raise error  # the database is unavailable and nothing has been paid for yet, or the run could not be closed
     log.exception("a step failed in a way that nobody expected", step=context.step.id)
     return Internal.of(error)
 
 
 def _on_other_model(context: StepContext, other: OtherModel) -> Outcome:
-    """Make the one more attempt that `fallback: {type: model}` gives."""
+    """Make the one extra attempt that `fallback: {type: model}` allows."""
     error: GorgonError
     try:
         return agent.ask(context, other.model, {"fallback": other.error["message"]})

@@ -1,8 +1,8 @@
-"""The way in: a plan and its inputs become a run, and its first steps are sent.
+"""Turns a plan and its inputs into a run, and publishes the run's first steps.
 
-check inputs → rows → one transaction → publish.  If this process dies after the commit, the sweep publishes; if it dies
-before, nothing has happened.  The same idempotency key gives the same run.  A run that has to wait for its concurrency
-key is published by whoever lets it have it.
+Check the inputs, build the rows, commit them in one transaction, publish.  If this process dies after the commit, the
+sweep publishes the steps; if it dies before, nothing has happened.  The same idempotency key returns the same run.  A
+run that waits for its concurrency key is published by the process that grants it the key.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from gorgon_common.workflow.plan import Plan
 
 
 class Creates(Stops, Protocol):
-    """The store as a submission uses it."""
+    """The store as submission uses it."""
 
     def create(self, new: NewRun, rows: Sequence[Row]) -> tuple[int, bool]:
-        """Insert a run with its steps; (id, whether it is new)."""
+        """Insert a run and its steps.  Returns (run number, whether the run is new)."""
         ...
 
     def admission(self, run: int) -> Admission:
-        """Return whether a run has its concurrency key, and which runs have to be cancelled for it."""
+        """Return whether a run holds its concurrency key, and which runs must be cancelled to make way for it."""
         ...
 
     def orphaned(self, run: int) -> bool:
-        """Tell whether an embedded run has no living worker any more."""
+        """Tell whether an embedded run no longer has a live worker."""
         ...
 
     def close_orphan(self, run: int, *, cancelled: bool = False) -> bool:
-        """End a run whose process died."""
+        """End a run whose process has died."""
         ...
 
 
@@ -63,10 +63,11 @@ def submit(
     resumed_from: int | None = None,
     trace_id: str | None = None,
 ) -> tuple[int, bool]:
-    """Create a run and publish what is ready.  `inputs` are checked already; `grouped`: see `canvas.lowering`.
+    """Create a run and publish its ready steps.  `inputs` must already be validated; `grouped` is described in
+    `canvas.lowering`.
 
-    Returns (run number, whether it is new).  Raises NotAvailable, InputInvalid (the concurrency key cannot be made),
-    Conflict, KeyTaken, Unavailable.
+    Returns (run number, whether the run is new).  Raises NotAvailable, InputInvalid (the concurrency key cannot be
+    rendered), Conflict, KeyTaken, Unavailable.
     """
     if plan.unavailable:
         raise NotAvailable(
@@ -109,7 +110,7 @@ def submit(
 
 
 def _refuse_secrets(plan: Plan, body: str, inputs: Mapping[str, Any]) -> None:
-    """Raise InputInvalid where an input or the workflow holds the value of a secret: both are stored and shown."""
+    """Raise InputInvalid if an input or the workflow contains the value of a secret; both are stored and displayed."""
     for name in plan.secrets:
         SECRETS.add(name, os.environ.get(name), declared=True)
     hint = "Name it under `secrets:` and use it as {{secrets.NAME}} under `env:`; values stay out of what is stored."
@@ -123,7 +124,7 @@ def _refuse_secrets(plan: Plan, body: str, inputs: Mapping[str, Any]) -> None:
 
 
 def _create(store: Creates, new: NewRun, first: Sequence[Row]) -> tuple[int, bool]:
-    """Create the run; a run whose process has died does not keep it from its concurrency key."""
+    """Create the run.  Runs whose process has died are closed first if they hold its concurrency key."""
     try:
         return store.create(new, first)
     except KeyTaken as taken:

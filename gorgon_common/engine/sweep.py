@@ -1,7 +1,7 @@
-"""What makes the engine forget nothing: finds what was lost and sends it again.
+"""Finds lost work and sends it again.
 
-Runs as a thread in every worker and API, one at a time (a lease decides which).  It may run twice at once, or not for a
-minute: every change is conditional, and nothing depends on when it comes.
+Runs as a thread in every worker and API process; a lease decides which one is active.  Two sweeps at once, or none for
+a minute, do no harm: every change is conditional, and nothing depends on the timing.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from gorgon_common.errors import Conflict, GorgonError, Unavailable
 from gorgon_common.logs import get_logger
 
 INTERVAL = 1.0
-"""Seconds between two passes while steps are under way."""
+"""Seconds between passes while steps are in progress."""
 QUIET = 3.0
-"""Seconds between two looks while there is nothing to do; less than LEASE, so that one keeps leading."""
+"""Seconds between checks while there is nothing to do; less than LEASE, so that the leader keeps its lease."""
 TIDY_SECONDS = 15.0
-"""A pass is made so often even where there is nothing to do."""
+"""Seconds after which a pass is made even if there is nothing to do."""
 LEASE = 5.0
 PROOF_SECONDS = 5.0
-"""A message is lost if one that was sent after it was claimed this long ago."""
+"""A message counts as lost if a message that was sent later was claimed at least this long ago."""
 SURELY_LOST = 60.0
 THOROUGH = 5
-"""Every so many passes all running steps are looked at, not only those of workers that have died since."""
+"""Every this many passes, all running steps are checked, not only those of workers that have died since."""
 SENT_BEFORE_DUE = 5.0
-"""A step becomes due this long after its message was sent (`persistence.live.LOST_SECONDS`)."""
+"""Seconds from sending a step's message until the step is due (`persistence.live.LOST_SECONDS`)."""
 
 GRACE = 3.0
-"""After the database was away nobody is declared dead for so long: workers say every two seconds that they live."""
+"""For this long after a database outage no worker is declared dead; workers send a heartbeat every two seconds."""
 
 log = get_logger(__name__)
 
@@ -46,7 +46,8 @@ log = get_logger(__name__)
 class Sweep:
     """Sweeps for one home and target: those of its publisher.
 
-    `worker`: the number of this process's own worker, whose steps it never takes: it lives, since it sweeps.
+    `worker`: the number of this process's own worker.  Its steps are never reclaimed, since a process that sweeps is
+    alive.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Sweep:
         self.target = publisher.target
         self.worker = worker
         self.renew: Callable[[], None] = lambda: None
-        """Renews the lease of this process's worker where that is late; raises Unavailable."""
+        """Renews the lease of this process's worker if that is overdue; raises Unavailable."""
         self._clock = clock
         self._passes = 0
         self._epoch: str | None = None
@@ -87,7 +88,7 @@ class Sweep:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(5)
@@ -100,16 +101,16 @@ class Sweep:
                 pause = self.look()
             except GorgonError as error:
                 log.warning("the sweep will try again", error=error.message)
-            except Exception as error:  # noqa: BLE001  this thread must live: nobody else recovers what is lost
+            except Exception as error:  # noqa: BLE001  this thread must survive: nothing else recovers lost work
                 log.error("the sweep failed", error=repr(error))
 
     def look(self) -> float:
-        """Make a pass if nobody else does and there is anything to do; return the seconds until the next look.
+        """Make a pass if this sweep leads and there is work to do; return the seconds until the next check.
 
         Raises Unavailable.
         """
         with self._seeing():
-            # The one that leads goes on; the others look when its lease would be over.
+            # The leader continues; the others check again when its lease should have expired.
             left = 0.0 if self._leading else self.shelf.leads_for(self._job)
             self._leading = left == 0.0 and self._leads()
             if not self._leading:
@@ -124,7 +125,7 @@ class Sweep:
             return QUIET if found.next is None else min(QUIET, max(INTERVAL, found.next))
 
     def once(self) -> int:
-        """Make one pass, if nobody else does.  Returns how many messages it sent again.  Raises Unavailable."""
+        """Make one pass if this sweep leads.  Returns the number of messages sent again.  Raises Unavailable."""
         with self._seeing():
             return self._pass() if self._leads() else 0
 
@@ -144,7 +145,7 @@ class Sweep:
         return self.shelf.lead(self._job, self.name, LEASE)
 
     def _pass(self) -> int:
-        self.renew()  # a process that was suspended would else find itself dead
+        self.renew()  # otherwise a process that was suspended would count as dead
         self._time_is_up()
         self._take_turns()
         for number in self.shelf.held_runs(home=self.home, target=self.target):
@@ -172,10 +173,10 @@ class Sweep:
             self.publisher.publish(heads)
 
     def _take_turns(self) -> None:
-        """Go on with concurrency keys: what whoever ended or submitted a run has left undone."""
+        """Finish the concurrency-key work that the process which ended or submitted a run left undone."""
         for turn in self.shelf.turns(home=self.home, target=self.target):
             if self._clock() >= self._blind_until:
-                for number in turn.dead:  # as its resume would: it can be resumed still
+                for number in turn.dead:  # as a resume would: the run can still be resumed
                     if self._alien(number) and self.shelf.close_orphan(number):
                         log.warning(
                             "a run is ended: its process died, and others wait for its concurrency key",
@@ -186,26 +187,26 @@ class Sweep:
                 self.publisher.publish(self.shelf.take_turn(turn.key, home=self.home))
 
     def _alien(self, number: int) -> bool:
-        """Tell whether a run belongs to another home: this process lives, whatever its lease says."""
+        """Tell whether a run belongs to another home.  This process is alive, whatever its lease says."""
         return self.worker is None or self.knowledge.run(number).info.home != self.home
 
     def _recover(self) -> int:
-        """Take back what dead workers held; it goes first."""
+        """Reclaim the steps of dead workers; these steps are sent first."""
         if self._clock() < self._blind_until:
-            return 0  # leases ran out because nobody could renew them
+            return 0  # leases expired because no worker could renew them
         thorough = self._passes % THOROUGH == 0
         self._passes += 1
         recovered = self.shelf.reap(home=self.home, target=self.target, sparing=self.worker, thorough=thorough)
         reporting.recovered(self.knowledge, recovered.again, "worker_died")
-        for head in recovered.again:  # one message each: a suspect must not take others with it
+        for head in recovered.again:  # one message each: a suspect must not take other steps down with it
             self.publisher.publish([head], recovered=True)
         self.publisher.publish(recovered.freed)
         return len(recovered.again)
 
     def _resend(self) -> int:
-        """Send again what was published and got lost; wake what has waited long enough."""
+        """Send lost messages again, and wake steps whose wait is over."""
         emptied = self._emptied()
-        if emptied:  # what becomes ready from now on is published by who commits it, not by a canvas that is gone
+        if emptied:  # the canvases are gone, so each commit must publish the steps that it makes ready
             self.shelf.scatter(home=self.home, target=self.target)
         late, sleepers = self.shelf.overdue(home=self.home, target=self.target, all_ready=emptied)
         marks = self._proof()
@@ -221,7 +222,7 @@ class Sweep:
         return len(again)
 
     def _emptied(self) -> bool:
-        """Tell whether the broker has lost its memory since the last pass."""
+        """Tell whether the broker has lost its data since the last pass."""
         try:
             epoch = self.canvas.epoch()
         except Unavailable:
@@ -231,7 +232,7 @@ class Sweep:
         return emptied
 
     def _proof(self) -> dict[int, float]:
-        """Return queue → a time: messages sent before it, and not claimed by now, are lost."""
+        """Map each queue to a time: messages that were sent before it and are still unclaimed are lost."""
         now = self._clock()
         self._seen.append((now, self.shelf.watermarks(home=self.home, target=self.target)))
         old = [marks for at, marks in self._seen if at <= now - PROOF_SECONDS]

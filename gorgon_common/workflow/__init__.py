@@ -1,1 +1,1 @@
-"""The language: from YAML text to a Plan."""
+"""The workflow language: compiles YAML text into a Plan."""

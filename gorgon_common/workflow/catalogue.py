@@ -1,4 +1,4 @@
-"""The bundled workflows and templates: YAML files of the folder `workflows`, listed in its `index.yaml`."""
+"""The bundled workflows and templates: YAML files in the folder `workflows`, listed in its `index.yaml`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FOLDER = "workflows"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One bundled workflow.  `shows` names what of the language can be learnt from it."""
+    """One bundled workflow.  `shows` lists the language features that it demonstrates."""
 
     name: str
     title: str
@@ -25,7 +25,7 @@ class Entry:
     shows: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the machine form, as `gorgon workflows ls --json` prints it."""
+        """Return the machine-readable form, as printed by `gorgon workflows ls --json`."""
         return {"name": self.name, "title": self.title, "description": self.description, "shows": list(self.shows)}
 
 
@@ -37,7 +37,7 @@ def entries() -> tuple[Entry, ...]:
 
 
 def source(name: str) -> str:
-    """Return the text of a bundled workflow.  Raises NotFound with the nearest name."""
+    """Return the text of a bundled workflow.  Raises NotFound, suggesting the closest name."""
     for entry in entries():
         if entry.name == name:
             return _read(entry.file)

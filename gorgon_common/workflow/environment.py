@@ -1,14 +1,14 @@
-"""What a command step may be given: the rules that hold when a file is loaded and again when the command runs."""
+"""Rules for what a command step may receive, checked when a file is loaded and again when the command runs."""
 
 from __future__ import annotations
 
 VALUE_BYTES = 128 * 1024
-"""The kernel's limit for one argument, or one `NAME=value` of the environment, its final zero byte included."""
+"""The kernel's limit for one argument or one `NAME=value` of the environment, including the terminating zero byte."""
 
 _REFUSED = frozenset({
-    # where programs are found, and what belongs to the runner
+    # search paths for programs, and the runner's own variables
     "PATH", "HOME", "TMPDIR", "PWD", "OLDPWD", "CDPATH",
-    # what a shell executes, or splits words by
+    # what a shell executes, or uses to split words
     "IFS", "ENV", "BASH_ENV", "SHELLOPTS", "BASHOPTS", "PS4", "PROMPT_COMMAND", "GLOBIGNORE", "BASH_XTRACEFD",
     # what libraries and interpreters load or execute
     "GCONV_PATH", "LOCPATH", "NLSPATH", "PYTHONSTARTUP", "PYTHONHOME", "PYTHONINSPECT", "PYTHONWARNINGS", "PERL5OPT",
@@ -21,7 +21,7 @@ _REFUSED_PREFIXES = ("LD_", "DYLD_", "BASH_FUNC_", "GLIBC_TUNABLES", "GIT_CONFIG
 
 
 def refused_variable(name: str) -> str | None:
-    """Return why an environment variable of this name may not be set for a command, None where it may."""
+    """Return why an environment variable of this name may not be set for a command, or None if it may."""
     if not name or "=" in name or "\0" in name:
         return f"{name!r} cannot be the name of an environment variable."
     if name in _REFUSED or name.startswith(_REFUSED_PREFIXES):
@@ -30,9 +30,9 @@ def refused_variable(name: str) -> str | None:
 
 
 def refused_value(what: str, value: str) -> str | None:
-    """Return why a value cannot be handed to a command, None where it can.
+    """Return why a value cannot be passed to a command, or None if it can.
 
-    `what` names it for the message: "argument 2", or the variable's name, which counts towards the limit as `NAME=`.
+    `what` names it in the message: "argument 2", or the variable's name, which counts towards the limit as `NAME=`.
     """
     if "\0" in value:
         return f"{what} contains a zero byte, which no process can be given."

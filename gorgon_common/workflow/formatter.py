@@ -1,11 +1,11 @@
-"""`gorgon fmt`: a workflow file in canonical form, comments kept.
+"""`gorgon fmt`: formats a workflow file canonically, keeping its comments.
 
-What changes: indentation (two spaces, lists indented), the order of the top-level keys, `id` first in a step, short
-forms of values (`depends_on: a` → `[a]`, `90s` → `1m30s`, `0.9` → `90%`).  What stays: comments, blank lines, quotes,
-flow or block style, line ends, the order of keys inside a step.  The meaning never changes: the result is read again
-and compared, and formatting it once more changes nothing.
+It changes indentation (two spaces, lists indented), the order of the top-level keys, the position of `id` in a step
+(first), and short forms of values (`depends_on: a` → `[a]`, `90s` → `1m30s`, `0.9` → `90%`).  It keeps comments, blank
+lines, quotes, flow or block style, line endings, and the order of keys inside a step.  The meaning never changes: the
+result is read again and compared, and formatting it again changes nothing.
 
-Files in the older format and JSON are not converted; of the older ones, and of those that are not valid yet, only the
+JSON files and files in the older format are not converted.  In files in the older format and in invalid files, only the
 indentation and the order change.
 """
 
@@ -28,9 +28,9 @@ from gorgon_common.workflow.schema import JSON_TYPES, Workflow, duration, durati
 
 _TOP = Workflow.written_keys()
 _STRANGE = re.compile("[\x85\u2028\u2029\r](?!\n)")
-"""What ends a line for YAML 1.1 and for no editor."""
+"""Characters that end a line in YAML 1.1 but in no editor."""
 _DIRECTIVES = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)*(?:%[^\n]*\n(?:[ \t]*(?:#[^\n]*)?\n)*)+---[ \t]*\n")
-"""Directives with the comments around them, up to the line that begins the document."""
+"""Directives and the comments around them, up to the line that starts the document."""
 _ROUNDS = 4
 _DURATIONS = frozenset({"timeout", "deadline", "initial", "cap", "ttl", "for"})
 
@@ -38,7 +38,7 @@ _DURATIONS = frozenset({"timeout", "deadline", "initial", "cap", "ttl", "for"})
 def format_text(text: str, *, file: str | None = None) -> str:
     """Return the text in canonical form.
 
-    Raises WorkflowInvalid where it cannot be read as YAML, and GorgonError where no form of it would mean the same.
+    Raises WorkflowInvalid if it is not valid YAML, and GorgonError if no canonical form preserves its meaning.
     """
     document = read_document(text, file=file)
     if document.problems:
@@ -63,19 +63,19 @@ def format_text(text: str, *, file: str | None = None) -> str:
 
 
 def _directives(text: str) -> str:
-    """The lines of `%YAML 1.1` up to `---`, which stay as they are: whatever they say, a file is read as YAML 1.2."""
+    """Return the lines from `%YAML 1.1` to `---`, which stay unchanged; a file is read as YAML 1.2 in any case."""
     match = _DIRECTIVES.match(text)
     return match[0] if match else ""
 
 
 def _stable(text: str, data: dict[str, Any], file: str | None, *, before: int) -> str:
-    """Format until nothing changes any more; `before` lines stand above the text.  Raises GorgonError."""
+    """Format until nothing changes any more; `before` is the number of lines above the text.  Raises GorgonError."""
     old, valid = legacy.detect(data), True
     if not old:
         try:
             Workflow.model_validate(data)
         except ValidationError:
-            valid = False  # nobody can tell what a short form in it stands for
+            valid = False  # the meaning of its short forms is unknown
     for _ in range(_ROUNDS):
         made = _formatted(text, file, before=before, values=valid and not old, order=not old)
         if made == text:
@@ -88,7 +88,7 @@ def _stable(text: str, data: dict[str, Any], file: str | None, *, before: int) -
 
 
 def _formatted(text: str, file: str | None, *, before: int, values: bool, order: bool) -> str:
-    """Format once: the indentation, with `values` also the short forms, with `order` the order of keys."""
+    """Format once: always the indentation, with `values` also the short forms, with `order` the order of keys."""
     yaml = _yaml()
     try:
         tree = yaml.load(text)
@@ -103,7 +103,7 @@ def _formatted(text: str, file: str | None, *, before: int, values: bool, order:
 
 
 def _unreadable(error: YAMLError, file: str | None, before: int) -> Problem:
-    """What the round trip cannot read, though the loader can: tabs between words, mostly."""
+    """Return the problem for text that the loader can read but the round trip cannot, mostly tabs between words."""
     mark = getattr(error, "problem_mark", None)
     line, column = (mark.line + 1 + before, mark.column + 1) if mark is not None else (1, 1)
     hint = "Use spaces instead of tabs, and quote unusual text."
@@ -120,7 +120,7 @@ def _yaml() -> YAML:
 
 
 def _comment_lines(text: str) -> tuple[list[str], list[int]]:
-    """The lines, and which of them are comments alone (a `#` inside a text is none)."""
+    """Return the lines, and the indices of the lines that are only a comment (a `#` inside a text is none)."""
     lines = text.split("\n")
     marks = read_document(text).positions.values.values()
     inside = {
@@ -133,7 +133,7 @@ def _comment_lines(text: str) -> tuple[list[str], list[int]]:
 
 
 def _neighbours(lines: list[str], comments: list[int], at: int) -> list[tuple[int, ...]]:
-    """Where the lines of content after and before a comment begin: the column, and that behind a list's dash."""
+    """Return where the content lines after and before a comment start: the column, and the one after a list's dash."""
     found: list[tuple[int, ...]] = []
     skipped = set(comments)
     for way in (range(at + 1, len(lines)), range(at - 1, -1, -1)):
@@ -145,7 +145,7 @@ def _neighbours(lines: list[str], comments: list[int], at: int) -> list[tuple[in
 
 
 def _align(before: str, made: str) -> str:
-    """Move comments that stand alone along with what they stand above (or below): indentation may have changed."""
+    """Re-indent stand-alone comments together with the line below (or above), whose indentation may have changed."""
     old_lines, old = _comment_lines(before)
     lines, new = _comment_lines(made)
     if len(old) != len(new):
@@ -164,7 +164,7 @@ def _align(before: str, made: str) -> str:
 
 
 def _compare(before: dict[str, Any], made: str, file: str | None) -> None:
-    """Raise GorgonError unless both mean the same: as workflows, or as data where they are none (yet)."""
+    """Raise GorgonError unless both mean the same: as workflows, or as data if they are not (yet) valid workflows."""
     after = read_document(made, file=file)
     same = not after.problems and (_same(before, after.data) or _same_workflow(before, after.data))
     if not same:
@@ -185,7 +185,7 @@ def _same_workflow(before: dict[str, Any], after: Any) -> bool:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Tell whether two values are equal and of the same types: for Python true is 1, and 1 is 1.0."""
+    """Tell whether two values are equal and of the same types; in Python, true equals 1 and 1 equals 1.0."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
@@ -252,7 +252,7 @@ def _set(mapping: CommentedMap, key: str, value: Any) -> None:
 
 
 def _rename(mapping: CommentedMap, old: str, new: str, value: Any) -> None:
-    """Put `new: value` where `old` was, with its comments."""
+    """Put `new: value` in place of `old`, keeping its comments."""
     place = list(mapping).index(old)
     comments = mapping.ca.items.pop(old, None)
     del mapping[old]
@@ -278,16 +278,16 @@ def _durations(mapping: Any) -> None:
 
 
 def _duration(value: Any) -> str | None:
-    """The canonical text, None where it is that already or no duration."""
+    """Return the canonical text, or None if the value is already canonical or is not a duration."""
     try:
         text = duration_text(duration(value))
-    except ValueError:  # not a duration: that is for `validate` to tell
+    except ValueError:  # not a duration; `validate` reports that
         return None
     return None if text == value else text
 
 
 def _retry(mapping: CommentedMap) -> None:
-    """`retry: 3` and `retry: {max: 3}` are `max_retries: 3`."""
+    """Rewrite `retry: 3` and `retry: {max: 3}` as `max_retries: 3`."""
     retry = mapping.get("retry")
     if isinstance(retry, CommentedMap) and set(retry) == {"max"} and not retry.ca.items:
         retry = retry["max"]
@@ -299,14 +299,14 @@ def _retry(mapping: CommentedMap) -> None:
 
 
 def _default_output(step: CommentedMap) -> None:
-    """`continue_with_default` with `default_output` is `fallback` with a default value."""
+    """Rewrite `continue_with_default` with `default_output` as `fallback` with a default value."""
     chosen = next((key for key in ("on_failure", "then") if step.get(key) == "continue_with_default"), None)
     if chosen is None or "default_output" not in step or "fallback" in step:
         return
     step[chosen] = "fallback"
     value = step["default_output"]
     flow = not isinstance(value, CommentedMap | CommentedSeq) or value.fa.flow_style()
-    # Comments hang on the value, too; inside of flow braces they would end up in the wrong place.
+    # The value carries comments as well; inside flow braces they would end up in the wrong place.
     made = CommentedMap({"type": "default_value", "value": _bare(value) if flow else value})
     if flow:
         made.fa.set_flow_style()
@@ -314,7 +314,7 @@ def _default_output(step: CommentedMap) -> None:
 
 
 def _bare(value: Any) -> Any:
-    """The value without comments, in flow style."""
+    """Return the value without comments, in flow style."""
     if isinstance(value, Mapping):
         return _flow(**{str(key): _bare(entry) for key, entry in value.items()})
     if isinstance(value, list):
@@ -366,7 +366,7 @@ def _inputs(inputs: Any) -> None:
 
 
 def _output(output: Any) -> None:
-    """A field that says its type alone needs no braces."""
+    """Remove the braces of a field that only states its type."""
     if not isinstance(output, CommentedMap) or output.get("type") in JSON_TYPES:
         return
     for name, entry in output.items():
@@ -379,7 +379,7 @@ def _output(output: Any) -> None:
 
 
 def _reorder(text: str) -> str:
-    """The top level in the order of the reference; `id` first in every step.  Works on lines, so comments stay put."""
+    """Put the top-level keys in the reference's order, and `id` first in steps.  Works on lines, so comments stay."""
     positions = read_document(text).positions
     data = read_document(text).data
     lines = text.split("\n")
@@ -390,7 +390,7 @@ def _reorder(text: str) -> str:
 
 
 def _block_steps(data: Any, positions: Positions) -> Iterator[tuple[Path, list[str]]]:
-    """Steps written as a block whose `id` is not the first key, inner ones first."""
+    """Yield block-style steps whose `id` is not the first key, inner steps first."""
 
     def walk(steps: Any, path: Path) -> Iterator[tuple[Path, list[str]]]:
         for index, step in enumerate(steps if isinstance(steps, list) else ()):
@@ -449,14 +449,14 @@ def _top_order(text: str) -> str:
 
 
 def _with_comments(lines: list[str], line: int) -> int:
-    """The first of the comment and empty lines right above a key."""
+    """Return the first of the comment and empty lines directly above a key."""
     while line > 0 and (not lines[line - 1].strip() or lines[line - 1].startswith("#")):
         line -= 1
     return line
 
 
 def _header(lines: list[str], begin: int, key_line: int) -> int:
-    """Where the file's own comment ends: at the last empty line above the first key, after a modeline at least."""
+    """Return where the file's own comment ends: at the last empty line above the first key, but after any modeline."""
     for line in range(key_line - 1, begin - 1, -1):
         if not lines[line].strip():
             return line + 1

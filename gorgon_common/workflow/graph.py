@@ -1,6 +1,6 @@
-"""A Plan as a picture: a tree for the terminal, a Mermaid flowchart, nodes and edges as JSON.
+"""Renders a Plan: as a tree for the terminal, as a Mermaid flowchart, or as nodes and edges in JSON.
 
-The engine's own nodes are left out: a picture shows what the author wrote.
+The engine's own nodes are omitted; the output shows only what the author wrote.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BODY_WORDS = {
     "body": "again",
     "fallback": "if it fails",
 }
-"""Role of a body → how it reads; the steps of a group need no word."""
+"""Role of a body → its label; the steps of a group need none."""
 
 _SHAPES = {
     Kind.AGENT: ("([", "])"),
@@ -31,9 +31,9 @@ _SHAPES = {
 
 
 def levels(plan: Plan, indices: Iterable[int] | None = None) -> list[list[int]]:
-    """Return the nodes in layers: each node stands one layer below the last of those it depends on.
+    """Return the nodes in layers; each node is one layer below the last of its dependencies.
 
-    `indices` are siblings; by default the steps of the top level, without the engine's own nodes.
+    `indices` are siblings; by default the top-level steps, without the engine's own nodes.
     """
     members = [
         index for index in (range(plan.top) if indices is None else indices) if plan.nodes[index].kind not in _OWN
@@ -61,7 +61,7 @@ def levels(plan: Plan, indices: Iterable[int] | None = None) -> list[list[int]]:
 
 
 def to_text(plan: Plan) -> str:
-    """Return the plan as a person reads it: numbered layers; for each step what it does and what it waits for."""
+    """Return the plan for people: numbered layers, and for each step what it does and what it waits for."""
     lines = [plan.name + (f" {plan.version}" if plan.version else "")]
     sections = {"main": "", "on_error": "on error", "finally": "finally"}
     for phase, title in sections.items():
@@ -111,7 +111,7 @@ def _bodies(plan: Plan, node: Node, indent: str) -> Iterator[str]:
 
 
 def describe(node: Node) -> str:
-    """Return what a node does, in a few words: "planner (anthropic)", "$ pytest -q", "each of {{plan.tasks}}"."""
+    """Return a short description of a node: "planner (anthropic)", "$ pytest -q", "each of {{plan.tasks}}"."""
     spec = node.spec
     match node.kind:
         case Kind.AGENT:
@@ -157,7 +157,7 @@ _SIGNS = {
 
 
 def condition_text(condition: Any) -> str:
-    """Return a condition in one line, whichever form it has."""
+    """Return a condition on one line, whichever form it has."""
     if isinstance(condition, str):
         return _short(condition)
     for key, sign in (("all", " && "), ("any", " || ")):
@@ -178,7 +178,7 @@ def _short(text: Any, most: int = 60) -> str:
 
 
 def to_mermaid(plan: Plan) -> str:
-    """Return a Mermaid flowchart; composites are subgraphs, order edges are dotted, conditions stand on the nodes."""
+    """Return a Mermaid flowchart: composites are subgraphs, order edges are dotted, conditions appear on the nodes."""
     lines = ["flowchart TD"]
     main = [i for i in range(plan.top) if plan.nodes[i].phase == "main" and plan.nodes[i].kind not in _OWN]
     lines.extend(_boxes(plan, main, "  "))
@@ -217,15 +217,17 @@ def _label(node: Node) -> str:
 
 
 def _escape(text: str) -> str:
-    """Mermaid reads entities written with `#`; quotes and brackets would end a label."""
+    """Escape a label: Mermaid reads entities written with `#`, and quotes and brackets would end the label."""
     for char, code in (("#", "#35;"), ("&", "#amp;"), ('"', "#quot;"), ("<", "#lt;"), (">", "#gt;")):
         text = text.replace(char, code)
     return text
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
-    """Return `{name, nodes: [{index, id, kind, title, queue, phase, container, body, level, condition}], edges:
-    [{from, to, order}]}`; `from` and `to` are indexes of nodes, `body` is the node's part in its container.
+    """Return the plan as nodes and edges.
+
+    The shape is `{name, nodes: [{index, id, kind, title, queue, phase, container, body, level, condition}], edges:
+    [{from, to, order}]}`.  `from` and `to` are node indices; `body` is the node's role in its container.
     """
     level: dict[int, int] = {}
     bodies: dict[int, str] = {}

@@ -1,10 +1,10 @@
-"""A workflow file → a checked `Workflow`, or everything that is wrong with it at once.
+"""Loads a workflow file into a checked `Workflow`, or reports everything that is wrong with it at once.
 
-`load` reads the text (`document`), turns the older formats into the present one (`legacy`), validates it against the
-models (`schema`) and checks what the models cannot know: ids, roles, operations.  What needs the whole graph
-(references, types, cycles) is the compiler's; `source.read_workflow` does both.
+`load` parses the text (`document`), translates the older formats into the current one (`legacy`), validates the result
+against the models (`schema`) and checks what the models cannot know: ids, roles, operations.  Checks that need the
+whole graph (references, types, cycles) belong to the compiler; `source.read_workflow` runs both.
 
-Messages are for somebody who sees the language for the first time: what is wrong, where, and what to write instead.
+Messages are written for someone new to the language: what is wrong, where, and what to write instead.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from gorgon_common.workflow.schema import Workflow, suggest
 
 MAX_PROBLEMS = 100
 MAX_STEPS = 10_000
-"""Steps of a file, inner ones included: as many as the engine runs."""
+"""The maximum number of steps in a file, including inner ones: as many as the engine runs."""
 
 
 @dataclass(slots=True)
 class LoadedWorkflow:
-    """A file that is right as far as it can be told without its graph."""
+    """A file that is valid as far as can be checked without its graph."""
 
     spec: Workflow
     positions: Positions
@@ -51,9 +51,9 @@ class LoadedWorkflow:
         key: bool = False,
         severity: str = "error",
     ) -> Problem:
-        """Return a problem at a path of the spec, with the file, line and column it has there.
+        """Return a problem at a path of the spec, with its file, line and column.
 
-        `offset` points at a character of a text value, such as where an expression in it begins.
+        `offset` points at a character of a text value, such as the start of an expression in it.
         """
         return self.positions.problem(
             message, path, file=self.file, hint=hint, offset=offset, key=key, severity=severity
@@ -62,21 +62,22 @@ class LoadedWorkflow:
 
 @dataclass(slots=True)
 class Inspected:
-    """What could be made of a file.
+    """The readable part of a file.
 
-    `loaded` is None where nothing worth compiling is left.  Where `problems` has errors it may be a repaired reading:
-    then it only serves to find more problems, but none in steps with `dropped` keys, which are not what was meant.
+    `loaded` is None if nothing worth compiling is left.  If `problems` contains errors, it may be a repaired reading.
+    A repaired reading is only used to find more problems, and none in steps with `dropped` keys, whose intended meaning
+    is unknown.
     """
 
     loaded: LoadedWorkflow | None
     problems: list[Problem]
     dropped: list[Path] = field(default_factory=list)
     partial: list[Path] = field(default_factory=list)
-    """Places where something wrong was left out: of their steps only references to names can be judged."""
+    """Places where something wrong was left out; in their steps, only references to names can be checked."""
 
     @property
     def broken(self) -> bool:
-        """There is an error among the problems."""
+        """The problems include an error."""
         return any(problem.severity == "error" for problem in self.problems)
 
 
@@ -89,7 +90,7 @@ def load(
 ) -> LoadedWorkflow:
     """Read a workflow file.  Raises WorkflowInvalid with every problem.
 
-    `roles` and `operations` hold the names that a step may use (mappings do); None leaves them unchecked.
+    `roles` and `operations` contain the names that a step may use (mappings work too); None disables the check.
     """
     found = inspect(text, file=file, roles=roles, operations=operations)
     if found.loaded is None or found.broken:
@@ -104,7 +105,7 @@ def inspect(
     roles: Iterable[str] | None = None,
     operations: Iterable[str] | None = None,
 ) -> Inspected:
-    """Read a workflow file as far as it goes.  Raises nothing; see `load` for the arguments."""
+    """Read as much of a workflow file as possible.  Raises nothing; see `load` for the arguments."""
     document = read_document(text, file=file)
     if not document.whole:
         return Inspected(None, tidy(document.problems))
@@ -120,7 +121,7 @@ def inspect(
         return Inspected(None, tidy([*problems, positions.problem(told, extra[0], file=file, hint=hint)]))
     if old:
         translated = legacy.translate(data)
-        # Findings are told at paths of the file, so before the paths of the spec mean something.
+        # The findings use paths of the file, so report them before paths refer to the spec.
         problems += [
             positions.problem(
                 entry.message, entry.path, file=file, hint=entry.hint, severity=entry.severity, key=entry.key
@@ -141,7 +142,7 @@ def inspect(
             positions.moved = guess.renamed
     names = list(_check_names(data, positions, file, old=old, roles=roles, operations=operations))
     partial += [parse_path(problem.path) for problem in names if problem.path.endswith("id")]
-    # What could not be read as it stands was replaced; its line has been told about.
+    # Unreadable values were replaced; their lines already have a problem.
     unread = {problem.line for problem in document.problems}
     problems = tidy([*document.problems, *(entry for entry in [*problems, *names] if entry.line not in unread)])
     loaded = LoadedWorkflow(spec, positions, old, problems, file) if spec is not None else None
@@ -149,13 +150,13 @@ def inspect(
 
 
 def tidy(problems: Iterable[Problem]) -> list[Problem]:
-    """Return the problems in the order of the file, each told once."""
+    """Return the problems in file order, without duplicates."""
     ordered = sorted(problems, key=lambda entry: (entry.line or 0, entry.column or 0, entry.severity))
     unique = list({(entry.line, entry.column, entry.message): entry for entry in reversed(ordered)}.values())[::-1]
     return unique[:MAX_PROBLEMS]
 
 
-# ── What the models found, in words ───────────────────────────────────────────────────────────────────────────────────
+# ── Messages for the models' errors ───────────────────────────────────────────────────────────────────────────────────
 
 
 def _translate(error: ValidationError, positions: Positions, file: str | None) -> Iterator[Problem]:
@@ -172,12 +173,12 @@ def _translate(error: ValidationError, positions: Positions, file: str | None) -
 
 
 def _tag(part: str) -> bool:
-    """Parts of a location that are pydantic's own, not the file's."""
+    """Tell whether a part of a location is pydantic's own rather than the file's."""
     return part in {"<expression>", "<condition>", "<text>", "<argv>", "[key]"}
 
 
 def _name(path: Path) -> str:
-    """Return what a message calls the value at a path: `timeout`, an item of `tags`."""
+    """Return the name that messages use for the value at a path: `timeout`, an item of `tags`."""
     if path and isinstance(path[-1], int):
         owner = next((part for part in reversed(path) if isinstance(part, str)), "the list")
         return f"item {path[-1] + 1} of `{owner}`"
@@ -188,7 +189,7 @@ _YES = re.compile(r"(?i)yes|no|on|off|y|n|true|false")
 
 
 def _explain(kind: str, name: str, value: Any, context: dict[str, Any], source: str) -> tuple[str, str]:
-    """Return message and hint for an error of pydantic's own; an empty message where there is none."""
+    """Return message and hint for one of pydantic's own errors; an empty message if there is none."""
     shown = source if len(source) <= 60 else f"{source[:59]}…"
     if kind == "string_type":
         simple = isinstance(value, int | float) or value is None
@@ -236,11 +237,11 @@ def _shown(value: Any, source: str) -> str:
     return f"`{source or value}`"
 
 
-# ── What the models cannot know ───────────────────────────────────────────────────────────────────────────────────────
+# ── Checks beyond the models ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _steps(data: Mapping[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every step of a file that may still be wrong, in the file's order."""
+    """Yield every step of a file that may still be invalid, in file order."""
     waiting: list[tuple[Path, Any]] = []
     for part in ("finally", "on_error", "steps"):
         waiting.extend(_entries((part,), data.get(part)))
@@ -282,7 +283,7 @@ def _check_names(
                 hint = f"The step in line {line} already has this id; ids are unique in the whole file."
                 yield positions.problem(f"the id `{name}` is used twice", at, file=file, hint=hint)
             seen.setdefault(name, path)
-            # Older files reach any id as steps["run-tests"].
+            # Older files can refer to any id as steps["run-tests"].
             wrong = None if old else check_id(name)
             if wrong:
                 yield positions.problem(wrong, at, file=file)

@@ -1,17 +1,18 @@
-"""The Plan: what a workflow file means, frozen.
+"""The Plan: the meaning of a workflow file, frozen.
 
-A Plan is pure data: it is made once by the compiler, stored with the run by the hash of its canonical JSON, and read by
-the engine and by the canvas adapter.  Editing the YAML file cannot change a run under way.
+A Plan is pure data.  The compiler builds it once, it is stored with the run under the hash of its canonical JSON, and
+the engine and the canvas adapter read it.  Editing the YAML file cannot change a run in progress.
 
-Shape.  `nodes` is flat.  The first `top` nodes are the steps of the file's top level, each of which becomes one row of
-the run when it is created (row index = node index), followed by the engine's own three nodes (see below).  The nodes
-after them are *templates*: the bodies of composite nodes (map, loop, group, a fallback step), which become rows when
-the composite expands, once per item or iteration.  A template node names its composite in `container` and refers to its
-siblings (nodes of the same body) by node index in `deps`; deps never cross bodies: a step inside a group that refers to
-a step outside makes the *group* depend on it.
+Shape.  `nodes` is flat.  The first `top` nodes are the steps of the file's top level, followed by the engine's own
+three nodes (see below).  Each of these becomes one row of the run when the run is created (row index = node index).
+The nodes after them are *templates*: the bodies of composite nodes (map, loop, group, a fallback step), which become
+rows when the composite expands, once per item or iteration.  A template node names its composite in `container` and
+refers to its siblings (nodes of the same body) by node index in `deps`.  Deps never cross bodies: if a step inside a
+group refers to a step outside, the *group* depends on that step.
 
-The engine's own nodes.  Top-level steps → `$gate` (a join over all steps: decides whether the run failed) → the
-`on_error` steps → `$finally` (a join) → the `finally` steps → `$end` (a join: computes the outputs, ends the run).
+The engine's own nodes.  Top-level steps → `$gate` (a join over all steps that decides whether the run failed) → the
+`on_error` steps → `$finally` (a join) → the `finally` steps → `$end` (a join that computes the outputs and ends the
+run).
 """
 
 from __future__ import annotations
@@ -34,22 +35,22 @@ class Kind(StrEnum):
     WORKFLOW = "workflow"  # a sub-workflow
     APPROVAL = "approval"  # waits for a person
     WAIT = "wait"  # waits for a time or an event
-    AGGREGATE = "aggregate"  # joins results without a model
+    AGGREGATE = "aggregate"  # combines results without a model
     CHECKPOINT = "checkpoint"  # a named savepoint and message in the run's log
-    GROUP = "group"  # composite: inner steps with their own order (`steps:`)
+    GROUP = "group"  # composite: inner steps with their own ordering (`steps:`)
     MAP = "map"  # composite: one body per item, then an optional reduce
-    LOOP = "loop"  # composite: the body again until a condition holds
-    NOOP = "noop"  # queued, does nothing, or for spec.milliseconds: for benchmarks and tests; has no YAML form
+    LOOP = "loop"  # composite: repeats its body until a condition holds
+    NOOP = "noop"  # queued; does nothing, or sleeps for spec.milliseconds: for benchmarks and tests; has no YAML form
     GATE = "gate"  # the engine's own joins
     FINALLY = "finally"
     END = "end"
 
 
 COMPOSITE = frozenset({Kind.GROUP, Kind.MAP, Kind.LOOP})
-"""Kinds that expand into rows of their own."""
+"""Kinds that expand into rows."""
 
 INLINE = COMPOSITE | {Kind.AGGREGATE, Kind.CHECKPOINT, Kind.WAIT, Kind.GATE, Kind.FINALLY, Kind.END}
-"""Kinds that need no provider: executed where they become ready, without a message."""
+"""Kinds that need no provider; they run where they become ready, without a message."""
 
 
 class Join(StrEnum):
@@ -63,7 +64,7 @@ class Join(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Dep:
-    """An edge.  `order` edges only wait: they take no part in the join rule and pass no skip on (older files)."""
+    """An edge.  `order` edges only wait: they do not affect the join rule and do not propagate skips (older files)."""
 
     node: int
     order: bool = False
@@ -71,7 +72,7 @@ class Dep:
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """What a name in one of a node's expressions stands for.
+    """The meaning of a name in one of a node's expressions.
 
     ========== ==================================================================
     kind       meaning
@@ -80,7 +81,7 @@ class Ref:
     step       the step value of node `node` (its output, status, error, fields); a loop's own id, in `until` and inside
                its body, is the loop's body node: its last iteration that has ended
     published  older files: the name `field` as published by `outputs:` of node `node`; `nodes` are other steps that
-               publish it, nearest first, for where that one was skipped
+               publish it, nearest first, used if that one was skipped
     item       the current item of the map `node` (its `as:` name); also legacy `${item}`
     index      the current item's position in the map `node`, or iteration of the loop `node`, from 0
     results    the list of results of the map `node` (inside its reduce); also legacy `${items}`, `${map_results}`
@@ -99,7 +100,7 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Re-attempts after the first.  Times in seconds."""
+    """Attempts after the first.  Times are in seconds."""
 
     max: int = 0
     backoff: str = "exponential"  # exponential | fixed
@@ -111,10 +112,10 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class OnFailure:
-    """What happens when the retries are spent.
+    """What happens after the retries are exhausted.
 
     action: `abort` | `skip` | `default` (the value in `value` becomes the output) | `step` (the body `fallback` runs
-    and gives the output) | `model` (one more attempt on `model`, written provider:model).
+    and produces the output) | `model` (one more attempt on `model`, written provider:model).
     """
 
     action: str = "abort"
@@ -124,14 +125,15 @@ class OnFailure:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One step, or one template of a step.  Times in seconds."""
+    """One step, or one template of a step.  Times are in seconds."""
 
     id: str
-    """Unique in the plan.  Bodies: `build[]` (a map's item), `build#` (a loop's body),
-    `build.reduce`, `build.fallback`; inner steps of a group keep their own id."""
+    """Unique in the plan.  Bodies: `build[]` (a map's item), `build#` (a loop's body), `build.reduce`,
+    `build.fallback`; inner steps of a group keep their own id.
+    """
     kind: Kind
     queue: str | None = None
-    """The queue that its message goes to; None for INLINE kinds."""
+    """The queue for its message; None for INLINE kinds."""
     deps: tuple[Dep, ...] = ()
     join: Join = Join.ALL_SUCCESS
     condition: Any = None
@@ -139,38 +141,39 @@ class Node:
     spec: Mapping[str, Any] = field(default_factory=dict)
     """The action's canonical fields; see `compiler`."""
     refs: Mapping[str, Ref] = field(default_factory=dict)
-    """Every root name used by the node's expressions (condition, spec, until, over) → what it stands for."""
+    """Every root name in the node's expressions (condition, spec, until, over) → what it stands for."""
     retry: Retry = Retry()
     on_failure: OnFailure = OnFailure()
     timeout: float | None = None
     deadline: float | None = None
     container: int | None = None
-    """The composite (or the step with a fallback body) whose template this is."""
+    """The composite (or the step with a fallback body) that this template belongs to."""
     bodies: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Composite: template nodes by role: map {item, reduce?}, loop {body}, group {steps}, any {fallback?}.
-    item, reduce, body and fallback hold exactly one node (itself a group where several steps are meant)."""
+    """Composite: template nodes by role: map {item, reduce?}, loop {body}, group {steps}, any {fallback?}. item,
+    reduce, body and fallback hold exactly one node, which is a group if several steps are meant.
+    """
     publishes: tuple[str, ...] = ()
     """Older files: names that `outputs:` publishes; the first is the whole output unless the reply has such a field."""
     phase: str = "main"  # main | on_error | finally (top level only)
 
     @property
     def name(self) -> str:
-        """What people call the step: the id without the mark of a template (`build`, where the id is `build[]`)."""
+        """The step's display name: its id without the template marker (`build` for `build[]`)."""
         return self.id.removesuffix("[]").removesuffix("#")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A whole workflow, ready to run."""
+    """A complete workflow, ready to run."""
 
     name: str
     nodes: tuple[Node, ...]
     top: int
-    """Rows of a new run: nodes[:top], the engine's own three included."""
+    """Number of rows of a new run: nodes[:top], including the engine's own three."""
     version: str = ""
     team: str = "default"
     inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Input name → JSON Schema, with `default` where there is one and `required: bool` beside it."""
+    """Input name → JSON Schema, with an optional `default`, and `required: bool` added to it."""
     outputs: Mapping[str, Any] = field(default_factory=dict)
     """Output name → template."""
     output_refs: Mapping[str, Ref] = field(default_factory=dict)
@@ -178,32 +181,32 @@ class Plan:
     concurrency: Mapping[str, Any] | None = None
     secrets: tuple[str, ...] = ()
     lenient: bool = False
-    """Older files: a missing value or a reference to a skipped step renders as nothing."""
+    """Older files: a missing value or a reference to a skipped step renders as an empty text."""
     unavailable: tuple[str, ...] = ()
-    """Why `run` must refuse this plan for now: one sentence for each step that cannot be executed yet."""
+    """Why this plan cannot run yet: one sentence per step that cannot be executed."""
 
     def successors(self) -> list[list[int]]:
-        """Return for each node the nodes that depend on it, ascending."""
+        """Return for each node the nodes that depend on it, in ascending order."""
         found: list[list[int]] = [[] for _ in self.nodes]
         for index, node in enumerate(self.nodes):
-            for number in {dep.node for dep in node.deps}:  # an edge that also orders is one edge
+            for number in {dep.node for dep in node.deps}:  # an edge that also orders counts once
                 found[number].append(index)
         return found
 
     def to_json(self) -> str:
-        """Return the canonical form: defaults left out, no spaces, keys as they are in the file.
+        """Return the canonical form: without defaults and spaces, keys in the order of the file.
 
-        The order of keys is kept because it means something: a model writes the fields of an answer in their order.
+        The order of keys is kept because it is significant: a model writes the fields of an answer in this order.
         """
         return json.dumps(_plain(self), separators=(",", ":"), ensure_ascii=False)
 
     def hash(self) -> str:
-        """Return the sha256 of the canonical form, in hex."""
+        """Return the SHA-256 of the canonical form, in hex."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Read what `to_json` wrote."""
+        """Parse the output of `to_json`."""
         data = json.loads(text)
         data["nodes"] = tuple(_node(entry) for entry in data["nodes"])
         data["output_refs"] = {name: _ref(entry) for name, entry in data.get("output_refs", {}).items()}
@@ -213,7 +216,7 @@ class Plan:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses to dicts without the fields that hold their default, tuples to lists."""
+    """Convert dataclasses to dicts without fields that hold their default, and tuples to lists."""
     if hasattr(value, "__dataclass_fields__"):
         plain: dict[str, Any] = {}
         for name, default in _defaults(value.__class__):
@@ -230,7 +233,7 @@ def _plain(value: Any) -> Any:
 
 @cache
 def _defaults(kind: type[Any]) -> tuple[tuple[str, Any], ...]:
-    """Return (name, default) of a dataclass's fields."""
+    """Return (name, default) for the fields of a dataclass."""
     return tuple(
         (entry.name, entry.default_factory() if callable(entry.default_factory) else entry.default)
         for entry in fields(kind)

@@ -1,7 +1,7 @@
-"""A best guess at what a faulty file was meant to say, so that the compiler can look for more problems in it.
+"""Guesses what an invalid file was meant to say, so that the compiler can look for more problems in it.
 
-Nothing repaired is ever run: the guess only decides whether a person is told of all problems at once or of the typing
-errors first and of the wrong references at the next attempt.
+A repaired file is never run.  The guess only decides whether the user sees all problems at once, or the typing errors
+first and the wrong references on the next attempt.
 """
 
 from __future__ import annotations
@@ -26,29 +26,30 @@ _HARMLESS = frozenset(
         *("schedule", "timezone", "on_missed", "on_conflict", "required", "description", "max_items", "trust"),
     }
 )
-"""Keys whose value nothing else in the file refers to: without them the rest means the same."""
+"""Keys whose value is referenced by nothing else in the file: leaving them out does not change the rest."""
 _ROUNDS = 6
 _NO_WAY = frozenset({"steps", "inputs", "secrets"})
-"""Without these, what refers to them would be told wrongly."""
+"""Without these, references to them would be reported as wrong."""
 
 
 @dataclass(slots=True)
 class Repaired:
-    """A guess.  `spec` is None where it would mislead."""
+    """A guess.  `spec` is None if a guess would be misleading."""
 
     spec: Workflow | None = None
     renamed: dict[Path, Path] = field(default_factory=dict)
-    """Path of a key as it was meant → as it was written."""
+    """Path of a key as intended → as written."""
     dropped: list[Path] = field(default_factory=list)
-    """Keys that nobody knows, which may have meant anything."""
+    """Unknown keys, whose intended meaning is unclear."""
     partial: list[Path] = field(default_factory=list)
-    """Wrong values that were left out: names in the same step mean what they meant."""
+    """Wrong values that were left out; names in the same step keep their meaning."""
 
 
 def repair(data: dict[str, Any], error: ValidationError) -> Repaired:
-    """Return the workflow with the faults of `error` mended.
+    """Return the workflow with the faults of `error` repaired.
 
-    Misspelt keys become what they resemble; a wrong value is left out, and a step without an action does nothing.
+    Misspelt keys are replaced by the closest known key, wrong values are left out, and a step without an action does
+    nothing.
     """
     guess = copy.deepcopy(data)
     made = Repaired()
@@ -67,7 +68,7 @@ def repair(data: dict[str, Any], error: ValidationError) -> Repaired:
 
 
 def _mend(data: Any, path: Path, context: dict[str, Any], made: Repaired) -> bool:
-    """Mend one fault without a loss; False where that cannot be done."""
+    """Repair one fault without losing anything; returns False if that is impossible."""
     owner = _at(data, path[:-1])
     key = path[-1] if path else None
     if not isinstance(owner, dict) or not isinstance(key, str):
@@ -90,12 +91,12 @@ def _mend(data: Any, path: Path, context: dict[str, Any], made: Repaired) -> boo
 
 
 def _leave_out(data: dict[str, Any], path: Path, made: Repaired) -> bool:
-    """Leave out what is wrong, or put something in its place; False where the rest would be told wrongly."""
+    """Leave out or replace a wrong value; returns False if that would produce misleading problems elsewhere."""
     step = _step_of(path)
     if step:
         return _leave_out_of_step(data, step, path, made)
     if len(path) >= 2 and path[0] == "inputs" and isinstance(data.get("inputs"), dict):
-        data["inputs"][path[1]] = {}  # any value
+        data["inputs"][path[1]] = {}  # accepts any value
         return True
     if not path or path[0] == "name":
         missing = not isinstance(data.get("name"), str) or not data["name"]
@@ -118,7 +119,7 @@ def _leave_out_of_step(data: Any, step: Path, path: Path, made: Repaired) -> boo
         return True
     key = path[len(step)] if len(path) > len(step) else "id"
     if key != "id":
-        if key in ("map", "loop", "steps"):  # these give names to what is inside
+        if key in ("map", "loop", "steps"):  # these define names for the steps inside
             made.dropped.append(path)
         return body.pop(key, body) is not body
     if not isinstance(body.get("id"), str) or not body["id"]:
@@ -126,12 +127,12 @@ def _leave_out_of_step(data: Any, step: Path, path: Path, made: Repaired) -> boo
         return True
     if "checkpoint" in body:
         return False
-    body["checkpoint"] = ""  # it has no action that can be read
+    body["checkpoint"] = ""  # it has no readable action
     return True
 
 
 def _step_of(path: Path) -> Path:
-    """The path of the innermost step that a path lies in, empty outside of steps."""
+    """Return the path of the innermost step that contains a path; empty outside of steps."""
     found: Path = ()
     for end in range(1, len(path) + 1):
         inner, before = path[end - 1], path[end - 2] if end > 1 else None

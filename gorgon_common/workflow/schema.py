@@ -1,8 +1,8 @@
-"""The workflow file as pydantic models: the one definition of what a person may write.
+"""The workflow file as pydantic models: the only definition of the file format.
 
-The same models validate a file and produce the JSON Schema for editors (`json_schema`).  The schema is closed: a key
-that is not here is an error with a suggestion.  Sugar is folded while a model is built, so that whoever reads a
-`Workflow` meets one form only:
+The same models validate a file and produce the JSON Schema for editors (`json_schema`).  The schema is closed: an
+unknown key is an error with a suggestion.  Sugar is folded while a model is built, so that code reading a `Workflow`
+sees only one form:
 
 ==============================  ==========================================================================
 written                         read
@@ -11,7 +11,7 @@ written                         read
 `depends_on: plan`              `depends_on == ["plan"]`
 `model: x`                      `models == ["x"]`
 `max_retries: 3`                `retry.max == 3`
-`on_failure: retry`             `retry.max` (3 where the step names no number) and `on_failure` = `then` or `abort`
+`on_failure: retry`             `retry.max` (3 if the step sets no number) and `on_failure` = `then` or `abort`
 `on_failure: continue_with_default`, `default_output: v`
                                 `on_failure == "fallback"`, `fallback == {type: default_value, value: v}`
 `run: "text"`                   `shell == "text"`, `run is None`
@@ -19,12 +19,12 @@ written                         read
 `approval: "Ship it?"`          `approval.message == "Ship it?"`
 `cache: 24h`                    `cache.ttl == 86400.0`
 `min_success: 90%`              `min_success == 0.9`
-`inputs: {n: {type: string}}`   a JSON Schema, with `required: true | false` beside it
+`inputs: {n: {type: string}}`   a JSON Schema, with an added `required: true | false`
 `output: {approved: boolean}`   a JSON Schema
 ==============================  ==========================================================================
 
-Every problem of a mapping is reported at once: unknown keys, wrong values and keys that do not go together.  The loader
-turns them into problems with a place in the file.
+All problems of a mapping are reported at once: unknown keys, wrong values and conflicting keys.  The loader adds their
+positions in the file.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ RetryOn = Literal["timeout", "server", "connection", "invalid_output", "exit_cod
 
 
 class Retry(Closed):
-    """Re-attempts after the first."""
+    """Attempts after the first."""
 
     noun = "`retry`"
 
@@ -200,7 +200,7 @@ class Retry(Closed):
 
 
 class Approval(Closed):
-    """Waits for a person, holding no worker."""
+    """Waits for a person without occupying a worker."""
 
     noun = "`approval`"
 
@@ -216,7 +216,7 @@ class Approval(Closed):
 
 
 class Wait(Closed):
-    """Waits for a time or an event, holding no worker."""
+    """Waits for a time or an event without occupying a worker."""
 
     noun = "`wait`"
 
@@ -240,7 +240,7 @@ class Wait(Closed):
 
 
 class Aggregate(Closed):
-    """Joins results without a model."""
+    """Combines results without a model."""
 
     noun = "`aggregate`"
 
@@ -251,7 +251,7 @@ class Aggregate(Closed):
 
 
 class Loop(Closed):
-    """The step again, until a condition holds."""
+    """Repeats the step until a condition holds."""
 
     noun = "`loop`"
 
@@ -260,7 +260,7 @@ class Loop(Closed):
 
 
 class Cache(Closed):
-    """Reuse an identical earlier call."""
+    """Reuses an identical earlier call."""
 
     noun = "`cache`"
 
@@ -272,7 +272,7 @@ class Cache(Closed):
 
 
 class Map(Closed):
-    """The step once for each item of a list."""
+    """Runs the step once for each item of a list."""
 
     noun = "`map`"
 
@@ -297,7 +297,7 @@ class Map(Closed):
 
 
 class Fallback(Closed):
-    """What stands in when the retries are spent."""
+    """What stands in for the step when the retries are exhausted."""
 
     noun = "`fallback`"
 
@@ -328,7 +328,7 @@ def _not_in_body(body: dict[str, Any], at: str) -> Iterator[InitErrorDetails]:
 
 
 class LegacyStep(Closed):
-    """What only an older file can say about a step."""
+    """Properties of a step that only an older file can express."""
 
     publishes: list[str] = Field(default_factory=list)
     order_after: list[str] = Field(default_factory=list)
@@ -448,7 +448,7 @@ class StepBody(Closed):
         WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1}, {"type": "boolean"}]}),
     ] = Field(None, description="Accept tainted data here, with the reason; audited.")
 
-    # Not keys of the language: set by folding, or by the older formats.
+    # Not keys of the language; set by folding or by the older formats.
     shell: Text | None = Field(None, alias="$shell", description="A command text for `sh -c`, unsubstituted.")
     legacy: LegacyStep | None = Field(None, alias="$legacy", description="What only an older file can say.")
 
@@ -480,7 +480,7 @@ class StepBody(Closed):
 
     @property
     def action(self) -> str:
-        """The action: one of ACTIONS.  `prompt` for every agent step, `run` also for the shell form."""
+        """The action, one of ACTIONS.  `prompt` for every agent step; `run` includes the shell form."""
         if self.run is not None or self.shell is not None:
             return "run"
         for name in ACTIONS:
@@ -490,12 +490,12 @@ class StepBody(Closed):
 
     @property
     def publishes(self) -> list[str]:
-        """Older files: the names that the step's `outputs:` publishes."""
+        """Older files: the names published by the step's `outputs:`."""
         return self.legacy.publishes if self.legacy else []
 
     @property
     def order_after(self) -> list[str]:
-        """Older files: ids of steps that this one only waits for (`all_done`, no skip passed on)."""
+        """Older files: ids of steps that this one only waits for (`all_done`, without propagating skips)."""
         return self.legacy.order_after if self.legacy else []
 
     def inner(self) -> Iterator[tuple[tuple[str | int, ...], StepBody]]:
@@ -509,7 +509,7 @@ class StepBody(Closed):
 
 
 class Step(StepBody):
-    """A step of a list, which has an id."""
+    """A step in a list; it has an id."""
 
     id: Text = Field(description="The step's name: small letters, digits and _, unique in the file.")
 
@@ -519,7 +519,7 @@ def _named(keys: Iterable[str]) -> str:
 
 
 def _actions(value: Mapping[str, Any]) -> list[str]:
-    """The actions of a step as written; `$shell` counts as `run`."""
+    """Return the actions of a step as written; `$shell` counts as `run`."""
     found = [key for key in ACTIONS if key in value]
     return [*found, "run"] if "$shell" in value and "run" not in value else found
 
@@ -565,7 +565,7 @@ def _action_faults(value: dict[str, Any]) -> Iterator[InitErrorDetails]:
 
 
 def refused_env(name: str) -> bool:
-    """Tell whether a command's environment may not carry this name: it would change which program runs, or how."""
+    """Tell whether a command's environment may not set this name: it would change which program runs, or how."""
     return refused_variable(name) is not None or not _ENV_NAME.fullmatch(name)
 
 
@@ -582,7 +582,7 @@ def _modifier_faults(value: dict[str, Any]) -> Iterator[InitErrorDetails]:
     named += [(("models", index), name) for index, name in enumerate(models if isinstance(models, list) else ())]
     for at, name in named:
         prefix = name.split(":", 1)[0] if isinstance(name, str) and ":" in name else ""
-        # A model's own name may hold a colon (llama3:8b), so only what looks like a provider is refused.
+        # A model's own name may contain a colon (llama3:8b), so only prefixes that resemble a provider are refused.
         if prefix and prefix not in PROVIDERS and difflib.get_close_matches(prefix, PROVIDERS, n=1):
             yield fault(f"unknown provider `{prefix}` in `{name}`", *at, hint=suggest(prefix, PROVIDERS), value=name)
 
@@ -609,7 +609,7 @@ def _failure_faults(value: dict[str, Any]) -> Iterator[InitErrorDetails]:
 
 
 class Defaults(Closed):
-    """Values for the steps that do not give their own."""
+    """Defaults for steps that do not set their own values."""
 
     noun = "`defaults`"
     elsewhere: ClassVar[Mapping[str, str]] = {"timeout_seconds": "Write timeout: 300s or timeout: 5m."}
@@ -657,7 +657,7 @@ class Limits(Closed):
 
 
 class Concurrency(Closed):
-    """How many runs with the same key may go on at a time."""
+    """How many runs with the same key may be active at a time."""
 
     noun = "`concurrency`"
 
@@ -681,7 +681,7 @@ class Webhook(Closed):
 
 
 class Trigger(Closed):
-    """What starts a run by itself: a schedule or a webhook."""
+    """What starts runs automatically: a schedule or a webhook."""
 
     noun = "a trigger"
 
@@ -738,12 +738,12 @@ class Workflow(Closed):
     outputs: dict[str, Any] = Field({}, description='What a run gives: name → "{{step.output}}".')
     metadata: dict[str, Any] = Field({}, description="author, category, tags and whatever else you note.")
 
-    # Not keys of the language: set by the older formats.
+    # Not keys of the language; set by the older formats.
     lenient: bool = Field(False, alias="$lenient", description="A missing value renders as nothing.")
     published: list[str] = Field([], alias="$published", description="Every name that a step's `outputs:` publishes.")
 
     def walk(self) -> Iterator[tuple[tuple[str | int, ...], StepBody]]:
-        """Yield every step of the file with its path, outer steps before inner ones, in the order of the file."""
+        """Yield every step of the file with its path, outer steps before inner ones, in file order."""
         waiting: list[tuple[tuple[str | int, ...], StepBody]] = []
         for part, steps in (("finally", self.finally_), ("on_error", self.on_error), ("steps", self.steps)):
             waiting.extend(((part, index), steps[index]) for index in reversed(range(len(steps))))
@@ -769,7 +769,7 @@ _SHORT: dict[str, list[dict[str, Any]]] = {
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of a workflow file in the present form, for editors."""
+    """Return the JSON Schema (draft 2020-12) of a workflow file in the current format, for editors."""
     made = _tidy(Workflow.model_json_schema(by_alias=True, mode="validation"))
     defs = made["$defs"]
     defs.pop("LegacyStep", None)
@@ -781,7 +781,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _tidy(node: Any) -> Any:
-    """Leave out what is no key of the language, and the `null` that only means "not given"."""
+    """Remove internal keys, and the `null` that only means "not given"."""
     if isinstance(node, list):
         return [_tidy(entry) for entry in node]
     if not isinstance(node, dict):

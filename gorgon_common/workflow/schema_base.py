@@ -1,4 +1,4 @@
-"""What is wrong with a mapping, and the base of every mapping of a workflow file: all of it is said at once."""
+"""The base of every mapping in a workflow file, which reports all of its faults at once."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 
 def fault(message: str, *at: str | int, hint: str = "", value: Any = None, key: bool = False) -> InitErrorDetails:
-    """Return one thing that is wrong, at a path relative to the model.
+    """Return one fault, at a path relative to the model.
 
-    `key` says that the key itself is wrong, not its value, so that the problem points at the key.
+    `key`: the key itself is wrong, not its value, so the problem points at the key.
     """
     told = {"message": message, "hint": hint, "key": key}
     return InitErrorDetails(type=PydanticCustomError("gorgon", "{message}", told), loc=at, input=value)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return `Did you mean …?` for the nearest known word, or the list of what exists."""
+    """Return `Did you mean …?` for the closest known word, or the list of known words."""
     names = [str(name) for name in known]
     folded = {name.lower().replace("-", "_"): name for name in names}
     near = difflib.get_close_matches(word.lower().replace("-", "_"), list(folded), n=1, cutoff=0.6)
@@ -30,18 +30,18 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def refuse(message: str, hint: str = "") -> PydanticCustomError:
-    """Return the error that a validator of one value raises."""
+    """Return the error for a validator of a single value to raise."""
     return PydanticCustomError("gorgon", "{message}", {"message": message, "hint": hint, "key": False})
 
 
 def raise_all(title: str, faults: list[InitErrorDetails]) -> None:
-    """Raise every fault at once, where there is one."""
+    """Raise all faults at once, if there are any."""
     if faults:
         raise ValidationError.from_exception_data(title, faults)
 
 
 def _again(error: ValidationError) -> Iterator[InitErrorDetails]:
-    """The errors of a validation in the form in which they can be raised once more."""
+    """Yield the errors of a validation in a form that can be raised again."""
     for entry in error.errors(include_url=False):
         kind: Any = entry["type"]
         context = entry.get("ctx", {})
@@ -51,32 +51,32 @@ def _again(error: ValidationError) -> Iterator[InitErrorDetails]:
 
 
 class Closed(BaseModel):
-    """A mapping with known keys.  Says everything that is wrong with it at once."""
+    """A mapping with known keys.  Reports everything that is wrong with it at once."""
 
     model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=False)
 
     noun: ClassVar[str] = "mapping"
-    """What the mapping is, for messages: `a step`."""
+    """What messages call the mapping: `a step`."""
     elsewhere: ClassVar[Mapping[str, str]] = {}
-    """Keys that people try here → what to write instead."""
+    """Keys that people often try here → what to write instead."""
 
     @classmethod
     def written_keys(cls) -> list[str]:
-        """Return the keys as they are written."""
+        """Return the keys as written in the file."""
         return [field.alias or name for name, field in cls.model_fields.items()]
 
     @classmethod
     def _sugar(cls, value: Any) -> Any:
-        """Turn a short form of the whole mapping (a text, a number) into the mapping."""
+        """Expand a short form of the whole mapping (a text, a number) into the mapping."""
         return value
 
     @classmethod
     def _faults(cls, value: dict[str, Any]) -> Iterator[InitErrorDetails]:
-        """Yield what is wrong with the keys taken together."""
+        """Yield faults in the combination of keys."""
         yield from ()
 
     def _fold(self) -> None:
-        """Fold sugar between keys, after every key was found valid."""
+        """Fold sugar between keys, after every key has been validated."""
 
     @model_validator(mode="wrap")
     @classmethod

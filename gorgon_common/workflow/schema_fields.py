@@ -1,4 +1,4 @@
-"""JSON Schema in shorthand: what `inputs:` and `output:` may hold."""
+"""JSON Schema shorthand for `inputs:` and `output:`."""
 
 from __future__ import annotations
 
@@ -108,9 +108,9 @@ def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
 def _field_schema(
     value: Any, at: tuple[str | int, ...], faults: list[InitErrorDetails], *, strict: bool
 ) -> dict[str, Any]:
-    """One field in shorthand → JSON Schema, without `required` of its own.
+    """Return the JSON Schema of one field in shorthand, without a `required` flag of its own.
 
-    `strict`: inner objects demand all their fields unless they say otherwise (what a model is asked for).
+    `strict`: inner objects require all their fields by default (as in what a model is asked for).
     """
     if isinstance(value, str):
         faults.extend(_type_fault(value, at))
@@ -132,7 +132,7 @@ def _field_schema(
 def _keyword(
     name: str, entry: Any, at: tuple[str | int, ...], faults: list[InitErrorDetails], *, strict: bool
 ) -> dict[str, Any]:
-    """One key of a field → its part of the JSON Schema."""
+    """Return the part of the JSON Schema for one key of a field."""
     if name not in _KEYWORDS:
         hint = suggest(name, [*_KEYWORDS, *_SNAKE])
         faults.append(fault(f"unknown key `{name}` in a field's schema", *at, hint=hint, key=True))
@@ -171,7 +171,7 @@ def _properties(
 
 
 def input_schemas(value: Any) -> Any:
-    """Return input name → JSON Schema with `required: bool` beside it, from the shorthand."""
+    """Return input name → JSON Schema with an added `required: bool`, from the shorthand."""
     if not isinstance(value, dict):
         hint = "Write name: {type: string}, one line for each input."
         raise refuse("`inputs` must be a mapping of name to type", hint)
@@ -191,7 +191,7 @@ def input_schemas(value: Any) -> Any:
 
 
 def _is_full_schema(value: Mapping[str, Any]) -> bool:
-    """Tell a JSON Schema from the shorthand `{field: type}`: a field may be called `type` or `title` too."""
+    """Distinguish a JSON Schema from the shorthand `{field: type}`; a field may also be called `type` or `title`."""
     if any(key in value for key in ("$schema", "$ref", "anyOf", "oneOf", "allOf")):
         return True
     if value.get("type") not in JSON_TYPES or any(_SNAKE.get(key, key) not in _KEYWORDS for key in value):
@@ -200,9 +200,9 @@ def _is_full_schema(value: Mapping[str, Any]) -> bool:
 
 
 def output_schema(value: Any) -> Any:
-    """Return a JSON Schema, from itself or from the shorthand `{approved: boolean, tasks: {type: array, …}}`.
+    """Return a JSON Schema, given as such or in the shorthand `{approved: boolean, tasks: {type: array, …}}`.
 
-    In the shorthand every field is required unless it says `required: false`, inner objects included.
+    In the shorthand every field, including those of inner objects, is required unless it says `required: false`.
     """
     if not isinstance(value, dict) or not value:
         raise refuse("`output` must be a mapping of field to type", "For example: output: {approved: boolean}")

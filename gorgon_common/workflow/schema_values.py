@@ -1,4 +1,4 @@
-"""Values of a workflow file: durations, shares, names; each with its JSON Schema."""
+"""Value types of a workflow file (durations, shares, names), each with its JSON Schema."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_SECONDS = 10 * 365 * 86400.0
 
 
 def duration(value: Any) -> float:
-    """Return seconds for `5m`, `24h`, `1h30m`, `500ms` or a number of seconds.
+    """Return the seconds of `5m`, `24h`, `1h30m`, `500ms` or a number of seconds.
 
     Raises a validation error that names the accepted forms.
     """
@@ -54,7 +54,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _share(value: Any) -> Any:
-    """`90%` or 0.9 → 0.9."""
+    """Convert `90%` or 0.9 to 0.9."""
     hint = "Write a share such as 90% or 0.9."
     if isinstance(value, str):
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value.strip())
@@ -69,21 +69,21 @@ def _share(value: Any) -> Any:
 
 
 def _argument(value: Any) -> Any:
-    """Whole numbers may stand in an argv list without quotes; what has more than one spelling may not."""
+    """Allow unquoted whole numbers in an argv list; values with more than one spelling must be quoted."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return value
 
 
 def trust_reason(value: Any) -> Any:
-    """`true` → a reason of its own; `false` → none."""
+    """Map `true` to the reason "true", and `false` to no reason."""
     if value is False:
         return None
     return "true" if value is True else value
 
 
 def on_missing_word(value: Any) -> Any:
-    """`false` may be written as the word or as the value."""
+    """Accept `false` as the word or as the value."""
     return "false" if value is False else value
 
 

@@ -1,4 +1,4 @@
-"""A workflow text → its Plan: the loader, then the compiler.  What API, CLI and worker call."""
+"""Turns workflow text into a Plan with the loader and the compiler.  The entry point for API, CLI and worker."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _REFERENCES = ("there is nothing called", "there is no step", "there is no input
 def read_workflow(text: str, *, file: str | None = None, roles: Any, operations: Any) -> tuple[Plan, list[Problem]]:
     """Return the plan of a workflow and the warnings.  Raises WorkflowInvalid with every problem at once.
 
-    `roles`: name or alias → Role; `operations`: name → Operation.  A file with mistakes is compiled as well where they
-    leave enough to go by, so that wrong references are told together with misspelt keys.
+    `roles`: name or alias → Role; `operations`: name → Operation.  A file with mistakes is still compiled if enough of
+    it is usable, so that wrong references are reported together with misspelt keys.
     """
     found = inspect(text, file=file, roles=roles, operations=operations)
     if found.loaded is None:
@@ -42,12 +42,12 @@ def read_workflow(text: str, *, file: str | None = None, roles: Any, operations:
 
 
 def _is_reference(problem: Problem) -> bool:
-    """Tell whether a problem in a step that was partly left out is about a name, which holds whatever the step was."""
+    """Tell whether a problem is about a name; such a problem holds even in a step that was partly left out."""
     return problem.severity == "error" and problem.message.startswith(_REFERENCES)
 
 
 def _step(path: Path) -> Path:
-    """The path of the step that a path lies in; the whole path outside of steps."""
+    """Return the path of the step that contains a path; the path itself outside of steps."""
     if len(path) >= 2 and path[0] in {"steps", "on_error", "finally"}:
         return path[:2]
     return path

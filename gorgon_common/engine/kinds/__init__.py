@@ -1,4 +1,4 @@
-"""The kinds of steps, each in a file of its own.  A new kind is a file with its handler and one line in HANDLERS."""
+"""The kinds of steps, one file per kind.  To add a kind, write a file with its handler and add a line to HANDLERS."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _handlers: dict[str, StepHandler] = {}
 
 
 def register(kind: type[StepHandler]) -> None:
-    """Add a kind of step, or replace one."""
+    """Register a kind of step, replacing an earlier handler of the same kind."""
     _handlers[kind.kind] = kind()
 
 
 def handler(kind: str) -> StepHandler:
-    """Return what does the work of a kind.  Raises NotAvailable."""
+    """Return the handler of a kind.  Raises NotAvailable."""
     found = _handlers.get(kind)
     if found is None:
         raise NotAvailable(f"Steps of kind {kind} are not available yet.")

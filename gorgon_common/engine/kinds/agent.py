@@ -1,4 +1,4 @@
-"""`prompt:` — one conversation with a model: the call, and what its reply is made into."""
+"""`prompt:` — one conversation with a model, from the call to the step's output."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from gorgon_common.workflow.expressions import conform
 
 DEFAULT_TIER = "standard"
 LONG_WAIT = 60.0
-"""Seconds: a provider that is closed for longer is passed over for the next model of `models:`."""
+"""Seconds.  A provider that is unavailable for longer is skipped in favour of the next model in `models:`."""
 
 
 class Agent(StepHandler):
-    """Asks the step's models in their order, until one of them serves the call."""
+    """Tries the step's models in order until one of them serves the call."""
 
     kind: ClassVar[str] = "agent"
 
     def execute(self, context: StepContext) -> Outcome:
-        """Return the reply.  Raises the first wait that may help, else the last model's error."""
+        """Return the reply.  Raises the shortest wait if waiting can help, otherwise the last model's error."""
         spec = context.node.spec
         models = spec.get("models") or [f"{spec['provider']}:{spec.get('model') or ''}"]
         failure: StepError | None = None
@@ -51,7 +51,7 @@ class Agent(StepHandler):
 
 
 def ask(context: StepContext, model: str, detail: Mapping[str, Any] | None = None) -> Outcome:
-    """Ask one model, written `provider:model`; `detail` is added to the result's.  Raises what the call raises."""
+    """Call the model `provider:model`; `detail` is merged into the result's.  Raises what the call raises."""
     provider, _, name = model.partition(":")
     call = _call(context, provider, name)
     fingerprint = context.fingerprint(
@@ -62,10 +62,10 @@ def ask(context: StepContext, model: str, detail: Mapping[str, Any] | None = Non
         return adopted
     found = _provider(context, provider)
     context.budget.record(context.calls)
-    # Another model may have been asked for and not called: what is held for it keeps its number.
+    # An earlier model may hold reservations for calls that were never made; their ordinals must not be reused.
     earlier = max([0, *context.budget.held, *(made.ordinal for made in context.calls)])
     if not context.calls:
-        context.started_at = context.services.clock.now()  # the attempt begins after the SDK's import
+        context.started_at = context.services.clock.now()  # importing the SDK does not count towards the attempt
     reply = converse(
         found,
         call,
@@ -79,7 +79,7 @@ def ask(context: StepContext, model: str, detail: Mapping[str, Any] | None = Non
         earlier=context.budget.earlier(fingerprint),
         keep=lambda said: context.budget.keep(fingerprint, said, context.calls),
     )
-    # A number field stays a decimal even where the model wrote 3: expressions divide by its schema's type.
+    # A `number` field stays a decimal even if the model wrote 3, because expressions divide by the schema's type.
     output = conform(reply.data, call.schema) if call.schema is not None else reply.text
     known = {"provider": provider, "model": reply.model, "role": call.role, "fingerprint": fingerprint}
     return context.succeeded(output, {**known, **(detail or {})})
@@ -110,9 +110,9 @@ def _provider(context: StepContext, name: str) -> AgentProvider:
 
 
 def _out_of_service(busy: Throttled | RateLimited) -> float | None:
-    """Return for how many seconds a model is of no use; None where its turn comes, so that it is to be waited for.
+    """Return how many seconds a model stays unavailable, or None if the step should wait for its turn instead.
 
-    A long line before it is no reason to take another, which may cost more: a large map would move over as a whole.
+    A long queue is no reason to switch models: the next one may cost more, and a large map would move to it as a whole.
     """
     if isinstance(busy, RateLimited):
         seconds = busy.retry_after or 0.0

@@ -1,4 +1,4 @@
-"""`aggregate:` — joins results without a model."""
+"""`aggregate:` — combines results without a model."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from gorgon_common.workflow.plan import Node
 
 
 class Aggregate(StepHandler):
-    """Joins what `from:` gives, as `how:` says."""
+    """Combines the values of `from:` as `how:` specifies."""
 
     kind: ClassVar[str] = "aggregate"
 
     def execute(self, context: StepContext) -> Outcome:
-        """Return the joined value.  Raises ExpressionError, Malformed."""
+        """Return the combined value.  Raises ExpressionError, Malformed."""
         joined = aggregate(context.node, context.env())
         schema = context.node.spec.get("schema")
         return context.succeeded(joined if schema is None else context.fitting(schema, joined))
 
 
 def aggregate(node: Node, env: Env) -> Any:
-    """Return what an `aggregate:` step gives.  Raises ExpressionError."""
+    """Return the value of an `aggregate:` step.  Raises ExpressionError."""
     source = node.spec.get("from", [])
     value = render_value(source, env, legacy=env.lenient)
     parts = list(value) if isinstance(value, (list, tuple)) else [value]
@@ -45,7 +45,7 @@ def aggregate(node: Node, env: Env) -> Any:
 
 
 def _vote(parts: list[Any]) -> Any:
-    """Return the value that most of the parts agree on; of several the one that came first."""
+    """Return the most frequent value; the first one in case of a tie."""
     counts: dict[str, int] = {}
     for part in parts:
         key = json.dumps(part, sort_keys=True, default=str)

@@ -1,4 +1,4 @@
-"""What a kind of step is to the engine, and what one attempt at a step gives it to work with."""
+"""The interface of a kind of step, and the context that each attempt receives."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gorgon_common.workflow.expressions import Env, conform
 from gorgon_common.workflow.plan import Node
 
 DEFAULT_TIMEOUT = 300.0
-"""Seconds that an attempt may take where the file names no `timeout:`."""
+"""Seconds allowed for an attempt if the file sets no `timeout:`."""
 
 
 class DeadlineExceeded(StepError):
@@ -39,7 +39,7 @@ class DeadlineExceeded(StepError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepServices:
-    """What steps use of their process.  `cancelled(run)` tells whether a run has been asked to end."""
+    """The services of a process that its steps use.  `cancelled(run)` tells whether a run has been asked to stop."""
 
     cache: Knowledge
     providers: Mapping[str, AgentProvider]
@@ -53,7 +53,7 @@ class StepServices:
 
 
 class StepContext:
-    """One attempt at one step: its place in the run, what it may use, and how it ends."""
+    """One attempt at one step: its place in the run, the services it may use, and the outcomes it can return."""
 
     def __init__(self, services: StepServices, step: Claimed) -> None:
         self.services = services
@@ -64,21 +64,21 @@ class StepContext:
         self.budget = Purse(services.budgets, services.pricer, self.run, step)
         self.started_at: datetime = services.clock.now()
 
-    # What it may use
+    # Inputs and limits
 
     def env(self, names: Mapping[str, Any] | None = None) -> Env:
-        """Return the scope of the step's expressions; `names` are added to it."""
+        """Return the scope of the step's expressions, extended by `names`."""
         return self.run.env(self.step, self.node.refs, names)
 
     def cancelled(self) -> bool:
-        """Tell whether a call in flight is to be aborted; a run's final steps go on when it was cancelled."""
+        """Tell whether a call in flight must be aborted.  The final steps of a cancelled run keep running."""
         if not self.services.cancelled(self.run.info.id):
             return False
         _, top, _ = self.run.ancestry(self.step)[-1]
         return self.run.plan.nodes[top].phase == "main"
 
     def timeout(self) -> float:
-        """Return the seconds that this attempt may take.  Raises DeadlineExceeded."""
+        """Return the seconds allowed for this attempt.  Raises DeadlineExceeded."""
         limit = self.node.timeout or DEFAULT_TIMEOUT
         left = self.seconds_left()
         if left is None:
@@ -91,7 +91,7 @@ class StepContext:
         return min(limit, left)
 
     def seconds_left(self) -> float | None:
-        """Return the seconds to the step's deadline; it counts from when the last step before it has ended."""
+        """Return the seconds until the step's deadline, which starts when its last dependency has ended."""
         if self.node.deadline is None:
             return None
         return self.node.deadline - (self.services.clock.now() - self.since()).total_seconds()
@@ -104,22 +104,22 @@ class StepContext:
         return max(ended, default=self.run.info.key_at or self.run.info.created_at)
 
     def fallback(self) -> Expansion | None:
-        """Return the expansion into the step's fallback, if it has come to that."""
+        """Return the expansion into the step's fallback, if there is one."""
         if self.step.weight != Weight.INLINE or "fallback" not in self.node.bodies:
             return None
         return next((entry for entry in self.run.expansions(self.step.row) if entry.phase == "fallback"), None)
 
-    # Work that is done already
+    # Reuse of earlier work
 
     def fingerprint(self, *request: Any) -> str:
         """Return `root:hash` of the step's place and of everything that its work depends on (JSON values).
 
-        Secrets are masked: with a rotated secret it is the same work.
+        Secrets are masked, so rotating a secret does not change the fingerprint.
         """
         return self.run.fingerprint(self.step, SECRETS.mask_json(json.dumps(request, sort_keys=True)))
 
     def adopted(self, fingerprint: str) -> Done | None:
-        """Return what an earlier run of this root has paid for already; it costs nothing."""
+        """Return the result that an earlier run of this root has already paid for.  Reusing it costs nothing."""
         if self.run.info.root == self.run.info.id:
             return None
         root, _, digest = fingerprint.partition(":")
@@ -128,10 +128,10 @@ class StepContext:
             return None
         return self.succeeded(found.output, {**found.detail, "adopted_from": found.id})
 
-    # Its end
+    # Outcomes
 
     def succeeded(self, output: Any = None, detail: Mapping[str, Any] | None = None) -> Done:
-        """The step has done its work.  Raises Malformed, OutputTooLarge."""
+        """End the step as succeeded.  Raises Malformed, OutputTooLarge."""
         if output is not None:
             self._check_storable(output)
         return Done(self.result(StepStatus.SUCCEEDED, output, detail=detail or {}))
@@ -152,7 +152,7 @@ class StepContext:
             )
 
     def fitting(self, schema: Mapping[str, Any], value: Any) -> Any:
-        """Return what a step without a model gives, text read as JSON.  Raises Malformed where it misses its schema."""
+        """Return the output of a step without a model; text is parsed as JSON.  Raises Malformed if it does not fit."""
         wrong: list[str] = []
         if isinstance(value, str):
             try:
@@ -169,7 +169,7 @@ class StepContext:
         return conform(value, schema)
 
     def skipped(self, reason: str) -> Done:
-        """The step does not run, nor does what needs it."""
+        """Skip the step and the steps that require it."""
         result = self.result(StepStatus.SKIPPED, reason=reason)
         return Done(result, self.run.descendants(self.step, failed=False))
 
@@ -186,7 +186,7 @@ class StepContext:
         )
 
     def error_data(self, error: GorgonError) -> dict[str, Any]:
-        """Return an error as data: what the checkpoint, `{{error}}` and people get."""
+        """Return an error as data for the checkpoint, `{{error}}` and the user."""
         path = self.run.shown_path(self.step)
         return {
             "step": path,
@@ -197,27 +197,27 @@ class StepContext:
         }
 
     def record(self, call: CallRecord) -> None:
-        """Note a call that is over, whatever became of it."""
+        """Record a finished call, whatever its outcome."""
         self.calls.append(call)
         self.budget.recorded(call)
         reporting.settled(self.run, self.step, call)
 
     def paid(self) -> tuple[CallRecord, ...]:
-        """Return the calls of this attempt, and what was reserved for calls that were not made."""
+        """Return the calls of this attempt, plus the reservations for calls that were not made."""
         made = {call.ordinal for call in self.calls}
         return (*self.calls, *(unsent(ordinal) for ordinal in self.budget.held if ordinal not in made))
 
 
 class StepHandler(abc.ABC):
-    """Does the work of one kind of step: one subclass, one file and one line in `kinds` for each."""
+    """Does the work of one kind of step.  Each kind is one subclass in its own file and one line in `kinds`."""
 
     kind: ClassVar[str]
-    """`Node.kind` of its steps."""
+    """The `Node.kind` that this handler serves."""
 
     @abc.abstractmethod
     def execute(self, context: StepContext) -> Outcome:
-        """Do the work.  What it raises of `failure.HANDLED` is judged there."""
+        """Do the work.  Errors in `failure.HANDLED` are mapped to outcomes there."""
 
     def stops_at_failure(self, node: Node) -> bool:
-        """Tell whether a child that fails takes the rest of its composite with it."""
+        """Tell whether a failed child stops the rest of its composite."""
         return False

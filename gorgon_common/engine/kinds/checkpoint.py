@@ -1,4 +1,4 @@
-"""`checkpoint:` — a named savepoint and its message in the run's journal."""
+"""`checkpoint:` — a named savepoint with a message in the run's journal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gorgon_common.engine.outcomes import Outcome
 
 
 class CheckpointMessage(StepHandler):
-    """Renders the message; every step is checkpointed anyway."""
+    """Renders the message.  Every step is checkpointed, so there is nothing else to do."""
 
     kind: ClassVar[str] = "checkpoint"
 

@@ -11,12 +11,12 @@ from gorgon_common.errors import CommandExited
 
 
 class Command(StepHandler):
-    """Runs an argv list, or the text of an older file's shell step."""
+    """Runs an argv list, or the text of a shell step in the older format."""
 
     kind: ClassVar[str] = "command"
 
     def execute(self, context: StepContext) -> Outcome:
-        """Run it; its standard output is the step's.  Raises CommandFailed, Malformed."""
+        """Run the command; its standard output is the step's output.  Raises CommandFailed, Malformed."""
         call = rendering.command_call(context.node.spec, context.env(), timeout=context.timeout())
         fingerprint = context.fingerprint(call.argv, call.shell, dict(call.env), call.stdin, call.cwd)
         adopted = context.adopted(fingerprint)

@@ -1,8 +1,8 @@
-"""What all steps that are made of steps have in common, and the fallback of a failed one.
+"""Shared by all composite steps, plus the fallback of a failed step.
 
-A composite is claimed where it becomes ready, expands into children and waits without a worker.  When the last child
-has ended it is claimed again and goes on: the next round, or its end.  What it has done so far is in its expansions, so
-it goes on from there whichever worker claims it.
+A composite is claimed when it becomes ready, expands into children and then waits without occupying a worker.  When the
+last child has ended, it is claimed again and either starts the next round or ends.  Its progress is stored in its
+expansions, so any worker can continue it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ChildFailed(StepError):
 
 
 def children(run: Run, expansion: Expansion) -> list[Checkpoint | None]:
-    """Return how the children of an expansion have ended, in the order of their rows."""
+    """Return the checkpoints of an expansion's children in row order; None for a child that has not ended."""
     ids = [step_id(run.info.id, row) for row in range(expansion.base, expansion.base + expansion.count)]
     found = run.knowledge.checkpoints(ids)
     return [found.get(key) for key in ids]
@@ -53,7 +53,7 @@ def fallback(run: Run, step: Claimed, error: Mapping[str, Any]) -> Expanded:
 
 
 def fallback_ended(context: StepContext, expansion: Expansion) -> Done:
-    """End a step whose fallback has ended.  Raises ChildFailed where that failed too."""
+    """End a step whose fallback has ended.  Raises ChildFailed if the fallback failed too."""
     child = children(context.run, expansion)[0]
     check([child])
     assert child is not None

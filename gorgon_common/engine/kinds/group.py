@@ -1,4 +1,4 @@
-"""`steps:` — a group of steps with an order of their own."""
+"""`steps:` — a group of steps with its own ordering."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gorgon_common.workflow.plan import Node
 
 
 class Group(StepHandler):
-    """Expands into its steps; its output holds theirs, by id."""
+    """Expands into its steps; its output maps their ids to their outputs."""
 
     kind: ClassVar[str] = "group"
 
     def execute(self, context: StepContext) -> Outcome:
-        """Expand, or end.  Raises ChildFailed."""
+        """Expand the group, or end it.  Raises ChildFailed."""
         run, node = context.run, context.node
         earlier = run.expansions(context.step.row)
         if not earlier:
@@ -33,7 +33,7 @@ class Group(StepHandler):
         )
 
     def stops_at_failure(self, node: Node) -> bool:
-        """Unless an older file says `fail_fast: false`."""
+        """True unless a file in the older format sets `fail_fast: false`."""
         return bool(node.spec.get("fail_fast", True))
 
 

@@ -1,4 +1,4 @@
-"""The engine's own steps: the joins between the phases of a run, and its end."""
+"""The engine's own steps: the joins between the phases of a run, and the end of the run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gorgon_common.workflow.expressions import render_value
 
 
 class Gate(StepHandler):
-    """Joins the steps of the file; what failed among them is in the run's row."""
+    """Joins the file's main steps.  Their failures are stored in the run's row."""
 
     kind: ClassVar[str] = "gate"
 
     def execute(self, context: StepContext) -> Outcome:
-        """Let the next phase begin."""
+        """Let the next phase start."""
         return context.succeeded()
 
 
@@ -29,7 +29,7 @@ class Finally(Gate):
 
 
 class End(StepHandler):
-    """The run's last step: its outputs, and how it ended."""
+    """The run's last step: renders the outputs and determines the run's final status."""
 
     kind: ClassVar[str] = "end"
 
@@ -63,7 +63,7 @@ def _without_outputs(context: StepContext, wrong: ExpressionError) -> dict[str, 
 
 
 def _first_error(context: StepContext) -> dict[str, Any] | None:
-    """Return the error of the step that failed first, where the run was to go on without it."""
+    """Return the error of the first failed step, if the run continued without it."""
     run = context.run
     ids = [step_id(run.info.id, row) for row in range(run.plan.top)]
     failed = [found for found in run.knowledge.checkpoints(ids).values() if found.error and found.finished_at]
@@ -71,7 +71,7 @@ def _first_error(context: StepContext) -> dict[str, Any] | None:
 
 
 def _late_failure(context: StepContext) -> dict[str, Any] | None:
-    """Return the error of a `finally` step that failed."""
+    """Return the error of a failed `finally` step."""
     run = context.run
     ids = [step_id(run.info.id, row) for row in run.keeps]
     for checkpoint in run.knowledge.checkpoints(ids).values():

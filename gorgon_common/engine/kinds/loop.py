@@ -1,4 +1,4 @@
-"""`loop:` — the body again, until a condition holds."""
+"""`loop:` — repeats its body until a condition holds."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gorgon_common.workflow.expressions import evaluate_condition
 
 
 class Loop(StepHandler):
-    """Expands into one iteration after the other."""
+    """Expands into one iteration after another."""
 
     kind: ClassVar[str] = "loop"
 
     def execute(self, context: StepContext) -> Outcome:
-        """Begin the next iteration, or end with the output of the last one.  Raises ChildFailed."""
+        """Start the next iteration, or end with the output of the last one.  Raises ChildFailed."""
         run, node = context.run, context.node
         (body,) = node.bodies["body"]
         earlier = run.expansions(context.step.row)

@@ -1,4 +1,4 @@
-"""`map:` — one body for each item of a list, then an optional `reduce:`."""
+"""`map:` — runs one body per item of a list, then an optional `reduce:`."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class TooManyItems(StepError):
 
 
 class Map(StepHandler):
-    """Expands into its items at once; a window lets `max_parallel` of them go at a time."""
+    """Expands into all of its items at once; a window limits how many run at a time to `max_parallel`."""
 
     kind: ClassVar[str] = "map"
 
     def execute(self, context: StepContext) -> Outcome:
-        """Expand, or end with the results in the order of the items.  Raises ChildFailed, TooManyItems."""
+        """Expand, or end with the results in item order.  Raises ChildFailed, TooManyItems."""
         earlier = context.run.expansions(context.step.row)
         if earlier:
             return _ended(context, earlier[0])
@@ -43,7 +43,7 @@ class Map(StepHandler):
         return _expanded(context.run, context.step, context.node, items, parallel)
 
     def stops_at_failure(self, node: Node) -> bool:
-        """`on_item_failure: fail`, which is the default."""
+        """True for `on_item_failure: fail`, the default."""
         return bool(node.spec.get("on_item_failure", "fail") == "fail")
 
 
@@ -65,7 +65,7 @@ def _items(context: StepContext) -> list[Any]:
 
 
 def _no_list(value: Any) -> str:
-    """Return what to do about a value that was to be a list."""
+    """Return a hint for a value that should have been a list."""
     if value is None:
         return "Give it a value, or write default(…, []) for an empty list where there is none."
     if isinstance(value, str):
@@ -117,12 +117,12 @@ def _ended(context: StepContext, expansion: Expansion) -> Outcome:
 
 
 def _check_enough(run: Run, node: Node, expansion: Expansion) -> None:
-    """Raise ChildFailed where a map has failed for the number of its failed items."""
+    """Raise ChildFailed if too many items of the map have failed."""
     items = children(run, expansion)[: len(expansion.items)]
     failed = [item for item in items if item is None or item.status in (StepStatus.FAILED, StepStatus.CANCELLED)]
     if not failed:
         return
-    # Where one failed and the others were cancelled for it, it is that one that people have to know of.
+    # If one item failed and the others were cancelled because of it, report the one that failed.
     first = next((item for item in failed if item is not None and item.status is StepStatus.FAILED), failed[0])
     error = {} if first is None else first.error or {}
     why = str(result(first)["error"])

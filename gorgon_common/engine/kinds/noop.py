@@ -1,4 +1,4 @@
-"""A step that is queued and does nothing, or sleeps: for tests and benchmarks.  It has no form in a file."""
+"""A queued step that does nothing, or sleeps: for tests and benchmarks.  It cannot be written in a file."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _NOTHING = CallRecord("none", "noop", None, 1, Usage(), 0, "", 0, "ok")
 
 
 class Noop(StepHandler):
-    """Takes `milliseconds`."""
+    """Runs for `milliseconds`."""
 
     kind: ClassVar[str] = "noop"
 
     def execute(self, context: StepContext) -> Outcome:
-        """Leave a row in the ledger, as a call would."""
+        """Write a row to the ledger, as a real call would."""
         time.sleep(context.node.spec.get("milliseconds", 0) / 1000)
         context.calls.append(_NOTHING)
         return context.succeeded("")

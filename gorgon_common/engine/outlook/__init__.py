@@ -1,8 +1,8 @@
-"""From a plan, its inputs and what past runs tell to the work that `costs.forecast` simulates.
+"""Derives the work that `costs.forecast` simulates from a plan, its inputs and the history of past runs.
 
-Nothing is called.  Every prompt is rendered as the engine would render it: inputs are there already; what a step will
-return is stood in for by what it returned last time, or else by an example of its schema.  What depends on inputs alone
-(a condition, the items of a map) is decided here exactly as it will be in the run.
+No call is made.  Every prompt is rendered as the engine would render it.  The inputs are known; a step's output is
+replaced by its output in the last run, or else by an example of its schema.  Anything that depends on inputs alone (a
+condition, the items of a map) is decided exactly as it will be in the run.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from gorgon_common.workflow.plan import Kind, Node, Plan
 __all__ = ["Outlook", "example", "outlook"]
 
 ROUNDS = 1.4
-"""How many rounds a loop is taken to need."""
+"""Assumed number of rounds of a loop."""
 REASONING = {"none": 0.0, "minimal": 0.1, "low": 0.15, "medium": 0.4, "high": 0.7, "xhigh": 1.2, "max": 1.5}
-"""Reasoning tokens for each visible one, by effort."""
+"""Reasoning tokens per visible token, by effort."""
 REPLY_SPREAD, ITEMS_SPREAD, ROUNDS_SPREAD = 0.35, 0.4, 0.6
 LIVE_SECONDS, LIVE_RATE = 1.5, 60.0
-"""A live model is taken to begin after so many seconds and to write so many tokens a second."""
+"""Assumed seconds until a live model starts its reply, and assumed tokens per second."""
 SANDBOX_SECONDS = 0.16
 STEP_SECONDS = Estimate(0.02, 0.7, ASSUMED)
-"""What a step costs beside its call: the hop from one to the next."""
+"""Overhead of a step besides its call: the hop from one step to the next."""
 _SAMPLES = 3
-"""Past values from which on a step speaks for itself."""
+"""With at least this many past values, a step's own history is used."""
 _UNCALLED = frozenset({Kind.COMMAND, Kind.ACTION, Kind.APPROVAL, Kind.WORKFLOW, Kind.WAIT, Kind.NOOP})
 
 
 @dataclass(slots=True)
 class Outlook:
-    """The work to simulate, and `said`: the assumptions made, one sentence each."""
+    """The work to simulate.  `said`: the assumptions made, one sentence each."""
 
     tasks: list[Task]
     top: list[int]
@@ -63,7 +63,7 @@ def outlook(
     target: str,
     latency: float | None = None,
 ) -> Outlook:
-    """Return the work of a plan.  `inputs` are checked already; `latency`: the sandbox's, where it was set."""
+    """Return the work of a plan.  `inputs` must already be validated; `latency`: the sandbox's, if set."""
     return _Reader(plan, inputs, history, estimator, target, latency).read()
 
 
@@ -138,7 +138,7 @@ class _Reader:
         return (done + 0.5) / (done + known.skipped + 1.0)
 
     def _takes(self, node: Node, known: StepHistory | None) -> tuple[Estimate | None, float | None]:
-        """Return how long a step without a call to a model takes, and at most."""
+        """Return the estimated and the maximum duration of a step that calls no model."""
         limit = node.timeout or (DEFAULT_TIMEOUT if node.kind in (Kind.COMMAND, Kind.ACTION) else None)
         if node.kind is Kind.NOOP:
             seconds = float(node.spec.get("milliseconds", 0)) / 1000
@@ -218,12 +218,12 @@ class _Reader:
         return self.estimator.estimate(*model, text).tokens if text else 0.0
 
     def _reply(self, node: Node, known: StepHistory | None, model: tuple[str, str]) -> tuple[Estimate, Estimate | None]:
-        """Return how many tokens the reply has, and how long the call takes."""
+        """Return the estimated tokens of the reply, and the duration of the call."""
         similar = self.history.similar.get((node.spec.get("role"), *model))
         output = learned(known.output) if known is not None else None
         seconds = learned(known.seconds) if known is not None else None
         if similar is not None:
-            # Another step of the role says how long such replies are; its schema may be another one.
+            # Another step with the same role indicates the length of such replies, although its schema may differ.
             if output is None and node.spec.get("role") and len(similar.output) >= _SAMPLES:
                 output = learned(similar.output, SIMILAR)
             if seconds is None and len(similar.seconds) >= _SAMPLES:

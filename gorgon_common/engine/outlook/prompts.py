@@ -1,4 +1,4 @@
-"""How large the prompts of a plan are, and at most: each is rendered as the engine would render it."""
+"""Estimated and maximum sizes of a plan's prompts; each prompt is rendered as the engine would render it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOWN_ITEMS = 50
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a prompt: its text, and the nodes whose output it follows (none: it is known)."""
+    """A part of a prompt: its text, and the nodes whose output determines its length (none: the text is known)."""
 
     text: str
     nodes: tuple[int, ...] = ()
@@ -37,7 +37,7 @@ class Prompts:
         self.inputs = values.inputs
 
     def scopes(self, index: int) -> Iterator[dict[int, tuple[Any, int]]]:
-        """Yield map → (item, position) for the items of the maps around a node, as far as they are told apart."""
+        """Yield map → (item, position) for the items of the maps around a node, as far as the items are known."""
         around = self._maps_around(index)
         exact = [
             number for number in around if (found := self.values.items(number)) is not None and found[1] and found[0]
@@ -67,7 +67,7 @@ class Prompts:
         return found
 
     def pieces(self, node: Node, scope: Mapping[int, tuple[Any, int]]) -> Iterator[Piece]:
-        """Yield the parts of what a call sends."""
+        """Yield the parts of a call's prompt."""
         spec = node.spec
         if spec.get("system"):
             yield from self._template(node, str(spec["system"]), scope)
@@ -110,13 +110,13 @@ class Prompts:
                 yield Piece("", varying, sized=False, bounded=False)
 
     def _varying(self, refs: Mapping[str, Ref], scope: Mapping[int, tuple[Any, int]]) -> tuple[int, ...]:
-        """Return the nodes whose output decides how long a text with these names is."""
+        """Return the nodes whose output determines the length of a text with these names."""
         found: list[int] = []
         for ref in refs.values():
             if ref.kind == "item" and ref.node is not None and ref.node not in scope:
                 listed = self.values.items(ref.node)
                 if listed is None or not listed[1]:
-                    # One item of a list: it follows the steps that write the list, not how many items there are.
+                    # The size of one item depends on the steps that write the list, not on the number of items.
                     over = self.plan.nodes[ref.node]
                     found += [number for number in nodes_of(over.refs) if not self.values.skipped(number)] or [ref.node]
             elif ref.kind in ("step", "published", "steps", "results"):
@@ -124,7 +124,7 @@ class Prompts:
         return tuple(dict.fromkeys(found))
 
     def most(self, pieces: Sequence[Piece]) -> int:
-        """Return the most tokens that the pieces can be, -1 where nothing bounds them; a token is at least a byte."""
+        """Return the maximum number of tokens in the pieces, -1 if there is no bound; a token is at least one byte."""
         total = 0
         for piece in pieces:
             if not piece.nodes and piece.sized:
@@ -140,7 +140,7 @@ class Prompts:
         return total
 
     def _most_returned(self, number: int, seen: set[int]) -> int | None:
-        """Return the most tokens that a node's output can be as text, None where nothing bounds it."""
+        """Return the maximum number of tokens in a node's output as text, None if there is no bound."""
         node = self.plan.nodes[number]
         if self.values.settled(number):
             return len(safe_text(self.values.value(number).output).encode("utf-8", "replace"))
@@ -172,7 +172,7 @@ class Prompts:
 
 
 def _copies(expression: Expression) -> bool:
-    """Tell whether an expression may say a value more than once: what it gives has no bound then."""
+    """Tell whether an expression may repeat a value; its result then has no bound."""
     queue = [expression.tree]
     while queue:
         node = queue.pop()

@@ -1,4 +1,4 @@
-"""What names stand for before a run: inputs as they are, outputs of steps as the past or their schema suggests."""
+"""Values of names before a run: the actual inputs, and step outputs as suggested by history or by their schema."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from gorgon_common.workflow.expressions import (
 from gorgon_common.workflow.plan import COMPOSITE, Join, Kind, Node, Plan, Ref
 
 ITEMS = 4
-"""How many items a list of unknown length is taken to have."""
+"""Assumed number of items in a list of unknown length."""
 ITEMS_SPREAD = 0.4
 _ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
 
 
 class Unsized(Exception):
-    """Nobody knows how large a value is."""
+    """The size of a value is unknown."""
 
 
 class Values:
-    """What the names of one plan stand for.  `said`: what was assumed, a sentence each."""
+    """The values of one plan's names.  `said`: the assumptions made, one sentence each."""
 
     def __init__(self, plan: Plan, inputs: Mapping[str, Any], history: History, target: str) -> None:
         self.plan = plan
@@ -48,14 +48,14 @@ class Values:
         self._open: set[int] = set()
 
     def past(self, node: Node) -> StepHistory | None:
-        """Return what is known of a step's earlier runs."""
+        """Return the history of a step."""
         return self.history.steps.get(node.id)
 
     def skipped(self, index: int) -> bool:
-        """Tell whether it is certain that a node does not run."""
+        """Tell whether a node is certain not to run."""
         if index in self._skips:
             return self._skips[index]
-        self._skips[index] = False  # a loop's body may refer to the loop
+        self._skips[index] = False  # the body of a loop may refer to the loop
         self._skips[index] = self._is_skipped(self.plan.nodes[index])
         return self._skips[index]
 
@@ -78,13 +78,13 @@ class Values:
         return not held
 
     def _decided(self, node: Node) -> bool:
-        """Tell whether a condition depends on nothing but what is known."""
+        """Tell whether a condition depends only on known values."""
         lenient = self.plan.lenient
         names = {name for _, part in condition_expressions(node.condition, lenient) for name in part.names}
         return all(self.known(node.refs[name]) for name in names if name in node.refs)
 
     def known(self, ref: Ref) -> bool:
-        """Tell whether what a name stands for is known before the run."""
+        """Tell whether the value of a name is known before the run."""
         if ref.kind == "input":
             return True
         return ref.kind in ("step", "published", "steps") and all(
@@ -92,7 +92,7 @@ class Values:
         )
 
     def settled(self, number: int) -> bool:
-        """Tell whether what a node returns is known before the run."""
+        """Tell whether a node's output is known before the run."""
         if self.skipped(number):
             return True
         node = self.plan.nodes[number]
@@ -105,7 +105,7 @@ class Values:
         return False
 
     def items(self, index: int) -> tuple[list[Any], bool] | None:
-        """Return (the items of a map, whether they are certain); None where nothing is known of them."""
+        """Return (the items of a map, whether they are certain); None if nothing is known about them."""
         if index not in self._lists:
             self._lists[index] = None
             self._lists[index] = self._listed(self.plan.nodes[index])
@@ -134,7 +134,7 @@ class Values:
         return set()
 
     def value(self, number: int) -> StepValue:
-        """Return what a step's name stands for here.  Raises Unsized where nobody can tell."""
+        """Return the expected value of a step's name.  Raises Unsized if its size is unknown."""
         if number not in self._values:
             if number in self._open:
                 return StepValue(status="pending", name=self.plan.nodes[number].id)
@@ -189,7 +189,7 @@ class Values:
         return self.results(number)
 
     def results(self, number: int) -> list[Any]:
-        """Return the results of a map: as many of its body's output as it is expected to have items."""
+        """Return the results of a map: its body's output, repeated for the expected number of items."""
         node = self.plan.nodes[number]
         repeat = self.times(number, node)
         return [self.value(node.bodies["item"][0]).output] * max(0, round(repeat.times.median))
@@ -213,7 +213,7 @@ class Values:
 
 
 class Names(Mapping[str, Any]):
-    """The names of one node's expressions."""
+    """The names in one node's expressions."""
 
     def __init__(self, values: Values, refs: Mapping[str, Ref], scope: Mapping[int, tuple[Any, int]]) -> None:
         self._values = values
@@ -293,7 +293,7 @@ def nodes_of(refs: Mapping[str, Ref]) -> list[int]:
 
 
 def safe_text(value: Any) -> str:
-    """Return a value as text, nothing where it has none."""
+    """Return a value as text; an empty string if it has none."""
     if value is MISSING or value is None:
         return ""
     try:

@@ -1,13 +1,13 @@
-"""From a validated workflow to its Plan.
+"""Compiles a validated workflow into its Plan.
 
-`layout` decides which nodes there are, `specs` what each carries, `names` what the names in its expressions stand for,
-`build` joins them and says everything that is wrong at once.  `inputs` checks what a run is given.
+`layout` determines the nodes, `specs` their contents, and `names` the meaning of the names in their expressions.
+`build` combines them and reports all problems at once.  `inputs` checks the inputs of a run.
 
-What a node's `spec` holds, by kind (a key is absent where the file says nothing; texts are templates):
+The contents of a node's `spec`, by kind (keys that the file does not set are absent; texts are templates):
 
 =========== ==========================================================================================================
 agent       provider, model ("" : the role's tier at that provider), models ["provider:model", …], tier, role, system,
-            prompt (None: `standing` is the task; its material are the values of the names in `given`: inputs, the
+            prompt (None: `standing` is the task; its material is the values of the names in `given`: inputs, the
             item or the results of a map, and the outputs of the steps in `context`), schema, max_tokens, effort, tools,
             cache {ttl}, estimated_tokens
 command     argv [template, …] or shell (text, unsubstituted) with exports {ENV: name}, env {ENV: template}, stdin, cwd,
@@ -23,13 +23,13 @@ loop        until (expression or condition), max
 group       max_parallel, fail_fast
 =========== ==========================================================================================================
 
-Any of them: budget_usd, tokens, on_budget, trust.
+Any kind: budget_usd, tokens, on_budget, trust.
 
-A loop's own id means, in `until:` and inside its body, the last iteration that has ended: its ref is the body's node.
+In `until:` and inside its body, a loop's own id means the last iteration that has ended: its ref is the body's node.
 
 Order of nodes: steps, on_error, finally, `$gate`, `$finally`, `$end`, then the bodies.  `$gate` depends on the steps
-that nothing else depends on, which is the same as on all of them.  A step of an older file waits for what it refers to
-without passing its skip on (an `order` edge), and its `depends_on` joins with `none_failed`.
+that nothing else depends on, which is equivalent to depending on all steps.  In older files, a step waits for the steps
+it refers to without inheriting their skips (an `order` edge), and its `depends_on` joins with `none_failed`.
 """
 
 from gorgon_common.workflow.compiler.build import Compiled, compile_workflow, try_compile

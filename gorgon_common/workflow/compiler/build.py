@@ -1,4 +1,4 @@
-"""Drafts to nodes: every expression read, every name resolved, every edge drawn, every problem told at once."""
+"""Turns drafts into nodes: reads expressions, resolves names, draws edges, and reports all problems at once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LISTS = frozenset({"list", "object", "any"})
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """What became of a workflow: the plan where there is no error, and every problem, warnings among them."""
+    """The result of compiling a workflow: the plan if there is no error, and every problem, including warnings."""
 
     plan: Plan | None
     problems: list[Problem] = field(default_factory=list)
@@ -45,8 +45,8 @@ class Compiled:
 def compile_workflow(spec: Source | Workflow, *, roles: Roles, operations: Operations | None = None) -> Plan:
     """Return the Plan of a workflow.  Raises WorkflowInvalid with every problem found.
 
-    `spec` is what the loader returns, or a bare Workflow (its problems have no line).  `roles`: name or alias → Role.
-    `operations`: name → operation, None where they are not known.  Warnings: see `try_compile`.
+    `spec` is the loader's result, or a bare Workflow (its problems have no line).  `roles`: name or alias → Role.
+    `operations`: name → operation, None if they are unknown.  `try_compile` also returns warnings.
     """
     made = try_compile(spec, roles=roles, operations=operations)
     if made.plan is None:
@@ -55,7 +55,7 @@ def compile_workflow(spec: Source | Workflow, *, roles: Roles, operations: Opera
 
 
 def try_compile(spec: Source | Workflow, *, roles: Roles, operations: Operations | None = None) -> Compiled:
-    """Return the Plan with the warnings, or every problem where there is an error among them."""
+    """Return the Plan with its warnings, or every problem if there is an error among them."""
     source: Source = Bare(spec) if isinstance(spec, Workflow) else spec
     builder = _Builder(source, roles, operations)
     plan = builder.plan()
@@ -85,14 +85,14 @@ class _Builder:
     def tell(
         self, message: str, place: Place, *, hint: str = "", offset: int | None = None, severity: str = "error"
     ) -> None:
-        """Note a problem, once."""
+        """Report a problem, once."""
         key = (place, offset, message)
         if key not in self._told:
             self._told.add(key)
             self.problems.append(self.source.problem(message, place, hint=hint, offset=offset, severity=severity))
 
     def tell_all(self, complaints: list[Complaint], place: Place) -> None:
-        """Note what the types say; older files were never checked, so for them it is a warning."""
+        """Report type complaints; as warnings in older files, which were never checked."""
         severity = "warning" if self.lenient else "error"
         for complaint in complaints:
             at = (*place, *complaint.at)
@@ -101,7 +101,7 @@ class _Builder:
     # ── the plan ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def plan(self) -> Plan:
-        """Return the plan; it is of use only where no error was told."""
+        """Return the plan; it is only usable if no error was reported."""
         defaults = self.workflow.defaults
         for draft in self.layout.drafts:
             if draft.step is not None:
@@ -169,13 +169,13 @@ class _Builder:
         )
 
     def join(self, step: StepBody) -> Join:
-        """Older files pass no skip on: what follows a skipped step runs."""
+        """Return the join rule.  Older files do not propagate skips: the successors of a skipped step run."""
         join = Join(step.join)
         return Join.NONE_FAILED if self.lenient and join is Join.ALL_SUCCESS else join
 
     @staticmethod
     def condition(step: StepBody) -> Any:
-        """The canonical condition of a step."""
+        """Return the canonical condition of a step."""
         if step.when is not None:
             return step.when
         return step.condition.plain() if step.condition is not None else None
@@ -208,20 +208,20 @@ class _Builder:
             self.command(draft, step)
 
     def forgotten_braces(self, value: Any, place: Place) -> None:
-        """A text where a list belongs is most often an expression without its braces."""
+        """Report a text where a list belongs; it is usually an expression without its braces."""
         if isinstance(value, str) and not self.lenient and "{{" not in value:
             hint = f'Write it as an expression: "{{{{{value.strip()}}}}}".'
             self.tell(f"`{place[-1]}` needs a list, and this is a text", place, hint=hint)
 
     def joined_texts(self, values: list[Any], place: Place) -> None:
-        """A plain text in the list of an `aggregate` is neither a step nor visibly meant as text."""
+        """Report a plain text in an `aggregate` list; it is neither a step nor clearly meant as text."""
         for number, value in enumerate(values):
             if isinstance(value, str) and not self.lenient and "{{" not in value:
                 hint = f'Name a step, or write {{{{ "{value}" }}}} where the text itself is meant.'
                 self.tell(f"`{value}` is not the name of a step", (*place, number), hint=hint)
 
     def templates(self, value: Any, place: Place, step: StepBody | None = None) -> Iterator[tuple[Place, Template]]:
-        """Yield every text with an expression in it, inside a nested value (of a step)."""
+        """Yield every text with an expression in a nested value (of a step)."""
         if isinstance(value, str):
             try:
                 template = parse_template(value, self.lenient)
@@ -240,7 +240,7 @@ class _Builder:
                 yield from self.templates(entry, (*place, index), step)
 
     def other_notations(self, template: Template, place: Place, step: StepBody | None) -> None:
-        """References in other notations, `${x}` and `{inputs.x}`, would silently stay text."""
+        """Report references in other notations, `${x}` and `{inputs.x}`, which would silently remain text."""
         known, inputs = self.known, self.workflow.inputs
         if step is not None and (place[-1] == "stdin" or "run" in place[-2:]):
             found = checks.command_literal_findings(template, known, inputs, step.env)
@@ -261,7 +261,7 @@ class _Builder:
     ) -> dict[str, Type]:
         """Resolve the names of an expression; return their types.
 
-        `needed`: of a condition, the offsets of the names that it reads in any case.
+        `needed`: for a condition, the offsets of the names that it reads in any case.
         """
         types: dict[str, Type] = {}
         certain = missing.certain_paths(expression) if needed is None else needed
@@ -282,7 +282,7 @@ class _Builder:
 
     @staticmethod
     def bind(refs: dict[str, Ref], types: dict[str, Type], name: str, meaning: Meaning) -> None:
-        """Note what a name stands for; `steps` gathers every step that is reached through it."""
+        """Record the meaning of a name; `steps` collects every step that is reached through it."""
         ref, kind = meaning.ref, meaning.type
         if ref.kind == "steps":
             if name in refs:
@@ -293,7 +293,7 @@ class _Builder:
         types[name] = kind
 
     def connect(self, draft: Draft, meaning: Meaning, *, until: bool = False) -> None:
-        """Draw the edges that using a name needs.  Raises Unknown."""
+        """Draw the edges that the use of a name requires.  Raises Unknown."""
         for index in meaning.steps:
             edge = self.names.edge(draft.index, index, until=until)
             if edge is not None:
@@ -301,7 +301,7 @@ class _Builder:
                 deps[edge.before] = deps.get(edge.before, True) and self.lenient
 
     def secret(self, path: Path, place: Place, *, allowed: bool) -> None:
-        """Secrets have their places, and their names are declared."""
+        """Check that a secret is declared and used only where secrets are allowed."""
         if not allowed:
             self.tell(
                 f"`{path}` would put a secret where it can be read: into a text, a condition or a model's prompt",
@@ -331,7 +331,7 @@ class _Builder:
         self.tell_all(complaints, place)
 
     def exit_codes(self, expression: Expression | Template, place: Place) -> None:
-        """A condition on the exit code of a command that ends the run unless it is 0 never says no."""
+        """Report a condition on an exit code that is always 0, because a non-zero exit of that command ends the run."""
         for path in expression.paths:
             index = self.layout.ids.get(path.root)
             if index is None or path.fields != ("exit_code",) or self.lenient:
@@ -352,7 +352,7 @@ class _Builder:
                 )
 
     def over(self, draft: Draft, template: Template, types: Mapping[str, Type], place: Place) -> None:
-        """`over` gives a list; its items' type is that of the `as:` name."""
+        """Check that `over` gives a list; its item type becomes the type of the `as:` name."""
         kind = infer(template, types)
         kind = kind.output or ANY if kind.kind == "step" else kind
         if kind.kind not in _LISTS and not self.lenient:
@@ -364,14 +364,14 @@ class _Builder:
             self.names.items[draft.index] = kind.item
 
     def fixed_folder(self, template: Template, place: Place) -> None:
-        """What a model wrote must not decide where a command runs: its programs and settings may be found there."""
+        """Report a model's output that decides where a command runs, since programs and settings may be found there."""
         for path in template.paths:
             if path.root != "inputs":
                 hint = 'Write the folder out, or take it from an input: cwd: "{{inputs.folder}}".'
                 self.tell(f"`{path}` may not decide the folder of a command", place, hint=hint, offset=path.offset)
 
     def command(self, draft: Draft, step: StepBody) -> None:
-        """A command's program is fixed; its values are arguments, environment or input."""
+        """Check that a command's program is fixed; values may only be arguments, environment or input."""
         found = specs.relative_path(step) if step.cwd is None and not self.lenient else None
         if found is not None:
             at, path = found
@@ -408,10 +408,10 @@ class _Builder:
         if exports:
             draft.spec = {**draft.spec, "exports": exports}
 
-    # ── what is written ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Written dependencies and keys ────────────────────────────────────────────────────────────────────────────────
 
     def written_deps(self, draft: Draft, step: StepBody) -> None:
-        """`depends_on`, and the order of older files."""
+        """Draw the edges of `depends_on`, and the file order of older files."""
         for number, name in enumerate(step.depends_on):
             self.dependency(draft, name, (*draft.place, "depends_on", number), order=False)
         for name in step.order_after:
@@ -436,7 +436,7 @@ class _Builder:
             deps[edge.before] = order and deps.get(edge.before, True)
 
     def standing(self, draft: Draft, step: StepBody) -> None:
-        """An agent with a role and no prompt gets the role's task; inputs, item and outputs are its material."""
+        """Give an agent with a role but no prompt the role's task; inputs, item and outputs are its material."""
         if draft.kind is not Kind.AGENT or step.prompt is not None:
             return
         context: list[str] = []
@@ -462,7 +462,7 @@ class _Builder:
         draft.spec = {**draft.spec, **{name: names for name, names in found.items() if names}}
 
     def check_step(self, draft: Draft, step: StepBody) -> None:
-        """What does not fit together in a step, and what cannot run yet."""
+        """Report contradictions in a step, and features that cannot run yet."""
         if draft.kind is Kind.MAP and step.map is not None and not self.lenient:
             self.item_name(draft, step.map.as_)
         if draft.outer:
@@ -492,19 +492,19 @@ class _Builder:
             self.tell(reason, draft.place, hint="`gorgon run` refuses the workflow until then.", severity="warning")
 
     def keys(self, draft: Draft, step: StepBody) -> None:
-        """Whatever a step asks for is done, or told; older files were never checked, so there it is a warning."""
+        """Report keys of a step that have no effect; as warnings in older files, which were never checked."""
         retry = specs.retry_of(self.layout.innermost(draft.index), self.workflow.defaults, self.operations)
         for finding in (*checks.key_findings(draft, step, retry), *(() if self.lenient else checks.unfilled(step))):
             severity = "warning" if self.lenient else finding.severity
             self.tell(finding.message, (*draft.place, *finding.place), hint=finding.hint, severity=severity)
 
     def unenforced(self, what: str, place: Place) -> None:
-        """Warn of a key that is understood and does nothing yet: a limit that holds nothing back must not be silent."""
+        """Warn of a key that is accepted but not enforced yet: a limit without effect must not go unnoticed."""
         if not self.lenient:
             self.tell(f"`{what}` has no effect yet", place, hint="The workflow runs without it.", severity="warning")
 
     def promises(self) -> None:
-        """Warn of what the workflow as a whole asks for and does not get yet."""
+        """Warn of workflow-level features that do nothing yet."""
         if self.workflow.triggers:
             self.unenforced("triggers", ("triggers",))
         if self.workflow.limits.on_budget == "approve":
@@ -515,7 +515,7 @@ class _Builder:
                 self.tell(finding.message, finding.place, hint=finding.hint, severity=finding.severity)
 
     def item_name(self, draft: Draft, name: str) -> None:
-        """The `as:` name is a name like any id, and hides none."""
+        """Check that the `as:` name is a valid id and hides no other name."""
         place = (*draft.place, "map", "as")
         wrong = check_id(name)
         if wrong:
@@ -525,7 +525,7 @@ class _Builder:
             self.tell(f"`{name}` is the id of a step already", place, hint=hint)
 
     def agent(self, draft: Draft, step: StepBody) -> None:
-        """Roles and tools of an agent step."""
+        """Check the roles and tools of an agent step."""
         if step.role and step.role not in self.roles:
             hint = did_you_mean(step.role, self.roles)
             self.tell(f"there is no role `{step.role}`", (*draft.place, "role"), hint=hint)
@@ -560,7 +560,7 @@ class _Builder:
             before = join.index
 
     def cycles(self) -> None:
-        """Name every cycle, one for each set of steps that may depend on each other."""
+        """Report every cycle, one per set of steps that may depend on each other."""
         for body in self.layout.bodies_of_siblings():
             sorter = TopologicalSorter({index: list(self.layout.drafts[index].deps) for index in body})
             try:
@@ -577,10 +577,10 @@ class _Builder:
                     hint += f" The output of a step in the previous iteration is `default({name}, '')`."
                 self.tell(f"the steps wait for each other in a circle: {told}", ring[0].place, hint=hint)
 
-    # ── the run's own texts ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── outputs and concurrency key ──────────────────────────────────────────────────────────────────────────────────
 
     def outputs(self) -> tuple[dict[str, Any], dict[str, Ref]]:
-        """Read the workflow's outputs; in older files a name that nothing publishes is null, with a warning."""
+        """Read the workflow's outputs.  In older files, a name that nothing publishes is null, with a warning."""
         end = self.layout.drafts[self.layout.end]
         made: dict[str, Any] = {}
         for name, value in self.workflow.outputs.items():
@@ -599,7 +599,7 @@ class _Builder:
         return made, dict(sorted(refs.items()))
 
     def gaps(self) -> None:
-        """Tell of values that may not exist when they are read; in older files such a value renders as nothing."""
+        """Report values that may not exist when they are read; in older files, such values render as nothing."""
         if self.lenient:
             return
         for gap in missing.Gaps(self.layout).find(self.reads):
@@ -607,7 +607,7 @@ class _Builder:
             self.tell(gap.message, read.place, hint=gap.hint, offset=read.path.offset, severity=gap.severity)
 
     def unpublished(self, value: Any) -> bool:
-        """Whether an older file's output names something that does not exist."""
+        """Whether an older file's output refers to something that does not exist."""
         if not isinstance(value, str):
             return value is None
         template = parse_template(value, True)
@@ -615,7 +615,7 @@ class _Builder:
         return not template.names <= known
 
     def concurrency(self) -> None:
-        """A concurrency key is decided before the run: inputs and the run are all it has."""
+        """Check the concurrency key, which is rendered before the run and can only use inputs and the run."""
         if self.workflow.concurrency is None:
             return
         place: Place = ("concurrency", "key")
@@ -627,7 +627,7 @@ class _Builder:
             self.tell("the concurrency key is empty", place, hint='Write a name, or "{{inputs.name}}".')
 
     def key_path(self, path: Path, place: Place) -> None:
-        """Tell what cannot be in a key, or would make it of no use."""
+        """Report values that a key cannot contain, or that would make it useless."""
         bare = self.lenient and path.root in self.workflow.inputs
         if path.root not in ("inputs", "run") and not bare:
             hint = "Write `inputs.name`: the key is needed before any step has run."
@@ -648,7 +648,7 @@ def _fields(draft: Draft) -> Mapping[str, Any]:
 
 
 def _unavailable(draft: Draft, step: StepBody) -> str | None:
-    """Why a step cannot run yet, in one sentence."""
+    """Return why a step cannot run yet, in one sentence."""
     told = f"step `{draft.id}`"
     match draft.kind:
         case Kind.ACTION if str(step.uses).startswith("mcp."):

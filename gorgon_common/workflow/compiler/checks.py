@@ -1,6 +1,6 @@
-"""What a step asks for and would not get: keys without a meaning where they stand, texts that are not filled in.
+"""Finds things a step asks for but would not get: keys without effect in their place, and unrendered texts.
 
-Whatever loads is done, or there is a warning that it is not (yet).
+Everything that loads takes effect, or a warning says that it does not (yet).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from gorgon_common.workflow.plan import Retry
 from gorgon_common.workflow.schema import PROVIDERS, Defaults, StepBody, Workflow
 
 _ATTEMPTS = frozenset({"prompt", "run", "uses", "workflow"})
-"""Actions that are attempted, and can be attempted again."""
+"""Actions that run in attempts and can be retried."""
 _TIMED = _ATTEMPTS | {"approval", "wait"}
 _PAID = frozenset({"prompt", "workflow"})
 _NOT_YET = ("cache", "effect", "on_doubt", "trust")
-"""Keys of a step that are understood and do nothing yet."""
+"""Keys of a step that are accepted but have no effect yet."""
 _COMMAND_FAILURES = frozenset({"timeout", "exit_code", "invalid_output"})
 
 _OLD = re.compile(r"\$\{\s*(?P<root>[A-Za-z_][\w-]*)(?P<fields>(?:\.[\w-]+|\[[^\]\n]*\])*)\s*\}")
@@ -28,7 +28,7 @@ _SINGLE = re.compile(r"(?<![{$])\{\s*(?P<root>[A-Za-z_]\w*)(?P<fields>(?:\.\w+|\
 
 
 class Finding(NamedTuple):
-    """Something to tell, at a place inside the step (or the file)."""
+    """A message about a place inside the step (or the file)."""
 
     place: Place
     message: str
@@ -41,7 +41,7 @@ class Finding(NamedTuple):
 
 
 def key_findings(draft: Draft, step: StepBody, retry: Retry) -> Iterator[Finding]:
-    """Yield what a step's keys cannot do where they stand; `retry` is what becomes of its retries."""
+    """Yield the keys of a step that have no effect in their place; `retry` is the step's effective retry policy."""
     action = step.action
     within = f"in a step with `{action}:`"
     inside = "Put it on the steps inside." if action == "steps" else "Remove it."
@@ -92,7 +92,7 @@ def _retries(step: StepBody, retry: Retry) -> Iterator[Finding]:
 
 
 def _providers(step: StepBody) -> Iterator[Finding]:
-    """A bare model's name that is known to belong to another provider than the one that is written beside it."""
+    """Yield bare model names that are known to belong to a provider other than the stated one."""
     if step.provider is None:
         return
     for number, name in enumerate(step.models):
@@ -102,7 +102,7 @@ def _providers(step: StepBody) -> Iterator[Finding]:
 
 
 def foreign_model(provider: str, name: str) -> tuple[str, str] | None:
-    """Return (message, hint) where a bare model's name belongs to another provider than `provider`."""
+    """Return (message, hint) if a bare model name belongs to a provider other than `provider`."""
     prefix, _, rest = name.partition(":")
     if rest and prefix in PROVIDERS:
         return None
@@ -119,7 +119,7 @@ def foreign_model(provider: str, name: str) -> tuple[str, str] | None:
 
 
 def literal_findings(template: Template, known: Collection[str], inputs: Collection[str]) -> Iterator[Finding]:
-    """Yield the references in other notations: `${plan.output}`, `{inputs.x}`.  `known`: names that mean something."""
+    """Yield references in other notations: `${plan.output}`, `{inputs.x}`.  `known`: names that mean something."""
     for match, offset in _references(template):
         yield _not_filled(match, offset, known, inputs)
 
@@ -127,7 +127,7 @@ def literal_findings(template: Template, known: Collection[str], inputs: Collect
 def command_literal_findings(
     template: Template, known: Collection[str], inputs: Collection[str], variables: Collection[str]
 ) -> Iterator[Finding]:
-    """The same in a command, where `${NAME}` may be the shell's."""
+    """Yield the same for a command, where `${NAME}` may belong to the shell."""
     for match, offset in _references(template):
         root, fields = match["root"], match["fields"]
         if not match[0].startswith("$") or fields or ((root in known or root in inputs) and root not in variables):
@@ -171,7 +171,7 @@ def _not_filled(match: re.Match[str], offset: int, known: Collection[str], input
 
 
 def unfilled(step: StepBody) -> Iterator[Finding]:
-    """Yield expressions where none is read: they would be taken as they stand."""
+    """Yield expressions in places where they are not evaluated and would remain text."""
     places: list[tuple[Place, Any]] = [
         (("models",), step.models),
         (("role",), step.role),
@@ -192,7 +192,7 @@ def unfilled(step: StepBody) -> Iterator[Finding]:
 
 
 def unfilled_inputs(workflow: Workflow) -> Iterator[Finding]:
-    """Yield expressions in the defaults of inputs, which stay text."""
+    """Yield expressions in the defaults of inputs, which remain text."""
     for name, schema in workflow.inputs.items():
         for at in _expressions(schema.get("default"), ("inputs", name, "default")):
             yield Finding(at, "an expression in a default is not read: it stays text", "", "warning")
@@ -215,7 +215,7 @@ def _expressions(value: Any, place: Place) -> Iterator[Place]:
 
 
 def default_findings(defaults: Defaults) -> Iterator[Finding]:
-    """Yield what contradicts itself in `defaults:`."""
+    """Yield contradictions in `defaults:`."""
     if defaults.provider is None:
         return
     for name in defaults.models:

@@ -1,4 +1,4 @@
-"""What a run is given, checked against what the workflow declares."""
+"""Checks the inputs of a run against the workflow's declarations."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from gorgon_common.workflow.plan import Plan
 
 
 def check_inputs(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the run's inputs: what was given, the defaults, and None for an optional input that was not given.
+    """Return the run's inputs: the given values, the defaults, and None for missing optional inputs.
 
-    Whole numbers become decimals where the schema says `number`.  Raises InputInvalid that names everything that is
+    Whole numbers become decimals where the schema says `number`.  Raises InputInvalid naming everything that is
     missing, unknown or of the wrong type.
     """
     faults: list[str] = []
@@ -53,12 +53,12 @@ def check_inputs(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _validator(schema: Mapping[str, Any]) -> Draft202012Validator:
-    """`format: date` and the like are checked, as far as the library can without others."""
+    """Return a validator that also checks `format: date` and the like, as far as the library can on its own."""
     return Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
 
 
 def input_schema(declared: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON Schema of an input, without the `required: bool` that stands beside it."""
+    """Return the JSON Schema of an input, without the added `required: bool`."""
     schema = {key: value for key, value in declared.items() if key not in ("required", "x-required")}
     if "x-required" in declared:
         schema["required"] = declared["x-required"]

@@ -1,4 +1,4 @@
-"""Which nodes a workflow has: steps, their wrappers (map, loop) and their bodies, in the order of the Plan."""
+"""Determines the nodes of a workflow: steps, their wrappers (map, loop) and their bodies, in the order of the Plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gorgon_common.workflow.plan import Join, Kind, Ref
 from gorgon_common.workflow.schema import StepBody, Workflow
 
 Place = tuple[str | int, ...]
-"""Where something is in the document: ("steps", 2, "prompt")."""
+"""A place in the document: ("steps", 2, "prompt")."""
 
 KINDS = {
     "prompt": Kind.AGENT,
@@ -29,11 +29,10 @@ PHASES = ("main", "on_error", "finally")
 
 @dataclass(slots=True)
 class Draft:
-    """A node in the making.
+    """A node under construction.
 
-    A step with a `map` or `loop` makes two of them: the outer one has the modifiers (dependencies, condition, what
-    happens on failure), the inner one the action.  `outer` and `inner` say which of the two this is; both are true for
-    a plain step.
+    A step with a `map` or `loop` becomes two drafts.  The outer one has the modifiers (dependencies, condition, failure
+    handling), the inner one the action.  `outer` and `inner` tell which one this is; for a plain step, both are true.
     """
 
     index: int
@@ -43,20 +42,20 @@ class Draft:
     place: Place
     container: int | None = None
     role: str = ""
-    """The body of the container that it belongs to: item, reduce, body, steps or fallback."""
+    """The body of its container that it belongs to: item, reduce, body, steps or fallback."""
     phase: str = "main"
     outer: bool = True
     inner: bool = True
     join: Join = Join.ALL_SUCCESS
     bodies: dict[str, list[int]] = field(default_factory=dict)
     deps: dict[int, bool] = field(default_factory=dict)
-    """Node → whether the edge is only order."""
+    """Node → whether the edge only determines the order."""
     spec: dict[str, Any] = field(default_factory=dict)
     refs: dict[str, Ref] = field(default_factory=dict)
 
 
 class Layout:
-    """All drafts of a workflow, and how they lie inside each other."""
+    """All drafts of a workflow and how they are nested."""
 
     def __init__(self, workflow: Workflow) -> None:
         self.workflow = workflow
@@ -64,7 +63,7 @@ class Layout:
         self.ids: dict[str, int] = {}
         """Id of a step → its outer node."""
         self.publishers: dict[str, list[int]] = {}
-        """Older files: published name → outer nodes of the steps that publish it, in the order of the file."""
+        """Older files: published name → outer nodes of the steps that publish it, in file order."""
         self.children: dict[int, list[int]] = {}
         self.item_names: set[str] = set()
         """The `as:` names of all maps."""
@@ -117,7 +116,7 @@ class Layout:
             draft.phase = phase
 
     def _body(self, outer: Draft, suffix: str, role: str) -> None:
-        """Add what a map or a loop repeats: the loop inside the map, or the action itself."""
+        """Add the body of a map or a loop: the loop inside the map, or the action itself."""
         step = outer.step
         assert step is not None
         looped = outer.kind is Kind.MAP and step.loop is not None
@@ -170,7 +169,7 @@ class Layout:
                 yield steps
 
     def innermost(self, index: int) -> Draft:
-        """Return the node that carries the action of the step whose outer node this is."""
+        """Return the node with the action of the step that has this outer node."""
         draft = self.drafts[index]
         while not draft.inner and draft.bodies:
             draft = self.drafts[(draft.bodies.get("item") or draft.bodies["body"])[0]]

@@ -1,8 +1,8 @@
-"""Values that may not exist when they are read: decided from the graph, before anything is spent.
+"""Finds values that may not exist when they are read, using the graph, before any money is spent.
 
-A step may be skipped (its condition, `on_failure: skip`, or a skipped step before it), and in the first round a loop
-has no last one.  Reading such a value fails the run unless `default()`, `has()`, a condition or the join rule stands
-before it.  A complaint is given only for what is read whenever the expression is evaluated.
+A step may be skipped (its condition, `on_failure: skip`, or a skipped dependency), and the first round of a loop has no
+previous round.  Reading such a value fails the run unless `default()`, `has()`, a condition or the join rule guards it.
+Complaints are limited to values that are read whenever the expression is evaluated.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Read(NamedTuple):
     ref: Ref
     place: Place
     condition: bool = False
-    """It stands in the node's own condition."""
+    """The reference is in the node's own condition."""
     until: bool = False
-    """It stands in the node's `until:`, which is read after a round."""
+    """The reference is in the node's `until:`, which is read after a round."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A read that may find nothing."""
+    """A read that may find no value."""
 
     read: Read
     message: str
@@ -41,7 +41,7 @@ class Gap:
 
 
 def certain_paths(expression: Expression | Template) -> set[int]:
-    """Return the offsets of the names that are read whenever the expression is evaluated, and have to be there."""
+    """Return the offsets of the names that are read whenever the expression is evaluated, and that must exist."""
     parts = (expression,) if isinstance(expression, Expression) else expression.expressions
     return {offset for part in parts for offset in _certain(part.tree, frozenset())}
 
@@ -49,13 +49,13 @@ def certain_paths(expression: Expression | Template) -> set[int]:
 def certain_fields(
     condition: Any, at: tuple[str | int, ...] = (), *, legacy: bool = False
 ) -> Iterator[tuple[tuple[str | int, ...], set[int]]]:
-    """Yield (keys inside a condition, offsets of the names there) for what it reads in any case and needs."""
+    """Yield (keys inside a condition, offsets of the names there) for what it reads and needs in any case."""
     if isinstance(condition, str):
         yield at, certain_paths(parse(condition, legacy))
         return
     for key in ("all", "any"):
         if condition.get(key):
-            yield from certain_fields(condition[key][0], (*at, key, 0), legacy=legacy)  # the others depend on it
+            yield from certain_fields(condition[key][0], (*at, key, 0), legacy=legacy)  # the rest may not be read
     if condition.get("not") is not None:
         yield from certain_fields(condition["not"], (*at, "not"), legacy=legacy)
     needed = condition.get("on_missing", "error") == "error" and condition.get("operator") not in PRESENCE
@@ -83,17 +83,17 @@ def _certain(node: tree.Node, bound: frozenset[str]) -> Iterator[int]:
 
 
 class Gaps:
-    """Finds the reads that may find nothing.  The edges of the layout must be complete."""
+    """Finds the reads that may find no value.  The edges of the layout must be complete."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self._skips: dict[int, str] = {}
         self._entered: set[int] = set()
         self._origin: dict[int, int] = {}
-        """A step that takes over a skip → the step that is skipped by itself."""
+        """A step that inherits a skip → the step that is skipped in its own right."""
 
     def find(self, reads: list[Read]) -> Iterator[Gap]:
-        """Yield what may be missing."""
+        """Yield the values that may be missing."""
         for read in reads:
             gap = self._first_round(read) if self._own_loop(read) else self._skipped(read)
             if gap is not None:
@@ -102,7 +102,7 @@ class Gaps:
     # ── loops ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _own_loop(self, read: Read) -> Draft | None:
-        """The loop whose last round is read, from inside of it."""
+        """Return the loop whose previous round is read from inside the loop."""
         for draft in self.layout.ancestors(read.owner):
             if draft.kind is Kind.LOOP and read.ref.node == draft.bodies["body"][0]:
                 return draft
@@ -133,7 +133,7 @@ class Gaps:
         return None
 
     def _targets(self, read: Read) -> Iterator[tuple[int, tuple[str | int, ...]]]:
-        """The step that is read with the fields behind its name, and an inner step whose output is read through it."""
+        """Yield the step that is read, with the fields after its name, and any inner step that is read through it."""
         fields = read.path.fields
         if read.ref.kind == "steps" and fields:
             target, fields = self.layout.ids.get(str(fields[0])), fields[1:]
@@ -173,14 +173,14 @@ class Gaps:
 
     @staticmethod
     def _runs_without(after: Draft) -> bool:
-        """Whether a node may run though one that it depends on was skipped."""
+        """Whether a node may run although one of its dependencies was skipped."""
         assert after.step is not None
         if Join(after.step.join) is Join.ANY_SUCCESS:
             return sum(not order for order in after.deps.values()) > 1
         return Join(after.step.join) is not Join.ALL_SUCCESS
 
     def _guarded(self, read: Read, nodes: list[int]) -> bool:
-        """Whether a condition stands before the read: of the node itself, or of one around it."""
+        """Whether a condition guards the read: the node's own, or that of a container."""
         around = [index for index in nodes if not (read.condition and index == read.owner)]
         return any(_conditional(self.layout.drafts[index]) for index in around)
 
@@ -201,7 +201,7 @@ class Gaps:
         )
 
     def skip_reason(self, index: int) -> str:
-        """Return why a step may be skipped while the run goes on, as the rest of a sentence; "" where it may not."""
+        """Return why a step may be skipped while the run continues, as the end of a sentence; "" if it cannot be."""
         waiting = [index]
         while waiting:  # a chain of steps may be longer than Python's stack
             current = waiting[-1]
@@ -213,12 +213,12 @@ class Gaps:
                 self._entered.add(current)
                 waiting += unknown
                 continue
-            self._skips[current] = self._reason(self.layout.drafts[current])  # a circle is told elsewhere
+            self._skips[current] = self._reason(self.layout.drafts[current])  # cycles are reported elsewhere
             waiting.pop()
         return self._skips[index]
 
     def _passing(self, index: int) -> list[int]:
-        """The steps whose skip a step could take over."""
+        """Return the steps whose skip a step could inherit."""
         return [before for before, order in self.layout.drafts[index].deps.items() if not order]
 
     def _reason(self, draft: Draft) -> str:

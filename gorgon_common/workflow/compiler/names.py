@@ -1,4 +1,4 @@
-"""What a name stands for at a place of the workflow, and which edges follow from using it there."""
+"""Resolves what a name means at a place in the workflow, and which edges its use requires."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ RUN = Type("object", fields=dict.fromkeys(("id", "workflow", "team", "started_at
 _ERROR = Type("object", fields=dict.fromkeys(("step", "message", "kind", "summary"), kinds.STRING))
 
 
-class Unknown(Exception):  # control flow inside the compiler, never seen outside
-    """A name that means nothing at its place."""
+class Unknown(Exception):  # control flow inside the compiler; never visible outside
+    """A name without a meaning at its place."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -27,7 +27,7 @@ class Unknown(Exception):  # control flow inside the compiler, never seen outsid
 
 @dataclass(slots=True)
 class Meaning:
-    """What a root name stands for, and the steps (outer nodes) that must come first."""
+    """The meaning of a root name, and the steps (outer nodes) that must end first."""
 
     ref: Ref
     type: Type
@@ -43,7 +43,7 @@ class Edge:
 
 
 class Names:
-    """Resolves names.  `lenient` adds what only older files have: bare inputs and published names."""
+    """Resolves names.  `lenient` adds names that only older files have: bare inputs and published names."""
 
     def __init__(self, layout: Layout, roles: Roles) -> None:
         self.layout = layout
@@ -57,7 +57,7 @@ class Names:
     # ── types ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def output(self, index: int) -> Type:
-        """Return the type of what a step gives (outer node)."""
+        """Return the type of a step's output (outer node)."""
         if index not in self._outputs:
             self._outputs[index] = self._output(self.layout.drafts[index])
         return self._outputs[index]
@@ -91,7 +91,7 @@ class Names:
         return {Kind.AGENT: kinds.FREE_TEXT, Kind.COMMAND: kinds.STRING}.get(draft.kind, kinds.ANY)
 
     def _with_default(self, draft: Draft, output: Type) -> Type:
-        """Where something else may stand in, less is known."""
+        """Return the type of an output that a default may replace: less is known about it."""
         step = draft.step
         if not draft.outer or step is None or step.on_failure != "fallback" or step.fallback is None:
             return output
@@ -113,7 +113,7 @@ class Names:
 
     @cached_property
     def inputs(self) -> Type:
-        """The type of `inputs`."""
+        """Return the type of `inputs`."""
         declared = self.layout.workflow.inputs
         fields = {name: Type.from_schema({**schema, "required": []}) for name, schema in declared.items()}
         return Type("object", fields=fields)
@@ -121,7 +121,7 @@ class Names:
     # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def meaning(self, owner: int, path: Path, *, until: bool = False) -> Meaning:
-        """Return what the root of a path stands for in the expressions of the node `owner`.
+        """Return the meaning of a path's root in the expressions of the node `owner`.
 
         `until`: in the loop's `until:`, which is read after an iteration, not before the step.  Raises Unknown.
         """
@@ -140,7 +140,7 @@ class Names:
         raise self._nothing(owner, name)
 
     def _local(self, owner: int, name: str) -> Meaning | None:
-        """Names that a map or loop around gives."""
+        """Resolve a name that an enclosing map or loop defines."""
         role = ""
         for draft in self.layout.ancestors(owner):
             step = draft.step
@@ -157,7 +157,7 @@ class Names:
         return None
 
     def _old(self, owner: int, name: str) -> Meaning | None:
-        """Names of older files that come before the ids of steps: published ones, then inputs."""
+        """Resolve a name of an older file that takes precedence over step ids: published names, then inputs."""
         publishers = self.layout.publishers.get(name)
         if publishers:
             others = [index for index in publishers if not self._inside(owner, index) and self._reachable(owner, index)]
@@ -176,7 +176,7 @@ class Names:
         return None
 
     def _repeated(self, owner: int, index: int) -> bool:
-        """Whether both are in the body of one loop, so that the name may be what the iteration before published."""
+        """Whether both are in the body of one loop, so that the previous iteration may have published the name."""
         around = set(self.layout.path(index))
         loops = [draft for draft in self.layout.ancestors(owner) if draft.kind is Kind.LOOP]
         return any(loop.index in around and loop.index != owner for loop in loops)
@@ -199,7 +199,7 @@ class Names:
             case "inputs":
                 return Meaning(Ref("input"), self.inputs)
             case "secrets":
-                return Meaning(Ref("secret"), kinds.ANY)  # `build` checks their names
+                return Meaning(Ref("secret"), kinds.ANY)  # `build` checks the names of secrets
             case "run":
                 return Meaning(Ref("run"), RUN)
             case "error":
@@ -219,7 +219,7 @@ class Names:
         return None
 
     def _by_key(self, owner: int, path: Path, *, until: bool) -> Meaning:
-        """`steps["run-tests"]`."""
+        """Resolve `steps["run-tests"]`."""
         if not path.fields or not isinstance(path.fields[0], str):
             raise Unknown(
                 "`steps` needs the id of a step, written out",
@@ -235,7 +235,7 @@ class Names:
         return Meaning(ref, Type("object", fields={name: found.type}), found.steps)
 
     def _step(self, owner: int, index: int, *, until: bool) -> Meaning:
-        """A step by its id; its own id, in `until:` and in the body of its loop, is the last iteration."""
+        """Resolve a step's id.  In `until:` and inside its loop's body, the step's own id is the last iteration."""
         target = self.layout.drafts[index]
         kind = self.step_type(index)
         if self._inside(owner, index):
@@ -277,10 +277,10 @@ class Names:
     # ── edges ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def edge(self, owner: int, index: int, *, until: bool = False) -> Edge | None:
-        """Return the edge that follows where `owner` needs the step `index`, or None where none is needed.
+        """Return the edge that is required because `owner` needs the step `index`, or None if no edge is needed.
 
-        A step inside a group that needs one outside makes the group wait, and the other way round.  Raises Unknown
-        where the step cannot be seen from there.
+        If a step inside a group needs one outside, the group waits, and vice versa.  Raises Unknown if the step is not
+        visible from there.
         """
         mine, theirs = self.layout.path(owner), self.layout.path(index)
         target = self.layout.drafts[index]
@@ -291,7 +291,7 @@ class Names:
             raise Unknown(f"this step is part of `{target.id}` and cannot wait for it")
         if depth == len(mine):
             if until:
-                return None  # it looks at the iteration that just ended
+                return None  # it refers to the iteration that has just ended
             raise Unknown(
                 f"`{target.id}` is inside `{self.layout.drafts[owner].id}`, which cannot wait for its own inner step"
             )
@@ -303,7 +303,7 @@ class Names:
         if after.container is None and after.phase != before.phase:
             if after.kind is not Kind.END and PHASES.index(after.phase) < PHASES.index(before.phase):
                 raise Unknown(f"`{target.id}` runs in `{before.phase}:`, after all of the steps")
-            return None  # the engine's own joins stand between the phases
+            return None  # the engine's own joins separate the phases
         return Edge(after.index, before.index)
 
     def _visible(self, draft: Draft, target: Draft) -> None:

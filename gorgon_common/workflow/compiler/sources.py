@@ -1,6 +1,6 @@
-"""What the compiler is given: the file with its positions, the roles and the operations, as protocols.
+"""The compiler's inputs as protocols: the file with its positions, the roles and the operations.
 
-The loader, the roles and the operations live beside this package; nothing here imports them.
+The loader, the roles and the operations live outside this package, which does not import them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gorgon_common.workflow.schema import Workflow
 
 
 class Role(Protocol):
-    """What the compiler reads of a role."""
+    """The parts of a role that the compiler reads."""
 
     @property
     def system(self) -> str: ...  # noqa: D102
@@ -35,7 +35,7 @@ class Role(Protocol):
 
 
 class Operation(Protocol):
-    """What the compiler reads of an operation: `effect` is read, write or send."""
+    """The part of an operation that the compiler reads; `effect` is read, write or send."""
 
     @property
     def effect(self) -> str: ...  # noqa: D102
@@ -46,7 +46,7 @@ Operations = Mapping[str, Operation]
 
 
 class Source(Protocol):
-    """A workflow with its places in the file; the loader's LoadedWorkflow is one."""
+    """A workflow with its positions in the file, such as the loader's LoadedWorkflow."""
 
     @property
     def spec(self) -> Workflow: ...  # noqa: D102
@@ -54,12 +54,12 @@ class Source(Protocol):
     def problem(
         self, message: str, path: Place = (), *, hint: str = "", offset: int | None = None, severity: str = "error"
     ) -> Problem:
-        """Return a problem at a place of the file."""
+        """Return a problem at a place in the file."""
         ...
 
 
 class Bare:
-    """A workflow without a file: problems say where they are in the document alone."""
+    """A workflow without a file: its problems only have a path in the document."""
 
     def __init__(self, spec: Workflow) -> None:
         self.spec = spec

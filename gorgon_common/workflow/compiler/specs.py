@@ -1,4 +1,4 @@
-"""What a node carries: the canonical fields of its action, its retries, its queue, what it says about failing."""
+"""The contents of a node: the canonical fields of its action, its retries, its queue and its failure handling."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _SHELL_NAME = re.compile(r"\$(?:\{([A-Za-z_]\w*)|([A-Za-z_]\w*))")
 
 
 def output_schema(step: StepBody, roles: Roles, *, lenient: bool) -> dict[str, Any] | None:
-    """Return the JSON Schema of a step's output, None where it is text or not known.
+    """Return the JSON Schema of a step's output, None if it is text or unknown.
 
-    The step's own `output:`, else its role's; in older files with the names that it publishes from the second on.
+    This is the step's own `output:`, otherwise its role's.  In older files, the published names from the second on are
+    added.
     """
     if step.output is not None:
         return step.output
@@ -44,7 +45,7 @@ def output_schema(step: StepBody, roles: Roles, *, lenient: bool) -> dict[str, A
 
 
 def of_provider(name: str, default: str) -> tuple[str, str]:
-    """Return (provider, model) of a model as written: `openai:gpt-6`, or a bare name that tells its maker."""
+    """Return (provider, model) of a model as written: `openai:gpt-6`, or a bare name that identifies its provider."""
     prefix, _, rest = name.partition(":")
     if rest and prefix in PROVIDERS:
         return prefix, rest
@@ -117,7 +118,7 @@ def command_spec(step: StepBody) -> dict[str, Any]:
 
 
 def joined(source: Any) -> Any:
-    """Return what an `aggregate` joins: in a list a bare name stands for a step, `[plan, build.output]`."""
+    """Return the value that an `aggregate` combines; in a list, a bare name means a step: `[plan, build.output]`."""
     if not isinstance(source, list):
         return source
     return [f"{{{{{entry}}}}}" if isinstance(entry, str) and _NAME.fullmatch(entry) else entry for entry in source]
@@ -145,7 +146,7 @@ def loop_spec(step: StepBody) -> dict[str, Any]:
 
 
 def spec_of(draft: Draft, defaults: Defaults, roles: Roles, *, lenient: bool) -> dict[str, Any]:
-    """Return the canonical fields of a node; see the package."""
+    """Return the canonical fields of a node, as described in the package docstring."""
     step = draft.step
     assert step is not None
     spec: dict[str, Any]
@@ -179,7 +180,7 @@ def spec_of(draft: Draft, defaults: Defaults, roles: Roles, *, lenient: bool) ->
 
 
 def _later_spec(kind: Kind, step: StepBody) -> dict[str, Any]:
-    """Kinds whose execution comes later: what the file says, as it says it."""
+    """Return the fields of kinds that cannot be executed yet, as written in the file."""
     if kind is Kind.ACTION:
         return {
             "uses": step.uses,
@@ -210,7 +211,7 @@ def _given(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def queue_of(draft: Draft, spec: Mapping[str, Any]) -> str | None:
-    """Return the queue of a node's messages, None for what needs no provider."""
+    """Return the queue for a node's messages, None if it needs no provider."""
     match draft.kind:
         case Kind.AGENT:
             return str(spec["provider"])
@@ -224,7 +225,7 @@ def queue_of(draft: Draft, spec: Mapping[str, Any]) -> str | None:
 
 
 def retry_of(draft: Draft, defaults: Defaults, operations: Operations | None) -> Retry:
-    """Return the re-attempts of a node: field by field its own, the file's, or those of its kind."""
+    """Return the retry policy of a node; each field comes from the node, else the file, else the kind's default."""
     step = draft.step
     if step is None or not draft.inner or draft.kind not in (Kind.AGENT, Kind.COMMAND, Kind.ACTION, Kind.WORKFLOW):
         return Retry()
@@ -242,7 +243,7 @@ def retry_of(draft: Draft, defaults: Defaults, operations: Operations | None) ->
 
 
 def on_failure_of(step: StepBody, defaults: Defaults, roles: Roles) -> OnFailure:
-    """Return what happens when the retries are spent."""
+    """Return what happens after the retries are exhausted."""
     if step.on_failure == "skip":
         return OnFailure("skip")
     if step.on_failure != "fallback" or step.fallback is None:
@@ -257,7 +258,7 @@ def on_failure_of(step: StepBody, defaults: Defaults, roles: Roles) -> OnFailure
 
 
 def timeout_of(draft: Draft, defaults: Defaults) -> float | None:
-    """Return how long one attempt may take, in seconds; it belongs to the node with the action."""
+    """Return the time limit of one attempt, in seconds; it belongs to the node with the action."""
     step = draft.step
     if step is None or not draft.inner:
         return None
@@ -272,7 +273,7 @@ def timeout_of(draft: Draft, defaults: Defaults) -> float | None:
 
 
 def texts(draft: Draft) -> Iterator[tuple[Place, Any]]:
-    """Yield (place inside the step, value) for everything in a node's action that may hold `{{ … }}`."""
+    """Yield (place inside the step, value) for everything in a node's action that may contain `{{ … }}`."""
     step = draft.step
     assert step is not None
     match draft.kind:
@@ -304,7 +305,7 @@ def texts(draft: Draft) -> Iterator[tuple[Place, Any]]:
 
 
 def shell_names(text: str, known: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """Return the names of `known` that a shell text refers to as `$name` or `${name…}`, in its order."""
+    """Return the names in `known` that a shell text refers to as `$name` or `${name…}`, in its order."""
     found = [match[1] or match[2] for match in _SHELL_NAME.finditer(text)]
     return [name for name in dict.fromkeys(found) if name in known]
 
@@ -314,11 +315,11 @@ _FILE_NAME = re.compile(
     r"|ya?ml)"
 )
 _OWN_FOLDER = re.compile(r"(?:^|[;&|\n]\s*)(?:cd|git clone|mkdir|mktemp|tar|unzip)\b")
-"""A text that makes files or goes somewhere: its relative paths may well be its own."""
+"""A text that creates files or changes the folder; its relative paths may be its own."""
 
 
 def relative_path(step: StepBody) -> tuple[Place, str] | None:
-    """Return (place, path) of the first relative path that a command is given as it is, None where there is none."""
+    """Return (place, path) of the first relative path that a command receives literally, None if there is none."""
     if step.shell is not None:
         words = [] if _OWN_FOLDER.search(step.shell) or ">" in step.shell else step.shell.split()
         return next(((("run",), word) for word in words if _is_relative(word.strip("\"'"))), None)
@@ -338,7 +339,7 @@ _PROGRAM = re.compile(r"-[a-zA-Z]*[ce]|--eval|--command|-Command")
 
 
 def command_faults(step: StepBody, has_expression: Sequence[bool]) -> Iterator[tuple[Place, str, str]]:
-    """Yield (place, message, hint) for what may not be filled into a command; `has_expression` by argument."""
+    """Yield (place, message, hint) for values that a command must not contain; `has_expression` by argument."""
     argv = step.run if isinstance(step.run, list) else []
     interpreter = False
     for position, argument in enumerate(argv):

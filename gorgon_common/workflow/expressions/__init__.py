@@ -1,8 +1,8 @@
-"""The expression language: a subset of CEL, decided from its syntax tree when a file is loaded.
+"""The expression language: a subset of CEL, checked on its syntax tree when a file is loaded.
 
-`parse` reads a bare expression (`when:`, `until:`), `parse_template` a text with `{{ … }}` in it.  Both are cached;
-what they return is immutable and knows the names and paths it refers to.
-See docs/decisions/0002-cel-subset-of-our-own.md.
+`parse` parses a bare expression (`when:`, `until:`), `parse_template` a text containing `{{ … }}`.  Both are cached.
+Their results are immutable and know the names and paths they refer to.  See
+docs/decisions/0002-cel-subset-of-our-own.md.
 """
 
 from gorgon_common.errors import ExpressionError

@@ -26,16 +26,16 @@ WORDS = {
     "is_empty": "is empty",
     "not_empty": "is not empty",
 }
-"""Operator → how it reads."""
+"""Operator → its wording in messages."""
 
 PRESENCE = frozenset({"exists", "is_empty", "not_empty"})
-"""Operators that ask about presence: they take no value, and a missing field is an answer, not a problem."""
+"""Operators that test for presence: they take no value, and a missing field is an answer rather than a problem."""
 
 
 def condition_expressions(
     condition: str | Mapping[str, Any], legacy: bool = False, at: tuple[str | int, ...] = ()
 ) -> Iterator[tuple[tuple[str | int, ...], Expression | Template]]:
-    """Yield (path of keys inside the condition, what stands there) for everything that refers to names.
+    """Yield (path of keys inside the condition, the expression there) for everything that refers to names.
 
     Raises ExpressionSyntaxError with `at`.
     """
@@ -79,10 +79,10 @@ def _templates(
 def evaluate_condition(
     condition: str | Mapping[str, Any], env: Mapping[str, Any], *, lenient: bool = False
 ) -> tuple[bool, str]:
-    """Return whether the condition holds, and why, in one line: "plan.approved equals true: it is false".
+    """Return whether the condition holds, and the reason on one line: "plan.approved equals true: it is false".
 
-    With `lenient` (older files) a missing or null field makes it false where `on_missing` does not say otherwise, and a
-    text is compared with a boolean or a number by its meaning.  Raises ExpressionError.
+    With `lenient` (older files), a missing or null field makes it false unless `on_missing` says otherwise, and a text
+    is converted before it is compared with a boolean or a number.  Raises ExpressionError.
     """
     lenient = lenient or (isinstance(env, Env) and env.lenient)
     names = env.names if isinstance(env, Env) else env
@@ -124,7 +124,7 @@ def _bare(source: str, names: Mapping[str, Any], lenient: bool) -> tuple[bool, s
 
 
 def _facts(expression: Expression, names: Mapping[str, Any]) -> str:
-    """What the paths of an expression are right now: "tests.exit_code is 1"."""
+    """Describe the current values of an expression's paths: "tests.exit_code is 1"."""
     told: list[str] = []
     for path in expression.paths[:3]:
         if path.root == "secrets":
@@ -180,7 +180,7 @@ def _value(source: str, names: Mapping[str, Any]) -> Any:
 
 
 def _coerced(value: Any, wanted: Any) -> Any:
-    """Older files: a published text is read as the type of the literal that it is compared with."""
+    """Older files: convert a published text to the type of the literal it is compared with."""
     if not isinstance(value, str) or isinstance(wanted, str):
         return value
     text = value.strip().lower()

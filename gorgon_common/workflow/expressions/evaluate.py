@@ -1,7 +1,7 @@
-"""The meaning of a syntax tree: a walk over it, with a bound on its cost.
+"""Evaluates a syntax tree by walking it, with a bound on the cost.
 
-The rules are CEL's, except where workflow-language.md says otherwise: integers and decimals mix, a missing value is an
-error of its own kind that `default()` and `has()` understand, division by zero is an error for decimals too.
+The rules are CEL's unless workflow-language.md says otherwise: integers and decimals mix, a missing value is a separate
+kind of error that `default()` and `has()` handle, and division by zero is an error for decimals too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 
 
 class Context(Meter):
-    """One evaluation: the names, the variables of the comprehensions around, and the steps taken so far."""
+    """One evaluation: the names, the variables of the enclosing comprehensions, and the steps taken so far."""
 
     __slots__ = ("names", "scope")
 
@@ -33,7 +33,7 @@ class Context(Meter):
 
 
 def evaluate(node: tree.Node, context: Context) -> Any:
-    """Return the value of a node.  Raises ExpressionError, MissingValue among them."""
+    """Return the value of a node.  Raises ExpressionError, including MissingValue."""
     value = _raw(node, context)
     if type(value) is StepValue:
         return value.value()
@@ -41,7 +41,7 @@ def evaluate(node: tree.Node, context: Context) -> Any:
 
 
 def _raw(node: tree.Node, context: Context) -> Any:
-    """Like `evaluate`, but a step stays the step that it is: its fields are still to be chosen."""
+    """Like `evaluate`, but a step stays a step, because a field of it may still be selected."""
     context.steps += 1
     if context.steps > context.LIMIT:
         context.exhausted()
@@ -172,7 +172,7 @@ def _binary(node: tree.Binary, context: Context) -> Any:
 
 
 def _logic(node: tree.Binary, context: Context, *, decided: bool) -> bool:
-    """CEL's && and ||: a side that decides the result wins over an error on the other."""
+    """Evaluate CEL's && and ||: a side that decides the result takes precedence over an error on the other side."""
     try:
         left = _truth(evaluate(node.left, context), node.left)
     except ExpressionError as error:
@@ -221,7 +221,7 @@ def _add(left: Any, right: Any, context: Context) -> Any:
         context.listed(len(left) + len(right))
         return [*left, *right]
     if isinstance(left, (datetime, timedelta)) and isinstance(right, (datetime, timedelta)):
-        return left + right  # type: ignore[operator]  # two moments raise TypeError, as they should
+        return left + right  # type: ignore[operator]  # two timestamps raise TypeError, as they should
     raise TypeError
 
 
@@ -333,7 +333,7 @@ def _comprehension(node: tree.Comprehension, context: Context) -> Any:
 
 
 def _quantifier(node: tree.Comprehension, over: Any, inner: dict[str, Any], context: Context) -> bool:
-    """`all` and `exists`: as with && and ||, an item that decides wins over an error on another."""
+    """Evaluate `all` and `exists`: as with && and ||, a deciding item takes precedence over an error on another."""
     decided = node.macro == "exists"
     failure: ExpressionError | None = None
     assert node.test is not None

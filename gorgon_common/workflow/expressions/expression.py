@@ -16,7 +16,7 @@ from gorgon_common.workflow.expressions.parser import parse_tokens
 from gorgon_common.workflow.expressions.values import MAX_TEXT, Env, to_text, too_long
 
 CACHE = 4096
-"""Expressions, and templates, that a process keeps parsed."""
+"""Number of parsed expressions, and of parsed templates, that a process caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """A parsed expression.  `offset` is where it starts in the text it was found in; so are all offsets inside it."""
+    """A parsed expression.  `offset` is its start in the surrounding text; offsets inside it refer to that text too."""
 
     source: str
     tree: tree.Node
@@ -41,7 +41,7 @@ class Expression:
     names: frozenset[str] = field(init=False)
     """Root names, without the variables of comprehensions."""
     paths: tuple[Path, ...] = field(init=False)
-    """Every name with its constant fields, in the order of the text."""
+    """Every name with its constant fields, in text order."""
 
     def __post_init__(self) -> None:
         found = [Path(root.name, fields, root.offset) for root, fields in tree.free_paths(self.tree)]
@@ -50,9 +50,9 @@ class Expression:
         object.__setattr__(self, "names", frozenset(path.root for path in found))
 
     def evaluate(self, env: Mapping[str, Any]) -> Any:
-        """Return the value over the names in `env`.
+        """Return the value, using the names in `env`.
 
-        With a lenient Env, what is missing makes the whole expression None.  Raises ExpressionError, and MissingValue
+        With a lenient Env, a missing value makes the whole expression None.  Raises ExpressionError, and MissingValue
         for a value that does not exist.
         """
         lenient = False
@@ -73,7 +73,7 @@ class Expression:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A text with expressions in it: literal pieces and Expressions in turn."""
+    """A text with expressions: literal pieces and Expressions, alternating."""
 
     source: str
     parts: tuple[str | Expression, ...]
@@ -87,24 +87,24 @@ class Template:
 
     @property
     def expressions(self) -> tuple[Expression, ...]:
-        """The expressions, in the order of the text."""
+        """The expressions, in text order."""
         return tuple(part for part in self.parts if isinstance(part, Expression))
 
     @property
     def is_literal(self) -> bool:
-        """Whether there is no expression in it."""
+        """Whether it contains no expression."""
         return not any(isinstance(part, Expression) for part in self.parts)
 
     @property
     def is_single(self) -> bool:
-        """Whether it is exactly one expression and nothing else."""
+        """Whether it consists of exactly one expression."""
         return len(self.parts) == 1 and isinstance(self.parts[0], Expression)
 
     def render(self, env: Mapping[str, Any], *, text: bool = True) -> Any:
-        """Return the text with every expression replaced by its value; what a value contains is never evaluated.
+        """Return the text with every expression replaced by its value; the contents of a value are never evaluated.
 
-        With `text=False` a template that is exactly one expression gives the value itself.  Raises ExpressionError,
-        also where the text becomes longer than MAX_TEXT characters.
+        With `text=False`, a template of exactly one expression returns the value itself.  Raises ExpressionError, also
+        if the text exceeds MAX_TEXT characters.
         """
         if not text and self.is_single:
             return self.expressions[0].evaluate(env)
@@ -132,8 +132,8 @@ _OLD_PART = re.compile(r"\.?([A-Za-z_][\w-]*)|\[(\d+)\]")
 def parse(source: str, legacy: bool = False) -> Expression:
     """Return the parsed expression.
 
-    With `legacy`, a bare path may have dashes in its names (`run-tests.output`), and braces around the whole (`${x}`,
-    `{{x}}`) are taken off.  Raises ExpressionSyntaxError.
+    With `legacy`, names in a bare path may contain dashes (`run-tests.output`), and braces around the whole expression
+    (`${x}`, `{{x}}`) are removed.  Raises ExpressionSyntaxError.
     """
     start, text = 0, source
     if legacy:
@@ -146,7 +146,7 @@ def parse(source: str, legacy: bool = False) -> Expression:
 
 
 def _unwrapped(source: str) -> tuple[int, int]:
-    """The span of an expression inside the braces that may be around it."""
+    """Return the span of an expression inside the braces that may surround it."""
     start, end = len(source) - len(source.lstrip()), len(source.rstrip())
     for opening, closing in (("${", "}"), ("{{", "}}")):
         if source.startswith(opening, start) and source.endswith(closing, start, end):
@@ -155,7 +155,7 @@ def _unwrapped(source: str) -> tuple[int, int]:
 
 
 def _old_path(text: str, start: int) -> tree.Node | None:
-    """A path with dashes in its names, which CEL would read as a subtraction."""
+    """Parse a path with dashes in its names, which CEL would read as a subtraction."""
     body = text[start:].strip()
     if "-" not in body or not _OLD_PATH.fullmatch(body):
         return None
@@ -180,7 +180,7 @@ _OLD_OPENING = re.compile(r"\{\{|\$\{(?!\{)")
 def parse_template(text: str, legacy: bool = False) -> Template:
     """Return the parsed template: `{{ expr }}`, and in older files `${expr}` as well.
 
-    A literal `{{` is written `{{ "{{" }}`.  In older files what cannot be read stays as it is: it was text for them.
+    A literal `{{` is written `{{ "{{" }}`.  In older files, unparseable expressions remain text, as they were there.
     Raises ExpressionSyntaxError.
     """
     parts: list[str | Expression] = []
@@ -209,7 +209,7 @@ def parse_template(text: str, legacy: bool = False) -> Template:
 
 
 def _braced(text: str, start: int, *, old: bool, legacy: bool) -> tuple[Expression, int]:
-    """The expression that starts after `{{` or `${`, and the offset after its end."""
+    """Return the expression that starts after `{{` or `${`, and the offset after its end."""
     if old:
         end = text.find("}", start)
         if end < 0:
@@ -228,9 +228,9 @@ def _braced(text: str, start: int, *, old: bool, legacy: bool) -> tuple[Expressi
 
 
 def render_value(value: Any, env: Mapping[str, Any], *, text: bool = False, legacy: bool = False) -> Any:
-    """Return a nested value with every string in it rendered as a template; keys stay as they are.
+    """Return a nested value with every string in it rendered as a template; keys are unchanged.
 
-    A string that is exactly one expression keeps its value's type unless `text` is set.
+    A string that is exactly one expression keeps the type of its value unless `text` is set.
     """
     if isinstance(value, str):
         if "{" not in value:

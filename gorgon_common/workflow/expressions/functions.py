@@ -1,7 +1,7 @@
-"""The functions of the language, and what they share: equality, order, the meter.
+"""The functions of the language and their shared basis: equality, ordering, the meter.
 
-A function gets the meter and its arguments, and raises TypeError for arguments of the wrong type; its caller turns that
-into a message with the expression in it.
+A function receives the meter and its arguments, and raises TypeError for arguments of the wrong type.  Its caller turns
+that into a message that contains the expression.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from gorgon_common.errors import ExpressionError
 from gorgon_common.workflow.expressions.values import MAX_TEXT, StepValue, number_text, to_json, to_text, too_long
 
 MAX_LIST = 100_000
-"""Items of a list that an expression makes or walks over."""
+"""Maximum length of a list that an expression creates or iterates over."""
 
 
 class Meter:
-    """Counts what an evaluation costs: about one step for a node, twenty characters or four items that are made."""
+    """Counts the cost of an evaluation: about one step per node, per twenty characters or per four items created."""
 
     __slots__ = ("steps",)
 
@@ -37,7 +37,7 @@ class Meter:
         self.check()
 
     def check(self) -> None:
-        """Raise where the cost is spent; for those who catch errors and go on."""
+        """Raise if the cost limit is exceeded; for callers that catch errors and continue."""
         if self.steps > self.LIMIT:
             self.exhausted()
 
@@ -48,13 +48,13 @@ class Meter:
         )
 
     def listed(self, length: int) -> None:
-        """Count a list of `length` items that is made or walked over."""
+        """Count a list of `length` items that is created or iterated over."""
         if length > MAX_LIST:
             raise ExpressionError(f"a list of {length:,} items is too long for an expression; the most is {MAX_LIST:,}")
         self.spend(length // 4)
 
     def text(self, text: str) -> str:
-        """Count a text that was made, and return it."""
+        """Count a text that was created, and return it."""
         if len(text) > MAX_TEXT:
             raise too_long("the text", len(text))
         self.spend(len(text) // 20)
@@ -62,7 +62,7 @@ class Meter:
 
 
 def of_type(value: Any) -> str:
-    """Return what a value is, in a person's words."""
+    """Describe a value's type in words."""
     match value:
         case None:
             return "null"
@@ -91,7 +91,7 @@ _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 def equal(left: Any, right: Any, meter: Meter) -> bool:
-    """CEL's equality: of any two values; numbers by value, true and false never equal to numbers."""
+    """CEL's equality, defined for any two values: numbers compare by value, true and false never equal numbers."""
     if type(left) is type(right) and type(left) in _SCALARS:
         return bool(left == right)
     if isinstance(left, bool) or isinstance(right, bool):
@@ -108,7 +108,7 @@ def equal(left: Any, right: Any, meter: Meter) -> bool:
 
 
 def compare(left: Any, right: Any) -> int:
-    """Return -1, 0 or 1, and 2 where one of them is not a number at all (NaN).  Raises TypeError across types."""
+    """Return -1, 0 or 1, or 2 if one of them is NaN.  Raises TypeError across types."""
     numbers = (int, float)
     same = (
         (isinstance(left, numbers) and isinstance(right, numbers) and isinstance(left, bool) == isinstance(right, bool))
@@ -122,7 +122,7 @@ def compare(left: Any, right: Any) -> int:
 
 
 def matches(meter: Meter, text: str, pattern: str) -> bool:
-    """Return whether RE2 finds `pattern` anywhere in `text`; its time is linear in the text, whatever the pattern."""
+    """Return whether RE2 finds `pattern` anywhere in `text`; takes linear time in the text for any pattern."""
     _texts(text, pattern)
     meter.spend(10 + len(text) // 100)
     return regex(pattern).search(text) is not None
@@ -372,7 +372,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "getSeconds": _part(lambda moment: moment.second, lambda span: int(span.total_seconds())),
     "getMilliseconds": _part(lambda moment: moment.microsecond // 1000, lambda span: span.microseconds // 1000),
 }
-"""Every function but `default`, which is lazy, and `has`, which looks at the tree."""
+"""Every function except `default`, which is lazy, and `has`, which inspects the tree."""
 
 
 def _short(value: Any) -> str:

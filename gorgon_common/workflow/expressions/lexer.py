@@ -1,4 +1,4 @@
-"""Text to tokens, with exact positions."""
+"""Splits text into tokens with exact positions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from gorgon_common.workflow.expressions.errors import ExpressionSyntaxError
 
 MAX_SOURCE = 20_000
-"""Characters that one expression may have."""
+"""Maximum number of characters in one expression."""
 
 _TOKEN = re.compile(
     r"""
@@ -56,10 +56,10 @@ class Token:
 
 
 def tokenize(source: str, start: int = 0, *, closing: bool = False) -> list[Token]:
-    """Return the tokens from `start` on, the last one of kind `end`.
+    """Return the tokens from `start` on; the last one has the kind `end`.
 
     With `closing`, the expression ends at the first `}}` that closes no brace of its own (the end of a template
-    expression); otherwise at the end of the text.  Raises ExpressionSyntaxError.
+    expression), otherwise at the end of the text.  Raises ExpressionSyntaxError.
     """
     tokens: list[Token] = []
     position, depth = start, 0
@@ -113,7 +113,7 @@ def _number(source: str, match: re.Match[str]) -> int | float:
             raise ExpressionSyntaxError(f"`{text}` is too large", match.start())
     else:
         number = int(body) if len(body) <= 20 else 2**64
-    if isinstance(number, int) and number > 2**63:  # one too many: the sign of the smallest integer comes later
+    if isinstance(number, int) and number > 2**63:  # 2**63 is allowed: negation comes later
         raise ExpressionSyntaxError(f"`{text[:30]}` is too large for an integer (64 bits)", match.start())
     return number
 

@@ -1,4 +1,4 @@
-"""The names of the language: what an id may be called, and what is taken."""
+"""The names of the language: the rules for ids, and the reserved words."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _CEL_FUNCTIONS = """
 """
 
 CEL_WORDS = frozenset(_CEL_WORDS.split())
-"""Words that CEL keeps for itself."""
+"""Words reserved by CEL."""
 
 ROOTS = frozenset({"inputs", "secrets", "run", "steps", "results", "error"})
-"""Names that every expression may use."""
+"""Names available to every expression."""
 
 MACROS = frozenset({"has", "all", "exists", "exists_one", "map", "filter"})
 
@@ -30,15 +30,15 @@ CEL_FUNCTIONS = frozenset(_CEL_FUNCTIONS.split())
 FUNCTIONS = MACROS | OWN_FUNCTIONS | CEL_FUNCTIONS
 
 RESERVED = CEL_WORDS | ROOTS | FUNCTIONS
-"""Names that no step, no `as:` and no input of its own may take."""
+"""Names that no step, no `as:` and no input may use."""
 
 ID = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def check_id(name: str) -> str | None:
-    """Return what is wrong with `name` as the id of a step, or None.
+    """Return what is wrong with `name` as a step id, or None.
 
-    An id matches `[a-z][a-z0-9_]*` and is no word, name or function of the language.
+    An id matches `[a-z][a-z0-9_]*` and is not a word, name or function of the language.
     """
     if not ID.fullmatch(name):
         wish = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
@@ -54,7 +54,7 @@ def check_id(name: str) -> str | None:
 
 
 def did_you_mean(name: str, known: Iterable[str], *, none: str = "") -> str:
-    """Return "Did you mean `x`? Known: a, b, c." for an unknown name; `none` where nothing is known."""
+    """Return "Did you mean `x`? Known: a, b, c." for an unknown name; `none` if there are no known names."""
     choices = sorted(set(known))
     if not choices:
         return none

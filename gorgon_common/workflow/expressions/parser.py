@@ -1,4 +1,4 @@
-"""Tokens to a syntax tree: a Pratt parser for our subset of CEL."""
+"""Builds a syntax tree from tokens: a Pratt parser for our subset of CEL."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from gorgon_common.workflow.expressions.lexer import Token, tokenize
 from gorgon_common.workflow.expressions.names import CEL_WORDS, FUNCTIONS, did_you_mean
 
 MAX_DEPTH = 100
-"""Levels of a syntax tree; keeps every walk far from Python's own recursion limit."""
+"""Maximum depth of a syntax tree; keeps every walk far from Python's own recursion limit."""
 
 MAX_NESTING = 40
-"""Parentheses, brackets and calls inside each other: the parser needs up to eight frames for one of them."""
+"""Maximum nesting of parentheses, brackets and calls; the parser needs up to eight stack frames per level."""
 
 MAX_COMPREHENSIONS = 2
-"""A comprehension and one level inside it."""
+"""A comprehension and one nested level."""
 
 _POWER = {
     "?": 1, "||": 2, "&&": 3,
@@ -36,7 +36,7 @@ ARITY: dict[str, tuple[int, int]] = {
     "join": (1, 2),
     **{name: (1, 1) for name in FUNCTIONS if name.startswith("get")},
 }
-"""Function → the least and the most arguments it takes, the target of a method call included."""
+"""Function → its minimum and maximum number of arguments, including the target of a method call."""
 
 _WORDS = {"and": "&&", "or": "||", "not": "!", "is": "=="}
 
@@ -255,7 +255,7 @@ def _comprehension(name: Token, over: tree.Node, args: tuple[tree.Node, ...]) ->
 
 
 def _check_shape(root: tree.Node) -> None:
-    """Refuse trees that are too deep (long chains of operators) and comprehensions inside comprehensions."""
+    """Reject trees that are too deep (long chains of operators) and comprehensions nested too deeply."""
     stack = [(root, 1, 0)]
     while stack:
         node, depth, inside = stack.pop()

@@ -1,4 +1,4 @@
-"""The syntax tree.  Every node carries the offset of its first character."""
+"""The syntax tree.  Every node stores the offset of its first character."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def children(node: Node) -> tuple[Node, ...]:
 
 
 def chain(node: Node) -> tuple[Ident, tuple[str | int, ...]] | None:
-    """Return (root, fields) where the node is a name followed by constant fields and indexes only."""
+    """Return (root, fields) if the node is a name followed only by constant fields and indexes."""
     fields: list[str | int] = []
     while True:
         match node:
@@ -153,7 +153,7 @@ def chain(node: Node) -> tuple[Ident, tuple[str | int, ...]] | None:
 
 
 def spell(root: str, fields: tuple[str | int, ...]) -> str:
-    """Return a path as a person writes it: `plan.tasks[0].id`, `steps["run-tests"].output`."""
+    """Return a path as written in a file: `plan.tasks[0].id`, `steps["run-tests"].output`."""
     text = root
     for field in fields:
         if isinstance(field, int):
@@ -164,7 +164,7 @@ def spell(root: str, fields: tuple[str | int, ...]) -> str:
 
 
 def describe(node: Node) -> str:
-    """Return how to name a node in a message: its path, or its kind."""
+    """Return what messages call a node: its path, or its kind."""
     if found := chain(node):
         return f"`{spell(found[0].name, found[1])}`"
     match node:

@@ -1,7 +1,7 @@
-"""Static types: what is known about a value before the workflow runs, and the complaints that follow from it.
+"""Static types: what is known about values before the workflow runs, and the complaints that follow from it.
 
-The lattice is small: a kind, for objects the fields that are known, for lists the type of the items.  `any` fits
-everywhere; whatever a JSON Schema says that the lattice cannot express becomes `any`, so a complaint is always right.
+The lattice is small: a kind, the known fields of an object, the item type of a list.  `any` fits everywhere.  Anything
+in a JSON Schema that the lattice cannot express becomes `any`, so every complaint is justified.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from gorgon_common.workflow.expressions.values import STEP_FIELDS
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """Something that is wrong with an expression, at `offset` in the text it was read from."""
+    """A problem in an expression, at `offset` in the text it was parsed from."""
 
     message: str
     offset: int
     hint: str = ""
     at: tuple[str | int, ...] = ()
-    """For a structured condition: the keys down to the string that the offset counts in."""
+    """In a structured condition: the keys leading to the string that the offset refers to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,13 @@ class Type:
 
     kind: str
     fields: Mapping[str, Type] | None = None
-    """object: its fields, None where they are not known.  step: what its output and its published names add."""
+    """object: its fields, None if unknown. step: the fields added by its output and its published names."""
     item: Type | None = None
-    """list: the type of its items, None where it is not known."""
+    """list: the type of its items, None if unknown."""
     free: bool = False
-    """string: free text of a model, which no literal will ever equal."""
+    """string: free text written by a model, which will never equal a literal."""
     values: tuple[str, ...] | None = None
-    """string: the only texts that it can be (`enum`)."""
+    """string: its only possible values (`enum`)."""
     output: Type | None = None
     """step: the type of its output."""
     command: bool = False
@@ -48,7 +48,7 @@ class Type:
 
     @classmethod
     def from_schema(cls, schema: Mapping[str, Any] | bool | None) -> Type:
-        """Return the type of what a JSON Schema describes; `any` where it says too little or too much."""
+        """Return the type that a JSON Schema describes; `any` if the schema is too vague or too complex."""
         if not isinstance(schema, Mapping):
             return ANY
         if any(key in schema for key in ("$ref", "anyOf", "oneOf", "allOf", "not", "if")):
@@ -74,7 +74,7 @@ class Type:
     def of_step(
         cls, output: Type | None = None, *, command: bool = False, published: Mapping[str, Type] | None = None
     ) -> Type:
-        """Return the type of a step's name.  `output` None: not known."""
+        """Return the type of a step's name.  `output` None: unknown."""
         return cls("step", fields=published, output=output or ANY, command=command)
 
 
@@ -85,7 +85,7 @@ INT = Type("int")
 DOUBLE = Type("double")
 STRING = Type("string")
 FREE_TEXT = Type("string", free=True)
-"""What a model writes where it has no output schema."""
+"""The reply of a model without an output schema."""
 LIST = Type("list")
 OBJECT = Type("object")
 TIMESTAMP = Type("timestamp")
@@ -145,7 +145,7 @@ def infer(expression: Expression | Template, types: Mapping[str, Type]) -> Type:
 
 
 def check(expression: Expression | Template, types: Mapping[str, Type]) -> list[Complaint]:
-    """Return what is certainly wrong, given the types of the root names; a root without a type may be anything."""
+    """Return definite errors, given the types of the root names; a root without a type may be anything."""
     checker = _Checker(types)
     parts = (expression,) if isinstance(expression, Expression) else expression.expressions
     for part in parts:
@@ -156,10 +156,10 @@ def check(expression: Expression | Template, types: Mapping[str, Type]) -> list[
 def check_condition(
     condition: str | Mapping[str, Any], types: Mapping[str, Type], *, legacy: bool = False
 ) -> list[Complaint]:
-    """Return what is certainly wrong with a condition: `check`, and its own rules.
+    """Return definite errors in a condition: those of `check`, and violations of two further rules.
 
-    A bare expression must be true or false; free text of a model compared with a literal is refused, because it would
-    skip silently.  The condition must parse.
+    A bare expression must be true or false.  Comparing a model's free text with a literal is refused, because the step
+    would be skipped silently.  The condition must parse.
     """
     return list(_condition(condition, types, legacy, ()))
 
@@ -268,7 +268,7 @@ def _free_text(source: str, offset: int) -> Complaint:
 
 
 def _outside(kind: Type, words: Iterable[Any]) -> list[str]:
-    """Return those of the fixed values that a text with an `enum` can never be."""
+    """Return the fixed values that a text with an `enum` can never equal."""
     return [] if kind.values is None else [str(word) for word in words if word not in kind.values and word is not None]
 
 
@@ -281,12 +281,12 @@ def _never(source: str, kind: Type, words: list[str], offset: int) -> Complaint:
 
 
 def _output(kind: Type) -> Type:
-    """What a bare step name stands for."""
+    """Return the type of a bare step name."""
     return kind.output or ANY if kind.kind == "step" else kind
 
 
 class _Checker:
-    """Walks a tree, infers types upwards and collects complaints."""
+    """Walks a tree, infers types bottom-up and collects complaints."""
 
     def __init__(self, types: Mapping[str, Type]) -> None:
         self.types = types
@@ -562,9 +562,9 @@ _INFER: dict[type, Callable[[_Checker, Any], Type]] = {
 
 
 def conform(value: Any, schema: Mapping[str, Any] | None) -> Any:
-    """Return a JSON value with whole numbers turned into decimals where the schema says `number`.
+    """Return a JSON value with whole numbers converted to decimals where the schema says `number`.
 
-    JSON does not tell 3 from 3.0; the schema does, and `/` depends on it.
+    JSON does not distinguish 3 from 3.0, but the schema does, and `/` depends on it.
     """
     if not isinstance(schema, Mapping):
         return value

@@ -1,4 +1,4 @@
-"""What names stand for while an expression is evaluated, and how values are written as text."""
+"""The values of names during evaluation, and how values are rendered as text."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gorgon_common.workflow.expressions.errors import MissingValue
 from gorgon_common.workflow.expressions.names import did_you_mean
 
 MAX_TEXT = 1_000_000
-"""Characters of a rendered text, and of any text that an expression makes."""
+"""Maximum number of characters in a rendered text, and in any text that an expression creates."""
 
 STEP_FIELDS = ("output", "status", "error", "exit_code", "stdout", "stderr")
-"""Fields that every step has; a field of the output with one of these names is reached as `step.output.name`."""
+"""Fields of every step; an output field with one of these names is accessed as `step.output.name`."""
 
 
 class _Missing:
-    """The absence of a value: not null, which is a value."""
+    """The absence of a value, as opposed to null, which is a value."""
 
     __slots__ = ()
 
@@ -36,11 +36,11 @@ MISSING: Final = _Missing()
 
 @dataclass(frozen=True, slots=True)
 class StepValue:
-    """What a step's name stands for.
+    """The value of a step's name.
 
-    `output` is text or JSON data; `status` one of the engine's words.  `exit_code`, `stdout` and `stderr` belong to
-    commands.  `published` holds the names of the older files' `outputs:`.  A step that was skipped, or that has not
-    ended, has no output unless one is given that is neither None nor MISSING (a default value, say).
+    `output` is text or JSON data; `status` is one of the engine's words.  `exit_code`, `stdout` and `stderr` exist only
+    for commands.  `published` contains the names that `outputs:` publishes in older files.  A step that was skipped or
+    has not ended has no output, unless it is given one that is neither None nor MISSING (such as a default value).
     """
 
     output: Any = MISSING
@@ -53,7 +53,7 @@ class StepValue:
     name: str = ""
     """The step's id, for messages."""
     reason: str = ""
-    """Why it was skipped, for messages."""
+    """Why the step was skipped, for messages."""
 
     def value(self) -> Any:
         """Return the output, or raise MissingValue."""
@@ -64,7 +64,7 @@ class StepValue:
         return self.output
 
     def get(self, name: str) -> Any:
-        """Return the field `name`: one of STEP_FIELDS, of the output, or of what it published.  Raises MissingValue."""
+        """Return the field `name`: one of STEP_FIELDS, of the output, or a published name.  Raises MissingValue."""
         if name == "output":
             return self.value()
         if name == "status":
@@ -92,7 +92,7 @@ _DEFAULT_HINT = "Write `default(x, y)` where it may be missing."
 
 
 class Env(Mapping[str, Any]):
-    """The names of an expression.  With `lenient` (older files) what is missing renders as nothing."""
+    """The names of an expression.  With `lenient` (older files), missing values render as nothing."""
 
     __slots__ = ("lenient", "names")
 
@@ -111,7 +111,7 @@ class Env(Mapping[str, Any]):
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Return a value as JSON text.  Raises ExpressionError where it is nested too deeply."""
+    """Return a value as JSON text.  Raises ExpressionError if it is nested too deeply."""
     try:
         return json.dumps(value, ensure_ascii=False, indent=indent, default=_plain)
     except RecursionError:
@@ -131,7 +131,7 @@ def _plain(value: Any) -> Any:
 
 
 def to_text(value: Any) -> str:
-    """Return a value as it stands in a text: strings as they are, scalars as JSON, the rest as indented JSON."""
+    """Return a value as text: strings unchanged, scalars as JSON, everything else as indented JSON."""
     match value:
         case str():
             return value
@@ -155,14 +155,14 @@ def to_text(value: Any) -> str:
 
 
 def number_text(value: float) -> str:
-    """Return a decimal as JSON and CEL write it: whole ones without `.0`."""
+    """Return a decimal in JSON and CEL notation: whole numbers without `.0`."""
     if value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return repr(value)
 
 
 def too_long(what: str, length: int) -> ExpressionError:
-    """Return the error for a text over the cap."""
+    """Return the error for a text over the limit."""
     return ExpressionError(
         f"{what} is {length:,} characters long; the most is {MAX_TEXT:,}",
         hint="Shorten the parts with `truncate(x, n)`, or pass them to a step as a file.",

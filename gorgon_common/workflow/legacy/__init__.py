@@ -1,9 +1,9 @@
-"""Older workflow formats → the present one, so that files written for the earlier Gorgon load, plan and run unchanged.
+"""Translates older workflow formats, so that files written for the earlier Gorgon load, plan and run unchanged.
 
-Three forms are recognised (`detect`): YAML or JSON with a `type:` on every step, JSON of `{id, steps: [{id, type,
-action, params, next_step}], variables}`, and graphs of `nodes` and `edges`.  The last two become the first, the first
-becomes what `schema.Workflow` reads; `Translated.moved` remembers where everything stood, so that problems point at the
-file as written.
+`detect` recognises three forms: YAML or JSON with a `type:` on every step, JSON of `{id, steps: [{id, type, action,
+params, next_step}], variables}`, and graphs of `nodes` and `edges`.  The last two are translated into the first, and
+the first into the input of `schema.Workflow`.  `Translated.moved` records the original positions, so that problems
+point at the file as written.
 
 ============================================  =========================================================================
 written                                       becomes
@@ -11,7 +11,7 @@ written                                       becomes
 `claude_code`, `openai`                       `prompt`, `role`, `models`, `max_tokens`, `system` (from `system_prompt`),
                                               with `provider: anthropic` or `openai`
 `shell` (`command`)                           the unsubstituted text for `sh -c` (`shell`); a list becomes `run`
-`parallel` (`steps`, `max_workers`)           `steps`, a group without order of its own
+`parallel` (`steps`, `max_workers`)           `steps`, a group without its own ordering
 `checkpoint` (`message`)                      `checkpoint`
 `fan_out` (`items`, `step_template`)          `map` (`as: item`) on the template's action; a template with a condition,
                                               or itself composite, becomes a group inside the map
@@ -21,28 +21,28 @@ written                                       becomes
 `branch` (`condition`, `then`, `else`)        a group of two groups with opposite conditions; where `then` and `else`
                                               name steps, the condition goes to these
 `loop` (`steps`, `condition` | `until`)       `loop` on a group whose steps follow each other; `while` runs at least
-                                              once; `count` and `for_each` become a `map` of one at a time
+                                              once; `count` and `for_each` become a `map` that runs one item at a time
 `mcp_tool` (`server`, `tool`, `arguments`)    `uses: mcp.call`
 `approval` (`prompt`, `preview_from`)         `approval` (`message`, `$preview`), which also waits for what it shows
 `github`, `notion`, `gmail`, `slack`          `uses: <type>.<operation>`, the other `params` under `with:`; operations
-                                              that have been renamed get their present name
+                                              that have been renamed get their current name
 `outputs: [a, b]` of a step                   `$legacy: {publishes: [a, b]}`
 `condition`                                   `condition` with `on_missing: false`
 `on_failure`, `fallback`, `default_output`    the same; `callback` cannot be run and is an error
-`max_retries` (3), `timeout_seconds` (300)    `retry.max`, `timeout`; groups get them only where they are written
+`max_retries` (3), `timeout_seconds` (300)    `retry.max`, `timeout`; groups get them only if written
 `token_budget`, `timeout_seconds`             `limits.tokens` (100,000), `limits.timeout` (3,600 s)
 `settings.auto_parallel_max_workers`          `limits.max_parallel`, with `auto_parallel: true`
 `inputs` as a list, `list` for `array`        a mapping; JSON types
 `variables`                                   inputs with a default
-`outputs: [a]` of the workflow                `outputs: {a: "${a}"}`; null, with a warning, where nothing publishes it
+`outputs: [a]` of the workflow                `outputs: {a: "${a}"}`; null, with a warning, if nothing publishes it
 a step without `depends_on`                   `$legacy: {order_after: [the step before]}`, unless `auto_parallel`
-`next_step`, `edges`                          `order_after`; an edge out of a branch carries the branch's condition on
+`next_step`, `edges`                          `order_after`; an edge out of a branch carries the branch's condition
 ============================================  =========================================================================
 
-The result is *lenient* (`Workflow.lenient`): every edge, also one from `depends_on` or from an expression, only waits
-and passes no skip on; missing values render as nothing.  `${…}` stays as written: the expression language reads it.
-In the JSON forms `{{id_output}}` is a step's output, so a step without `outputs:` publishes that name there.
-A key that the older format did not know was ignored by it and is ignored here, with a warning.
+The result is *lenient* (`Workflow.lenient`): every edge, including those from `depends_on` and expressions, only waits
+and does not propagate skips; missing values render as nothing.  `${…}` is kept, because the expression language can
+read it.  In the JSON forms, `{{id_output}}` is a step's output, so a step without `outputs:` publishes that name.  Keys
+that the older format did not know, and therefore ignored, are ignored here with a warning.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _is_old(step: Any) -> bool:
 
 
 def translate(data: dict[str, Any]) -> Translated:
-    """Return an older file in the present form.  Raises nothing: what is wrong is in the findings."""
+    """Return an older file in the current format.  Raises nothing; problems are in the findings."""
     result = Translated(data)
     graph = "nodes" in data and "steps" not in data
     json_form = graph or _is_json_form(data)

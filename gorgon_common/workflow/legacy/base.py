@@ -1,4 +1,4 @@
-"""What the translators of older formats share: telling, remembering where things stood, and words."""
+"""Shared by the translators of older formats: reporting, tracking positions, and word lists."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STEP_KEYS = frozenset(
 
 @dataclass(slots=True)
 class Finding:
-    """Something to tell about an older file, at a path of the file.  `key`: at the key, not its value."""
+    """A message about an older file, at a path of the file.  `key`: it concerns the key, not its value."""
 
     message: str
     path: Path
@@ -54,41 +54,41 @@ class Finding:
 
 @dataclass(slots=True)
 class Translated:
-    """An older file in the present form."""
+    """An older file, translated into the current format."""
 
     data: Any
     moved: dict[Path, Path] = field(default_factory=dict)
-    """Path in the present form → path in the file, where they differ."""
+    """Path in the current format → path in the file, where they differ."""
     findings: list[Finding] = field(default_factory=list)
 
 
 class Part:
-    """What the translators share: telling, and remembering where things stood."""
+    """The translators' shared methods: reporting, and tracking positions."""
 
     def __init__(self, result: Translated) -> None:
         self.result = result
 
     def origin(self, path: Path) -> Path:
-        """Return the path in the file for a path in what is being read."""
+        """Return the path in the file for a path in the data being read."""
         return path
 
     def error(self, message: str, path: Path, hint: str = "", *, key: bool = False) -> None:
-        """Tell what keeps the file from loading."""
+        """Report something that prevents the file from loading."""
         self.result.findings.append(Finding(message, self.origin(path), hint, "error", key))
 
     def warn(self, message: str, path: Path, hint: str = "", *, key: bool = False) -> None:
-        """Tell what has no effect."""
+        """Report something that has no effect."""
         self.result.findings.append(Finding(message, self.origin(path), hint, "warning", key))
 
     def move(self, new: Path, old: Path) -> None:
-        """Remember where something stood."""
+        """Record the original position of a path."""
         source = self.origin(old)
         if new != source:
             self.result.moved[new] = source
 
 
 def bare(text: str) -> str:
-    """An expression without the braces around the whole of it."""
+    """Return an expression without braces around the whole of it."""
     stripped = text.strip()
     for opening, closing in (("${", "}"), ("{{", "}}")):
         inside = stripped[len(opening) : -len(closing)]

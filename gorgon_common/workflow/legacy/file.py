@@ -1,4 +1,4 @@
-"""The workflow around the steps: limits, inputs, outputs."""
+"""Translates the workflow around the steps: limits, inputs, outputs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class File(Steps):
     """A whole file with steps that have a `type:`."""
 
     def workflow(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return the whole file in the present form."""
+        """Return the whole file in the current format."""
         for key in data:
             if key not in _WORKFLOW_KEYS:
                 self.warn(f"`{key}` is not a key of the older format and is ignored", (key,), key=True)
@@ -114,7 +114,7 @@ class File(Steps):
         return made
 
     def _input(self, entry: Any, at: Path) -> Any:
-        """One input: types by their present names, what contradicts itself made consistent."""
+        """Translate one input: types get their current names, and contradictions are resolved."""
         if isinstance(entry, str):
             entry = {"type": entry}
         if not isinstance(entry, dict):

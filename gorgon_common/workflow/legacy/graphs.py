@@ -1,4 +1,4 @@
-"""Graphs of `nodes` and `edges` → steps with `type:`, `$after` and conditions."""
+"""Translates graphs of `nodes` and `edges` into steps with `type:`, `$after` and conditions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gorgon_common.workflow.schema import suggest
 
 
 class Graph(Part):
-    """`nodes` and `edges` → steps with `type:`, `$after` and conditions."""
+    """Translates `nodes` and `edges` into steps with `type:`, `$after` and conditions."""
 
     def flatten(self, data: dict[str, Any]) -> dict[str, Any]:
         """Return the graph as a file of steps."""
@@ -66,7 +66,7 @@ class Graph(Part):
         return str(node.get("type") or "agent")
 
     def _bodies(self) -> None:
-        """Nodes between a loop's `body` handle and the way back belong to the loop."""
+        """Assign the nodes between a loop's `body` handle and its way back to the loop."""
         self.inside: dict[str, list[str]] = {}
         for name in self.nodes:
             begins = [target for target, handle in self.outgoing[name] if handle in {"body", "loop", "each"}]
@@ -94,7 +94,7 @@ class Graph(Part):
         return found
 
     def _sorted(self) -> list[str]:
-        """Nodes, each after those it follows; nodes of a cycle at the end, for the compiler to refuse."""
+        """Return the nodes in topological order; nodes of a cycle come last, and the compiler rejects them."""
         left = {name: len(self.incoming[name]) for name in self.nodes}
         ready = [name for name, count in left.items() if not count]
         order: list[str] = []
@@ -108,7 +108,7 @@ class Graph(Part):
         return [*order, *(name for name in self.nodes if name not in order)]
 
     def _guard(self, name: str) -> list[tuple[str, bool]]:
-        """Branch decisions that hold on every way to the node."""
+        """Return the branch decisions that hold on every path to the node."""
         ways: list[list[tuple[str, bool]]] = []
         for source, handle in self.incoming[name]:
             way = list(self.guards.get(source, []))
@@ -118,7 +118,7 @@ class Graph(Part):
         return [entry for entry in ways[0] if all(entry in way for way in ways)] if ways else []
 
     def _before(self, name: str) -> list[str]:
-        """Steps that a node follows: start and end nodes are only points to pass."""
+        """Return the steps that a node follows; start and end nodes are only passed through."""
         found: list[str] = []
         for source, _ in self.incoming[name]:
             found.extend(self._before(source) if self._kind(source) in {"start", "end"} else [source])
@@ -157,7 +157,7 @@ class Graph(Part):
     def _agent_type(self, name: str, data: Mapping[str, Any]) -> str:
         kind = self._kind(name)
         if kind not in {"agent", "default", "custom"}:
-            # A branch decides nothing of its own here: its edges carry the condition.
+            # A branch makes no decision of its own here; its edges carry the condition.
             return "checkpoint" if kind == "branch" else kind
         said = str(data.get("provider") or data.get("agent_type") or data.get("agent") or "claude_code").lower()
         return "openai" if "openai" in said or "gpt" in said else "claude_code"

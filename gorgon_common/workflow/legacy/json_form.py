@@ -1,4 +1,4 @@
-"""JSON of `{id, steps: [{id, type, action, params, next_step}], variables}` → steps with `type:`."""
+"""Translates JSON of `{id, steps: [{id, type, action, params, next_step}], variables}` into steps with `type:`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _BRACES = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}")
 
 
 class JsonForm(Part):
-    """`{id, steps: [{id, type, action, params, next_step}], variables}` → steps with `type:`."""
+    """Translates `{id, steps: [{id, type, action, params, next_step}], variables}` into steps with `type:`."""
 
     _NAMES = (("step_id", "id"), ("step_type", "type"), ("parameters", "params"))
 
     def flatten(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return the file with its keys by their present names and its order in `$after`."""
+        """Return the file with its keys under their current names and its order in `$after`."""
         steps = data.get("steps")
         if not isinstance(steps, list):
             return data
@@ -35,12 +35,12 @@ class JsonForm(Part):
                 self.move((*at, new), (*at, old))
         params = renamed.get("params")
         if isinstance(params, dict) and isinstance(params.get("command"), str):
-            # The shell reads ${x}; it has no other way to a value.
+            # The shell reads ${x}, its only way to access a value.
             renamed["params"] = {**params, "command": _BRACES.sub(r"${\1}", params["command"])}
         return renamed
 
     def _ordered(self, steps: list[Any]) -> list[Any]:
-        """`next_step` says who follows; where nobody does, the order of the file holds."""
+        """Derive `$after` from `next_step`; where no step has one, the order of the file applies."""
         named = {step["id"]: step for step in steps if isinstance(step, dict) and isinstance(step.get("id"), str)}
         after: dict[str, list[str]] = {}
         for index, step in enumerate(steps):

@@ -1,4 +1,4 @@
-"""Steps with `type:` and `params:` → what the schema reads."""
+"""Translates steps with `type:` and `params:` into the schema's form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gorgon_common.workflow.legacy.base import AGENTS, STEP_KEYS, TYPES, Part, T
 from gorgon_common.workflow.schema import suggest
 
 MAX_ITEMS = 10_000
-"""Items of a fan-out: the older format knew no limit."""
+"""Maximum number of items of a fan-out; the older format had no limit."""
 
 _INTEGRATIONS = frozenset({"github", "notion", "gmail", "slack"})
 _RENAMED = {
@@ -97,7 +97,7 @@ class Steps(Part):
         }
 
     def origin(self, path: Path) -> Path:
-        """Paths of a graph or of the JSON form are already not those of the file: go through them."""
+        """Map a path to the file.  Paths of a graph or of the JSON form differ from the file's and are mapped twice."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.moved_before:
                 return (*self.moved_before[path[:length]], *path[length:])
@@ -129,7 +129,7 @@ class Steps(Part):
         extra["order_after"] = list(dict.fromkeys([*extra.get("order_after", []), *names]))
 
     def step(self, step: dict[str, Any], old: Path, new: Path, *, inner: bool = False) -> dict[str, Any]:
-        """One step.  `inner`: a template, written inside another step, whose id does not count."""
+        """Translate one step.  `inner`: a template written inside another step, whose id is ignored."""
         kind = step.get("type")
         if kind is None:
             hint = "Another step of this file has `type:`, so the file is in the older format. Use one format."
@@ -268,12 +268,12 @@ class Steps(Part):
         for key in ("id", "depends_on"):
             body.pop(key, None)
         if "$legacy" in body:
-            # What the template publishes is one item's; the step publishes the list.
+            # The template publishes the value of one item, the step publishes the list.
             body["$legacy"].pop("publishes", None)
         return {**body, "map": over}
 
     def _with_defaults(self, template: dict[str, Any], step: Mapping[str, Any]) -> dict[str, Any]:
-        """A template takes what it does not say from the step around it."""
+        """Return the template with missing values taken from the step around it."""
         shared = {key: step[key] for key in ("max_retries", "timeout_seconds") if key in step}
         return {**shared, **template}
 
@@ -334,7 +334,7 @@ class Steps(Part):
 
     @staticmethod
     def _split(way: Any) -> tuple[list[str], list[Any]]:
-        """The steps of one way: names of steps elsewhere, and steps written here."""
+        """Return the steps of one branch: names of steps elsewhere, and steps written here."""
         entries = way if isinstance(way, list) else [way]
         return [entry for entry in entries if isinstance(entry, str)], [e for e in entries if not isinstance(e, str)]
 
@@ -346,7 +346,7 @@ class Steps(Part):
         return {"condition": made if taken else {"not": made}}
 
     def _apply_decisions(self, steps: list[Any]) -> None:
-        """Put the conditions of branches on the steps that they name."""
+        """Add the conditions of branches to the steps that they name."""
         for step in steps:
             if not isinstance(step, dict):
                 continue
@@ -469,7 +469,7 @@ class Steps(Part):
         self.move((*new, "retry", "max"), (*old, "max_retries"))
         self.move((*new, "timeout"), (*old, "timeout_seconds"))
         if "map" in made and "retry" in made:
-            # The template said it (or took it from here).
+            # The template already sets it (or took it from here).
             found.pop("retry", None)
             found.pop("timeout", None)
         found |= self._failure(step, old, new)
@@ -480,12 +480,12 @@ class Steps(Part):
 
     @staticmethod
     def _command_retry(step: Mapping[str, Any], retry: dict[str, Any]) -> None:
-        """A command that ends with a non-zero status is run again only where the file asks for it."""
+        """Retry a command that exits with a non-zero status only if the file asks for it."""
         if "max_retries" not in step and step.get("on_failure") != "retry":
             retry["on"] = ["timeout", "invalid_output"]
 
     def _condition(self, condition: Any) -> Any:
-        """A condition is false where its field is missing; graphs had two operators of their own."""
+        """Translate a condition: it is false if its field is missing, and graphs had two additional operators."""
         if not isinstance(condition, dict):
             return condition
         for key in ("all", "any"):
@@ -542,7 +542,7 @@ class Steps(Part):
             name = entry.get("name") if isinstance(entry, dict) else entry
             if isinstance(name, str) and name:
                 found.append(name)
-        # Only where nothing else is published: from the second on, names are asked of the model.
+        # Only if nothing else is published: from the second name on, the model is asked for each name.
         if self.json_form and not found and isinstance(step.get("id"), str) and not inner:
             found.append(f"{step['id']}_output")
         if found:
