@@ -48,7 +48,8 @@ class Parked:
     """The step waits `seconds`, for one of REASONS.  `attempt`: the preceding work counts as an attempt.
 
     `message` explains the wait to the user.  `room`: the room on a budget that it waits for; it is woken when that much
-    is available.  `event`: the event of the run that it waits for.  `kind`: the kind of error that ended the attempt; `took`: the attempt's duration in seconds.
+    is available.  `event`: the event of the run that it waits for.  `kind`: the kind of error that ended the attempt;
+    `took`: the attempt's duration in seconds.
     """
 
     seconds: float
