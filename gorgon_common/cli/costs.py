@@ -132,11 +132,9 @@ def _sums(document: Mapping[str, Any]) -> None:
     shown, left = _by_target(document)
     for name, sums in shown.items():
         runs = f" in {terminal.counted(sums['runs'], 'run')}" if sums["runs"] else ""
-        terminal.note(
-            f"{_NAMES.get(name, name)}: {terminal.cost(sums)} for {terminal.counted(sums['calls'], 'call')}{runs}"
-        )
+        _aside(f"{_NAMES.get(name, name)}: {terminal.cost(sums)} for {terminal.counted(sums['calls'], 'call')}{runs}")
     for name, sums in left.items():
-        terminal.note(
+        _aside(
             f"Not counted: {terminal.counted(sums['calls'], 'call')}, {_NAMES.get(name, name).lower()}, "
             f"{terminal.cost(sums)}. See --target {name}."
         )
@@ -159,7 +157,11 @@ def _nothing(document: Mapping[str, Any]) -> None:
         return
     terminal.note("No calls that cost real money." if "live" in document["targets"] else "No such calls.")
     for name, sums in left.items():
-        terminal.note(f"There are {terminal.counted(sums['calls'], 'call')}, {_NAMES[name].lower()}: --target {name}")
+        _aside(f"There are {terminal.counted(sums['calls'], 'call')}, {_NAMES[name].lower()}: --target {name}")
+
+
+def _aside(text: str) -> None:
+    terminal.paragraph(text, stream=sys.stderr)
 
 
 def _figures(row: Mapping[str, Any]) -> list[str]:

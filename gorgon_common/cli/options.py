@@ -26,7 +26,7 @@ Server = Annotated[
     typer.Option(
         "--server",
         metavar="URL",
-        help="Ask this server (`default`: GORGON_API_URL, used without this option too if it is set); `none`: do not.",
+        help="Ask this server; `default` is GORGON_API_URL, which is used without the option as well. `none`: ask no server.",
     ),
 ]
 Team = Annotated[

@@ -170,7 +170,7 @@ class TestBadInput:
             (["chain.yaml", "-i", "times=many"], "must be an integer"),
             (["chain.yaml", "-i", "wrod=a"], "`wrod` is not an input"),
             (["gone.yaml"], "There is no file gone.yaml"),
-            (["chain.yaml", "--inputs", "gone.json"], "No such file"),
+            (["chain.yaml", "--inputs", "gone.json"], "There is no file gone.json"),
             (["chain.yaml", "--server", "http://127.0.0.1:9"], "cannot be reached"),
             (["chain.yaml", "--detach"], "GORGON_REDIS_URL"),
         ],

@@ -16,7 +16,7 @@ from tests.support.sandbox import Sandbox, sandbox, sandbox_process
 
 __all__ = ["sandbox", "sandbox_process"]
 
-SERVES = ("worker", "api", "sandbox", "demo")
+SERVES = ("worker", "api", "sandbox", "flower", "demo")
 """Commands that serve until they are stopped, or take long: their examples are only parsed."""
 FIRST = ("init", "validate", "schema", "fmt", "run")
 

@@ -79,7 +79,7 @@ outputs:
   rounds: "{{rounds.output.turn.said}}"
   again: "{{again.output}}"
   other: "{{other.output}}"
-  last: "{{last.output}}"
+  last: "{{default(last.output, '')}}"
 """
 
 

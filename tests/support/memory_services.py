@@ -88,6 +88,8 @@ class MemoryServices(Services):
                 "outputs": None,
                 "error": None,
                 "cost_usd": 0.0,
+                "known_cost_usd": 0.0,
+                "unpriced_calls": 0,
                 "tokens": {"input": 0, "output": 0},
                 "started_at": None,
                 "finished_at": None,
@@ -202,6 +204,8 @@ def _step(node: Any) -> dict[str, Any]:
         "attempts": 0,
         "tokens": {"input": 0, "output": 0},
         "cost_usd": None,
+        "known_cost_usd": None,
+        "unpriced_calls": 0,
         "started_at": None,
         "finished_at": None,
     }

@@ -178,7 +178,7 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 for package in ("gorgon", "gorgon_common", "gorgon_worker", "gorgon_api"):
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
-        if not module.name.endswith(".__main__") and ".migrations" not in module.name:
+        if not module.name.endswith((".__main__", "gorgon_worker.app")) and ".migrations" not in module.name:
             importlib.import_module(module.name)
 for name in ("celery.concurrency.thread", "celery.worker", "sqlalchemy.dialects.postgresql.psycopg", "uvicorn.config"):
     importlib.import_module(name)
