@@ -26,7 +26,7 @@ Server = Annotated[
     typer.Option(
         "--server",
         metavar="URL",
-        help="Ask this server; `default` is GORGON_API_URL, which is used without the option as well. `none`: ask no server.",
+        help="Ask this server; `default` is GORGON_API_URL, which also applies without the option. `none`: no server.",
     ),
 ]
 Team = Annotated[
