@@ -192,16 +192,24 @@ def run_embedded(
     url = sandbox() if sandbox is not None else None
     embedded = lazy.load("gorgon_worker.embedded:embedded")
     slots = services.settings.slots
-    with embedded(services, queues=served, slots=slots, home=home, target=target, sandbox_url=url):
+    with embedded(services, queues=served, slots=slots, home=home, target=target, sandbox_url=url) as runtime:
         submitted = _submitted(services, submit, home)
         if submitted.reused and not as_json:
             terminal.note(f"{submitted.reused} reused, {submitted.to_run} to run")
         view = choose_view(as_json=as_json, target=target)
         try:
-            return follow(services, submitted.run_id, view, cancels=True, grace=services.settings.grace_seconds)
-        except BaseException:
-            _abandon(services, submitted.run_id)
-            raise
+            grace = services.settings.grace_seconds
+            return follow(services, submitted.run_id, view, cancels=True, grace=grace, trouble=runtime.trouble)
+        except BaseException as error:
+            with suppress(errors.GorgonError):
+                runtime.cancel(services.views.number(submitted.run_id))  # calls end though nothing can be stored
+            final = runtime.machine.outage.final
+            if final is None or error is not final:
+                _abandon(services, submitted.run_id)
+                raise
+            assert isinstance(error, errors.GorgonError)
+            hint = f"{error.hint} Then `gorgon runs resume {submitted.run_id}` continues the run."
+            raise type(error)(error.message, hint=hint) from error
         finally:
             view.close()
 
