@@ -204,12 +204,10 @@ def run_embedded(
             with suppress(errors.GorgonError):
                 runtime.cancel(services.views.number(submitted.run_id))  # calls end though nothing can be stored
             final = runtime.machine.outage.final
-            if final is None or error is not final:
-                _abandon(services, submitted.run_id)
-                raise
-            assert isinstance(error, errors.GorgonError)
-            hint = f"{error.hint} Then `gorgon runs resume {submitted.run_id}` continues the run."
-            raise type(error)(error.message, hint=hint) from error
+            if isinstance(error, errors.GorgonError) and error is final:
+                raise _resumable(error, submitted.run_id) from error
+            _abandon(services, submitted.run_id)
+            raise
         finally:
             view.close()
 
@@ -227,6 +225,11 @@ def _submitted(services: Services, submit: Callable[[str], Submitted], home: str
     for holder in waits["held_by"] if waits else ():
         vacate(services, holder["run_id"])  # the sweep does the rest
     return submitted
+
+
+def _resumable(error: errors.GorgonError, run_id: str) -> errors.GorgonError:
+    hint = f"{error.hint} Then `gorgon runs resume {run_id}` continues the run."
+    return type(error)(error.message, hint=hint)
 
 
 def _abandon(services: Services, run_id: str) -> None:
