@@ -28,6 +28,7 @@
     ├── Throttled                 no room for a call now: retry later; no call was made, no attempt is used
     ├── Cancelled                 the run was cancelled while a call was in flight
     └── Unavailable               the database or the broker cannot be reached: exit code 2, HTTP 503
+        └── StorageFault          the database is there and cannot store anything: its disk is full, read-only, broken
 
 The class docstring is the default message.  `hint` says what to do.
 """
@@ -324,3 +325,7 @@ class Cancelled(GorgonError):
 
 class Unavailable(GorgonError):
     """A service that Gorgon needs cannot be reached."""
+
+
+class StorageFault(Unavailable):
+    """The disk of the database cannot be written."""

@@ -192,14 +192,20 @@ def run_embedded(
     url = sandbox() if sandbox is not None else None
     embedded = lazy.load("gorgon_worker.embedded:embedded")
     slots = services.settings.slots
-    with embedded(services, queues=served, slots=slots, home=home, target=target, sandbox_url=url):
+    with embedded(services, queues=served, slots=slots, home=home, target=target, sandbox_url=url) as runtime:
         submitted = _submitted(services, submit, home)
         if submitted.reused and not as_json:
             terminal.note(f"{submitted.reused} reused, {submitted.to_run} to run")
         view = choose_view(as_json=as_json, target=target)
         try:
-            return follow(services, submitted.run_id, view, cancels=True, grace=services.settings.grace_seconds)
-        except BaseException:
+            grace = services.settings.grace_seconds
+            return follow(services, submitted.run_id, view, cancels=True, grace=grace, trouble=runtime.trouble)
+        except BaseException as error:
+            with suppress(errors.GorgonError):
+                runtime.cancel(services.views.number(submitted.run_id))  # calls end though nothing can be stored
+            final = runtime.machine.outage.final
+            if isinstance(error, errors.GorgonError) and error is final:
+                raise _resumable(error, submitted.run_id) from error
             _abandon(services, submitted.run_id)
             raise
         finally:
@@ -219,6 +225,11 @@ def _submitted(services: Services, submit: Callable[[str], Submitted], home: str
     for holder in waits["held_by"] if waits else ():
         vacate(services, holder["run_id"])  # the sweep does the rest
     return submitted
+
+
+def _resumable(error: errors.GorgonError, run_id: str) -> errors.GorgonError:
+    hint = f"{error.hint} Then `gorgon runs resume {run_id}` continues the run."
+    return type(error)(error.message, hint=hint)
 
 
 def _abandon(services: Services, run_id: str) -> None:

@@ -88,6 +88,7 @@ class Runtime:
         )
         self.machine.renew = self._renew
         self.sweep.renew = self._renew_if_late
+        self.sweep.outage = self.machine.outage
         self._threads = [
             threading.Thread(target=self._beat, name="gorgon-heartbeat", daemon=True),
             threading.Thread(target=self._watch, name="gorgon-cancel", daemon=True),
@@ -107,7 +108,12 @@ class Runtime:
         elsewhere, so that nothing may follow from this message.
         """
         number = rows.QUEUE_NUMBERS.get(queue.rpartition(".")[2], rows.CONTROL)
-        self.machine.handle(ids, fast=fast)
+        try:
+            self.machine.handle(ids, fast=fast)
+        except GorgonError:
+            if self.machine.outage.final is None:
+                raise
+            return False  # the process ends with what is the matter; Celery would log it with a traceback
         self._marks[number] = max(self._marks.get(number, 0.0), sent)
         if not counts:
             return True
@@ -117,6 +123,16 @@ class Runtime:
     def cancel(self, run: int) -> None:
         """Abort a run's calls immediately, without waiting for the watch."""
         self._cancelled.add(run)
+
+    def trouble(self) -> str:
+        """Return what keeps the steps of this process from going on, in a sentence; empty where nothing does.
+
+        Raises StorageFault or ConfigurationError where this process has given up.
+        """
+        outage = self.machine.outage
+        if outage.final is not None:
+            raise outage.final
+        return f"Trying again: {outage.current.message}" if outage.current is not None else ""
 
     def measure(self) -> None:
         """Set the gauge of steps that this worker is running; for `metrics.watch`."""
@@ -157,8 +173,9 @@ class Runtime:
                 self.machine.reconcile()
                 if metrics.multiprocess():
                     self.measure()  # another process serves the metrics and cannot ask this one
+                self.machine.outage.passed()
             except GorgonError as error:
-                log.warning("the heartbeat failed", error=error.message)
+                self.machine.outage.failed(error, "the heartbeat failed")
             except Exception as error:  # noqa: BLE001  if this thread died, the worker would lose all its steps
                 log.error("the heartbeat failed", error=repr(error))
             self._stop.wait(self._interval)
@@ -190,6 +207,7 @@ class Runtime:
         try:
             self.store.retire(self.member)
         except GorgonError as error:
-            log.warning("the lease was not given up", error=error.message)
+            if self.machine.outage.final is None:  # else the process ends with what is the matter
+                log.warning("the lease was not given up", error=error.message)
         self._close_providers()
         return ended

@@ -341,7 +341,7 @@ def budgets_set(
     tokens: Annotated[
         str | None, typer.Option("--tokens", metavar="N", help="Tokens; `none` removes the limit.")
     ] = None,
-    per: Annotated[str, typer.Option("--per", help="run (each one), day or month.")] = "month",
+    per: Annotated[str, typer.Option("--per", metavar="PERIOD", help="run (each one), day or month.")] = "month",
     timezone: Annotated[
         str | None, typer.Option("--timezone", metavar="NAME", help="Time zone of its days, such as Europe/Berlin.")
     ] = None,

@@ -90,12 +90,14 @@ def follow(
     wait: Wait = time.sleep,
     expect_worker: bool = False,
     grace: float | None = None,
+    trouble: Callable[[], str] = lambda: "",
 ) -> tuple[dict[str, Any], bool]:
     """Show a run until it has finished; returns the run with its steps, and whether it was interrupted.
 
     `cancels`: Ctrl-C ends the run; otherwise it only ends the watching, and the run is returned unfinished.
     `expect_worker`: the run needs a worker elsewhere; say so if none takes it.  `grace`: seconds after which an
-    interrupted run that has not ended is left behind; None for never.
+    interrupted run that has not ended is left behind; None for never.  `trouble`: returns what keeps this process from
+    going on with the run, in a sentence, or raises if it cannot go on.
     """
     begun = reached = time.monotonic()
     said = ""
@@ -112,6 +114,7 @@ def follow(
             before = time.monotonic()
             if grace is not None:
                 counter.leave_after(grace)
+            wrong = trouble()
             try:
                 run = runs.run(run_id, steps=True)
                 reached = time.monotonic()
@@ -130,9 +133,9 @@ def follow(
                 return run, True
             if counter.count:
                 say("Cancelling: waiting for calls in flight. Press Ctrl-C again to leave immediately.")
-                if not asked:
-                    asked = True
-                    _cancel(runs, run_id)
+                asked = asked or _cancel(runs, run_id)
+            elif wrong:
+                say(wrong)
             else:
                 begun = begun if not run.get("waits_for") else time.monotonic()
                 say(_remark(run, time.monotonic() - begun if expect_worker else 0.0))
@@ -153,11 +156,15 @@ def _untouched(run: Mapping[str, Any]) -> bool:
     return all(step["status"] in ("pending", "ready") for step in run.get("steps") or ())
 
 
-def _cancel(runs: Runs, run_id: str) -> None:
+def _cancel(runs: Runs, run_id: str) -> bool:
+    """Ask the run to end; returns whether that was understood."""
     try:
         runs.cancel(run_id)
     except errors.Conflict:
-        return  # the run ended before the request
+        return True  # the run ended before the request
+    except errors.Unavailable:
+        return False
+    return True
 
 
 class EventWait:

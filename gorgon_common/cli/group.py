@@ -52,8 +52,16 @@ def environment_fault(error: Exception) -> errors.ConfigurationError | None:
     return errors.ConfigurationError(f"{error.strerror}{where}.", hint=_REASONS[error.errno])
 
 
-_METAVARS = {"str": "TEXT", "int": "N", "float": "NUMBER"}
-"""Placeholders for values in help, for options that do not name their own."""
+_METAVARS = {"int": "N", "float": "NUMBER"}
+"""Placeholders for values in help, for options that do not name their own; a text gets the name of the option."""
+_BOUNDS = re.compile(r"\[(.*; )?(?:([-\d.]+)<=x<=([-\d.]+)|x>=([-\d.]+)|x<=([-\d.]+))\]$")
+
+
+def _in_words(found: re.Match[str]) -> str:
+    """Return a range of numbers as people say it: `1<=x<=200` is "1 to 200"."""
+    before, low, high, least, most = found.groups(default="")
+    words = f"{low} to {high}" if low else f"at least {least}" if least else f"at most {most}"
+    return f"[{before}{words}]"
 
 
 def examples(*lines: str) -> dict[str, Any]:
@@ -76,13 +84,22 @@ class Command(TyperCommand):
         super().__init__(*args, **kwargs)
         for param in self.params:
             if isinstance(param, TyperOption) and param.metavar is None:
-                param.metavar = _METAVARS.get(param.bare_type())
+                name = max(param.opts, key=len).lstrip("-").upper()
+                param.metavar = name if param.bare_type() == "str" else _METAVARS.get(param.bare_type())
+
+    def collect_usage_pieces(self, ctx: Context) -> list[str]:
+        """Return what follows the command's name; a value that is required needs no brackets."""
+        return [re.sub(r"^\{(.*)\}", r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Write arguments and options, without the Python types of the arguments."""
         for title, kind in (("Arguments", "argument"), ("Options", "option")):
             records = [param.get_help_record(ctx) for param in self.get_params(ctx) if param.param_type_name == kind]
-            rows = [(re.sub(r" <.*>$", "", record[0]), record[1]) for record in records if record is not None]
+            rows = [
+                (re.sub(r" <.*>$", "", record[0]), _BOUNDS.sub(_in_words, record[1]))
+                for record in records
+                if record is not None
+            ]
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)

@@ -26,6 +26,7 @@ from gorgon_common.engine import reporting
 from gorgon_common.engine.alarm import Alarm
 from gorgon_common.engine.budget import UNSENT
 from gorgon_common.engine.context import Knowledge
+from gorgon_common.engine.outage import Outage
 from gorgon_common.engine.outcomes import RETRY, Done, Ended, Expanded, Failed, Outcome, Parked, Passed
 from gorgon_common.engine.ports import Member, Steps
 from gorgon_common.engine.publish import Publisher
@@ -48,7 +49,7 @@ from gorgon_common.engine.records import (
 )
 from gorgon_common.engine.slots import ReadyQueue
 from gorgon_common.engine.states import StepStatus
-from gorgon_common.errors import GorgonError, Unavailable
+from gorgon_common.errors import ConfigurationError, GorgonError, Unavailable
 from gorgon_common.logs import get_logger
 
 KEEP_FAST = 64
@@ -156,6 +157,8 @@ class Machine:
         self._alarm = Alarm(self._wake)
         self.closing = False
         """Take no new work; steps that are held may end."""
+        self.outage = Outage(leaves=bool(worker.home))
+        """Of the database.  A process that runs only its own run gives up if the database's file cannot be used."""
         self._ended = False
         """The process is ending: nothing waits for the database any more."""
 
@@ -239,9 +242,10 @@ class Machine:
                 self._given_back(self.store.release(step, crashed=crashed))
             except GorgonError as error:
                 self.doubts = DOUBTS
-                log.error(
-                    "a step could not be given back", error=error.message, **reporting.named(self.knowledge, step)
-                )
+                if self.outage.final is None:  # else the process ends with what is the matter
+                    log.error(
+                        "a step could not be given back", error=error.message, **reporting.named(self.knowledge, step)
+                    )
         self._left(job, lost)
 
     def _given_back(self, answer: Released | Buried | Refusal) -> None:
@@ -651,15 +655,20 @@ class Machine:
 
         Repeating is safe: either nothing was committed, or the reply was lost and the fence refuses the duplicate.
         """
+        since: float | None = None
         for pause in chain(COMMIT_RETRY_SECONDS, repeat(COMMIT_RETRY_SECONDS[-1])):
             try:
-                return call(*args, **kwargs)
-            except Unavailable as error:
+                answer = call(*args, **kwargs)
+            except (Unavailable, ConfigurationError) as error:
                 self.doubts = DOUBTS
-                if self._ended:
+                since = self.outage.failed(error, since=since)
+                self.closing |= self.outage.final is not None
+                if self._ended or self.outage.final is not None or isinstance(error, ConfigurationError):
                     raise
-                log.warning("the database cannot be used; results are held", error=error.message)
                 self.sleep(pause * (1 - self.chance() / 2))
+            else:
+                self.outage.passed()
+                return answer
         raise AssertionError("unreachable")
 
     def reconcile(self) -> None:

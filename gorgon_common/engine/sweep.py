@@ -16,6 +16,7 @@ from datetime import datetime
 from gorgon_common.engine import reporting
 from gorgon_common.engine.concurrency import evict
 from gorgon_common.engine.context import Knowledge
+from gorgon_common.engine.outage import Outage
 from gorgon_common.engine.ports import Canvas, Shelf
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.records import Head
@@ -72,6 +73,7 @@ class Sweep:
         self.worker = worker
         self.renew: Callable[[], None] = lambda: None
         """Renews the lease of this process's worker if that is overdue; raises Unavailable."""
+        self.outage = Outage()
         self._clock = clock
         self._passes = 0
         self._epoch: str | None = None
@@ -100,7 +102,7 @@ class Sweep:
             try:
                 pause = self.look()
             except GorgonError as error:
-                log.warning("the sweep will try again", error=error.message)
+                self.outage.failed(error, "the sweep will try again")
             except Exception as error:  # noqa: BLE001  this thread must survive: nothing else recovers lost work
                 log.error("the sweep failed", error=repr(error))
 

@@ -112,15 +112,17 @@ class Database:
 
 @contextlib.contextmanager
 def translated(path: str | None = None) -> Iterator[None]:
-    """Convert errors: Unavailable if the database cannot be reached, ConfigurationError if it is damaged.
+    """Convert errors: Unavailable if the database cannot be reached, StorageFault if it cannot be written.
+
+    A SQLite file that is damaged becomes ConfigurationError.
 
     `path`: the file of a SQLite database.
     """
     try:
         yield
-    except (DBAPIError, sqlite3.DatabaseError, psycopg.OperationalError) as error:
+    except (DBAPIError, sqlite3.DatabaseError, psycopg.OperationalError, *postgres.STORAGE_FAULTS) as error:
         # Statements that bypass SQLAlchemy (`tick`, COPY) raise the drivers' own errors.
-        known = sqlite_file.fault(error, path)
+        known = sqlite_file.fault(error, path) or postgres.fault(error)
         if known is not None:
             raise known from error
         if isinstance(error, (OperationalError, psycopg.OperationalError, sqlite3.OperationalError)):

@@ -20,6 +20,8 @@ from psycopg.abc import RV, PQGen
 from psycopg.pq import TransactionStatus
 from sqlalchemy import URL
 
+from gorgon_common.errors import StorageFault
+
 CONNECT_SECONDS = 5
 STATEMENT_SECONDS = 12.0
 """How long the server lets a statement run."""
@@ -34,11 +36,26 @@ REPORT_SECONDS = 120.0
 """How long reports may take; they read whole tables."""
 MIGRATION_LOCK_SECONDS = 60.0
 
+STORAGE_FAULTS = (psycopg.errors.DiskFull, psycopg.errors.IoError, psycopg.errors.ReadOnlySqlTransaction)
+_WRITABLE = "Make it writable again; what waits goes on by itself."
 _KEEP_ALIVE = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 _SERVER = (
     " -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
     f" -c tcp_user_timeout=15000 -c idle_in_transaction_session_timeout={round(STATEMENT_SECONDS * 1000)}"
 )
+
+
+def fault(error: BaseException) -> StorageFault | None:
+    """Return what to tell people of a server that cannot store anything, None where the error is another one."""
+    cause = getattr(error, "orig", error)
+    if isinstance(cause, psycopg.errors.DiskFull):
+        hint = "Free some space on the server; what waits goes on by itself."
+        return StorageFault("The disk of the database server is full.", hint=hint)
+    if isinstance(cause, psycopg.errors.ReadOnlySqlTransaction):
+        return StorageFault("The database server is read-only; it may have become a standby.", hint=_WRITABLE)
+    if isinstance(cause, psycopg.errors.IoError):
+        return StorageFault("The disk of the database server reports an error; its log says which.", hint=_WRITABLE)
+    return None
 
 
 class Connection(psycopg.Connection[Any]):

@@ -7,7 +7,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from gorgon_common.errors import ConfigurationError, GorgonError, Unavailable
+from gorgon_common.errors import ConfigurationError, GorgonError, StorageFault
 from gorgon_common.home import make_folder
 
 PRIVATE = 0o600
@@ -66,7 +66,7 @@ def fault(error: BaseException, path: str | None) -> GorgonError | None:
     what, hint = known
     # A damaged file stays damaged; space and permissions may come back while a worker waits.
     damaged = code is not None and code & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
-    return (ConfigurationError if damaged else Unavailable)(f"The database {path or ''} {what}.", hint=hint)
+    return (ConfigurationError if damaged else StorageFault)(f"The database {path or ''} {what}.", hint=hint)
 
 
 def _cannot_write(folder: Path) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,11 @@ from typer.testing import CliRunner, Result
 
 from gorgon_common.cli import build
 from gorgon_common.settings import get_settings
+from tests.support.processes import cluster
+from tests.support.running import eventually
+from tests.support.sandbox import Sandbox, sandbox_process
+
+__all__ = ["sandbox_process"]
 
 GORGON = [sys.executable, "-m", "gorgon_common.cli"]
 HELLO = 'name: Hello\nsteps:\n  - {id: a, run: [echo, "café → ✓"]}\noutputs: {a: "{{a.output}}"}\n'
@@ -179,6 +187,67 @@ def test_a_disk_that_is_full(folder: Path) -> None:
     limit = (64 * 1024, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     done = process("runs", "ls", "--json", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
     refused(done, str(folder / "home" / "gorgon.db"), "disk", "GORGON_HOME")
+
+
+def limit_files(pid: int, size: int) -> None:
+    """Let a running process make no file larger."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_disk_that_becomes_full_while_a_run_is_under_way(folder: Path, interrupted: bool) -> None:
+    started, gate = folder / "started", folder / "gate"
+    os.mkfifo(gate)
+    script = f"echo > {started}; cat {gate}"
+    Path("slow.yaml").write_text(
+        f"name: slow\nsteps:\n  - {{id: a, run: [sh, -c, '{script}']}}\n  - {{id: b, run: [echo, b], depends_on: a}}\n"
+    )
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*GORGON, "run", "slow.yaml", "--json"], **pipes) as running:
+        eventually(started.exists, within=30)
+        limit_files(running.pid, 1024)
+        if interrupted:
+            running.send_signal(signal.SIGTERM)
+        opened = os.open(gate, os.O_RDWR)
+        os.close(opened)
+        output, told = running.communicate(timeout=60)
+    done = subprocess.CompletedProcess(running.args, running.returncode, output, told)
+    refused(done, str(folder / "home" / "gorgon.db"), "disk", "GORGON_HOME", "gorgon runs resume run_")
+    assert told.count(b"Error:") == 1
+    gate.unlink()
+    gate.write_text("later")
+    again = gorgon("runs", "resume", "last", "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["status"] == "succeeded"
+
+
+def test_a_worker_waits_for_room_and_ends_when_told(
+    folder: Path, sqlite_template: Path, redis_server_url: str, sandbox_process: Sandbox
+) -> None:
+    started, gate = folder / "started", folder / "gate"
+    os.mkfifo(gate)
+    text = f"name: slow\nsteps:\n  - {{id: a, run: [sh, -c, 'echo > {started}; cat {gate}']}}\n"
+    with cluster(f"sqlite:///{folder}/gorgon.db", redis_server_url, sandbox_process, folder) as made:
+        made.environment["GORGON_GRACE_SECONDS"] = "3"
+        worker = made.worker("command")
+        run = made.start(text)
+        eventually(started.exists, within=30)
+        limit_files(worker.pid, 1024)
+        os.close(os.open(gate, os.O_RDWR))
+        eventually(lambda: "the disk reports an error" in "".join(worker.said), within=30)
+        limit_files(worker.pid, resource.RLIM_INFINITY)
+        assert made.wait(run).status == "succeeded"
+        started.unlink()
+        made.start(text)
+        eventually(started.exists, within=30)
+        limit_files(worker.pid, 1024)
+        os.close(os.open(gate, os.O_RDWR))
+        begun = time.monotonic()
+        worker.send(signal.SIGTERM)
+        assert worker.wait(30) == 1, "a step is left to its lease"
+        assert time.monotonic() - begun < 20
+    waits = [line for line in worker.said if "reports an error" in line and re.search("held|heartbeat|sweep", line)]
+    assert len(waits) == 1, "once a minute"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

@@ -1,63 +1,88 @@
-"""The sweep after the database was away: workers that could not renew their leases are not taken for dead."""
+"""What a process logs of a database that cannot be used, and when it gives up."""
 
 from __future__ import annotations
 
-from typing import Any
+import io
+from collections.abc import Iterator
 
 import pytest
 
-from gorgon_common.engine.records import Keep, step_id
-from gorgon_common.engine.states import StepStatus
-from gorgon_common.engine.sweep import GRACE
-from gorgon_common.errors import Unavailable
-from tests.support.engine import agent, plan_of
-from tests.support.fleet import Fleet, fleet
+from gorgon_common import logs
+from gorgon_common.engine.outage import FAULT_SECONDS, LOG_SECONDS, Outage
+from gorgon_common.errors import ConfigurationError, StorageFault, Unavailable
 
-LEASE = 10.0
+FULL = StorageFault("The disk of the database server is full.")
+AWAY = Unavailable("The connection to the database broke.")
 
 
 class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
+    now = 1000.0
 
     def __call__(self) -> float:
         return self.now
 
 
-def held_when_the_database_went_away(found: Fleet, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, int]:
-    """Let a worker hold a step, the lease run out and a pass of the sweep fail; returns the process and the run."""
-    process = found.processes[0]
-    run = process.submit(plan_of(agent("a", spec={"provider": "openai", "prompt": "a"})))
-    (step,) = process.store.tick(process.member, Keep(0, 0, 0), claims=[step_id(run, 0)]).mine
-    process.machine.held[step.id] = step
-    found.elapse(LEASE + 1)
-    with monkeypatch.context() as patch:
-
-        def away(*_: object) -> bool:
-            raise Unavailable("The database cannot be used.")
-
-        patch.setattr(process.store, "lead", away)
-        with pytest.raises(Unavailable):
-            process.sweep.once()
-    return process, run
+@pytest.fixture(autouse=True)
+def logged() -> Iterator[io.StringIO]:
+    stream = io.StringIO()
+    logs.configure("warning", stream=stream)
+    yield stream
+    logs.configure()
 
 
-def test_who_renews_the_lease_in_time_keeps_its_steps(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    with fleet(database_url, lease=LEASE, clock=clock) as found:
-        process, run = held_when_the_database_went_away(found, monkeypatch)
-        process.sweep.once()
-        assert found.statuses(run)[0] is StepStatus.RUNNING
-        assert process.store.heartbeat(process.member, LEASE, {})
-        clock.now += GRACE
-        process.sweep.once()
-        assert found.statuses(run)[0] is StepStatus.RUNNING
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
-def test_who_does_not_is_dead(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    with fleet(database_url, lease=LEASE, clock=clock) as found:
-        process, run = held_when_the_database_went_away(found, monkeypatch)
-        clock.now += GRACE
-        process.sweep.once()
-        assert found.statuses(run)[0] is StepStatus.READY
+def test_the_same_thing_is_logged_once_a_minute(clock: Clock, logged: io.StringIO) -> None:
+    outage = Outage(clock=clock)
+    for _ in range(100):
+        outage.failed(FULL)
+        outage.failed(FULL, "the heartbeat failed")
+        outage.passed()  # a small row still finds room
+        clock.now += 0.5
+    lines = logged.getvalue().splitlines()
+    assert len([line for line in lines if "is full" in line]) == 1
+    assert len(lines) == 2, "and once that it passed"
+    outage.failed(AWAY)
+    assert "broke" in logged.getvalue(), "another fault is another line"
+    clock.now += LOG_SECONDS
+    outage.failed(FULL)
+    assert logged.getvalue().count("is full") == 2
+
+
+def test_a_server_waits_for_ever(clock: Clock) -> None:
+    outage = Outage(clock=clock)
+    for error in (FULL, ConfigurationError("It is damaged.")):
+        outage.failed(error)
+        clock.now += 100 * FAULT_SECONDS
+        outage.failed(error)
+    assert outage.final is None
+
+
+def test_a_run_of_this_process_gives_up_where_the_fault_lasts(clock: Clock) -> None:
+    outage = Outage(leaves=True, clock=clock)
+    outage.failed(AWAY)
+    clock.now += 100 * FAULT_SECONDS
+    outage.failed(AWAY)
+    outage.failed(FULL)
+    assert outage.final is None, "a connection may come back, and the file has only begun to fail"
+    clock.now += FAULT_SECONDS
+    outage.failed(FULL)
+    assert outage.final is FULL
+
+
+def test_one_commit_that_fails_for_long_is_enough(clock: Clock) -> None:
+    outage = Outage(leaves=True, clock=clock)
+    since = outage.failed(FULL)
+    clock.now += FAULT_SECONDS
+    outage.passed()
+    outage.failed(FULL, since=since)
+    assert outage.final is FULL
+
+
+def test_a_damaged_file_is_not_waited_for(clock: Clock) -> None:
+    outage = Outage(leaves=True, clock=clock)
+    outage.failed(damaged := ConfigurationError("The database x is damaged."))
+    assert outage.final is damaged
