@@ -511,7 +511,7 @@ def _tells(error: dict[str, Any]) -> bool:
     return (
         error["kind"] == "budget"
         and "the budget of team bench per month" in error["message"].lower()
-        and "more than is left" in error["message"]
+        and "is left." in error["message"]
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -49,6 +50,7 @@ def doctor(*, as_json: bool) -> None:
         *_services(settings),
         *_redis(settings),
         *_keys(settings),
+        *_sandbox(settings),
         *_commands(settings),
         *_strangers(),
     ]
@@ -229,6 +231,33 @@ def _keys(settings: Settings) -> Iterator[Finding]:
     yield Finding(
         "API key", "info" if key is None else "ok", "not set" if key is None else _mask(key.get_secret_value())
     )
+
+
+def _sandbox(settings: Settings) -> Iterator[Finding]:
+    """Where runs without --live go: `gorgon run` starts a sandbox itself, workers call one that is there."""
+    if settings.embedded and settings.sandbox_url is None:
+        return
+    url = settings.sandbox_url or f"http://127.0.0.1:{settings.sandbox_port}"
+    if _answers(url):
+        yield Finding("Sandbox", "ok", f"answers at {url}")
+        return
+    live = any(getattr(settings, name) is not None for name in (*_KEYS, "openai_base_url", "anthropic_base_url"))
+    yield Finding(
+        "Sandbox",
+        "info" if live and settings.sandbox_url is None else "problem",
+        f"nothing answers at {url}, so runs without --live fail",
+        "Start it: gorgon sandbox. Where it is elsewhere, set GORGON_SANDBOX_URL.",
+    )
+
+
+def _answers(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        with socket.create_connection((parts.hostname or "", port), timeout=3):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def _mask(secret: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import redis
 
 from gorgon_common.cli import doctor
 from gorgon_common.settings import get_settings, load
+from tests.support.servers import free_port
 from tests.unit.cli.conftest import Gorgon
 
 
@@ -51,9 +53,25 @@ def test_a_database_that_cannot_be_reached(gorgon: Gorgon, monkeypatch: pytest.M
 
 
 def test_redis_is_asked(gorgon: Gorgon, monkeypatch: pytest.MonkeyPatch, redis_url: str) -> None:
-    code, checks = report(gorgon, monkeypatch, GORGON_REDIS_URL=redis_url)
+    code, checks = report(gorgon, monkeypatch, GORGON_REDIS_URL=redis_url, OPENAI_API_KEY="sk-0123456789")
     assert (code, checks["Redis"]["state"]) == (0, "ok")
     assert checks["Redis memory"]["detail"] == "maxmemory-policy noeviction"
+
+
+def test_a_sandbox_that_workers_need_and_that_is_not_there(
+    gorgon: Gorgon, monkeypatch: pytest.MonkeyPatch, redis_url: str
+) -> None:
+    port = free_port()
+    here = {"GORGON_REDIS_URL": redis_url, "GORGON_SANDBOX_PORT": str(port)}
+    code, checks = report(gorgon, monkeypatch, **here)
+    assert (code, checks["Sandbox"]["state"]) == (1, "problem")
+    assert f"http://127.0.0.1:{port}" in checks["Sandbox"]["detail"]
+    assert "gorgon sandbox" in checks["Sandbox"]["hint"]
+    with socket.create_server(("127.0.0.1", port)):
+        code, checks = report(gorgon, monkeypatch, **here)
+    assert (code, checks["Sandbox"]["state"]) == (0, "ok")
+    code, checks = report(gorgon, monkeypatch, **here, ANTHROPIC_API_KEY="sk-ant-0123456789")
+    assert (code, checks["Sandbox"]["state"]) == (0, "info"), "runs with --live need none"
 
 
 def test_a_redis_that_may_forget_is_a_problem(gorgon: Gorgon, monkeypatch: pytest.MonkeyPatch, redis_url: str) -> None:
