@@ -50,9 +50,13 @@ def prepare(path: str) -> None:
         raise ConfigurationError(
             f"The database {file} is a folder.", hint="Name a file in GORGON_DATABASE_URL, or set GORGON_HOME."
         )
-    # SQLite gives the files beside it (-wal, -shm) the same permissions.
-    with contextlib.suppress(OSError):  # SQLite reports any problem when it opens the file
-        os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, PRIVATE))
+    if file.exists():
+        # Opening and closing it here would release the locks of this process's other connections to it (POSIX), and
+        # another process could then delete the write-ahead log that they are using.
+        return
+    # SQLite gives the files beside it (-wal, -shm) the permissions of this one.
+    with contextlib.suppress(OSError):  # whatever it is, SQLite reports it when it opens the file
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, PRIVATE))
 
 
 def fault(error: BaseException, path: str | None) -> GorgonError | None:
