@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,16 +14,17 @@ from gorgon_common.bootstrap import Services
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.engine import rows
 from gorgon_common.engine.machine import Machine
-from gorgon_common.engine.poison import BEAT_SECONDS
 from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
-from gorgon_common.engine.records import ROW_BITS, Renewal, Weight
+from gorgon_common.engine.records import ROW_BITS, Weight
 from gorgon_common.engine.states import FINISHED_STEP, StepStatus
 from gorgon_common.engine.step import Executor
 from gorgon_common.engine.sweep import Sweep
 from gorgon_common.errors import GorgonError
 from gorgon_common.logs import get_logger
+from gorgon_worker.heartbeat import Heartbeat
 
 CANCEL_SECONDS = 0.5
+"""How often cancelled runs are looked for while steps are held."""
 
 log = get_logger(__name__)
 
@@ -47,20 +47,15 @@ class Runtime:
     ) -> None:
         self.services = services
         self.store = services.store
-        self.lease = services.settings.lease_seconds
         self.publisher = services.publisher(target, home)
         self._close_providers = close_providers
         self._cancelled: set[int] = set()
-        self._marks: dict[int, float] = {}
+        self._held = threading.Event()
         self._stop = threading.Event()
-        self._interval = min(BEAT_SECONDS, self.lease / 3)
-        self._renewing = threading.Lock()
-        self._renewed = 0.0
+        lease = services.settings.lease_seconds
         numbers = sorted({rows.QUEUE_NUMBERS[queue] for queue in queues} | {rows.CONTROL})
         self.name = f"{socket.gethostname()}:{os.getpid()}"
-        self.member = self.store.register(
-            self.name, target=target, home=home, queues=numbers, slots=slots, lease=self.lease
-        )
+        self.member = self.store.register(self.name, target=target, home=home, queues=numbers, slots=slots, lease=lease)
         self.executor = Executor(
             services.knowledge,
             providers=providers,
@@ -83,18 +78,17 @@ class Runtime:
             home=home,
             worker=self.member.owner,
         )
-        self.machine.renew = self._renew
-        self.sweep.renew = self._renew_if_late
-        self._threads = [
-            threading.Thread(target=self._beat, name="gorgon-heartbeat", daemon=True),
-            threading.Thread(target=self._watch, name="gorgon-cancel", daemon=True),
-        ]
+        self.heartbeat = Heartbeat(self.store, self.member, self.machine, lease, self.measure)
+        self.machine.worked = self._worked
+        self.machine.renew = self.heartbeat.renew
+        self.sweep.renew = self.heartbeat.renew_if_late
+        self._watching = threading.Thread(target=self._watch, name="gorgon-cancel", daemon=True)
 
     def start(self) -> None:
         """Start the heartbeat, the watch for cancelled runs and the sweep."""
         metrics.watch(self.measure)
-        for thread in self._threads:
-            thread.start()
+        self.heartbeat.start()
+        self._watching.start()
         self.sweep.start()
 
     def serve(self, ids: Sequence[int], sent: float, queue: str, *, fast: bool, counts: bool) -> bool:
@@ -105,7 +99,7 @@ class Runtime:
         """
         number = rows.QUEUE_NUMBERS.get(queue.rpartition(".")[2], rows.CONTROL)
         self.machine.handle(ids, fast=fast)
-        self._marks[number] = max(self._marks.get(number, 0.0), sent)
+        self.heartbeat.mark(number, sent)
         if not counts:
             return True
         known = self.store.states(ids)
@@ -114,6 +108,7 @@ class Runtime:
     def cancel(self, run: int) -> None:
         """Abort the calls of a run at once, without waiting for the watch."""
         self._cancelled.add(run)
+        self._held.set()
 
     def measure(self) -> None:
         """Set the gauge of steps that this worker runs; for `metrics.watch`."""
@@ -123,47 +118,22 @@ class Runtime:
 
     def _backlog(self) -> None:
         self.machine.backlog_seen = True
+        self.heartbeat.worked()
 
-    def _renew(self) -> None:
-        """Renew the lease, unless this process has given it up.  Raises Unavailable."""
-        with self._renewing:
-            if self._stop.is_set():
-                return
-            now = time.time()
-            found = self.store.heartbeat(self.member, self.lease, self._marks)
-            self._renewed = now
-        if found is Renewal.REVIVED:
-            log.warning("the lease had run out: others may have taken steps over, and what we still run is fenced")
-        elif found is Renewal.UNKNOWN:
-            log.error("this worker is not registered any more and can take no steps; restart it")
-
-    def _renew_if_late(self) -> None:
-        """The same where no heartbeat came in time: this process was suspended, or the machine asleep.
-
-        By the clock on the wall: the monotonic one stands still while the machine sleeps.
-        """
-        if not 0 <= time.time() - self._renewed <= self._interval:
-            self._renew()
-
-    def _beat(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._renew()
-                if self.machine.held or self.machine.backlog_seen:  # else a message comes first
-                    self.machine.backlog_seen = bool(self.store.shelved())
-                self.machine.reconcile()
-                if metrics.multiprocess():
-                    self.measure()  # another process answers, which cannot ask this one
-            except GorgonError as error:
-                log.warning("the heartbeat failed", error=error.message)
-            except Exception as error:  # noqa: BLE001  this thread must live, or all that the worker holds is taken
-                log.error("the heartbeat failed", error=repr(error))
-            self._stop.wait(self._interval)
+    def _worked(self) -> None:
+        self.heartbeat.worked()
+        if not self._held.is_set():
+            self._held.set()
 
     def _watch(self) -> None:
         while not self._stop.wait(CANCEL_SECONDS):
+            self._held.wait()
+            self._held.clear()
             held = {key >> ROW_BITS for key in list(self.machine.held)}
             self._cancelled.intersection_update(held)
+            if not held:
+                continue
+            self._held.set()
             try:
                 self._cancelled.update(self.store.cancelled(held - self._cancelled))
             except GorgonError:
@@ -178,12 +148,12 @@ class Runtime:
         ended = self.machine.close(seconds)
         if not ended:
             log.warning("steps had not ended within the grace period: others run them again")
-        with self._renewing:  # a lease that was given up must stay so
-            self._stop.set()
+        self.heartbeat.stop()
+        self._stop.set()
+        self._held.set()
         self.sweep.stop()
-        for thread in self._threads:
-            if thread.ident is not None:  # it is stopped before it was ready where the broker cannot be reached
-                thread.join(2)
+        if self._watching.ident is not None:  # it is stopped before it was ready where the broker cannot be reached
+            self._watching.join(2)
         try:
             self.store.retire(self.member)
         except GorgonError as error:

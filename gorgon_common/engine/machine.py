@@ -137,6 +137,8 @@ class Machine:
         self.backlog_seen = False
         self.renew: Callable[[], None] = lambda: None
         """Renews this worker's lease; called where a claim finds that it has run out."""
+        self.worked: Callable[[], None] = lambda: None
+        """Called after each transaction that claims or ends steps, in the thread that committed it; must not wait."""
         self._crowded = 0.0
         """When a step was last told to wait for a quota, on the monotonic clock."""
         self.doubts = 0
@@ -542,6 +544,7 @@ class Machine:
                 return
             for request in batch:
                 request.error = error
+        self.worked()
         for request in batch:
             request.done = True
 

@@ -312,12 +312,15 @@ class Admission:
 class Activity:
     """What is going on in the runs of a home that have not ended.
 
-    `busy`: steps are ready or running, on the backlog, or wait for other runs or steps.  `next`: seconds until a
-    waiting step or the time limit of a run is due, below 0 where it is already; None where nothing will be.
+    `busy`: steps are ready or running, on the backlog, or wait for other runs or steps.  `next`: seconds until the
+    message of a ready step may be lost, or a waiting step or the time limit of a run is due, below 0 where it is
+    already; None where nothing will be.  `pressing`: there is something for a pass to do now, whatever `next` says: a
+    worker has died, or steps are on the backlog or wait for other runs or steps.
     """
 
     busy: bool
     next: float | None
+    pressing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,16 +24,25 @@ from gorgon_common.logs import get_logger
 
 INTERVAL = 1.0
 """Seconds between two passes while steps are under way."""
-QUIET = 3.0
-"""Seconds between two looks while there is nothing to do; less than LEASE, so that one keeps leading."""
-TIDY_SECONDS = 15.0
+QUIET = 5.0
+"""Seconds between two looks while there is nothing to do; at most `machine.TIMER_SECONDS`: the sweep ends the waits
+that are longer, and has to see them begin."""
+TIDY_SECONDS = 60.0
 """A pass is made so often even where there is nothing to do."""
+STEADY_SECONDS = 5.0
+"""The same while steps are under way and nothing is wrong with them."""
 LEASE = 5.0
+"""How long the one that sweeps is the only one while there is something to do."""
+QUIET_LEASE = QUIET + LEASE
+"""The same while there is nothing to do: it is renewed only every QUIET seconds."""
+MARGIN = 2.0
+"""It looks again at least so long before its lease is over."""
 PROOF_SECONDS = 5.0
 """A message is lost if one that was sent after it was claimed this long ago."""
 SURELY_LOST = 60.0
 THOROUGH = 5
-"""Every so many passes all running steps are looked at, not only those of workers that have died since."""
+"""Every so many passes, and after as many seconds, all running steps are looked at, not only those of workers that have
+died since."""
 SENT_BEFORE_DUE = 5.0
 """A step becomes due this long after its message was sent (`persistence.live.LOST_SECONDS`)."""
 
@@ -73,11 +82,13 @@ class Sweep:
         """Renews the lease of this process's worker where that is late; raises Unavailable."""
         self._clock = clock
         self._passes = 0
+        self._thorough = float("-inf")
         self._epoch: str | None = None
         self._blind_until = float("-inf")
         self._seen: deque[tuple[float, dict[int, float]]] = deque(maxlen=60)
         self._tidied = float("-inf")
         self._leading = False
+        self._lease = LEASE
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -113,15 +124,19 @@ class Sweep:
             left = 0.0 if self._leading else self.shelf.leads_for(self._job)
             self._leading = left == 0.0 and self._leads()
             if not self._leading:
-                return min(LEASE, max(INTERVAL, left))
-            now = self._clock()
+                return min(QUIET_LEASE, max(INTERVAL, left))
+            now, lease = self._clock(), self._lease
             found = self.shelf.activity(home=self.home, target=self.target)
-            if found.busy or (found.next is not None and found.next <= 0) or now - self._tidied >= TIDY_SECONDS:
+            if found.pressing or now - self._tidied >= (STEADY_SECONDS if found.busy else TIDY_SECONDS):
                 self._tidied = now
                 self._pass()
+            elif found.next is not None and found.next <= 0:
+                self._due()
+            self._lease = LEASE if found.busy else QUIET_LEASE
             if found.busy:
                 return INTERVAL
-            return QUIET if found.next is None else min(QUIET, max(INTERVAL, found.next))
+            quiet = min(QUIET, lease - MARGIN)
+            return quiet if found.next is None else min(quiet, max(INTERVAL, found.next))
 
     def once(self) -> int:
         """Make one pass, if nobody else does.  Returns how many messages it sent again.  Raises Unavailable."""
@@ -141,7 +156,7 @@ class Sweep:
         return f"sweep:{self.target}:{self.home}"
 
     def _leads(self) -> bool:
-        return self.shelf.lead(self._job, self.name, LEASE)
+        return self.shelf.lead(self._job, self.name, self._lease)
 
     def _pass(self) -> int:
         self.renew()  # a process that was suspended would else find itself dead
@@ -153,6 +168,11 @@ class Sweep:
         sent += self._resend()
         self.publisher.refill()
         return sent
+
+    def _due(self) -> None:
+        """Do only what `activity` has seen to be due: a part of a pass."""
+        self._time_is_up()
+        self._resend()
 
     def _time_is_up(self) -> None:
         for number in self.shelf.expired_runs(home=self.home, target=self.target):
@@ -193,8 +213,11 @@ class Sweep:
         """Take back what dead workers held; it goes first."""
         if self._clock() < self._blind_until:
             return 0  # leases ran out because nobody could renew them
-        thorough = self._passes % THOROUGH == 0
+        now = self._clock()
+        thorough = self._passes % THOROUGH == 0 or now - self._thorough >= THOROUGH
         self._passes += 1
+        if thorough:
+            self._thorough = now
         recovered = self.shelf.reap(home=self.home, target=self.target, sparing=self.worker, thorough=thorough)
         reporting.recovered(self.knowledge, recovered.again, "worker_died")
         for head in recovered.again:  # one message each: a suspect must not take others with it

@@ -978,12 +978,12 @@ class Store:
     def leads_for(self, name: str) -> float:
         """Return how many seconds whoever does a job has it for; 0 where nobody does."""
         with self.database.statements() as connection:
-            return leads_for(connection, now(connection), name)
+            return leads_for(connection, name)
 
     def activity(self, *, home: str, target: str) -> Activity:
         """Return what is going on in the live runs of a home: one query, to tell whether a sweep has anything to do."""
         with self.database.statements() as connection:
-            return activity(connection, now(connection), home=home, target=target)
+            return activity(connection, home=home, target=target)
 
     @_tried_again
     def reap(
