@@ -25,13 +25,13 @@ from gorgon_common.ids import new_id
 from gorgon_common.settings import EMBEDDED_BROKER, Settings, get_settings, variable_of
 from gorgon_common.workflow.plan import Plan
 from gorgon_worker.homes import is_deserted, new_home
+from gorgon_worker.providers import CLIENTS
 from gorgon_worker.sandbox_process import SandboxProcess
 
 _ABANDON = 3.0
 """Seconds that a run gets to end once nothing watches it any more."""
 _KEYS = {queues.OPENAI: "openai_api_key", queues.ANTHROPIC: "anthropic_api_key"}
 _BASE_URLS = {queues.OPENAI: "openai_base_url"}
-_SDKS = {queues.OPENAI: "openai", queues.ANTHROPIC: "anthropic"}
 
 
 def run(
@@ -188,7 +188,7 @@ def run_embedded(
     home = new_home()
     needed = {node.queue for node in plan.nodes if node.queue}
     served = sorted({*needed, queues.CONTROL})
-    lazy.preload(_SDKS[name] for name in served if name in _SDKS)
+    lazy.preload(CLIENTS[name] for name in served if name in CLIENTS)
     url = sandbox() if sandbox is not None else None
     embedded = lazy.load("gorgon_worker.embedded:embedded")
     slots = services.settings.slots

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,16 +15,17 @@ from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.engine import rows
 from gorgon_common.engine.kinds.base import StepServices
 from gorgon_common.engine.machine import Machine
-from gorgon_common.engine.poison import BEAT_SECONDS
 from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
-from gorgon_common.engine.records import ROW_BITS, Renewal, Weight
+from gorgon_common.engine.records import ROW_BITS, Weight
 from gorgon_common.engine.states import FINISHED_STEP, StepStatus
 from gorgon_common.engine.step import Executor
 from gorgon_common.engine.sweep import Sweep
 from gorgon_common.errors import GorgonError
 from gorgon_common.logs import get_logger
+from gorgon_worker.heartbeat import Heartbeat
 
 CANCEL_SECONDS = 0.5
+"""How often cancelled runs are looked for while steps are held."""
 
 log = get_logger(__name__)
 
@@ -48,20 +48,15 @@ class Runtime:
     ) -> None:
         self.services = services
         self.store = services.store
-        self.lease = services.settings.lease_seconds
         self.publisher = services.publisher(target, home)
         self._close_providers = close_providers
         self._cancelled: set[int] = set()
-        self._marks: dict[int, float] = {}
+        self._held = threading.Event()
         self._stop = threading.Event()
-        self._interval = min(BEAT_SECONDS, self.lease / 3)
-        self._renewing = threading.Lock()
-        self._renewed = 0.0
+        lease = services.settings.lease_seconds
         numbers = sorted({rows.QUEUE_NUMBERS[queue] for queue in queues} | {rows.CONTROL})
         self.name = f"{socket.gethostname()}:{os.getpid()}"
-        self.member = self.store.register(
-            self.name, target=target, home=home, queues=numbers, slots=slots, lease=self.lease
-        )
+        self.member = self.store.register(self.name, target=target, home=home, queues=numbers, slots=slots, lease=lease)
         self.executor = Executor(
             StepServices(
                 cache=services.knowledge,
@@ -86,19 +81,18 @@ class Runtime:
             home=home,
             worker=self.member.owner,
         )
-        self.machine.renew = self._renew
-        self.sweep.renew = self._renew_if_late
+        self.heartbeat = Heartbeat(self.store, self.member, self.machine, lease, self.measure)
+        self.machine.worked = self._worked
+        self.machine.renew = self.heartbeat.renew
+        self.sweep.renew = self.heartbeat.renew_if_late
         self.sweep.outage = self.machine.outage
-        self._threads = [
-            threading.Thread(target=self._beat, name="gorgon-heartbeat", daemon=True),
-            threading.Thread(target=self._watch, name="gorgon-cancel", daemon=True),
-        ]
+        self._watching = threading.Thread(target=self._watch, name="gorgon-cancel", daemon=True)
 
     def start(self) -> None:
         """Start the heartbeat, the watch for cancelled runs and the sweep."""
         metrics.watch(self.measure)
-        for thread in self._threads:
-            thread.start()
+        self.heartbeat.start()
+        self._watching.start()
         self.sweep.start()
 
     def serve(self, ids: Sequence[int], sent: float, queue: str, *, fast: bool, counts: bool) -> bool:
@@ -113,8 +107,8 @@ class Runtime:
         except GorgonError:
             if self.machine.outage.final is None:
                 raise
-            return False  # the process ends with what is the matter; Celery would log it with a traceback
-        self._marks[number] = max(self._marks.get(number, 0.0), sent)
+            return False  # the process ends and reports the error; Celery would log it with a traceback
+        self.heartbeat.mark(number, sent)
         if not counts:
             return True
         known = self.store.states(ids)
@@ -123,6 +117,7 @@ class Runtime:
     def cancel(self, run: int) -> None:
         """Abort a run's calls immediately, without waiting for the watch."""
         self._cancelled.add(run)
+        self._held.set()
 
     def trouble(self) -> str:
         """Return what keeps the steps of this process from going on, in a sentence; empty where nothing does.
@@ -142,48 +137,22 @@ class Runtime:
 
     def _backlog(self) -> None:
         self.machine.backlog_seen = True
+        self.heartbeat.worked()
 
-    def _renew(self) -> None:
-        """Renew the lease, unless this process has released it.  Raises Unavailable."""
-        with self._renewing:
-            if self._stop.is_set():
-                return
-            now = time.time()
-            found = self.store.heartbeat(self.member, self.lease, self._marks)
-            self._renewed = now
-        if found is Renewal.REVIVED:
-            log.warning("the lease had run out: others may have taken steps over, and what we still run is fenced")
-        elif found is Renewal.UNKNOWN:
-            log.error("this worker is not registered any more and can take no steps; restart it")
-
-    def _renew_if_late(self) -> None:
-        """Renew the lease if no heartbeat came in time: the process was suspended, or the computer was asleep.
-
-        Uses the wall clock, because the monotonic clock stops while the computer sleeps.
-        """
-        if not 0 <= time.time() - self._renewed <= self._interval:
-            self._renew()
-
-    def _beat(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._renew()
-                if self.machine.held or self.machine.backlog_seen:  # otherwise a message comes first
-                    self.machine.backlog_seen = bool(self.store.shelved())
-                self.machine.reconcile()
-                if metrics.multiprocess():
-                    self.measure()  # another process serves the metrics and cannot ask this one
-                self.machine.outage.passed()
-            except GorgonError as error:
-                self.machine.outage.failed(error, "the heartbeat failed")
-            except Exception as error:  # noqa: BLE001  if this thread died, the worker would lose all its steps
-                log.error("the heartbeat failed", error=repr(error))
-            self._stop.wait(self._interval)
+    def _worked(self) -> None:
+        self.heartbeat.worked()
+        if not self._held.is_set():
+            self._held.set()
 
     def _watch(self) -> None:
         while not self._stop.wait(CANCEL_SECONDS):
+            self._held.wait()
+            self._held.clear()
             held = {key >> ROW_BITS for key in list(self.machine.held)}
             self._cancelled.intersection_update(held)
+            if not held:
+                continue
+            self._held.set()
             try:
                 self._cancelled.update(self.store.cancelled(held - self._cancelled))
             except GorgonError:
@@ -198,12 +167,12 @@ class Runtime:
         ended = self.machine.close(seconds)
         if not ended:
             log.warning("steps had not ended within the grace period: others run them again")
-        with self._renewing:  # a released lease must not be renewed
-            self._stop.set()
+        self.heartbeat.stop()
+        self._stop.set()
+        self._held.set()
         self.sweep.stop()
-        for thread in self._threads:
-            if thread.ident is not None:  # closed before it was ready, because the broker is unreachable
-                thread.join(2)
+        if self._watching.ident is not None:  # closed before it was ready, because the broker is unreachable
+            self._watching.join(2)
         try:
             self.store.retire(self.member)
         except GorgonError as error:

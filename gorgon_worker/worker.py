@@ -33,6 +33,7 @@ from gorgon_common.settings import Settings, get_settings
 from gorgon_worker.assembly import make_runtime
 from gorgon_worker.metrics_server import MetricsServer
 from gorgon_worker.pool import STOP_SECONDS, ThreadPool
+from gorgon_worker.providers import CLIENTS
 from gorgon_worker.runtime import Runtime
 from gorgon_worker.tasks import register
 
@@ -163,7 +164,7 @@ def runtime_of(services: Services, *, queues: Sequence[str], slots: int, target:
     settings = services.settings
     sandbox = settings.sandbox_url or f"http://127.0.0.1:{settings.sandbox_port}"
     runtime = make_runtime(services, queues=queues, slots=slots, target=target, home="", sandbox_url=sandbox)
-    lazy.preload(name for name in ("openai", "anthropic") if name in queues and _is_configured(name, target, settings))
+    lazy.preload(CLIENTS[name] for name in CLIENTS if name in queues and _is_configured(name, target, settings))
     return runtime
 
 

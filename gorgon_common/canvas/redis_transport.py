@@ -42,6 +42,8 @@ class Transport(stock.Transport):  # type: ignore[misc]  # kombu has no types
     """Used for `redis://`, `rediss://` and `redis+socket://`."""
 
     Channel = Channel
+    brpop_timeout = 3
+    """Seconds for which Redis holds a worker's wait for messages; an answer costs both of them something."""
 
 
 TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), f"{__name__}:Transport"))

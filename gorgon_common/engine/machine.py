@@ -143,6 +143,8 @@ class Machine:
         self.backlog_seen = False
         self.renew: Callable[[], None] = lambda: None
         """Renews this worker's lease; called when a claim finds that the lease has expired."""
+        self.worked: Callable[[], None] = lambda: None
+        """Called after each transaction that claims or ends steps, in the committing thread; it must not block."""
         self._crowded = 0.0
         """When a step last had to wait for a quota, on the monotonic clock."""
         self.doubts = 0
@@ -566,6 +568,7 @@ class Machine:
                 return
             for request in batch:
                 request.error = error
+        self.worked()
         for request in batch:
             request.done = True
 

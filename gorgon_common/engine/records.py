@@ -326,12 +326,15 @@ class Admission:
 class Activity:
     """The activity in a home's unfinished runs.
 
-    `busy`: some step is ready, running or on the backlog, or waits for other runs or steps.  `next`: seconds until a
-    waiting step or a run's time limit is due, negative if it is overdue; None if nothing will become due.
+    `busy`: some step is ready, running or on the backlog, or waits for other runs or steps.  `next`: seconds until the
+    message of a ready step may be lost, or a waiting step or a run's time limit is due, negative if it is overdue; None
+    if nothing will become due.  `pressing`: a pass has something to do now, whatever `next` says: a worker has died, or
+    steps are on the backlog or wait for other runs or steps.
     """
 
     busy: bool
     next: float | None
+    pressing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,16 +25,25 @@ from gorgon_common.logs import get_logger
 
 INTERVAL = 1.0
 """Seconds between passes while steps are in progress."""
-QUIET = 3.0
-"""Seconds between checks while there is nothing to do; less than LEASE, so that the leader keeps its lease."""
-TIDY_SECONDS = 15.0
+QUIET = 5.0
+"""Seconds between checks while there is nothing to do; at most `machine.TIMER_SECONDS`, because the sweep ends longer
+waits and must see them begin."""
+TIDY_SECONDS = 60.0
 """Seconds after which a pass is made even if there is nothing to do."""
+STEADY_SECONDS = 5.0
+"""The same while steps are in progress and nothing is wrong with them."""
 LEASE = 5.0
+"""How long the one that sweeps is the only one while there is something to do."""
+QUIET_LEASE = QUIET + LEASE
+"""The same while there is nothing to do: it is renewed only every QUIET seconds."""
+MARGIN = 2.0
+"""It looks again at least so long before its lease is over."""
 PROOF_SECONDS = 5.0
 """A message counts as lost if a message that was sent later was claimed at least this long ago."""
 SURELY_LOST = 60.0
 THOROUGH = 5
-"""Every this many passes, all running steps are checked, not only those of workers that have died since."""
+"""Every this many passes, and after as many seconds, all running steps are checked, not only those of workers that have
+died since."""
 SENT_BEFORE_DUE = 5.0
 """Seconds from sending a step's message until the step is due (`persistence.live.LOST_SECONDS`)."""
 
@@ -76,11 +85,13 @@ class Sweep:
         self.outage = Outage()
         self._clock = clock
         self._passes = 0
+        self._thorough = float("-inf")
         self._epoch: str | None = None
         self._blind_until = float("-inf")
         self._seen: deque[tuple[float, dict[int, float]]] = deque(maxlen=60)
         self._tidied = float("-inf")
         self._leading = False
+        self._lease = LEASE
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -116,15 +127,19 @@ class Sweep:
             left = 0.0 if self._leading else self.shelf.leads_for(self._job)
             self._leading = left == 0.0 and self._leads()
             if not self._leading:
-                return min(LEASE, max(INTERVAL, left))
-            now = self._clock()
+                return min(QUIET_LEASE, max(INTERVAL, left))
+            now, lease = self._clock(), self._lease
             found = self.shelf.activity(home=self.home, target=self.target)
-            if found.busy or (found.next is not None and found.next <= 0) or now - self._tidied >= TIDY_SECONDS:
+            if found.pressing or now - self._tidied >= (STEADY_SECONDS if found.busy else TIDY_SECONDS):
                 self._tidied = now
                 self._pass()
+            elif found.next is not None and found.next <= 0:
+                self._due()
+            self._lease = LEASE if found.busy else QUIET_LEASE
             if found.busy:
                 return INTERVAL
-            return QUIET if found.next is None else min(QUIET, max(INTERVAL, found.next))
+            quiet = min(QUIET, lease - MARGIN)
+            return quiet if found.next is None else min(quiet, max(INTERVAL, found.next))
 
     def once(self) -> int:
         """Make one pass if this sweep leads.  Returns the number of messages sent again.  Raises Unavailable."""
@@ -144,7 +159,7 @@ class Sweep:
         return f"sweep:{self.target}:{self.home}"
 
     def _leads(self) -> bool:
-        return self.shelf.lead(self._job, self.name, LEASE)
+        return self.shelf.lead(self._job, self.name, self._lease)
 
     def _pass(self) -> int:
         self.renew()  # otherwise a process that was suspended would count as dead
@@ -156,6 +171,11 @@ class Sweep:
         sent += self._resend()
         self.publisher.refill()
         return sent
+
+    def _due(self) -> None:
+        """Do only what `activity` has seen to be due: a part of a pass."""
+        self._time_is_up()
+        self._resend()
 
     def _time_is_up(self) -> None:
         for number in self.shelf.expired_runs(home=self.home, target=self.target):
@@ -196,8 +216,11 @@ class Sweep:
         """Reclaim the steps of dead workers; these steps are sent first."""
         if self._clock() < self._blind_until:
             return 0  # leases expired because no worker could renew them
-        thorough = self._passes % THOROUGH == 0
+        now = self._clock()
+        thorough = self._passes % THOROUGH == 0 or now - self._thorough >= THOROUGH
         self._passes += 1
+        if thorough:
+            self._thorough = now
         recovered = self.shelf.reap(home=self.home, target=self.target, sparing=self.worker, thorough=thorough)
         reporting.recovered(self.knowledge, recovered.again, "worker_died")
         for head in recovered.again:  # one message each: a suspect must not take other steps down with it

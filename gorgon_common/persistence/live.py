@@ -29,10 +29,14 @@ def chunks(ids: Sequence[Item]) -> Iterable[Sequence[Item]]:
 
 def now(connection: Connection) -> datetime:
     """Return the database's clock."""
-    moment: Any = connection.execute(select(db_now())).scalar_one()
-    if isinstance(moment, str):  # SQLite
-        return datetime.strptime(moment, SQLITE_TIME).replace(tzinfo=UTC)
-    return cast(datetime, moment)
+    return moment(connection.execute(select(db_now())).scalar_one())
+
+
+def moment(stored: Any) -> datetime:
+    """Return what a query answered for `db_now()` as a time."""
+    if isinstance(stored, str):  # SQLite
+        return datetime.strptime(stored, SQLITE_TIME).replace(tzinfo=UTC)
+    return cast(datetime, stored)
 
 
 def live_steps() -> Any:

@@ -1011,12 +1011,12 @@ class Store:
     def leads_for(self, name: str) -> float:
         """Return for how many more seconds a job has a leader; 0 if it has none."""
         with self.database.statements() as connection:
-            return leads_for(connection, now(connection), name)
+            return leads_for(connection, name)
 
     def activity(self, *, home: str, target: str) -> Activity:
         """Return the activity in a home's live runs.  One query, which tells whether a sweep has anything to do."""
         with self.database.statements() as connection:
-            return activity(connection, now(connection), home=home, target=target)
+            return activity(connection, home=home, target=target)
 
     @_tried_again
     def reap(

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from gorgon_common.engine.ports import AgentProvider
     from gorgon_common.settings import Settings
 
-_CLASSES = {
+CLIENTS = {
     "openai": "gorgon_worker.providers.openai:OpenAIProvider",
     "anthropic": "gorgon_worker.providers.anthropic:AnthropicProvider",
 }
+"""Provider, which is also the name of its queue → what makes its calls; loading it imports its SDK."""
 SANDBOX_KEY = "sandbox"
 """An API key that the sandbox accepts."""
 
@@ -42,7 +43,7 @@ class AgentProviders(Mapping[str, "AgentProvider"]):
     def _get(self, name: str) -> Any:
         options = self._options[name]
         if name not in self._made:
-            kind = load(_CLASSES[name])  # not under the lock: no thread should wait for the import of the other SDK
+            kind = load(CLIENTS[name])  # not under the lock: no thread should wait for the import of the other SDK
             with self._lock:
                 if name not in self._made:
                     self._made[name] = kind(**options)
@@ -92,7 +93,7 @@ def agent_providers(target: str, settings: Settings, *, sandbox_url: str | None 
 
 def preload_providers(names: Iterable[str]) -> threading.Thread:
     """Import what calls to these providers need (SDKs, prices, validation) in a background thread."""
-    wanted = [_CLASSES[name] for name in names if name in _CLASSES]
+    wanted = [CLIENTS[name] for name in names if name in CLIENTS]
     return preload([*wanted, *(("jsonschema.validators", "referencing", "genai_prices.data") if wanted else ())])
 
 

@@ -1,6 +1,6 @@
 """Anthropic through its official SDK.
 
-Importing this module imports the SDK (1.7 s): use `providers.agent_providers`, or preload it.
+Importing this module imports the SDK (0.7 s): use `providers.agent_providers`, or preload it.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from collections.abc import Callable
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
-import anthropic
-from anthropic.types import Model
-
 from gorgon_common import errors
 from gorgon_common.engine.ports import AgentCall, AgentReply
 from gorgon_common.roles.models import known_models, resolve_model
 from gorgon_worker.providers import failures, schemas
 from gorgon_worker.providers.calling import STREAM_ABOVE, Client, body_of, watched
+from gorgon_worker.providers.deferred import deferred
 from gorgon_worker.providers.failures import Answer, Server
 from gorgon_worker.providers.replies import Heard, anthropic_usage, joined, mapping, text_of
 from gorgon_worker.providers.transport import http_client
+
+with deferred("anthropic"):
+    import anthropic
+    import anthropic.resources.messages.messages  # loaded here instead of by the first call
+    from anthropic.types import Model
 
 BASE_URL = "https://api.anthropic.com"
 

@@ -11,18 +11,21 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
-import openai
-import openai.resources.responses  # loaded here instead of by the first call: it takes a tenth of a second
-from openai.types import ChatModel
-
 from gorgon_common import errors
 from gorgon_common.engine.ports import AgentCall, AgentReply
 from gorgon_common.roles.models import known_models, resolve_model
 from gorgon_worker.providers import failures, schemas
 from gorgon_worker.providers.calling import STREAM_ABOVE, Client, body_of, watched
+from gorgon_worker.providers.deferred import deferred
 from gorgon_worker.providers.failures import Answer, Server
 from gorgon_worker.providers.replies import Heard, joined, mapping, openai_usage, refusal_of, text_of
 from gorgon_worker.providers.transport import http_client
+
+with deferred("openai"):
+    import openai
+    import openai.resources.chat.completions  # both are loaded here instead of by the first call
+    import openai.resources.responses
+    from openai.types import ChatModel
 
 BASE_URL = "https://api.openai.com/v1"
 

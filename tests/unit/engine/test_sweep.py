@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from gorgon_common.engine import control
-from gorgon_common.engine.records import Renewal, step_id
+from gorgon_common.engine.machine import TIMER_SECONDS
+from gorgon_common.engine.records import Keep, Renewal, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
-from gorgon_common.engine.sweep import INTERVAL, LEASE, QUIET
+from gorgon_common.engine.sweep import INTERVAL, LEASE, MARGIN, QUIET, QUIET_LEASE, STEADY_SECONDS, TIDY_SECONDS, Sweep
 from gorgon_common.errors import Conflict, Final, Throttled, Unavailable
 from gorgon_common.workflow.plan import Plan
 from tests.support.engine import NOTHING, OPENAI, Desk, agent, plan_of
@@ -373,7 +374,67 @@ def test_it_looks_seldom_while_there_is_nothing_to_do(made: Fleet, here: Process
     assert here.sweep.look() == INTERVAL, "a step is ready"
     made.drain()
     assert made.status(run) is RunStatus.SUCCEEDED
+    assert here.sweep.look() == LEASE - MARGIN, "it has to renew a short lease"
     assert here.sweep.look() == QUIET
+
+
+def test_a_wait_that_no_timer_ends_is_never_seen_too_late() -> None:
+    assert QUIET <= TIMER_SECONDS
+
+
+def test_the_lead_is_kept_through_a_quiet_time(made: Fleet, here: Process, clock: Hands) -> None:
+    second = made.processes[1].sweep
+    for _ in range(3):
+        for busy in (True, False, False):
+            run = here.submit(plan_of(step("a"))) if busy else None
+            pause = here.sweep.look()
+            assert second.look() > 0
+            assert here.sweep._leading
+            assert not second._leading
+            clock.move(pause)
+            if run is not None:
+                made.drain()
+
+
+def passes(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return a list that gets the time of each pass."""
+    found: list[float] = []
+    whole = sweep._pass
+
+    def counted() -> int:
+        found.append(sweep._clock())
+        return whole()
+
+    monkeypatch.setattr(sweep, "_pass", counted)
+    return found
+
+
+def look_for(sweep: Sweep, clock: Hands, seconds: float) -> None:
+    """Let the sweep look for so long, as often as it says itself."""
+    until = clock.now + seconds
+    while clock.now < until:
+        clock.move(sweep.look())
+
+
+def test_a_pass_is_made_where_something_is_wrong_and_seldom_else(
+    made: Fleet, here: Process, clock: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_at = passes(here.sweep, monkeypatch)
+    look_for(here.sweep, clock, 120)
+    assert len(made_at) <= 1 + 120 / TIDY_SECONDS, "nothing is under way"
+    run = here.submit(plan_of(step("a")))
+    (running,) = here.store.tick(here.member, Keep(0, 0, 0), claims=[step_id(run, 0)]).mine
+    made.mailbox.waiting.clear()
+    before = len(made_at)
+    look_for(here.sweep, clock, 60)
+    assert 10 <= len(made_at) - before <= 60 / STEADY_SECONDS + 1, "a step runs on a worker that lives"
+    assert made.statuses(run)[0] is StepStatus.RUNNING
+    here.store.vacate("")
+    before = len(made_at)
+    clock.move(here.sweep.look())
+    assert len(made_at) == before + 1
+    assert made.statuses(run)[0] is StepStatus.READY, "its worker has died: that is seen at the next look"
+    assert running.id == step_id(run, 0)
 
 
 def test_it_looks_again_when_a_waiting_step_is_due(made: Fleet, here: Process, clock: Hands) -> None:
@@ -403,7 +464,7 @@ def test_the_second_one_waits_until_the_lease_of_the_first_is_over(made: Fleet, 
     assert first <= LEASE
     clock.move(2)
     assert second.look() <= max(INTERVAL, first - 2)
-    clock.move(LEASE)
+    clock.move(QUIET_LEASE)
     second.look()
     here.sweep.look()
     assert here.sweep.look() > INTERVAL, "it was too late, and has lost the lead"
