@@ -49,7 +49,7 @@ from gorgon_common.persistence.tables import budget_waits, ledger, reservations
 from gorgon_common.settings import EMBEDDED_BROKER, Settings
 from gorgon_common.workflow import catalogue
 from gorgon_worker.embedded import embedded
-from gorgon_worker.homes import new_home
+from gorgon_worker.process_owner import new_home
 from tests.support.processes import Cluster, cluster
 from tests.support.running import FINISHED, Lab
 from tests.support.sandbox import Sandbox, start_sandbox

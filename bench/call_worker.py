@@ -15,7 +15,7 @@ from typing import Any
 from gorgon_common.costs.usage import Usage
 from gorgon_common.engine.limits import Ask, Grant, Settlement
 from gorgon_common.engine.ports import AgentCall, AgentReply
-from gorgon_worker import assembly, worker
+from gorgon_worker import wiring, worker
 
 USED = Usage(input_tokens=20, output_tokens=5)
 
@@ -74,10 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     seconds = asked.milliseconds / 1000
     providers: Mapping[str, Any] = Stubs({name: Stub(name, seconds) for name in ("openai", "anthropic")})
-    assembly.agent_providers = lambda *_args, **_kwargs: providers  # type: ignore[assignment]
+    wiring.agent_providers = lambda *_args, **_kwargs: providers  # type: ignore[assignment]
     if asked.unlimited:
-        real = assembly.make_limiter
-        assembly.make_limiter = lambda *args: (NoLimiter(), real(*args)[1])  # type: ignore[assignment,return-value]
+        real = wiring.make_limiter
+        wiring.make_limiter = lambda *args: (NoLimiter(), real(*args)[1])  # type: ignore[assignment,return-value]
     worker.main(queues=asked.queues, slots=asked.slots, target="sandbox")
 
 

@@ -24,11 +24,11 @@ import redis
 
 from gorgon_common import lazy
 from gorgon_common.costs.usage import Usage
-from gorgon_common.engine.limits import FAILED, OK, RATE_LIMITED, Ask, Gate, Grant, Quota, Settlement, Wait
+from gorgon_common.engine.limits import FAILED, OK, RATE_LIMITED, Ask, Grant, LimitKey, Quota, Settlement, Wait
 from gorgon_common.ratelimit.costs import used
+from gorgon_common.ratelimit.failover import SturdyLimiter
 from gorgon_common.ratelimit.headers import signals
 from gorgon_common.ratelimit.redis import RedisLimiter
-from gorgon_common.ratelimit.sturdy import SturdyLimiter
 
 _FULL = """
 local t = redis.call('TIME'); local now = t[1] * 1000 + t[2] / 1000
@@ -68,7 +68,7 @@ class Book:
 
     assumed: Quota
 
-    def quota(self, gate: Gate) -> tuple[Quota, Quota]:
+    def quota(self, gate: LimitKey) -> tuple[Quota, Quota]:
         return self.assumed, Quota(concurrency=10**6)
 
 
@@ -120,7 +120,7 @@ class Side:
         case = self.scenario
         line = Line(case)
         model = line.model
-        gate = Gate("sandbox", case.provider, case.account, model)
+        gate = LimitKey("sandbox", case.provider, case.account, model)
         denials = 0
         ready = time.time()
         tokens = case.prompt // 4 + 10

@@ -15,8 +15,8 @@ from gorgon_common.canvas.celery import CeleryCanvas, make_app
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.costs.tracker import RecordedCall
 from gorgon_common.engine import control
-from gorgon_common.engine.context import Knowledge
-from gorgon_common.engine.limits import Gate, Limiter
+from gorgon_common.engine.context import RunCache
+from gorgon_common.engine.limits import Limiter, LimitKey
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.submit import submit
 from gorgon_common.engine.sweep import Sweep
@@ -30,8 +30,8 @@ from gorgon_common.persistence.limits import LimitRules, LimitStates
 from gorgon_common.persistence.reports import Filters, Reports
 from gorgon_common.persistence.store import Store
 from gorgon_common.persistence.views import Views
+from gorgon_common.ratelimit.local import StoredLimiter
 from gorgon_common.ratelimit.quotas import QuotaBook, Rule, checked, read_limits
-from gorgon_common.ratelimit.stored import StoredLimiter
 from gorgon_common.settings import Settings
 from gorgon_common.workflow.plan import Plan
 
@@ -66,7 +66,7 @@ class Services:
         self.database = database
         self.store = Store(database, poison_deaths=settings.poison_deaths)
         self.budgets = Budgets(database)
-        self.knowledge = Knowledge(self.store)
+        self.knowledge = RunCache(self.store)
         broker = _broker(settings)
         self.app = app or make_app(broker, events=events)
         self._broker = broker
@@ -263,7 +263,7 @@ class Services:
                 self.reports.ratios(target), unseen=tokens.SANDBOX_FACTOR if target == "sandbox" else 1.0
             ),
             prices=lazy.load("gorgon_common.costs.prices:make_pricer")(self.settings.prices),
-            quota=lambda provider, model: book.quota(Gate(target, provider, "", model)),
+            quota=lambda provider, model: book.quota(LimitKey(target, provider, "", model)),
             budgets=estimating.left(self.list_budgets(), team=team or plan.team, workflow=plan.name, target=target),
             latency=self.settings.sandbox_latency,
             slots=self.settings.slots,
@@ -410,7 +410,7 @@ def make_limiter(settings: Settings, database: Database) -> tuple[Limiter, Quota
     if settings.redis_url is None:
         return StoredLimiter(LimitStates(database), book, worker=worker), book
     shared = lazy.load("gorgon_common.ratelimit.redis:RedisLimiter")(settings.redis_url, book, worker=worker)
-    return lazy.load("gorgon_common.ratelimit.sturdy:SturdyLimiter")(shared, book, worker=worker), book
+    return lazy.load("gorgon_common.ratelimit.failover:SturdyLimiter")(shared, book, worker=worker), book
 
 
 def build(settings: Settings, *, events: bool = False, app: Any = None) -> Services:

@@ -52,7 +52,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a workflow here, or on a server."""
-    lazy.load("gorgon_worker.launch:run")(
+    lazy.load("gorgon_worker.cli_run:run")(
         file,
         inputs=inputs or [],
         inputs_file=inputs_file,
@@ -98,7 +98,7 @@ def worker(
     ] = None,
 ) -> None:
     """Run steps from the broker, until stopped."""
-    lazy.load("gorgon_worker.launch:worker")(
+    lazy.load("gorgon_worker.cli_run:worker")(
         queues=queues, slots=slots, live=live, events=events, metrics_port=metrics_port
     )
 
@@ -122,4 +122,4 @@ def runs_resume(
     as_json: AsJson = False,
 ) -> None:
     """Continue a failed, cancelled or killed run as a new run; finished steps are not paid for again."""
-    lazy.load("gorgon_worker.launch:resume")(run, file=file, detach=detach, server=server, as_json=as_json)
+    lazy.load("gorgon_worker.cli_run:resume")(run, file=file, detach=detach, server=server, as_json=as_json)

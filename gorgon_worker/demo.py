@@ -24,7 +24,7 @@ from gorgon_common.cli.sources import Workflow, find_workflow
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.errors import InputInvalid, Unavailable
 from gorgon_common.settings import Settings, get_settings
-from gorgon_worker.launch import compile_file, here, own_sandbox, run_embedded, vacate
+from gorgon_worker.cli_run import compile_file, here, own_sandbox, run_embedded, vacate
 
 _FAN = 8
 _KILL_AFTER = 3

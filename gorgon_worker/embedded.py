@@ -19,10 +19,10 @@ from celery.worker.consumer.consumer import Consumer
 from gorgon_common.bootstrap import Services
 from gorgon_common.canvas.celery import THREADS_PER_SLOT, queue_name
 from gorgon_common.errors import Unavailable
-from gorgon_worker.assembly import make_runtime
 from gorgon_worker.pool import ThreadPool
 from gorgon_worker.runtime import Runtime
 from gorgon_worker.tasks import register
+from gorgon_worker.wiring import make_runtime
 
 
 class _Consumer(Consumer):  # type: ignore[misc]  # celery has no types

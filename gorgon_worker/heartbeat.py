@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 
 from gorgon_common import metrics
-from gorgon_common.engine.machine import Machine
 from gorgon_common.engine.poison import BEAT_SECONDS
 from gorgon_common.engine.records import Renewal
+from gorgon_common.engine.worker_loop import StepRunner
 from gorgon_common.errors import GorgonError
 from gorgon_common.logs import get_logger
 from gorgon_common.persistence.store import Store, Worker
@@ -30,7 +30,7 @@ class Heartbeat:
         self,
         store: Store,
         member: Worker,
-        machine: Machine,
+        machine: StepRunner,
         lease: float,
         measure: Callable[[], None],
         *,

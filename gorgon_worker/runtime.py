@@ -14,12 +14,12 @@ from gorgon_common.bootstrap import Services
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.engine import rows
 from gorgon_common.engine.kinds.base import StepServices
-from gorgon_common.engine.machine import Machine
 from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
 from gorgon_common.engine.records import ROW_BITS, Weight
 from gorgon_common.engine.states import FINISHED_STEP, StepStatus
 from gorgon_common.engine.step import Executor
 from gorgon_common.engine.sweep import Sweep
+from gorgon_common.engine.worker_loop import StepRunner
 from gorgon_common.errors import GorgonError
 from gorgon_common.logs import get_logger
 from gorgon_worker.heartbeat import Heartbeat
@@ -69,7 +69,9 @@ class Runtime:
                 poison_deaths=services.settings.poison_deaths,
             )
         )
-        self.machine = Machine(self.store, services.knowledge, self.member, self.executor, self.publisher, slots=slots)
+        self.machine = StepRunner(
+            self.store, services.knowledge, self.member, self.executor, self.publisher, slots=slots
+        )
         self.publisher.here = self.machine.run_here
         self.publisher.shelved = self._backlog
         self.sweep = Sweep(

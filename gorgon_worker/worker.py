@@ -30,12 +30,12 @@ from gorgon_common.bootstrap import Services, build
 from gorgon_common.canvas.celery import THREADS_PER_SLOT, queue_name
 from gorgon_common.cli import terminal
 from gorgon_common.settings import Settings, get_settings
-from gorgon_worker.assembly import make_runtime
 from gorgon_worker.metrics_server import MetricsServer
 from gorgon_worker.pool import STOP_SECONDS, ThreadPool
 from gorgon_worker.providers import CLIENTS
 from gorgon_worker.runtime import Runtime
 from gorgon_worker.tasks import register
+from gorgon_worker.wiring import make_runtime
 
 CLOSE_SECONDS = 5.0
 """Time allowed for giving back steps, the lease and connections."""

@@ -25,7 +25,7 @@ from gorgon_common.canvas import lowering
 from gorgon_common.canvas.lowering import Chain, Chord, Group, Message, Shape
 from gorgon_common.engine.context import Run
 from gorgon_common.engine.ports import Lowered
-from gorgon_common.engine.records import ROW_MASK, Head, step_id
+from gorgon_common.engine.records import ROW_MASK, ReadyStep, step_id
 from gorgon_common.engine.rows import weight
 from gorgon_common.errors import Unavailable
 from gorgon_common.ids import new_id
@@ -149,7 +149,7 @@ class CeleryCanvas:
                 self._shapes[run.info.plan_hash] = found
         return found
 
-    def lower(self, run: Run, heads: Sequence[Head], join: int | None) -> Lowered:
+    def lower(self, run: Run, heads: Sequence[ReadyStep], join: int | None) -> Lowered:
         """Return the canvas of ready heads of one run.
 
         If all heads of a chord are ready, they become that chord.  If a head is sent without its chord, the join of
@@ -183,7 +183,7 @@ class CeleryCanvas:
         dropped_ids = [step_id(run.info.id, row) for row in dropped] + self._reduces(run, below)
         return Lowered(signatures, [step_id(run.info.id, row) for row in carried], dropped_ids)
 
-    def _lanes(self, run: Run, found: Shape, heads: Sequence[Head], join: int) -> Lowered:
+    def _lanes(self, run: Run, found: Shape, heads: Sequence[ReadyStep], join: int) -> Lowered:
         """The items of a map: a chord of lanes, each of which continues with the next item, and the reduce."""
         number, _, _ = run.place(join & ROW_MASK)
         node = run.plan.nodes[number]
@@ -193,7 +193,7 @@ class CeleryCanvas:
         body = self._message(node.queue or queues.CONTROL, lowering.task(node), [join], _label(run, node))
         return Lowered([chord(group(lanes), body, app=self.app)], [join])
 
-    def _reduces(self, run: Run, below: Sequence[Head]) -> list[int]:
+    def _reduces(self, run: Run, below: Sequence[ReadyStep]) -> list[int]:
         """Return the reduces of items that are sent on their own."""
         found = []
         for parent in {run.place(head.id & ROW_MASK)[1] for head in below}:
@@ -204,8 +204,8 @@ class CeleryCanvas:
             ]
         return found
 
-    def _bundles(self, run: Run, heads: Sequence[Head]) -> list[Any]:
-        by_task: dict[tuple[str, str], list[Head]] = {}
+    def _bundles(self, run: Run, heads: Sequence[ReadyStep]) -> list[Any]:
+        by_task: dict[tuple[str, str], list[ReadyStep]] = {}
         for head in heads:
             node = run.plan.nodes[head.node]
             by_task.setdefault((node.queue or queues.CONTROL, lowering.task(node)), []).append(head)
@@ -216,7 +216,7 @@ class CeleryCanvas:
                 signatures.append(self._signature(run, [same[place] for place in part]))
         return signatures
 
-    def _signature(self, run: Run, heads: Sequence[Head]) -> Signature[Any]:
+    def _signature(self, run: Run, heads: Sequence[ReadyStep]) -> Signature[Any]:
         node = run.plan.nodes[heads[0].node]
         name = _label(run, node, len(heads))
         return self._message(node.queue or queues.CONTROL, lowering.task(node), [head.id for head in heads], name)

@@ -18,7 +18,7 @@ from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine.agent import Earlier
 from gorgon_common.engine.context import Run, readable_path
 from gorgon_common.engine.ports import AgentCall, Pricer
-from gorgon_common.engine.records import Claimed, Room, RunInfo
+from gorgon_common.engine.records import BudgetRequest, Claimed, RunInfo
 from gorgon_common.errors import BudgetExceeded, ExpressionError, GorgonError, Unavailable, Unpriced
 from gorgon_common.lazy import load
 from gorgon_common.logs import get_logger
@@ -49,16 +49,16 @@ class Held:
     is_open: bool = True
 
 
-class Short(GorgonError):
+class BudgetWait(GorgonError):
     """A budget has no room now; it may have later.  Not a failure: the step waits `seconds` at most."""
 
-    def __init__(self, message: str, room: Room, seconds: float) -> None:
+    def __init__(self, message: str, room: BudgetRequest, seconds: float) -> None:
         super().__init__(message)
         self.room = room
         self.seconds = seconds
 
 
-class Vault(Protocol):
+class BudgetStore(Protocol):
     """The store of budget accounts: `persistence.budgets.Budgets`.  All methods raise Unavailable."""
 
     def applying(self, info: RunInfo) -> Sequence[Budget]:
@@ -113,10 +113,10 @@ class Vault(Protocol):
         ...
 
 
-class Purse:
+class StepBudget:
     """Makes the reservations for the calls of one attempt at a step."""
 
-    def __init__(self, vault: Vault | None, pricer: Pricer, run: Run, step: Claimed) -> None:
+    def __init__(self, vault: BudgetStore | None, pricer: Pricer, run: Run, step: Claimed) -> None:
         self._vault = vault
         self._pricer = pricer
         self._run = run
@@ -267,7 +267,7 @@ class Purse:
         self.held.append(held.key[2])
         cost = worst_cost(price, size, held.max_tokens) or 0
         if not held.is_open or held.usd < cost or held.tokens < size + held.max_tokens:
-            raise Short("the reservation for this call is gone; it is reserved again", Room(0, 0, 0), 0.5)
+            raise BudgetWait("the reservation for this call is gone; it is reserved again", BudgetRequest(0, 0, 0), 0.5)
         return replace(call, max_tokens=min(call.max_tokens, held.max_tokens))
 
     def _limits(self) -> list[tuple[int | None, int | None]]:
@@ -297,11 +297,13 @@ class Purse:
         open_to_come = shortage.balance.fits(usd, tokens, released=True)
         way = self._on_budget()
         if open_to_come:
-            return Short(f"budget: {told}", Room(shortage.period, usd, tokens), RECHECK_SECONDS)
+            return BudgetWait(f"budget: {told}", BudgetRequest(shortage.period, usd, tokens), RECHECK_SECONDS)
         if way == "wait" and shortage.account.ends is not None and _empty_fits(shortage.balance, usd, tokens):
             seconds = max(1.0, (shortage.account.ends - self._time()).total_seconds() + 0.5)
-            room = Room(shortage.period, usd, tokens, patient=True)
-            return Short(f"budget: {told} It waits until {shortage.account.ends:%Y-%m-%d %H:%M} UTC.", room, seconds)
+            room = BudgetRequest(shortage.period, usd, tokens, patient=True)
+            return BudgetWait(
+                f"budget: {told} It waits until {shortage.account.ends:%Y-%m-%d %H:%M} UTC.", room, seconds
+            )
         hint = "Raise it, lower `max_tokens:`, or ask for less."
         if shortage.account.budget is not None:
             hint = "Raise it with `gorgon budgets set`, or lower `max_tokens:`."

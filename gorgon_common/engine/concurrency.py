@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from gorgon_common.clock import format_time
-from gorgon_common.engine.context import Knowledge
+from gorgon_common.engine.context import RunCache
 from gorgon_common.engine.publish import Publisher
-from gorgon_common.engine.records import Head, Hold
+from gorgon_common.engine.records import KeyRequest, ReadyStep
 from gorgon_common.errors import Conflict, ExpressionError, InputInvalid
 from gorgon_common.workflow.expressions import Env, to_text
 from gorgon_common.workflow.expressions.expression import Expression, parse_template
@@ -21,12 +21,12 @@ class Stops(Protocol):
 
     def stop(
         self, run: int, *, gate: int, keeps: frozenset[int], error: Mapping[str, Any] | None, reason: str
-    ) -> list[Head]:
+    ) -> list[ReadyStep]:
         """Cancel or fail a run."""
         ...
 
 
-def hold_of(plan: Plan, inputs: Mapping[str, Any], *, run_id: str, team: str, now: datetime) -> Hold | None:
+def hold_of(plan: Plan, inputs: Mapping[str, Any], *, run_id: str, team: str, now: datetime) -> KeyRequest | None:
     """Return the key that a run of a plan asks for, or None if the workflow has none.
 
     Raises InputInvalid if the key cannot be computed from these inputs.
@@ -50,7 +50,7 @@ def hold_of(plan: Plan, inputs: Mapping[str, Any], *, run_id: str, team: str, no
             f"The concurrency key `{source}` is empty with these inputs.",
             hint="Give the input that it is made from, or add fixed text to the key.",
         )
-    return Hold(key, int(spec.get("max", 1)), str(spec.get("on_conflict", "queue")))
+    return KeyRequest(key, int(spec.get("max", 1)), str(spec.get("on_conflict", "queue")))
 
 
 def _piece(part: str | Expression, env: Env) -> str:
@@ -64,7 +64,7 @@ def _piece(part: str | Expression, env: Env) -> str:
     return to_text(value)
 
 
-def evict(store: Stops, knowledge: Knowledge, publisher: Publisher, holders: Iterable[int]) -> None:
+def evict(store: Stops, knowledge: RunCache, publisher: Publisher, holders: Iterable[int]) -> None:
     """Cancel runs of this publisher's home for a run that waits for their key; other homes' sweeps cancel theirs."""
     for number in holders:
         run = knowledge.run(number)

@@ -94,7 +94,7 @@ class Cache(Generic[Key, Value]):
                 self._values.popitem(last=False)
 
 
-class Knowledge:
+class RunCache:
     """The runs, plans and finished steps that this process has loaded; thread-safe."""
 
     def __init__(self, reader: Reader) -> None:
@@ -154,7 +154,7 @@ class Knowledge:
 class Run:
     """A run and its plan."""
 
-    def __init__(self, knowledge: Knowledge, info: RunInfo, plan: Plan) -> None:
+    def __init__(self, knowledge: RunCache, info: RunInfo, plan: Plan) -> None:
         self.knowledge = knowledge
         self.info = info
         self.plan = plan
@@ -286,7 +286,7 @@ class Run:
                     return expansion.base + body.index(number)
         return None
 
-    def meant(self, step: Claimed, number: int) -> int | None:
+    def resolve(self, step: Claimed, number: int) -> int | None:
         """Return the row that a name refers to in `step`.  Inside a loop, the loop's own name is the previous round."""
         chain = self.ancestry(step)
         for (_, node, position), (loop, above, _) in pairwise(chain):
@@ -296,7 +296,7 @@ class Run:
 
     def env(self, step: Claimed, refs: Mapping[str, Ref], extra: Mapping[str, Any] | None = None) -> Env:
         """Return the scope of a step's expressions."""
-        return Env(Names(self, step, refs, extra or {}), lenient=self.plan.lenient)
+        return Env(ExpressionScope(self, step, refs, extra or {}), lenient=self.plan.lenient)
 
     def value(self, number: int, checkpoint: Checkpoint | None) -> StepValue:
         """Return the value of a step's name."""
@@ -342,7 +342,7 @@ def published(node: Node, output: Any) -> dict[str, Any]:
     return names
 
 
-class Names(Mapping[str, Any]):
+class ExpressionScope(Mapping[str, Any]):
     """The names in one step's expressions, resolved on first use; all referenced steps are loaded together."""
 
     def __init__(self, run: Run, step: Claimed, refs: Mapping[str, Ref], extra: Mapping[str, Any]) -> None:
@@ -407,7 +407,7 @@ class Names(Mapping[str, Any]):
                 if ref.kind in ("step", "published", "steps")
                 for number in (*ref.nodes, *(() if ref.node is None else (ref.node,)))
             }
-            rows = {number: self._run.meant(self._step, number) for number in wanted}
+            rows = {number: self._run.resolve(self._step, number) for number in wanted}
             ids = {number: step_id(self._run.info.id, row) for number, row in rows.items() if row is not None}
             found = self._run.knowledge.checkpoints(list(ids.values()))
             self._steps = {number: self._run.value(number, found.get(ids.get(number, -1))) for number in wanted}

@@ -7,24 +7,24 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
-from gorgon_common.engine.context import Knowledge, Run
+from gorgon_common.engine.context import Run, RunCache
 from gorgon_common.engine.kinds.wait import MAX_NAME
-from gorgon_common.engine.ports import Shelf
+from gorgon_common.engine.ports import DispatchStore
 from gorgon_common.engine.publish import Publisher
-from gorgon_common.engine.records import Head
+from gorgon_common.engine.records import ReadyStep
 from gorgon_common.engine.submit import Creates, submit
 from gorgon_common.errors import Conflict, InputInvalid
 from gorgon_common.workflow.plan import Node, Plan
 
 
-class Continues(Creates, Shelf, Protocol):
+class Continues(Creates, DispatchStore, Protocol):
     """The store as a resume uses it."""
 
     def finished(self, run: int) -> tuple[bool, list[tuple[int, int]]]:
         """Return whether a run has ended, and (row, node) of its paid steps that succeeded."""
         ...
 
-    def send_event(self, run: int, name: str, data: Any) -> list[Head]:
+    def send_event(self, run: int, name: str, data: Any) -> list[ReadyStep]:
         """Send an event to a run; return the steps that waited for it."""
         ...
 
@@ -53,7 +53,7 @@ def send_event(store: Continues, publisher: Publisher, run: Run, name: str, data
 
 def resume(
     store: Continues,
-    knowledge: Knowledge,
+    knowledge: RunCache,
     before: Run,
     plan: Plan,
     *,

@@ -14,8 +14,8 @@ from gorgon_common.costs.history import History
 from gorgon_common.costs.tokens import TokenEstimator, family_of
 from gorgon_common.costs.usage import Usage
 from gorgon_common.engine.limits import Quota as Limits
-from gorgon_common.engine.outlook import Outlook, outlook
 from gorgon_common.engine.ports import Pricer
+from gorgon_common.engine.workload import Workload, outlook
 from gorgon_common.workflow.plan import Kind, Node, Plan
 
 WINDOW = 2_000_000
@@ -148,7 +148,7 @@ def _whole(band: Quantiles) -> dict[str, Any]:
     return band.to_dict(0)
 
 
-def _step(plan: Plan, seen: Outlook, line: Line) -> dict[str, Any]:
+def _step(plan: Plan, seen: Workload, line: Line) -> dict[str, Any]:
     """Return one step; the figures of a composite include its children's."""
     task, node = seen.tasks[line.task], plan.nodes[line.task]
     models = [f"{provider}:{model}" for provider, model in task.call.models] if task.call is not None else []

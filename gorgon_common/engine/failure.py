@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gorgon_common.engine import kinds, limits, reporting, retry
-from gorgon_common.engine.budget import Short
+from gorgon_common.engine.budget import BudgetWait
 from gorgon_common.engine.kinds import composite
 from gorgon_common.engine.kinds.base import StepContext
-from gorgon_common.engine.outcomes import BUDGET, RETRY, Done, Failed, Outcome, Parked
+from gorgon_common.engine.outcomes import BUDGET, RETRY, Done, Failed, Outcome, Snoozed
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.errors import (
     BudgetExceeded,
@@ -28,7 +28,7 @@ from gorgon_common.errors import (
     UserError,
 )
 
-HANDLED = (StepError, ExpressionError, UserError, Throttled, Cancelled, Short)
+HANDLED = (StepError, ExpressionError, UserError, Throttled, Cancelled, BudgetWait)
 """What a step may raise.  Any other exception is a fault of this process or of the database."""
 RATE_LIMIT_PAUSE = 1.0
 """Seconds to wait after a 429 without a `retry-after`."""
@@ -49,7 +49,7 @@ def outcome(context: StepContext, error: GorgonError) -> Outcome | OtherModel:
     match error:
         case Cancelled():
             return Done(context.result(StepStatus.CANCELLED, reason="the run was stopped"))
-        case Short():
+        case BudgetWait():
             reporting.over_budget(context.run, context.step, error.message, waits=True)
             room = error.room if error.room.period else None
             return _wait(context, error.seconds, BUDGET, error.message, room=room)
@@ -58,9 +58,9 @@ def outcome(context: StepContext, error: GorgonError) -> Outcome | OtherModel:
         case RateLimited():
             pause = error.retry_after if error.retry_after is not None else RATE_LIMIT_PAUSE
             pause += 0.1 * context.services.chance()
-            return Parked(pause, limits.RETRY_AFTER, f"rate limit: {error.message}", context.paid(), attempt=False)
+            return Snoozed(pause, limits.RETRY_AFTER, f"rate limit: {error.message}", context.paid(), attempt=False)
         case Unavailable():
-            return Parked(AWAY_PAUSE, RETRY, error.message, context.paid(), attempt=False)
+            return Snoozed(AWAY_PAUSE, RETRY, error.message, context.paid(), attempt=False)
         case BudgetExceeded():
             reporting.over_budget(context.run, context.step, error.message, waits=False)
         case StepError() if retry.again(context.node.retry, error, context.step.attempt):
@@ -77,11 +77,11 @@ def _final(context: StepContext, error: GorgonError) -> dict[str, Any]:
     return found
 
 
-def _wait(context: StepContext, seconds: float, reason: str, message: str, **fields: Any) -> Parked:
+def _wait(context: StepContext, seconds: float, reason: str, message: str, **fields: Any) -> Snoozed:
     """Park the step until the call has capacity.  The step gives up its slot; the wait does not count as an attempt."""
     left = context.seconds_left()
     seconds = seconds if left is None else max(0.0, min(seconds, left))
-    return Parked(seconds, reason, message, context.paid(), attempt=False, **fields)
+    return Snoozed(seconds, reason, message, context.paid(), attempt=False, **fields)
 
 
 def _retry(context: StepContext, error: StepError) -> Outcome | OtherModel:
@@ -92,7 +92,7 @@ def _retry(context: StepContext, error: StepError) -> Outcome | OtherModel:
     if left is not None and seconds >= left:
         return way_out(context, context.error_data(error))
     took = (context.services.clock.now() - context.started_at).total_seconds()
-    return Parked(seconds, RETRY, error.message, context.paid(), kind=error.kind, took=max(0.0, took))
+    return Snoozed(seconds, RETRY, error.message, context.paid(), kind=error.kind, took=max(0.0, took))
 
 
 def way_out(context: StepContext, error: dict[str, Any]) -> Outcome | OtherModel:

@@ -42,7 +42,7 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
+class LimitKey:
     """The limiter's key for a call.  `account` identifies the provider account without revealing its API key."""
 
     target: str
@@ -64,7 +64,7 @@ class Ask:
     """
 
     id: str
-    gate: Gate
+    gate: LimitKey
     tokens_in: int = 0
     tokens_out: int = 0
     team: str = "default"
@@ -77,7 +77,7 @@ class Grant:
     """The call may be made now.  It must be settled, whatever its outcome."""
 
     id: str
-    gate: Gate
+    gate: LimitKey
     at: float = 0.0
     """Seconds since 1970, by the limiter's clock."""
     local: bool = False
@@ -163,6 +163,6 @@ class Limiter(Protocol):
 class Quotas(Protocol):
     """The configured limits of each gate."""
 
-    def quota(self, gate: Gate) -> tuple[Quota, Quota]:
+    def quota(self, gate: LimitKey) -> tuple[Quota, Quota]:
         """Return (limits assumed until the provider reports its own, limits that apply regardless of its reports)."""
         ...

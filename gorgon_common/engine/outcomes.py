@@ -8,7 +8,7 @@ from typing import Any
 
 from gorgon_common.costs.usage import CallRecord
 from gorgon_common.engine import limits
-from gorgon_common.engine.records import Result, Room, Row
+from gorgon_common.engine.records import BudgetRequest, Result, Row
 from gorgon_common.engine.states import RunStatus
 
 RETRY, BUDGET, TIME, EVENT = "retry", "budget", "time", "event"
@@ -39,12 +39,12 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
-class Passed:
+class ConditionMet:
     """The step's conditions hold; a worker of its queue may now run it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Parked:
+class Snoozed:
     """The step waits `seconds`, for one of REASONS.  `attempt`: the preceding work counts as an attempt.
 
     `message` explains the wait to the user.  `room`: the room on a budget that it waits for; it is woken when that much
@@ -57,7 +57,7 @@ class Parked:
     message: str
     calls: Sequence[CallRecord] = ()
     attempt: bool = True
-    room: Room | None = None
+    room: BudgetRequest | None = None
     event: str | None = None
     kind: str = ""
     took: float | None = None
@@ -87,7 +87,7 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class RunFinished:
     """The run's last step has ended, and the run with it."""
 
     result: Result
@@ -96,4 +96,4 @@ class Ended:
     error: Mapping[str, Any] | None
 
 
-Outcome = Done | Passed | Parked | Expanded | Failed | Ended
+Outcome = Done | ConditionMet | Snoozed | Expanded | Failed | RunFinished

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 SUSPECT_DEATHS = 2
 """A step with this many deaths is a suspect.  Workers run one suspect at a time, so that the next death can be
-attributed.  `tick.sql` has the same number.
+attributed.  `claim_and_finish.sql` has the same number.
 """
 POISON_DEATHS = 3
 """The minimum number of deaths that condemn a step; GORGON_POISON_DEATHS."""

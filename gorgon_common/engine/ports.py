@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine.records import (
     Activity,
-    Admitted,
-    Advance,
+    BudgetRequest,
     Buried,
     Children,
+    ClaimCapacity,
     Claimed,
+    ClaimResult,
     Finish,
-    Head,
-    Keep,
+    KeyState,
+    ReadyStep,
     Recovered,
     Refusal,
     Released,
-    Room,
     Row,
     RunClosed,
-    Turn,
+    TransitionResult,
     Waiting,
     Weight,
 )
@@ -173,19 +173,19 @@ class Member(Protocol):
 class Steps(Protocol):
     """The store as the machine uses it.  Each call is one transaction; all raise Unavailable."""
 
-    def tick(
+    def claim_and_finish(
         self,
         worker: Any,
-        keep: Keep,
+        keep: ClaimCapacity,
         *,
         claims: Sequence[int] = (),
         finishes: Sequence[Finish] = (),
         suspects: bool = False,
-    ) -> Advance:
+    ) -> TransitionResult:
         """Claim and finish steps.  Steps that become ready are taken over as `keep` allows, and otherwise reported."""
         ...
 
-    def admit(
+    def claim_limited(
         self,
         worker: Any,
         run: int,
@@ -194,7 +194,7 @@ class Steps(Protocol):
         follows: Sequence[int] = (),
         free: int = 0,
         suspects: bool = False,
-    ) -> Admitted:
+    ) -> ClaimResult:
         """Claim slow steps of a run with `max_parallel`, as far as it has room: `ids`, and steps that are waiting."""
         ...
 
@@ -217,7 +217,7 @@ class Steps(Protocol):
         message: str,
         calls: Sequence[CallRecord],
         attempt: bool,
-        room: Room | None = None,
+        room: BudgetRequest | None = None,
         event: str | None = None,
     ) -> Waiting | Refusal:
         """Make a claimed step wait, for one of `outcomes.REASONS`."""
@@ -229,7 +229,7 @@ class Steps(Protocol):
         """Append an entry to the run's journal."""
         ...
 
-    def wake(self, ids: Sequence[int]) -> list[Head]:
+    def wake(self, ids: Sequence[int]) -> list[ReadyStep]:
         """Make ready the waiting steps whose time has come."""
         ...
 
@@ -249,8 +249,15 @@ class Steps(Protocol):
         ...
 
     def fail(
-        self, worker: Any, keep: Keep, finish: Finish, *, container: int, keeps: frozenset[int], run_fails: bool
-    ) -> Advance:
+        self,
+        worker: Any,
+        keep: ClaimCapacity,
+        finish: Finish,
+        *,
+        container: int,
+        keeps: frozenset[int],
+        run_fails: bool,
+    ) -> TransitionResult:
         """Finish a failed step and stop the run or composite around it."""
         ...
 
@@ -261,26 +268,26 @@ class Steps(Protocol):
         ...
 
 
-class Shelf(Protocol):
+class DispatchStore(Protocol):
     """The store as the publisher and the sweep use it."""
 
-    def carry(self, ids: Sequence[int]) -> None:
+    def attach(self, ids: Sequence[int]) -> None:
         """Mark pending steps whose message a canvas will send."""
         ...
 
-    def drop(self, ids: Sequence[int]) -> list[Head]:
+    def detach(self, ids: Sequence[int]) -> list[ReadyStep]:
         """Detach steps from their canvas; returns those that are already ready."""
         ...
 
-    def scatter(self, *, home: str, target: str | None = None) -> None:
+    def detach_all(self, *, home: str, target: str | None = None) -> None:
         """Detach every step of the live runs from its canvas, because the broker has lost all canvases."""
         ...
 
-    def shelve(self, heads: Sequence[Head], team: str, *, first: bool = False) -> None:
+    def enqueue(self, heads: Sequence[ReadyStep], team: str, *, first: bool = False) -> None:
         """Put ready steps on the backlog."""
         ...
 
-    def unshelve(self, queue: int, count: int, *, target: str, home: str) -> list[Head]:
+    def dequeue(self, queue: int, count: int, *, target: str, home: str) -> list[ReadyStep]:
         """Take a queue's next steps from the backlog."""
         ...
 
@@ -316,11 +323,11 @@ class Shelf(Protocol):
 
     def overdue(
         self, *, home: str, target: str | None = None, limit: int = 2000, all_ready: bool = False
-    ) -> tuple[list[tuple[Head, datetime]], list[int]]:
+    ) -> tuple[list[tuple[ReadyStep, datetime]], list[int]]:
         """Return ready steps whose message may be lost, and waiting steps to wake."""
         ...
 
-    def wake(self, ids: Sequence[int]) -> list[Head]:
+    def wake(self, ids: Sequence[int]) -> list[ReadyStep]:
         """Make ready the waiting steps whose time has come."""
         ...
 
@@ -332,7 +339,7 @@ class Shelf(Protocol):
         """Return the runs with `max_parallel` that have waiting steps."""
         ...
 
-    def admit(
+    def claim_limited(
         self,
         worker: Any,
         run: int,
@@ -341,15 +348,15 @@ class Shelf(Protocol):
         follows: Sequence[int] = (),
         free: int = 0,
         suspects: bool = False,
-    ) -> Admitted:
+    ) -> ClaimResult:
         """Claim slow steps of a run with `max_parallel` as it has room; without a worker they need a message."""
         ...
 
-    def turns(self, *, home: str, target: str) -> list[Turn]:
+    def turns(self, *, home: str, target: str) -> list[KeyState]:
         """Return the work to do for concurrency keys that runs wait for."""
         ...
 
-    def take_turn(self, key: int, *, home: str) -> list[Head]:
+    def take_turn(self, key: int, *, home: str) -> list[ReadyStep]:
         """Grant a concurrency key to the runs that are next."""
         ...
 
@@ -363,7 +370,7 @@ class Shelf(Protocol):
 
     def stop(
         self, run: int, *, gate: int, keeps: frozenset[int], error: Mapping[str, Any] | None, reason: str
-    ) -> list[Head]:
+    ) -> list[ReadyStep]:
         """Cancel or fail a run."""
         ...
 
@@ -384,7 +391,7 @@ class Lowered:
 class Canvas(Protocol):
     """Creates and sends messages: the Celery adapter."""
 
-    def lower(self, run: Run, heads: Sequence[Head], join: int | None) -> Lowered:
+    def lower(self, run: Run, heads: Sequence[ReadyStep], join: int | None) -> Lowered:
         """Return the canvas for ready steps of one run; `join`: the step id of the reduce that they lead to."""
         ...
 

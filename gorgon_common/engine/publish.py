@@ -12,9 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from gorgon_common.engine.context import Knowledge
-from gorgon_common.engine.ports import Canvas, Shelf
-from gorgon_common.engine.records import ROW_BITS, Claimed, Head, Weight
+from gorgon_common.engine.context import RunCache
+from gorgon_common.engine.ports import Canvas, DispatchStore
+from gorgon_common.engine.records import ROW_BITS, Claimed, ReadyStep, Weight
 from gorgon_common.errors import Unavailable
 from gorgon_common.logs import get_logger
 
@@ -39,8 +39,8 @@ class Publisher:
 
     def __init__(
         self,
-        shelf: Shelf,
-        knowledge: Knowledge,
+        shelf: DispatchStore,
+        knowledge: RunCache,
         canvas: Canvas,
         *,
         target: str,
@@ -52,14 +52,14 @@ class Publisher:
         self.canvas = canvas
         self.target = target
         self.home = home
-        self.here: Callable[[Sequence[Head]], None] | None = None
+        self.here: Callable[[Sequence[ReadyStep]], None] | None = None
         self.shelved: Callable[[], None] = lambda: None
         self._clock = clock
         self._lock = threading.Lock()
         self._slots: dict[int, int] = {}
         self._slots_at = float("-inf")
 
-    def publish(self, heads: Sequence[Head], *, join: int | None = None, recovered: bool = False) -> None:
+    def publish(self, heads: Sequence[ReadyStep], *, join: int | None = None, recovered: bool = False) -> None:
         """Send as many steps as there is room for, and put the rest on the backlog.
 
         `join`: the step that a canvas of these steps leads to.  `recovered` steps are sent first, regardless of room.
@@ -74,45 +74,45 @@ class Publisher:
             if fits:
                 self._send(run, fits, join if len(fits) == len(members) else None)
             if len(fits) < len(members):
-                self._shelve(run, members[len(fits) :], join)
+                self._enqueue(run, members[len(fits) :], join)
 
     def give_back(self, ids: Sequence[int]) -> None:
         """Put steps whose message found no free slot at the front of the backlog."""
         ready = set(self.shelf.redispatch(ids))
         heads = [head for head in self._heads(ids) if head.id in ready]
         if heads:
-            self.shelf.shelve(heads, self.knowledge.run(heads[0].id >> ROW_BITS).info.team, first=True)
+            self.shelf.enqueue(heads, self.knowledge.run(heads[0].id >> ROW_BITS).info.team, first=True)
             self.shelved()
 
     def held(self, ids: Sequence[int]) -> None:
         """Detach steps from their canvas: they wait until fewer steps of their run are in progress."""
         for run, heads in _by_run(self._heads(ids)).items():
             left = self.canvas.lower(self.knowledge.run(run), heads, None)
-            self._drop([*left.dropped, *left.carried])
+            self._detach([*left.dropped, *left.carried])
 
     def departed(self, step: Claimed) -> None:
         """Detach a parked step from its canvas, and send what that canvas would have sent."""
-        head = Head(step.id, step.node, step.weight, step.queue, step.crashes)
+        head = ReadyStep(step.id, step.node, step.weight, step.queue, step.crashes)
         dropped = self.canvas.lower(self.knowledge.run(step.run), [head], None)
-        self._drop([*dropped.dropped, *dropped.carried])
+        self._detach([*dropped.dropped, *dropped.carried])
 
     def refill(self) -> None:
         """Send steps from the backlog while the queues have room."""
         for queue in self.shelf.shelved():
             room = min(REFILL, self._room(queue))
-            heads = self.shelf.unshelve(queue, room, target=self.target, home=self.home) if room > 0 else []
+            heads = self.shelf.dequeue(queue, room, target=self.target, home=self.home) if room > 0 else []
             for run, members in _by_run(heads).items():
                 self._send(run, members, None)
 
-    def _heads(self, ids: Sequence[int]) -> list[Head]:
+    def _heads(self, ids: Sequence[int]) -> list[ReadyStep]:
         heads = []
         for key in ids:
             run = self.knowledge.run(key >> ROW_BITS)
             number, _, _ = run.place(key & ((1 << ROW_BITS) - 1))
-            heads.append(Head(key, number, *run.shape(number)))
+            heads.append(ReadyStep(key, number, *run.shape(number)))
         return heads
 
-    def _fits(self, heads: Sequence[Head]) -> Sequence[Head]:
+    def _fits(self, heads: Sequence[ReadyStep]) -> Sequence[ReadyStep]:
         """Return the longest prefix of the steps that all queues have room for."""
         wanted: dict[int, int] = {}
         for place, head in enumerate(heads):
@@ -134,32 +134,32 @@ class Publisher:
         except Unavailable:
             return 0
 
-    def _shelve(self, run: int, heads: Sequence[Head], join: int | None) -> None:
-        self.shelf.shelve(heads, self.knowledge.run(run).info.team)
+    def _enqueue(self, run: int, heads: Sequence[ReadyStep], join: int | None) -> None:
+        self.shelf.enqueue(heads, self.knowledge.run(run).info.team)
         self.shelved()
         alone = self.canvas.lower(self.knowledge.run(run), heads, None)
-        self._drop([*alone.dropped, *([] if join is None else [join])])
+        self._detach([*alone.dropped, *([] if join is None else [join])])
 
-    def _send(self, run: int, heads: Sequence[Head], join: int | None) -> None:
+    def _send(self, run: int, heads: Sequence[ReadyStep], join: int | None) -> None:
         known = self.knowledge.run(run)
         lowered = self.canvas.lower(known, heads, join)
         if lowered.carried:
-            self.shelf.carry(lowered.carried)
-        self._drop(lowered.dropped)
+            self.shelf.attach(lowered.carried)
+        self._detach(lowered.dropped)
         try:
             self.canvas.send(lowered)
         except Unavailable as error:
             log.warning("messages were not sent; the sweep will", steps=len(heads), error=error.message)
 
-    def _drop(self, ids: Sequence[int]) -> None:
+    def _detach(self, ids: Sequence[int]) -> None:
         if ids:
-            ready = self.shelf.drop(ids)
+            ready = self.shelf.detach(ids)
             if ready:
                 self.publish(ready)
 
 
-def _by_run(heads: Sequence[Head]) -> dict[int, list[Head]]:
-    runs: dict[int, list[Head]] = {}
+def _by_run(heads: Sequence[ReadyStep]) -> dict[int, list[ReadyStep]]:
+    runs: dict[int, list[ReadyStep]] = {}
     for head in heads:
         runs.setdefault(head.id >> ROW_BITS, []).append(head)
     return runs

@@ -81,7 +81,7 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ReadyStep:
     """A ready step whose message must still be sent."""
 
     id: int
@@ -128,7 +128,7 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class BudgetRequest:
     """What a parked step waits for on a budget: this many micro-dollars and tokens on the account `period`.
 
     `patient`: it waits for the account's next period.
@@ -141,7 +141,7 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
+class ClaimCapacity:
     """How much a worker may take over in place: `fast` inline and fast steps, `slow` ones, `pull` from the backlog."""
 
     fast: int = 64
@@ -150,14 +150,14 @@ class Keep:
 
 
 @dataclass(slots=True)
-class Advance:
+class TransitionResult:
     """The result of one transaction: steps that this worker now holds, and steps that need a message.
 
     `refused` are the finishes that the fence rejected: another worker holds the step, or it has ended.
     """
 
     mine: list[Claimed] = field(default_factory=list)
-    ready: list[Head] = field(default_factory=list)
+    ready: list[ReadyStep] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
     counted: list[int] = field(default_factory=list)
     """Ready slow steps of runs with `max_parallel`; `admit` claims those that the run has room for."""
@@ -172,11 +172,11 @@ class Advance:
 
 
 @dataclass(slots=True)
-class Admitted:
+class ClaimResult:
     """The result of `admit`: steps that this worker now holds, steps that need a message, steps that keep waiting."""
 
     mine: list[Claimed] = field(default_factory=list)
-    ready: list[Head] = field(default_factory=list)
+    ready: list[ReadyStep] = field(default_factory=list)
     held: list[int] = field(default_factory=list)
 
 
@@ -208,14 +208,14 @@ class Renewal(Enum):
 class Released:
     """A claimed step was given back: it is ready and needs a message."""
 
-    head: Head
+    head: ReadyStep
 
 
 @dataclass(frozen=True, slots=True)
 class Buried:
     """A step of a stopped run was cancelled; `ready` are the steps that its end made ready."""
 
-    ready: Sequence[Head]
+    ready: Sequence[ReadyStep]
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +227,7 @@ class Waiting:
 class Children:
     """A composite was expanded; `base` is its first child's row, `ready` are the children that may start."""
 
-    ready: Sequence[Head]
+    ready: Sequence[ReadyStep]
     base: int
 
 
@@ -235,7 +235,7 @@ class Children:
 class RunClosed:
     """A run has ended; `ready` are the first steps of runs that waited for its concurrency key."""
 
-    ready: Sequence[Head]
+    ready: Sequence[ReadyStep]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +246,8 @@ class Recovered:
     stopped.
     """
 
-    again: Sequence[Head] = ()
-    freed: Sequence[Head] = ()
+    again: Sequence[ReadyStep] = ()
+    freed: Sequence[ReadyStep] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +303,7 @@ class RunInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class KeyRequest:
     """The concurrency key that a run asks for.
 
     `most`: how many runs may hold it.  `on_conflict`: queue | reject | cancel_running.
@@ -315,7 +315,7 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
+class KeyDecision:
     """Whether a run may start (`holds`), and the runs to cancel so that it can."""
 
     holds: bool
@@ -338,7 +338,7 @@ class Activity:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class KeyState:
     """What a sweep has to do for a concurrency key that runs wait for.
 
     `ready`: one of the waiting runs may start.  `evict`: runs to cancel for one of them.  `dead`: runs whose process
@@ -370,6 +370,6 @@ class NewRun:
     idempotency_key: str | None = None
     request_hash: str | None = None
     timeout: float | None = None
-    hold: Hold | None = None
+    hold: KeyRequest | None = None
     max_parallel: int | None = None
     trace_id: str | None = None

@@ -10,9 +10,9 @@ from typing import Any
 
 from gorgon_common import telemetry
 from gorgon_common.costs.usage import CallRecord
-from gorgon_common.engine.context import Knowledge, Run
-from gorgon_common.engine.outcomes import Expanded, Parked
-from gorgon_common.engine.records import ROW_BITS, ROW_MASK, Claimed, Finish, Head, Result, Weight
+from gorgon_common.engine.context import Run, RunCache
+from gorgon_common.engine.outcomes import Expanded, Snoozed
+from gorgon_common.engine.records import ROW_BITS, ROW_MASK, Claimed, Finish, ReadyStep, Result, Weight
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.errors import GorgonError
 from gorgon_common.telemetry import StepRef
@@ -46,7 +46,7 @@ def names(run: Run, step: Claimed) -> dict[str, Any]:
     return {**found, "trace_id": run.info.trace_id} if run.info.trace_id else found
 
 
-def named(knowledge: Knowledge, step: Claimed) -> dict[str, Any]:
+def named(knowledge: RunCache, step: Claimed) -> dict[str, Any]:
     """Return the same fields for a run that may not be cached; only numbers if the database is unavailable too."""
     try:
         return names(knowledge.run(step.run), step)
@@ -54,7 +54,7 @@ def named(knowledge: Knowledge, step: Claimed) -> dict[str, Any]:
         return {"run": step.run, "step": step.row}
 
 
-def claimed(knowledge: Knowledge, steps: Iterable[Claimed]) -> None:
+def claimed(knowledge: RunCache, steps: Iterable[Claimed]) -> None:
     """Steps were claimed by this worker."""
     if telemetry.active():
         for step in steps:
@@ -71,7 +71,7 @@ def started(run: Run, step: Claimed) -> None:
             telemetry.emit(telemetry.StepStarted(found))
 
 
-def parked(knowledge: Knowledge, step: Claimed, outcome: Parked) -> None:
+def parked(knowledge: RunCache, step: Claimed, outcome: Snoozed) -> None:
     """A step is waiting."""
     if telemetry.active():
         found = _ref(knowledge, step)
@@ -82,7 +82,7 @@ def parked(knowledge: Knowledge, step: Claimed, outcome: Parked) -> None:
             telemetry.emit(event)
 
 
-def expanded(knowledge: Knowledge, step: Claimed, outcome: Expanded) -> None:
+def expanded(knowledge: RunCache, step: Claimed, outcome: Expanded) -> None:
     """A step was expanded.  If that is its fallback, the step has failed."""
     if telemetry.active() and outcome.result is not None:
         found = _ref(knowledge, step)
@@ -94,7 +94,7 @@ def expanded(knowledge: Knowledge, step: Claimed, outcome: Expanded) -> None:
             telemetry.emit(event)
 
 
-def ended(knowledge: Knowledge, finishes: Sequence[Finish], refused: Sequence[int] = ()) -> None:
+def ended(knowledge: RunCache, finishes: Sequence[Finish], refused: Sequence[int] = ()) -> None:
     """Steps have ended; `refused` are those whose results the fence rejected."""
     if not telemetry.active():
         return
@@ -111,14 +111,14 @@ def ended(knowledge: Knowledge, finishes: Sequence[Finish], refused: Sequence[in
             _skipped(knowledge, finish)
 
 
-def fenced(knowledge: Knowledge, step: Claimed) -> None:
+def fenced(knowledge: RunCache, step: Claimed) -> None:
     """A step's outcome was rejected by the fence."""
     found = _ref(knowledge, step) if telemetry.active() else None
     if found is not None:
         telemetry.emit(telemetry.StepFenced(found))
 
 
-def recovered(knowledge: Knowledge, heads: Iterable[Head | Claimed], why: str) -> None:
+def recovered(knowledge: RunCache, heads: Iterable[ReadyStep | Claimed], why: str) -> None:
     """Steps were recovered; `why`: see `telemetry.StepRecovered`."""
     if not telemetry.active():
         return
@@ -157,7 +157,7 @@ def over_budget(run: Run, step: Claimed, message: str, *, waits: bool) -> None:
         telemetry.emit(telemetry.BudgetRefused(found, message, waits))
 
 
-def _ref(knowledge: Knowledge, step: Claimed) -> StepRef | None:
+def _ref(knowledge: RunCache, step: Claimed) -> StepRef | None:
     return ref(knowledge.run(step.run), step)
 
 
@@ -173,7 +173,7 @@ def _ended(step: StepRef, result: Result) -> telemetry.StepEnded:
     )
 
 
-def _skipped(knowledge: Knowledge, finish: Finish) -> None:
+def _skipped(knowledge: RunCache, finish: Finish) -> None:
     """Report the steps that were skipped together with one; they belong to the same body."""
     run = knowledge.run(finish.step.run)
     nodes = {row: number for number, row in run.siblings(finish.step).items()}

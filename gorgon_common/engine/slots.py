@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Collection, Sequence
 
-from gorgon_common.engine.records import Head, Weight
+from gorgon_common.engine.records import ReadyStep, Weight
 
 SHORT_SECONDS = 0.005
 """Steps shorter than this free their slots soon enough to wait for."""
@@ -26,7 +26,7 @@ class ReadyQueue:
     def __init__(self, most: int, *, short: float = SHORT_SECONDS) -> None:
         self._most = most
         self._limit = short
-        self._steps: deque[Head] = deque()
+        self._steps: deque[ReadyStep] = deque()
         self._average: float | None = None
         self._lock = threading.Lock()
 
@@ -40,11 +40,11 @@ class ReadyQueue:
         average = self._average
         self._average = seconds if average is None else (1 - _SHARE) * average + _SHARE * seconds
 
-    def keep(self, heads: Sequence[Head], queues: Collection[int]) -> list[Head]:
+    def keep(self, heads: Sequence[ReadyStep], queues: Collection[int]) -> list[ReadyStep]:
         """Keep slow steps of these queues while steps are short.  Returns the other steps, which must be sent."""
         if not self.short:
             return list(heads)
-        sent: list[Head] = []
+        sent: list[ReadyStep] = []
         with self._lock:
             for head in heads:
                 if head.weight == Weight.SLOW and head.queue in queues and len(self._steps) < self._most:
@@ -53,7 +53,7 @@ class ReadyQueue:
                     sent.append(head)
         return sent
 
-    def take(self, count: int | None = None) -> list[Head]:
+    def take(self, count: int | None = None) -> list[ReadyStep]:
         """Remove and return up to `count` steps, one per free slot; all steps without a count."""
         with self._lock:
             found = len(self._steps) if count is None else min(len(self._steps), max(0, count))

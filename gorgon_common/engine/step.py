@@ -10,7 +10,7 @@ from gorgon_common.engine import failure, join_rules, kinds, reporting
 from gorgon_common.engine.failure import OtherModel
 from gorgon_common.engine.kinds import StepContext, agent, composite
 from gorgon_common.engine.kinds.base import StepServices
-from gorgon_common.engine.outcomes import Outcome, Passed
+from gorgon_common.engine.outcomes import ConditionMet, Outcome
 from gorgon_common.engine.records import Claimed, Weight
 from gorgon_common.errors import GorgonError, Internal, StepError, Unavailable
 from gorgon_common.logs import context as logged
@@ -60,7 +60,7 @@ def _worked(context: StepContext) -> Outcome:
     if fallback is not None:
         return composite.fallback_ended(context, fallback)
     if step.weight == Weight.INLINE and context.node.queue is not None:
-        return Passed()
+        return ConditionMet()
     return kinds.handler(context.node.kind).execute(context)
 
 

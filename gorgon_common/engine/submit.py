@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from gorgon_common import telemetry
 from gorgon_common.engine import rows
 from gorgon_common.engine.concurrency import Stops, evict, hold_of
-from gorgon_common.engine.context import Knowledge
+from gorgon_common.engine.context import RunCache
 from gorgon_common.engine.publish import Publisher
-from gorgon_common.engine.records import Admission, Head, NewRun, Row, step_id
+from gorgon_common.engine.records import KeyDecision, NewRun, ReadyStep, Row, step_id
 from gorgon_common.errors import InputInvalid, KeyTaken, NotAvailable
 from gorgon_common.masking import SECRETS
 from gorgon_common.workflow.plan import Plan
@@ -32,7 +32,7 @@ class Creates(Stops, Protocol):
         """Insert a run and its steps.  Returns (run number, whether the run is new)."""
         ...
 
-    def admission(self, run: int) -> Admission:
+    def admission(self, run: int) -> KeyDecision:
         """Return whether a run holds its concurrency key, and which runs must be cancelled to make way for it."""
         ...
 
@@ -50,7 +50,7 @@ def submit(
     inputs: Mapping[str, Any],
     *,
     store: Creates,
-    knowledge: Knowledge,
+    knowledge: RunCache,
     publisher: Publisher,
     grouped: frozenset[int],
     public_id: str,
@@ -102,7 +102,7 @@ def submit(
         knowledge.learn(plan, plan_hash)
         ref = telemetry.RunRef(public_id, plan.name, new.team, target, new.trace_id)
         telemetry.emit(telemetry.RunCreated(ref, resumes=resumed_from is not None))
-        admission = Admission(holds=True) if new.hold is None else store.admission(number)
+        admission = KeyDecision(holds=True) if new.hold is None else store.admission(number)
         evict(store, knowledge, publisher, admission.evict)
         if admission.holds:
             publisher.publish(_heads(number, first))
@@ -136,8 +136,10 @@ def _create(store: Creates, new: NewRun, first: Sequence[Row]) -> tuple[int, boo
         return store.create(new, first)
 
 
-def _heads(run: int, first: Sequence[Row]) -> list[Head]:
-    return [Head(step_id(run, row.row), row.node, int(row.weight), row.queue) for row in first if not row.deps_left]
+def _heads(run: int, first: Sequence[Row]) -> list[ReadyStep]:
+    return [
+        ReadyStep(step_id(run, row.row), row.node, int(row.weight), row.queue) for row in first if not row.deps_left
+    ]
 
 
 def _digest(plan_hash: str, inputs: Mapping[str, Any], target: str, team: str | None) -> str:

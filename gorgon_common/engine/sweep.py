@@ -15,11 +15,11 @@ from datetime import datetime
 
 from gorgon_common.engine import reporting
 from gorgon_common.engine.concurrency import evict
-from gorgon_common.engine.context import Knowledge
+from gorgon_common.engine.context import RunCache
 from gorgon_common.engine.outage import Outage
-from gorgon_common.engine.ports import Canvas, Shelf
+from gorgon_common.engine.ports import Canvas, DispatchStore
 from gorgon_common.engine.publish import Publisher
-from gorgon_common.engine.records import Head
+from gorgon_common.engine.records import ReadyStep
 from gorgon_common.errors import Conflict, GorgonError, Unavailable
 from gorgon_common.logs import get_logger
 
@@ -62,8 +62,8 @@ class Sweep:
 
     def __init__(
         self,
-        shelf: Shelf,
-        knowledge: Knowledge,
+        shelf: DispatchStore,
+        knowledge: RunCache,
         publisher: Publisher,
         canvas: Canvas,
         *,
@@ -166,7 +166,7 @@ class Sweep:
         self._time_is_up()
         self._take_turns()
         for number in self.shelf.held_runs(home=self.home, target=self.target):
-            self.publisher.publish(self.shelf.admit(None, number).ready)
+            self.publisher.publish(self.shelf.claim_limited(None, number).ready)
         sent = self._recover()
         sent += self._resend()
         self.publisher.refill()
@@ -232,7 +232,7 @@ class Sweep:
         """Send lost messages again, and wake steps whose wait is over."""
         emptied = self._emptied()
         if emptied:  # the canvases are gone, so each commit must publish the steps that it makes ready
-            self.shelf.scatter(home=self.home, target=self.target)
+            self.shelf.detach_all(home=self.home, target=self.target)
         late, sleepers = self.shelf.overdue(home=self.home, target=self.target, all_ready=emptied)
         marks = self._proof()
         empty: dict[int, bool] = {}
@@ -263,7 +263,7 @@ class Sweep:
         old = [marks for at, marks in self._seen if at <= now - PROOF_SECONDS]
         return old[-1] if old else {}
 
-    def _lost(self, head: Head, due: datetime, marks: dict[int, float], empty: dict[int, bool]) -> bool:
+    def _lost(self, head: ReadyStep, due: datetime, marks: dict[int, float], empty: dict[int, bool]) -> bool:
         if head.queue not in empty:
             try:
                 empty[head.queue] = self.canvas.depth(head.queue) == 0

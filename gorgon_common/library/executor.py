@@ -22,11 +22,11 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 from gorgon_common.engine import limits, retry
-from gorgon_common.engine.limits import Answer, Ask, Gate, Grant, Limiter, Never, Quota, Settlement
+from gorgon_common.engine.limits import Answer, Ask, Grant, Limiter, LimitKey, Never, Quota, Settlement
 from gorgon_common.errors import InputInvalid, OverLimit, RateLimited
 from gorgon_common.ids import new_id
 from gorgon_common.library.tasks import Arguments, Given, ParallelTask, arguments_of, read_dependencies, read_tasks
-from gorgon_common.ratelimit.stored import Memory, StoredLimiter
+from gorgon_common.ratelimit.local import Memory, StoredLimiter
 from gorgon_common.workflow.plan import Retry
 
 __all__ = ["ParallelResult", "ParallelTask", "RateLimitedParallelExecutor"]
@@ -70,7 +70,7 @@ class _Quotas:
         self._concurrent = concurrent
         self._per_minute = per_minute
 
-    def quota(self, gate: Gate) -> tuple[Quota, Quota]:
+    def quota(self, gate: LimitKey) -> tuple[Quota, Quota]:
         requests = self._per_minute.get(gate.provider)
         given = Quota(
             requests=None if requests is None else float(requests),
@@ -138,12 +138,12 @@ class RateLimitedParallelExecutor:
                 )
         return await _Execution(self, known, needs, arguments).run()
 
-    def gates(self, task: ParallelTask) -> list[Gate]:
+    def gates(self, task: ParallelTask) -> list[LimitKey]:
         """Return the limits that a task counts against, in a fixed order, so that two tasks cannot deadlock."""
         if self._own:  # the executor's own limits are per provider, whatever the model
             providers = self.providers if task.provider is None else (task.provider,)
-            return [Gate("library", provider, "default", "*") for provider in providers]
-        return [Gate("library", str(task.provider), "default", task.model)]
+            return [LimitKey("library", provider, "default", "*") for provider in providers]
+        return [LimitKey("library", str(task.provider), "default", task.model)]
 
     async def acquire(self, request: Ask) -> Answer:
         """Ask the limiter, in a thread if it is shared with other processes, because that call may block."""
@@ -241,7 +241,7 @@ class _Execution:
                 self.settled.set()
             await asyncio.sleep(wait)
 
-    async def _granted(self, task: ParallelTask, gate: Gate, ticket: str) -> Grant:
+    async def _granted(self, task: ParallelTask, gate: LimitKey, ticket: str) -> Grant:
         """Wait until the limiter admits the call."""
         while True:
             request = Ask(new_id("call"), gate, task.tokens_in, task.tokens_out, ticket=ticket)

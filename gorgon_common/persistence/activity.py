@@ -7,7 +7,7 @@ from sqlalchemy import Connection, case, exists, func, literal, select
 from gorgon_common.engine.records import Activity
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.persistence.concurrency import Place
-from gorgon_common.persistence.live import is_live, live_steps, moment
+from gorgon_common.persistence.predicates import is_live, live_steps, moment
 from gorgon_common.persistence.tables import (
     backlog,
     concurrency_places,

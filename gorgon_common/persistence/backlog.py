@@ -12,19 +12,19 @@ from typing import Any, cast
 from sqlalchemy import Connection, case, delete, func, literal, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from gorgon_common.engine.records import ROW_BITS, Head
+from gorgon_common.engine.records import ROW_BITS, ReadyStep
 from gorgon_common.engine.states import StepStatus
-from gorgon_common.persistence.live import LOST_SECONDS, chunks
+from gorgon_common.persistence.predicates import LOST_SECONDS, chunks
 from gorgon_common.persistence.tables import backlog, db_now, runs, shares, steps
 
 
-def put(connection: Connection, heads: Sequence[Head], team: str, *, first: bool) -> None:
+def put(connection: Connection, heads: Sequence[ReadyStep], team: str, *, first: bool) -> None:
     """Put ready steps on the backlog; `first`: before all others."""
     for part in chunks([head.id for head in heads]):
         connection.execute(
             update(steps).where(steps.c.id.in_(part), steps.c.status == int(StepStatus.READY)).values(due=None)
         )
-    by_queue: dict[int, list[Head]] = {}
+    by_queue: dict[int, list[ReadyStep]] = {}
     for head in heads:
         by_queue.setdefault(head.queue, []).append(head)
     driver = cast(Any, connection.connection.driver_connection)
@@ -63,7 +63,7 @@ def _rank(connection: Connection, queue: int, team: str, count: int) -> int:
     return int(after) - count
 
 
-def take(connection: Connection, queue: int, count: int, *, target: str, home: str) -> list[Head]:
+def take(connection: Connection, queue: int, count: int, *, target: str, home: str) -> list[ReadyStep]:
     """Take the next steps of a queue; they are owed a message."""
     picked = (
         select(backlog.c.queue, backlog.c.rank, backlog.c.step_id)
@@ -83,7 +83,7 @@ def take(connection: Connection, queue: int, count: int, *, target: str, home: s
         .values(due=db_now(LOST_SECONDS))
         .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
     ).all()
-    by_id = {row.id: Head(*row) for row in rows}
+    by_id = {row.id: ReadyStep(*row) for row in rows}
     return [by_id[key] for key in ids if key in by_id]
 
 

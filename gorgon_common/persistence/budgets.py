@@ -40,7 +40,7 @@ from gorgon_common.logs import get_logger
 from gorgon_common.persistence import budgets_sqlite, encoding, postgres
 from gorgon_common.persistence.budgets_sqlite import OPEN, UNKNOWN, Key
 from gorgon_common.persistence.database import Database
-from gorgon_common.persistence.inflight import LOOK_SECONDS, Call, InFlight
+from gorgon_common.persistence.group_commit import Ask, Facts, Together
 from gorgon_common.persistence.lost_calls import store_calls
 from gorgon_common.persistence.settling import balance_of, driver, set_limits, settle, tell
 from gorgon_common.persistence.tables import (
@@ -53,7 +53,7 @@ from gorgon_common.persistence.tables import (
     reservations,
     runs,
 )
-from gorgon_common.persistence.together import Ask, Facts, Together
+from gorgon_common.persistence.untracked_calls import LOOK_SECONDS, Call, InFlight
 
 log = get_logger(__name__)
 

@@ -16,12 +16,12 @@ from sqlalchemy import Connection, case, delete, func, insert, literal, select, 
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gorgon_common.clock import format_time
-from gorgon_common.engine.records import Admission, Head, Hold, NewRun, Turn, step_id
+from gorgon_common.engine.records import KeyDecision, KeyRequest, KeyState, NewRun, ReadyStep, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import KeyTaken
-from gorgon_common.persistence import encoding, parallel
+from gorgon_common.persistence import encoding, max_parallel
 from gorgon_common.persistence.journal import tell, tell_cancelled
-from gorgon_common.persistence.live import orphaned
+from gorgon_common.persistence.predicates import orphaned
 from gorgon_common.persistence.tables import (
     concurrency_keys,
     concurrency_places,
@@ -47,7 +47,7 @@ class Place(IntEnum):
 # Entering
 
 
-def lock(connection: Connection, new: NewRun, hold: Hold) -> int:
+def lock(connection: Connection, new: NewRun, hold: KeyRequest) -> int:
     """Lock the key that a new run asks for, creating it if necessary; return its id."""
     dialect: Any = sqlite if connection.dialect.name == "sqlite" else postgresql
     values = {
@@ -71,7 +71,7 @@ def shown(key: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
-def enter(connection: Connection, key: int, new: NewRun, hold: Hold) -> Place:
+def enter(connection: Connection, key: int, new: NewRun, hold: KeyRequest) -> Place:
     """Decide where a new run stands at its key, which is locked.
 
     Ends waiting runs that the new one supersedes.  Raises KeyTaken if the run may not wait.
@@ -92,7 +92,7 @@ def enter(connection: Connection, key: int, new: NewRun, hold: Hold) -> Place:
     return Place.WAITS
 
 
-def _taken(hold: Hold, holding: Sequence[Any], waiting: Sequence[Any]) -> KeyTaken:
+def _taken(hold: KeyRequest, holding: Sequence[Any], waiting: Sequence[Any]) -> KeyTaken:
     first = (*holding, *waiting)[0]
     verb = "held" if holding else "waited for"
     others = len(holding) + len(waiting) - 1
@@ -112,7 +112,9 @@ def _named(member: Any) -> str:
     return f"{member.public_id} ({member.workflow}) since {since}Z"
 
 
-def settle_in(connection: Connection, run: int, key: int, place: Place, hold: Hold, timeout: float | None) -> None:
+def settle_in(
+    connection: Connection, run: int, key: int, place: Place, hold: KeyRequest, timeout: float | None
+) -> None:
     """Store the place of a new run."""
     connection.execute(
         insert(concurrency_places).values(
@@ -161,12 +163,12 @@ def _evicted(members: Sequence[Any]) -> list[int]:
     return [member.run_id for member in staying[: max(0, len(staying) - room)]]
 
 
-def admission(connection: Connection, run: int) -> Admission:
+def admission(connection: Connection, run: int) -> KeyDecision:
     """Return whether a run may start, and which runs have to be cancelled before it can."""
     own = connection.execute(select(_places.key_id, _places.state).where(_places.run_id == run)).first()
     if own is None or own.state != Place.WAITS:
-        return Admission(own is None or own.state == Place.HOLDS, ())
-    return Admission(False, _evicted(_members(connection, own.key_id)))
+        return KeyDecision(own is None or own.state == Place.HOLDS, ())
+    return KeyDecision(False, _evicted(_members(connection, own.key_id)))
 
 
 # Leaving
@@ -194,11 +196,11 @@ def end_waiting(connection: Connection, run: int, why: str) -> None:
         .values(status=int(StepStatus.CANCELLED))
     )
     connection.execute(delete(concurrency_places).where(_places.run_id == run))
-    parallel.close_slots(connection, run)
+    max_parallel.close_slots(connection, run)
     tell(connection, run, None, "run.cancelled", why)
 
 
-def release(connection: Connection, run: int, key: int | None, *, home: str | None, lost: float) -> list[Head]:
+def release(connection: Connection, run: int, key: int | None, *, home: str | None, lost: float) -> list[ReadyStep]:
     """Release the key of a run that ends in this transaction; waiting runs may take it.  See `promote`."""
     if key is None:
         return []
@@ -215,14 +217,14 @@ def _lock(connection: Connection, key: int) -> None:
     connection.execute(select(concurrency_keys.c.id).where(concurrency_keys.c.id == key).with_for_update())
 
 
-def promote(connection: Connection, key: int, *, home: str | None, lost: float) -> list[Head]:
+def promote(connection: Connection, key: int, *, home: str | None, lost: float) -> list[ReadyStep]:
     """Give a key to the runs that wait for it while there is room, first come, first served.  The key is locked.
 
     Returns the first steps of those in `home`, which are owed a message.  For runs of other homes, their own sweep
     sends the messages.  `lost`: seconds after which a message counts as lost.
     """
     holding = connection.scalar(select(func.count()).where(_places.key_id == key, _places.state != int(Place.WAITS)))
-    heads: list[Head] = []
+    heads: list[ReadyStep] = []
     after = 0
     while True:
         row = connection.execute(
@@ -257,7 +259,7 @@ def promote(connection: Connection, key: int, *, home: str | None, lost: float) 
     return heads
 
 
-def _heads(connection: Connection, run: int, lost: float) -> list[Head]:
+def _heads(connection: Connection, run: int, lost: float) -> list[ReadyStep]:
     low, high = step_id(run, 0), step_id(run + 1, 0)
     ready = (
         update(steps)
@@ -265,13 +267,13 @@ def _heads(connection: Connection, run: int, lost: float) -> list[Head]:
         .values(due=db_now(lost))
         .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
     )
-    return [Head(*row) for row in connection.execute(ready)]
+    return [ReadyStep(*row) for row in connection.execute(ready)]
 
 
 # The sweep
 
 
-def turns(connection: Connection, *, home: str, target: str) -> list[Turn]:
+def turns(connection: Connection, *, home: str, target: str) -> list[KeyState]:
     """Return the work of a home's sweep for the keys that runs wait for."""
     contested = select(_places.key_id).where(_places.state != int(Place.HOLDS))
     query = _MEMBERS.where(_places.key_id.in_(contested), runs.c.target == target)
@@ -282,7 +284,7 @@ def turns(connection: Connection, *, home: str, target: str) -> list[Turn]:
         mine = {member.run_id for member in members if member.home == home}
         if not mine:
             continue
-        turn = Turn(
+        turn = KeyState(
             key=key,
             ready=_ready(members, mine),
             evict=[number for number in _evicted(members) if number in mine],
@@ -301,7 +303,7 @@ def _ready(members: Sequence[Any], mine: set[int]) -> bool:
     return bool(waiting) and len(members) - len(waiting) < waiting[0].most and waiting[0].run_id in mine
 
 
-def take_turn(connection: Connection, key: int, *, home: str, lost: float) -> list[Head]:
+def take_turn(connection: Connection, key: int, *, home: str, lost: float) -> list[ReadyStep]:
     """Promote the runs whose turn it is; return all first steps of runs in `home` that are owed a message."""
     _lock(connection, key)
     heads = promote(connection, key, home=home, lost=lost)

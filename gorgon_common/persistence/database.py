@@ -121,7 +121,7 @@ def translated(path: str | None = None) -> Iterator[None]:
     try:
         yield
     except (DBAPIError, sqlite3.DatabaseError, psycopg.OperationalError, *postgres.STORAGE_FAULTS) as error:
-        # Statements that bypass SQLAlchemy (`tick`, COPY) raise the drivers' own errors.
+        # Statements that bypass SQLAlchemy (`claim_and_finish`, COPY) raise the drivers' own errors.
         known = sqlite_file.fault(error, path) or postgres.fault(error)
         if known is not None:
             raise known from error

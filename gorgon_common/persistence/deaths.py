@@ -20,7 +20,7 @@ from gorgon_common.engine.poison import (
     death_rate,
     judge,
 )
-from gorgon_common.persistence.live import chunks, now
+from gorgon_common.persistence.predicates import chunks, now
 from gorgon_common.persistence.tables import db_now, step_deaths, workers
 
 _UNKNOWN = 1.0

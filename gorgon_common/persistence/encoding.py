@@ -34,7 +34,7 @@ def _encodable(text: str) -> str:
 
 
 def checkpoint(finish: Finish) -> dict[str, Any]:
-    """Return a finish as the short-keyed dict described in `tick.sql`, with times as datetimes."""
+    """Return a finish as the short-keyed dict described in `claim_and_finish.sql`, with times as datetimes."""
     result = finish.result
     body = None if result.output is None else dump(result.output)
     large = body is not None and len(body) > INLINE_BYTES // 4 and len(body.encode()) > INLINE_BYTES

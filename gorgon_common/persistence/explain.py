@@ -17,7 +17,7 @@ from gorgon_common.engine import limits, outcomes
 from gorgon_common.engine.records import ROW_MASK, step_id
 from gorgon_common.engine.states import FINISHED_RUN, FINISHED_STEP, RunStatus, StepStatus
 from gorgon_common.errors import NotFound
-from gorgon_common.persistence import concurrency, parallel
+from gorgon_common.persistence import concurrency, max_parallel
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.history import read_history
 from gorgon_common.persistence.reports import run_of
@@ -85,7 +85,7 @@ class _Explanation:
         self.places = Places(connection, run.id, plan)
         self.rows = {entry.id & ROW_MASK: entry for entry in self._rows()}
         self.names = self.places.of({key: entry.node for key, entry in self.rows.items()})
-        self.held = parallel.held(connection, run.id) if run.max_parallel is not None else set()
+        self.held = max_parallel.held(connection, run.id) if run.max_parallel is not None else set()
         self.details = {
             key: strict_json.loads_stored(entry.detail) if entry.detail else {} for key, entry in self.rows.items()
         }

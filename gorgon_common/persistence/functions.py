@@ -1,8 +1,8 @@
 """The SQL functions on PostgreSQL: a repeatable step of every upgrade, identified by the hash of their text.
 
 A migration belongs to a revision and runs once; the functions are replaced whenever their text has changed.  The hash
-is kept as the comment of `gorgon_tick`.  `gorgon db upgrade` and the check at each start read it to find out which text
-is installed.
+is kept as the comment of `gorgon_claim_and_finish`.  `gorgon db upgrade` and the check at each start read it to find
+out which text is installed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib import resources
 
 from sqlalchemy import Connection, text
 
-_FILES = ("tick.sql", "budgets.sql")
+_FILES = ("claim_and_finish.sql", "budgets.sql")
 
 
 @cache
@@ -33,7 +33,7 @@ def installed(connection: Connection) -> str | None:
     """Return the hash of the functions installed in the database; None if there are none or they have no hash."""
     query = (
         "SELECT obj_description(oid, 'pg_proc') FROM pg_proc"
-        " WHERE proname = 'gorgon_tick' AND pronamespace = current_schema()::regnamespace"
+        " WHERE proname = 'gorgon_claim_and_finish' AND pronamespace = current_schema()::regnamespace"
     )
     found: str | None = connection.scalar(text(query))
     return found
@@ -43,7 +43,7 @@ def install(connection: Connection) -> None:
     """Replace the database's functions with those of this version, whatever their signatures were."""
     remove(connection)
     connection.exec_driver_sql(source().replace("%", "%%"))
-    connection.exec_driver_sql(f"COMMENT ON FUNCTION gorgon_tick IS '{digest()}'")
+    connection.exec_driver_sql(f"COMMENT ON FUNCTION gorgon_claim_and_finish IS '{digest()}'")
 
 
 def remove(connection: Connection) -> None:

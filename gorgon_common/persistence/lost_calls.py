@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from gorgon_common.engine.records import ROW_BITS
 from gorgon_common.errors import NotFound
 from gorgon_common.persistence.budgets_sqlite import OPEN
-from gorgon_common.persistence.live import chunks
+from gorgon_common.persistence.predicates import chunks
 from gorgon_common.persistence.tables import db_now, expansions, ledger, plans, reservations, runs
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.plan import Kind

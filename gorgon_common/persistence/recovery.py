@@ -10,11 +10,11 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from gorgon_common.engine.records import ROW_BITS, ROW_MASK, Head, step_id
+from gorgon_common.engine.records import ROW_BITS, ROW_MASK, ReadyStep, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
-from gorgon_common.persistence import concurrency, deaths, encoding, lost_calls, parallel, settling
+from gorgon_common.persistence import concurrency, deaths, encoding, lost_calls, max_parallel, settling
 from gorgon_common.persistence.journal import tell, tell_cancelled
-from gorgon_common.persistence.live import LOST_SECONDS, chunks, is_live, live_steps, orphaned
+from gorgon_common.persistence.predicates import LOST_SECONDS, chunks, is_live, live_steps, orphaned
 from gorgon_common.persistence.tables import backlog, db_now, leaders, runs, steps, workers
 
 _CLAIM = (steps.c.id, steps.c.token, steps.c.node, steps.c.attempt)
@@ -46,7 +46,7 @@ class Taken:
     `ready`: they are ready again.  `stopped`: rows of stopped runs, which the caller has to end.
     """
 
-    ready: list[Head]
+    ready: list[ReadyStep]
     stopped: list[Any]
 
 
@@ -113,13 +113,13 @@ def _take_back(connection: Connection, owner: int | None, held: Sequence[Any], t
         if row.halted:
             taken.stopped.append(back)
             continue
-        taken.ready.append(Head(*back[:5]))
+        taken.ready.append(ReadyStep(*back[:5]))
         tell(connection, row.id >> ROW_BITS, row.id & ROW_MASK, "step.recovered", "its worker died")
 
 
 def overdue(
     connection: Connection, *, home: str, target: str | None, limit: int, all_ready: bool
-) -> tuple[list[tuple[Head, datetime]], list[int]]:
+) -> tuple[list[tuple[ReadyStep, datetime]], list[int]]:
     """Return ready steps whose message may be lost, and waiting steps that are due to wake; see `Store.overdue`."""
     late = steps.c.due < db_now()
     sent = and_(steps.c.due.is_not(None), steps.c.status == int(StepStatus.READY))
@@ -135,11 +135,11 @@ def overdue(
         .order_by(steps.c.id)
         .limit(limit)
     )
-    lost: list[tuple[Head, datetime]] = []
+    lost: list[tuple[ReadyStep, datetime]] = []
     sleepers: list[int] = []
     for row in connection.execute(query):
         if row.status == StepStatus.READY:
-            lost.append((Head(*row[:5]), row.due))
+            lost.append((ReadyStep(*row[:5]), row.due))
         else:
             sleepers.append(row.id)
     return lost, sleepers
@@ -189,7 +189,7 @@ def close_orphan(connection: Connection, run: int, *, cancelled: bool) -> bool:
     connection.execute(delete(backlog).where(backlog.c.step_id >= low, backlog.c.step_id < high))
     lost_calls.enter(connection, running)
     settling.abandon_run(connection, run)
-    parallel.close_slots(connection, run)
+    max_parallel.close_slots(connection, run)
     key = connection.execute(
         update(runs)
         .where(runs.c.id == run)

@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from gorgon_common import metrics
 from gorgon_common.costs.budgets import MICRO, Balance
 from gorgon_common.engine.budget import RECHECK_SECONDS
-from gorgon_common.engine.records import ROW_BITS, Room
+from gorgon_common.engine.records import ROW_BITS, BudgetRequest
 from gorgon_common.logs import get_logger
 from gorgon_common.persistence import budgets_sqlite
 from gorgon_common.persistence.budgets_sqlite import GRACE_SECONDS, OPEN, UNKNOWN
@@ -127,7 +127,7 @@ def _abandoned(connection: Connection, *where: Any) -> None:
     settle(connection, [{"i": row[0], "t": row[1], "n": row[2], "s": UNKNOWN, "c": None, "k": None} for row in found])
 
 
-def wait(connection: Connection, step: int, room: Room) -> None:
+def wait(connection: Connection, step: int, room: BudgetRequest) -> None:
     """Enter a waiting step in the queue of an account.  If there is room by now, it is woken immediately."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     values = {

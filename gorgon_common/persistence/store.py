@@ -1,7 +1,7 @@
 """The engine's store: every change to a run's state is one transaction in this module.
 
-The hot path (`tick`) has one implementation per database.  Everything else is SQLAlchemy statements that run on both
-databases.
+The hot path (`claim_and_finish`) has one implementation per database.  Everything else is SQLAlchemy statements that
+run on both databases.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from gorgon_common.engine.poison import POISON_DEATHS
 from gorgon_common.engine.records import (
     ROW_MASK,
     Activity,
-    Admission,
-    Admitted,
-    Advance,
+    BudgetRequest,
     Buried,
     Checkpoint,
     Children,
+    ClaimCapacity,
     Claimed,
+    ClaimResult,
     Event,
     Expansion,
     Finish,
-    Head,
-    Keep,
+    KeyDecision,
+    KeyState,
     NewRun,
+    ReadyStep,
     Recovered,
     Refusal,
     Released,
     Renewal,
     Result,
-    Room,
     Row,
     RunClosed,
     RunInfo,
-    Turn,
+    TransitionResult,
     Waiting,
     Weight,
     step_id,
@@ -55,22 +55,22 @@ from gorgon_common.engine.states import FINISHED_RUN, RunStatus, StepStatus
 from gorgon_common.errors import Conflict, NotFound, Unavailable
 from gorgon_common.persistence import (
     backlog,
+    cancellation,
+    claim_and_finish_sqlite,
     concurrency,
     deaths,
     encoding,
     lost_calls,
-    parallel,
+    max_parallel,
     postgres,
     recovery,
     settling,
-    stopping,
-    tick_sqlite,
     waits,
 )
 from gorgon_common.persistence.activity import activity, leads_for
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.journal import tell
-from gorgon_common.persistence.live import LOST_SECONDS, chunks, is_live, live_steps, now, orphaned
+from gorgon_common.persistence.predicates import LOST_SECONDS, chunks, is_live, live_steps, now, orphaned
 from gorgon_common.persistence.tables import (
     SQLITE_TIME,
     blobs,
@@ -90,12 +90,12 @@ _ENDED_AS = {
     RunStatus.CANCELLED: "been cancelled",
 }
 _TICK = (
-    "SELECT * FROM gorgon_tick(%b, %b, %b, %b::smallint[], %b::interval, %b::int, %b::int, %b::int, %b,"
+    "SELECT * FROM gorgon_claim_and_finish(%b, %b, %b, %b::smallint[], %b::interval, %b::int, %b::int, %b::int, %b,"
     " %b::bigint[], %b::jsonb, %b::jsonb, %b::jsonb)"
 )
 # Budgets are settled in the same transaction, before the steps: the lock order is budget rows, then step rows.
 _SETTLE_AND_TICK = (
-    "SELECT t.* FROM (SELECT gorgon_settle(%b::jsonb) AS zero OFFSET 0) s, LATERAL gorgon_tick(%b, %b, %b,"
+    "SELECT t.* FROM (SELECT gorgon_settle(%b::jsonb) AS zero OFFSET 0) s, LATERAL gorgon_claim_and_finish(%b, %b, %b,"
     " %b::smallint[], %b::interval, %b::int + s.zero, %b::int, %b::int, %b, %b::bigint[], %b::jsonb, %b::jsonb,"
     " %b::jsonb) t"
 )
@@ -323,7 +323,7 @@ class Store:
                 connection.execute(update(runs).where(runs.c.id == run).values(root_id=run))
             self._insert_rows(connection, run, rows, offset=0)
             if new.max_parallel is not None:
-                parallel.open_slots(connection, run)
+                max_parallel.open_slots(connection, run)
             if key is not None and new.hold is not None:
                 concurrency.settle_in(connection, run, key, place, new.hold, new.timeout)
             waits = None if holds else "the run waits for its concurrency key"
@@ -332,18 +332,18 @@ class Store:
 
     # Concurrency keys
 
-    def admission(self, run: int) -> Admission:
+    def admission(self, run: int) -> KeyDecision:
         """Return whether a run holds its concurrency key, and which runs have to be cancelled before it can."""
         with self.database.read() as connection:
             return concurrency.admission(connection, run)
 
-    def turns(self, *, home: str, target: str) -> list[Turn]:
+    def turns(self, *, home: str, target: str) -> list[KeyState]:
         """Return the pending work for the concurrency keys that runs of a home hold or wait for."""
         with self.database.read() as connection:
             return concurrency.turns(connection, home=home, target=target)
 
     @_tried_again
-    def take_turn(self, key: int, *, home: str) -> list[Head]:
+    def take_turn(self, key: int, *, home: str) -> list[ReadyStep]:
         """Hand a key to the runs whose turn it is; return first steps of those in `home`; they are owed messages."""
         with self.database.write() as connection:
             return concurrency.take_turn(connection, key, home=home, lost=LOST_SECONDS)
@@ -456,15 +456,15 @@ class Store:
 
     # The hot path
 
-    def tick(
+    def claim_and_finish(
         self,
         worker: Worker,
-        keep: Keep,
+        keep: ClaimCapacity,
         *,
         claims: Sequence[int] = (),
         finishes: Sequence[Finish] = (),
         suspects: bool = False,
-    ) -> Advance:
+    ) -> TransitionResult:
         """Claim and finish steps in one transaction.
 
         Steps that become ready are taken over as far as `keep` allows; the others are reported.  A finish with
@@ -472,7 +472,9 @@ class Store:
         """
         if self.database.sqlite:
             with self.database.write() as connection:
-                return self._tick(connection, worker, keep, claims=claims, finishes=finishes, suspects=suspects)
+                return self._claim_and_finish(
+                    connection, worker, keep, claims=claims, finishes=finishes, suspects=suspects
+                )
         arguments = self._arguments(worker, keep, claims=claims, finishes=finishes, suspects=suspects)
         statement = _TICK
         settled = _settlements(finishes)
@@ -506,7 +508,7 @@ class Store:
     def _arguments(
         self,
         worker: Worker,
-        keep: Keep,
+        keep: ClaimCapacity,
         *,
         claims: Sequence[int] = (),
         finishes: Sequence[Finish] = (),
@@ -529,23 +531,23 @@ class Store:
             json.dumps(skips) if skips else None,
         )
 
-    def _tick(
+    def _claim_and_finish(
         self,
         connection: Connection,
         worker: Worker,
-        keep: Keep,
+        keep: ClaimCapacity,
         *,
         claims: Sequence[int] = (),
         finishes: Sequence[Finish] = (),
         suspects: bool = False,
-    ) -> Advance:
-        """Do the same as `tick`, inside a transaction that does more."""
+    ) -> TransitionResult:
+        """Do the same as `claim_and_finish`, inside a transaction that does more."""
         settling.settle(connection, _settlements(finishes))
         driver = cast(Any, connection.connection.driver_connection)
         if self.database.sqlite:
             said, facts, skips = _encoded(finishes)
-            who = tick_sqlite.Who(worker.owner, worker.target, worker.home, worker.queues, LOST_SECONDS)
-            rows = tick_sqlite.tick(
+            who = claim_and_finish_sqlite.Who(worker.owner, worker.target, worker.home, worker.queues, LOST_SECONDS)
+            rows = claim_and_finish_sqlite.claim_and_finish(
                 driver, who, keep, suspects=suspects, claims=claims, finishes=said, calls=facts, skips=skips
             )
         else:
@@ -554,7 +556,7 @@ class Store:
         return _advance(rows)
 
     @_tried_again
-    def admit(
+    def claim_limited(
         self,
         worker: Worker | None,
         run: int,
@@ -563,17 +565,17 @@ class Store:
         follows: Sequence[int] = (),
         free: int = 0,
         suspects: bool = False,
-    ) -> Admitted:
+    ) -> ClaimResult:
         """Claim slow steps of a run with `max_parallel` while it has room: `ids` and waiting steps; see `parallel`."""
         with self.database.write() as connection:
-            return parallel.admit(
+            return max_parallel.claim_limited(
                 connection, worker, run, ids, follows=follows, free=free, suspects=suspects, lost=LOST_SECONDS
             )
 
     def held_runs(self, *, home: str, target: str) -> list[int]:
         """Return the runs with `max_parallel` that have waiting steps."""
         with self.database.read() as connection:
-            return parallel.waiting_runs(connection, home=home, target=target)
+            return max_parallel.waiting_runs(connection, home=home, target=target)
 
     # Other transitions of a claimed step
 
@@ -625,7 +627,7 @@ class Store:
                 return Refusal.LOST
             if found.halted:
                 return Buried(self._buried(connection, found))
-            head = Head(*found[:5])
+            head = ReadyStep(*found[:5])
             if crashed is not None:
                 seen = deaths.enter_broken(connection, step.id, step.token, crashed, limit=self.poison_deaths)
                 connection.execute(update(steps).where(steps.c.id == step.id).values(crashes=seen))
@@ -641,7 +643,7 @@ class Store:
         message: str,
         calls: Sequence[CallRecord],
         attempt: bool,
-        room: Room | None = None,
+        room: BudgetRequest | None = None,
         event: str | None = None,
     ) -> Waiting | Refusal:
         """Let a claimed step wait.  `attempt`: whether this counts as an attempt.
@@ -685,7 +687,7 @@ class Store:
         settling.settle(connection, encoding.settlements(step, calls))
         lost_calls.store_calls(connection, encoding.calls(step, calls, step.attempt, datetime.now(UTC)))
 
-    def wake(self, ids: Sequence[int]) -> list[Head]:
+    def wake(self, ids: Sequence[int]) -> list[ReadyStep]:
         """Make waiting steps ready if their time has come."""
         awake = (
             update(steps)
@@ -694,12 +696,12 @@ class Store:
             .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
         )
         with self.database.write() as connection:
-            heads = [Head(*row) for row in connection.execute(awake)]
+            heads = [ReadyStep(*row) for row in connection.execute(awake)]
             settling.leave(connection, [head.id for head in heads])
             return heads
 
     @_tried_again
-    def send_event(self, run: int, name: str, data: Any) -> list[Head]:
+    def send_event(self, run: int, name: str, data: Any) -> list[ReadyStep]:
         """Send an event to a run; return the steps that waited for it.  Raises Conflict where the run has ended."""
         with self.database.write() as connection:
             status = self._lock(connection, run)
@@ -774,7 +776,7 @@ class Store:
             self._insert_rows(connection, step.run, rows, offset=base)
             tell(connection, step.run, step.row, "step.expanded", "1 step" if len(rows) == 1 else f"{len(rows)} steps")
         heads = [
-            Head(step_id(step.run, base + row.row), row.node, int(row.weight), row.queue)
+            ReadyStep(step_id(step.run, base + row.row), row.node, int(row.weight), row.queue)
             for row in rows
             if not row.deps_left
         ]
@@ -792,8 +794,15 @@ class Store:
 
     @_tried_again
     def fail(
-        self, worker: Worker, keep: Keep, finish: Finish, *, container: int, keeps: frozenset[int], run_fails: bool
-    ) -> Advance:
+        self,
+        worker: Worker,
+        keep: ClaimCapacity,
+        finish: Finish,
+        *,
+        container: int,
+        keeps: frozenset[int],
+        run_fails: bool,
+    ) -> TransitionResult:
         """Finish a failed step and stop the steps around it: no new step starts, but calls in flight finish.
 
         `container`: the row that continues when the last of them has ended (a composite, or the run's gate).
@@ -808,26 +817,26 @@ class Store:
                 update(steps).where(_fenced(finish.step)).values(status=int(StepStatus.RUNNING)).returning(steps.c.id)
             )
             if mine.first() is None:
-                return self._tick(connection, worker, keep, finishes=[finish])
+                return self._claim_and_finish(connection, worker, keep, finishes=[finish])
             reason = "the run stopped because a step failed" if run_fails else "another step of the same part failed"
-            heads = stopping.halt(connection, finish.step.run, container, keeps, reason)
+            heads = cancellation.halt(connection, finish.step.run, container, keeps, reason)
             if run_fails:
-                stopping.finishing(connection, finish.step.run, error=finish.result.error)
-            advance = self._tick(connection, worker, keep, finishes=[finish])
+                cancellation.finishing(connection, finish.step.run, error=finish.result.error)
+            advance = self._claim_and_finish(connection, worker, keep, finishes=[finish])
             advance.ready += heads
         return advance
 
     @_tried_again
     def stop(
         self, run: int, *, gate: int, keeps: frozenset[int], error: Mapping[str, Any] | None, reason: str
-    ) -> list[Head]:
+    ) -> list[ReadyStep]:
         """Cancel a run (or fail it, if `error` is given): only its final steps may still start.
 
         Raises Conflict if the run has already finished.  A run that is already finishing continues to do so.  A run
         that waits for its concurrency key ends immediately.
         """
         end: telemetry.RunEnded | None = None
-        heads: list[Head] = []
+        heads: list[ReadyStep] = []
         with self.database.write() as connection:
             status = self._lock(connection, run)
             if status in FINISHED_RUN:
@@ -839,8 +848,8 @@ class Store:
                 if error is None:
                     connection.execute(update(runs).where(runs.c.id == run).values(cancelled=True))
                 if status != RunStatus.FINISHING:
-                    heads = stopping.halt(connection, run, gate, keeps, reason)
-                    stopping.finishing(connection, run, error=error)
+                    heads = cancellation.halt(connection, run, gate, keeps, reason)
+                    cancellation.finishing(connection, run, error=error)
         if end is not None:
             telemetry.emit(end)
         return heads
@@ -862,7 +871,7 @@ class Store:
         """
         with self.database.write() as connection:
             ended = self._lock(connection, finish.step.run) in FINISHED_RUN
-            advance = self._tick(connection, worker, Keep(fast=0), finishes=[finish])
+            advance = self._claim_and_finish(connection, worker, ClaimCapacity(fast=0), finishes=[finish])
             if advance.refused or ended:
                 return Refusal.LOST
             ran = connection.execute(
@@ -879,7 +888,7 @@ class Store:
                 .returning(runs.c.key_id, runs.c.max_parallel)
             ).one()
             if ran.max_parallel is not None:
-                parallel.close_slots(connection, finish.step.run)
+                max_parallel.close_slots(connection, finish.step.run)
             tell(
                 connection,
                 finish.step.run,
@@ -955,14 +964,14 @@ class Store:
 
     # The canvas
 
-    def carry(self, ids: Sequence[int]) -> None:
+    def attach(self, ids: Sequence[int]) -> None:
         """Mark pending steps whose message a canvas will send."""
         with self.database.write() as connection:
             connection.execute(
                 update(steps).where(steps.c.id.in_(ids), steps.c.status == int(StepStatus.PENDING)).values(carried=True)
             )
 
-    def drop(self, ids: Sequence[int]) -> list[Head]:
+    def detach(self, ids: Sequence[int]) -> list[ReadyStep]:
         """Detach steps from their canvas.  Returns those that are already ready: they are owed a message now."""
         left = (
             update(steps)
@@ -971,9 +980,9 @@ class Store:
             .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes, steps.c.status)
         )
         with self.database.write() as connection:
-            return [Head(*row[:5]) for row in connection.execute(left) if row.status == StepStatus.READY]
+            return [ReadyStep(*row[:5]) for row in connection.execute(left) if row.status == StepStatus.READY]
 
-    def scatter(self, *, home: str, target: str | None = None) -> None:
+    def detach_all(self, *, home: str, target: str | None = None) -> None:
         """Detach every step of the live runs from its canvas, because the broker has lost all messages."""
         lost = select(steps.c.id).select_from(live_steps()).where(is_live(home, target), steps.c.carried)
         with self.database.write() as connection:
@@ -983,7 +992,7 @@ class Store:
 
     # The backlog
 
-    def shelve(self, heads: Sequence[Head], team: str, *, first: bool = False) -> None:
+    def enqueue(self, heads: Sequence[ReadyStep], team: str, *, first: bool = False) -> None:
         """Put ready steps on the backlog, in fair order among teams.  `first`: put them before all others (recovered
         steps).
         """
@@ -991,7 +1000,7 @@ class Store:
             with self.database.write() as connection:
                 backlog.put(connection, heads, team, first=first)
 
-    def unshelve(self, queue: int, count: int, *, target: str, home: str) -> list[Head]:
+    def dequeue(self, queue: int, count: int, *, target: str, home: str) -> list[ReadyStep]:
         """Take the next steps of a queue from the backlog; they are owed a message."""
         with self.database.write() as connection:
             return backlog.take(connection, queue, count, target=target, home=home)
@@ -1030,7 +1039,7 @@ class Store:
         `sparing`: the calling worker, which counts as alive whatever its lease says.  `thorough`: read every step of
         the live runs.  Otherwise they are read only if the sweep has not handled a dead worker yet.
         """
-        freed: list[Head] = []
+        freed: list[ReadyStep] = []
         with self.database.write() as connection:
             taken = recovery.reap(
                 connection, home=home, target=target, sparing=sparing, thorough=thorough, limit=self.poison_deaths
@@ -1040,16 +1049,16 @@ class Store:
             settling.abandon_orphans(connection)
         return Recovered(taken.ready, freed)
 
-    def _buried(self, connection: Connection, row: Any) -> list[Head]:
+    def _buried(self, connection: Connection, row: Any) -> list[ReadyStep]:
         """End an ownerless step of a stopped run; return the steps that become ready as a result."""
         step = Claimed(row.id, row.token, row.node, row.weight, row.queue, 1, None, None, row.crashes)
         ended = Finish(step, Result(StepStatus.CANCELLED, reason="the run stopped before the step ended"))
         nobody = Worker(0, target="", home="", queues=())
-        return self._tick(connection, nobody, Keep(0, 0, 0), finishes=[ended]).ready
+        return self._claim_and_finish(connection, nobody, ClaimCapacity(0, 0, 0), finishes=[ended]).ready
 
     def overdue(
         self, *, home: str, target: str | None = None, limit: int = 2000, all_ready: bool = False
-    ) -> tuple[list[tuple[Head, datetime]], list[int]]:
+    ) -> tuple[list[tuple[ReadyStep, datetime]], list[int]]:
         """Return ready steps whose message may be lost (with the time since when), and waiting steps that are due to
         wake.
 
@@ -1144,7 +1153,7 @@ def _fenced(step: Claimed) -> Any:
 def _encoded(
     finishes: Sequence[Finish],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return (finishes, calls, skips) in the form that `tick.sql` takes."""
+    """Return (finishes, calls, skips) in the form that `claim_and_finish.sql` takes."""
     said: list[dict[str, Any]] = []
     facts: list[dict[str, Any]] = []
     skips: list[dict[str, Any]] = []
@@ -1164,13 +1173,13 @@ def _settlements(finishes: Sequence[Finish]) -> list[dict[str, Any]]:
     return [fact for finish in finishes for fact in encoding.settlements(finish.step, finish.result.calls)]
 
 
-def _advance(rows: Sequence[tuple[Any, ...]]) -> Advance:
-    advance = Advance()
+def _advance(rows: Sequence[tuple[Any, ...]]) -> TransitionResult:
+    advance = TransitionResult()
     for what, key, token, node, weight, queue, attempt, parent, position, crashes, unmet in rows:
         if what == 1:
             advance.mine.append(Claimed(key, token, node, weight, queue, attempt, parent, position, crashes, unmet))
         elif what == 2:
-            advance.ready.append(Head(key, node, weight, queue, crashes))
+            advance.ready.append(ReadyStep(key, node, weight, queue, crashes))
         elif what == 4:
             advance.counted.append(key)
         elif what == 5:

@@ -13,14 +13,14 @@ from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gorgon_common import strict_json
-from gorgon_common.engine.records import ROW_BITS, Event, Head
+from gorgon_common.engine.records import ROW_BITS, Event, ReadyStep
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.persistence import encoding
-from gorgon_common.persistence.live import LOST_SECONDS
+from gorgon_common.persistence.predicates import LOST_SECONDS
 from gorgon_common.persistence.tables import db_now, event_waits, run_events, runs, steps
 
 
-def send(connection: Connection, run: int, name: str, data: Any) -> list[Head]:
+def send(connection: Connection, run: int, name: str, data: Any) -> list[ReadyStep]:
     """Store an event of a run whose row is locked; return the waiting steps that look for it: they are ready now."""
     connection.execute(insert(run_events).values(run_id=run, name=name, at=db_now(), data=encoding.dump(data)))
     waiting = select(event_waits.c.step_id).where(event_waits.c.run_id == run, event_waits.c.name == name)
@@ -30,7 +30,7 @@ def send(connection: Connection, run: int, name: str, data: Any) -> list[Head]:
         .values(status=int(StepStatus.READY), due=db_now(LOST_SECONDS))
         .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
     )
-    return [Head(*row) for row in woken]
+    return [ReadyStep(*row) for row in woken]
 
 
 def take(connection: Connection, run: int, name: str, step: int) -> Event | None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from gorgon_common.documents import read_data, read_text
 from gorgon_common.documents.data import MAX_BYTES
-from gorgon_common.engine.limits import DIMENSIONS, Gate, Quota
+from gorgon_common.engine.limits import DIMENSIONS, LimitKey, Quota
 from gorgon_common.errors import ConfigurationError, InputInvalid, NotFound, Unavailable
 
 NAMES = (*DIMENSIONS, "concurrency")
@@ -38,7 +38,7 @@ class Rule:
     model: str
     values: Mapping[str, float]
 
-    def applies(self, gate: Gate) -> bool:
+    def applies(self, gate: LimitKey) -> bool:
         """Return whether the rule applies to calls of this gate."""
         return fnmatchcase(gate.provider, self.provider) and fnmatchcase(gate.model, self.model)
 
@@ -73,10 +73,10 @@ class QuotaBook:
         self._clock = clock
         self._lock = threading.Lock()
         self._read: float | None = None
-        self._known: tuple[Sequence[Rule], dict[Gate, tuple[Quota, Quota]]] = ((), {})
+        self._known: tuple[Sequence[Rule], dict[LimitKey, tuple[Quota, Quota]]] = ((), {})
         """What people have set, and the resulting limits of each gate; replaced together."""
 
-    def quota(self, gate: Gate) -> tuple[Quota, Quota]:
+    def quota(self, gate: LimitKey) -> tuple[Quota, Quota]:
         """Return (the limits assumed until the provider reports its own, the limits that apply regardless)."""
         rules, found = self._refresh()
         if gate not in found:
@@ -87,7 +87,7 @@ class QuotaBook:
         """Return a team's weight relative to other teams."""
         return self._own.weights.get(team, 1.0)
 
-    def _refresh(self) -> tuple[Sequence[Rule], dict[Gate, tuple[Quota, Quota]]]:
+    def _refresh(self) -> tuple[Sequence[Rule], dict[LimitKey, tuple[Quota, Quota]]]:
         """Read what people have set, if it is due; the first caller waits until it has been read once."""
         now = self._clock()
         if self._read is None or now - self._read >= REFRESH:
@@ -112,7 +112,7 @@ class QuotaBook:
             self._known = (rules, {})
         self._read = now
 
-    def _look(self, gate: Gate, rules: Sequence[Rule]) -> tuple[Quota, Quota]:
+    def _look(self, gate: LimitKey, rules: Sequence[Rule]) -> tuple[Quota, Quota]:
         assumed = self._assumed(gate)
         values: dict[str, float] = {}
         for rule in (*rules, *self._own.rules):
@@ -123,7 +123,7 @@ class QuotaBook:
             assumed = replace(assumed, concurrency=int(values["concurrency"]))
         return assumed, Quota(**set_here)
 
-    def _assumed(self, gate: Gate) -> Quota:
+    def _assumed(self, gate: LimitKey) -> Quota:
         table = _defaults()
         if gate.target == "sandbox":
             return _quota(table["sandbox"].get(gate.provider, {}))

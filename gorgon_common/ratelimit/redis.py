@@ -11,10 +11,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from gorgon_common.engine.limits import DIMENSIONS, Answer, Ask, Gate, Grant, Quotas, Settlement, Wait
+from gorgon_common.engine.limits import DIMENSIONS, Answer, Ask, Grant, LimitKey, Quotas, Settlement, Wait
 from gorgon_common.errors import Unavailable
-from gorgon_common.ratelimit.answers import never, shown
 from gorgon_common.ratelimit.costs import reserved
+from gorgon_common.ratelimit.results import never, shown
 
 PREFIX = "gorgon:limit:"
 TIMEOUT = 1.0
@@ -41,7 +41,7 @@ class RedisLimiter:
         self._worker = worker
         self._lease = lease
         self.clock_offset = 0.0
-        self.seen: dict[Gate, tuple[int, tuple[float | None, ...]]] = {}
+        self.seen: dict[LimitKey, tuple[int, tuple[float | None, ...]]] = {}
         """Gate → how many workers use it, and its limits, as of the last grant."""
 
     def acquire(self, ask: Ask) -> Answer:
@@ -90,12 +90,12 @@ class RedisLimiter:
 
     def extend(self, grants: Sequence[Grant]) -> int:
         """Extend the leases of calls in flight; returns how many still had theirs."""
-        gates: dict[Gate, list[str]] = {}
+        gates: dict[LimitKey, list[str]] = {}
         for grant in grants:
             gates.setdefault(grant.gate, []).append(grant.id)
         return sum(int(self._run(gate, "extend", self._lease * 1000, *ids)) for gate, ids in gates.items())
 
-    def debit(self, gate: Gate, used: Mapping[str, float]) -> None:
+    def debit(self, gate: LimitKey, used: Mapping[str, float]) -> None:
         """Deduct what this process has used while Redis was unavailable, by dimension."""
         self._run(gate, "debit", *(used.get(name, 0.0) for name in DIMENSIONS))
 
@@ -106,7 +106,7 @@ class RedisLimiter:
         for key in found:
             account, _, model = key.decode().removeprefix(f"{PREFIX}{{").removesuffix(":s").partition("}:")
             target, provider, name = account.split(":", 2)
-            gate = Gate(target, provider, name, model)
+            gate = LimitKey(target, provider, name, model)
             gates.append(shown(gate, json.loads(self._run(gate, "snapshot"))))
         return gates
 
@@ -114,7 +114,7 @@ class RedisLimiter:
         """Release connections."""
         self._client.close()
 
-    def _run(self, gate: Gate, operation: str, *arguments: Any) -> Any:
+    def _run(self, gate: LimitKey, operation: str, *arguments: Any) -> Any:
         account = f"{PREFIX}{{{gate.target}:{gate.provider}:{gate.account}}}"
         keys = [*(f"{account}:{gate.model}:{part}" for part in _PARTS), f"{account}::a"]
         return self._ask(lambda: self._script(keys=keys, args=[operation, self.clock_offset * 1000, *arguments]))

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from gorgon_common.engine import machine as machine_module
+from gorgon_common.engine import worker_loop as machine_module
 from gorgon_common.engine.context import Run
 from gorgon_common.engine.ports import AgentCall
-from gorgon_common.engine.records import Claimed, Finish, Head, Recovered, Weight, step_id
+from gorgon_common.engine.records import Claimed, Finish, ReadyStep, Recovered, Weight, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import RateLimited
-from gorgon_common.persistence import deaths, tick_sqlite
+from gorgon_common.persistence import claim_and_finish_sqlite, deaths
 from gorgon_common.persistence import store as store_module
 from gorgon_common.persistence.store import Store, tick_function
 from gorgon_common.persistence.tables import db_now, workers
@@ -487,8 +487,12 @@ def rewritten(
         is_sqlite = store.database.sqlite
     if is_sqlite:
         made: set[str] = set()
-        tick = tick_sqlite.tick
-        patch.setattr(tick_sqlite, "tick", lambda db, *args, **kw: tick(Rewriting(db, lite, made), *args, **kw))
+        claim_and_finish = claim_and_finish_sqlite.claim_and_finish
+        patch.setattr(
+            claim_and_finish_sqlite,
+            "tick",
+            lambda db, *args, **kw: claim_and_finish(Rewriting(db, lite, made), *args, **kw),
+        )
         yield
         assert made == {old for old, _ in lite}
         return
@@ -555,18 +559,21 @@ def test_a_claim_of_what_another_one_runs(stores: Stores, monkeypatch: pytest.Mo
 
 
 def test_publish_before_commit(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit = machine_module.Machine._commit_finishes
+    commit = machine_module.StepRunner._commit_finishes
 
     def early(self: Any, job: Any, finishes: Sequence[Finish]) -> list[Claimed]:
         for finish in finishes:
             run = self.knowledge.run(finish.step.run)
             after = [number for number in run.successors[finish.step.node] if run.plan.nodes[number].queue]
             self.publisher.publish(
-                [Head(step_id(finish.step.run, number), number, Weight.SLOW, run.shape(number)[1]) for number in after]
+                [
+                    ReadyStep(step_id(finish.step.run, number), number, Weight.SLOW, run.shape(number)[1])
+                    for number in after
+                ]
             )
         return commit(self, job, finishes)
 
-    monkeypatch.setattr(machine_module.Machine, "_commit_finishes", early)
+    monkeypatch.setattr(machine_module.StepRunner, "_commit_finishes", early)
     found = seen_by(stores, steps_end_one_after_another)
     assert any("not ready in the database" in entry for entry in found)
 
@@ -581,14 +588,14 @@ def test_lost_decrement(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None
         def __setitem__(self, key: int, value: int) -> None:
             super().__setitem__(key, 1)
 
-    monkeypatch.setattr(tick_sqlite, "Counter", Once)
+    monkeypatch.setattr(claim_and_finish_sqlite, "Counter", Once)
     with rewritten(stores, monkeypatch, lite=(), post=[("count(*)::int AS n", "1 AS n")]):
         seen_by(stores, steps_end_together)
 
 
 def test_double_dispatch_of_a_join(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever ends a predecessor sends the join."""
-    decrement = tick_sqlite._Taker._decrement
+    decrement = claim_and_finish_sqlite._Taker._decrement
 
     def each(self: Any, key: int, times: int) -> list[tuple[Any, ...]]:
         out = decrement(self, key, times)
@@ -596,7 +603,7 @@ def test_double_dispatch_of_a_join(stores: Stores, monkeypatch: pytest.MonkeyPat
         left = self.db.execute(f"SELECT {columns} FROM steps WHERE id = ? AND deps_left > 0", (key,)).fetchone()
         return out if left is None or out else [(2, *left)]
 
-    monkeypatch.setattr(tick_sqlite._Taker, "_decrement", each)
+    monkeypatch.setattr(claim_and_finish_sqlite._Taker, "_decrement", each)
     with rewritten(stores, monkeypatch, lite=(), post=[("FROM moved m WHERE m.free AND (", "FROM moved m WHERE (")]):
         seen_by(stores, steps_end_one_after_another)
 
@@ -653,8 +660,8 @@ def test_a_sweep_that_takes_from_the_living(stores: Stores, monkeypatch: pytest.
 def test_a_wake_that_does_not_look(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     wake = Store.wake
 
-    def again(self: Store, ids: Sequence[int]) -> list[Head]:
-        return wake(self, ids) or [Head(key, key & 0xFFFFF, Weight.SLOW, 0) for key in ids]
+    def again(self: Store, ids: Sequence[int]) -> list[ReadyStep]:
+        return wake(self, ids) or [ReadyStep(key, key & 0xFFFFF, Weight.SLOW, 0) for key in ids]
 
     monkeypatch.setattr(Store, "wake", again)
     seen_by(stores, a_wait_is_over)

@@ -22,7 +22,7 @@ from gorgon_common.costs.budgets import LEVELS, Account, Balance, Shortage
 from gorgon_common.costs.ledger import Kind, replay
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine.budget import Held, unsent
-from gorgon_common.engine.records import Claimed, Finish, Result, Room, RunInfo, Waiting, step_id
+from gorgon_common.engine.records import BudgetRequest, Claimed, Finish, Result, RunInfo, Waiting, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import InputInvalid, Unavailable
 from gorgon_common.persistence.budgets import Budgets
@@ -518,7 +518,7 @@ def test_what_a_conversation_has_cost_is_a_fact_before_its_step_ends(desk: Desk,
 
 def parked(desk: Desk, run: int, number: int, period: int, usd: int, *, patient: bool = False) -> int:
     step = desk.one(run, number)
-    room = Room(period, usd, 0, patient=patient)
+    room = BudgetRequest(period, usd, 0, patient=patient)
     said = desk.store.park(step, seconds=600, reason="waiting", message="", calls=(), attempt=False, room=room)
     assert said == Waiting()
     return step.id
@@ -754,7 +754,7 @@ def test_many_small_calls_do_not_keep_a_large_one_waiting_for_ever(store: Store,
             assert child.stdout.readline() == "holds two\n"
         for ordinal in range(1, 101):  # negative control: who only asks again and again is never let in
             shortage = short(reserve(budgets, [limit(100)], 60, call=(large.id, large.token, ordinal)))
-        room = Room(shortage.period, 60, 0)
+        room = BudgetRequest(shortage.period, 60, 0)
         desk.store.park(large, seconds=600, reason="waiting", message="", calls=(), attempt=False, room=room)
         eventually(lambda: awake(desk), within=20, what="room for the large call")
         desk.store.wake([large.id])

@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql
 
-from gorgon_common.engine.records import Finish, Hold, Result, RunClosed, step_id
+from gorgon_common.engine.records import Finish, KeyRequest, Result, RunClosed, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import Conflict, KeyTaken
 from gorgon_common.ids import new_id
@@ -41,7 +41,7 @@ def desk(desks: tuple[Desk, Desk]) -> Desk:
 
 def submit(desk: Desk, key: str = "k", most: int = 1, on_conflict: str = "queue", **fields: Any) -> int:
     """Create a run of one step and its gate; row 1 is kept for the end, as the engine's own are."""
-    hold = Hold(key, most, on_conflict)
+    hold = KeyRequest(key, most, on_conflict)
     values = {"home": desk.home, "target": desk.target, "hold": hold, **fields}
     run, created = desk.store.create(new_run(**values), [row(0, 1), row(1, deps=1)])
     assert created or "idempotency_key" in fields
@@ -382,7 +382,7 @@ own.work(url, int(seed))
 """
 
 
-def naive(connection: Any, new: Any, hold: Hold) -> int:
+def naive(connection: Any, new: Any, hold: KeyRequest) -> int:
     """What locks nothing: the key is looked up, and made where it is not there."""
     values = {"target": new.target, "digest": hold.key, "shown": hold.key}
     connection.execute(postgresql.insert(concurrency_keys).values(values).on_conflict_do_nothing())

@@ -12,7 +12,7 @@ from gorgon_common import queues
 from gorgon_common.clock import parse_time
 from gorgon_common.engine.limits import DIMENSIONS
 from gorgon_common.engine.outcomes import REASONS
-from gorgon_common.engine.records import Claimed, Head, Keep, step_id
+from gorgon_common.engine.records import ClaimCapacity, Claimed, ReadyStep, step_id
 from gorgon_common.engine.rows import QUEUE_NUMBERS
 from gorgon_common.errors import NotFound
 from gorgon_common.persistence.explain import _CLASSES, Explanations
@@ -46,12 +46,12 @@ def worker(store: Store, slots: int = 4, **fields: Any) -> Any:
 
 
 def claim(store: Store, member: Any, run: int, row: int) -> Claimed:
-    (held,) = store.tick(member, Keep(slow=1), claims=[step_id(run, row)]).mine
+    (held,) = store.claim_and_finish(member, ClaimCapacity(slow=1), claims=[step_id(run, row)]).mine
     return held
 
 
-def head(run: int, row: int) -> Head:
-    return Head(step_id(run, row), row, 2, QUEUE)
+def head(run: int, row: int) -> ReadyStep:
+    return ReadyStep(step_id(run, row), row, 2, QUEUE)
 
 
 def test_a_dependency_is_named(store: Store) -> None:
@@ -80,8 +80,8 @@ def test_a_worker_that_is_gone_serves_nothing(store: Store) -> None:
 def test_the_place_on_the_backlog(store: Store) -> None:
     worker(store, slots=2)
     first, second = make_run(store, PLAN), make_run(store, PLAN)
-    store.shelve([head(first, 0), head(first, 1)], "default")
-    store.shelve([head(second, 0)], "default")
+    store.enqueue([head(first, 0), head(first, 1)], "default")
+    store.enqueue([head(second, 0)], "default")
     told = waits(store, second)["a"]
     assert (told["why"], told["queue"]["ahead"], told["queue"]["slots"]) == ("backlog", 2, 2)
     assert waits(store, first)["a"]["queue"]["ahead"] == 0
@@ -90,8 +90,8 @@ def test_the_place_on_the_backlog(store: Store) -> None:
 def test_other_targets_are_not_in_the_way(store: Store) -> None:
     worker(store)
     live, mine = make_run(store, PLAN, target="live"), make_run(store, PLAN)
-    store.shelve([head(live, 0)], "default")
-    store.shelve([head(mine, 0)], "default")
+    store.enqueue([head(live, 0)], "default")
+    store.enqueue([head(mine, 0)], "default")
     assert waits(store, mine)["a"]["queue"]["ahead"] == 0
 
 

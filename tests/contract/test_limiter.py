@@ -25,9 +25,9 @@ from gorgon_common.engine.limits import (
     OVERLOADED,
     RATE_LIMITED,
     Ask,
-    Gate,
     Grant,
     Limiter,
+    LimitKey,
     Never,
     Quota,
     Settlement,
@@ -36,11 +36,11 @@ from gorgon_common.engine.limits import (
 )
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.limits import LimitStates
+from gorgon_common.ratelimit.local import Memory, StoredLimiter
 from gorgon_common.ratelimit.redis import RedisLimiter
-from gorgon_common.ratelimit.stored import Memory, StoredLimiter
 
-GATE = Gate("live", "openai", "acme", "gpt-5")
-OTHER = Gate("live", "openai", "acme", "gpt-4o")
+GATE = LimitKey("live", "openai", "acme", "gpt-5")
+OTHER = LimitKey("live", "openai", "acme", "gpt-4o")
 OPEN = Quota(concurrency=10**6)
 
 
@@ -51,7 +51,7 @@ class Book:
         self.assumed = Quota(requests=600)
         self.ceiling = OPEN
 
-    def quota(self, gate: Gate) -> tuple[Quota, Quota]:
+    def quota(self, gate: LimitKey) -> tuple[Quota, Quota]:
         return self.assumed, self.ceiling
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from gorgon_common.engine.limits import Ask, Gate, Grant, Never, Quota, Settlement, Signal, Wait
+from gorgon_common.engine.limits import Ask, Grant, LimitKey, Never, Quota, Settlement, Signal, Wait
+from gorgon_common.ratelimit.local import Memory, StoredLimiter
 from gorgon_common.ratelimit.redis import RedisLimiter
-from gorgon_common.ratelimit.stored import Memory, StoredLimiter
 
-GATES = [Gate("live", "openai", "acme", model) for model in ("gpt-5", "gpt-4o")]
+GATES = [LimitKey("live", "openai", "acme", model) for model in ("gpt-5", "gpt-4o")]
 QUOTAS = [
     Quota(requests=600, tokens=90_000, concurrency=8),
     Quota(requests=60, requests_per_day=500, input_tokens=30_000, output_tokens=8_000),
@@ -27,7 +27,7 @@ class Book:
         self.assumed = rng.choice(QUOTAS)
         self.ceiling = Quota(concurrency=10**6)
 
-    def quota(self, gate: Gate) -> tuple[Quota, Quota]:
+    def quota(self, gate: LimitKey) -> tuple[Quota, Quota]:
         return self.assumed, self.ceiling
 
 

@@ -143,7 +143,7 @@ def test_functions_of_another_version_are_replaced_by_an_upgrade(empty_url: str)
         migrate.check(database)
     else:
         with database.write() as connection:
-            connection.execute(text("comment on function gorgon_tick is 'older'"))
+            connection.execute(text("comment on function gorgon_claim_and_finish is 'older'"))
         with pytest.raises(ConfigurationError, match="SQL functions") as raised:
             migrate.check(database)
         assert "gorgon db upgrade" in raised.value.hint

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import delete, update
 
 from gorgon_common.engine import poison
-from gorgon_common.engine.records import Children, Keep, Refusal, Released, Renewal, Weight, step_id
+from gorgon_common.engine.records import Children, ClaimCapacity, Refusal, Released, Renewal, Weight, step_id
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.persistence.budgets import Budgets
 from gorgon_common.persistence.store import Store, Worker
@@ -56,10 +56,10 @@ def test_by_a_message(desk: Desk, gone: Gone) -> None:
     worker = desk.register(lease=10)
     run = desk.create([row(0), row(1)])
     gone(desk, worker)
-    advance = desk.store.tick(worker, NOTHING, claims=[step_id(run, 0), step_id(run, 1)])
+    advance = desk.store.claim_and_finish(worker, NOTHING, claims=[step_id(run, 0), step_id(run, 1)])
     assert (advance.mine, advance.lapsed) == ([], True)
     assert desk.statuses(run) == {0: S.READY, 1: S.READY}
-    assert not desk.store.tick(desk.worker, NOTHING, claims=[step_id(run, 0)]).lapsed
+    assert not desk.store.claim_and_finish(desk.worker, NOTHING, claims=[step_id(run, 0)]).lapsed
 
 
 @GONE
@@ -68,7 +68,7 @@ def test_in_place_after_a_step_that_it_may_finish(desk: Desk, gone: Gone) -> Non
     run = desk.create([row(0, 1, 2), row(1, deps=1), row(2, deps=1, weight=Weight.INLINE)])
     step = desk.one(run, 0, worker=worker)
     gone(desk, worker)
-    advance = desk.end(step, worker=worker, keep=Keep(9, 9, 9))
+    advance = desk.end(step, worker=worker, keep=ClaimCapacity(9, 9, 9))
     assert (advance.mine, sorted(rows_of(advance.ready)), advance.refused) == ([], [1, 2], [])
     assert desk.statuses(run) == {0: S.SUCCEEDED, 1: S.READY, 2: S.READY}
     assert all(desk.step(run, number).due is not None for number in (1, 2)), "a lost message is noticed"
@@ -83,7 +83,7 @@ def test_from_the_window_of_a_map(desk: Desk, gone: Gone) -> None:
     assert isinstance(made, Children)
     step = desk.one(run, made.base, worker=worker)
     gone(desk, worker)
-    advance = desk.end(step, worker=worker, keep=Keep(9, 9, 9))
+    advance = desk.end(step, worker=worker, keep=ClaimCapacity(9, 9, 9))
     assert (advance.mine, rows_of(advance.ready)) == ([], [made.base + 1])
     assert desk.status(run, made.base + 1) is S.READY
 
@@ -92,9 +92,9 @@ def test_from_the_window_of_a_map(desk: Desk, gone: Gone) -> None:
 def test_from_the_backlog(desk: Desk, gone: Gone) -> None:
     worker = desk.register(lease=10)
     run = desk.create([row(0)])
-    desk.store.shelve([head for head, _ in desk.store.overdue(home="", all_ready=True)[0]], "team")
+    desk.store.enqueue([head for head, _ in desk.store.overdue(home="", all_ready=True)[0]], "team")
     gone(desk, worker)
-    assert desk.store.tick(worker, Keep(9, 9, 9)).mine == []
+    assert desk.store.claim_and_finish(worker, ClaimCapacity(9, 9, 9)).mine == []
     assert [entry.step_id for entry in desk.waiting()] == [step_id(run, 0)], "it waits for somebody else"
 
 
@@ -103,9 +103,9 @@ def test_of_a_run_with_max_parallel(desk: Desk, gone: Gone) -> None:
     worker = desk.register(lease=10)
     run = desk.create([row(0), row(1)], max_parallel=1)
     gone(desk, worker)
-    admitted = desk.store.admit(worker, run, [step_id(run, 0), step_id(run, 1)], free=9)
+    admitted = desk.store.claim_limited(worker, run, [step_id(run, 0), step_id(run, 1)], free=9)
     assert (admitted.mine, rows_of(admitted.ready)) == ([], [0])
-    assert rows_of(desk.store.admit(desk.worker, run, [step_id(run, 0)], free=9).mine) == [0]
+    assert rows_of(desk.store.claim_limited(desk.worker, run, [step_id(run, 0)], free=9).mine) == [0]
 
 
 @GONE
@@ -114,7 +114,7 @@ def test_when_a_step_of_its_run_fails(desk: Desk, gone: Gone) -> None:
     run = desk.create([row(0, 1), row(1, deps=1, weight=Weight.INLINE)])
     step = desk.one(run, 0, worker=worker)
     gone(desk, worker)
-    advance = desk.end(step, worker=worker, status=S.FAILED, keep=Keep(9, 9, 9))
+    advance = desk.end(step, worker=worker, status=S.FAILED, keep=ClaimCapacity(9, 9, 9))
     assert (advance.mine, rows_of(advance.ready)) == ([], [1])
 
 
@@ -201,7 +201,7 @@ def die(desk: Desk, run: int, *numbers: int, after: float = 0.0) -> None:
     for suspects in (False, True):
         ready = [key for key in ids if desk.status(run, key & 0xFFFFF) is S.READY]
         if ready:
-            desk.store.tick(worker, NOTHING, claims=ready, suspects=suspects)
+            desk.store.claim_and_finish(worker, NOTHING, claims=ready, suspects=suspects)
     if after:
         elapse(desk.store, after)
         desk.store.heartbeat(worker, 10, {})
@@ -227,7 +227,9 @@ def test_suspects_are_claimed_one_at_a_time_and_told_apart(desk: Desk) -> None:
     run = desk.create([row(0), row(1)])
     for _ in range(2):
         die(desk, run, 1)
-    advance = desk.store.tick(desk.worker, NOTHING, claims=[step_id(run, 0), step_id(run, 1), step_id(run, 7)])
+    advance = desk.store.claim_and_finish(
+        desk.worker, NOTHING, claims=[step_id(run, 0), step_id(run, 1), step_id(run, 7)]
+    )
     assert (rows_of(advance.mine), advance.suspects) == ([0], [step_id(run, 1)])
 
 

@@ -19,9 +19,9 @@ from sqlalchemy import update
 from gorgon_common.engine.records import (
     Buried,
     Children,
+    ClaimCapacity,
     Finish,
-    Head,
-    Keep,
+    ReadyStep,
     Recovered,
     Refusal,
     Released,
@@ -105,7 +105,7 @@ def test_unknown_ids_claim_nothing(desk: Desk) -> None:
     run = desk.create([row(0)])
     assert desk.claim(run + 1, 0) == []
     assert desk.claim(run, 7) == []
-    assert desk.store.tick(desk.worker, NOTHING, claims=[1, (1 << 63) - 1]).mine == []
+    assert desk.store.claim_and_finish(desk.worker, NOTHING, claims=[1, (1 << 63) - 1]).mine == []
 
 
 @pytest.mark.parametrize("fields", [{"home": "laptop"}, {"target": "live"}])
@@ -380,7 +380,7 @@ def test_ends_of_crossing_edges_do_not_block_each_other(desks: tuple[Desk, Desk]
 # Keep: what a worker takes over in place
 
 
-def keeps(desk: Desk, keep: Keep, successors: list[Any]) -> tuple[list[int], list[int]]:
+def keeps(desk: Desk, keep: ClaimCapacity, successors: list[Any]) -> tuple[list[int], list[int]]:
     """Return (rows that the worker holds, rows that are owed a message) when one step leads to `successors`."""
     run = desk.create([row(0, *range(1, len(successors) + 1)), *successors])
     advance = desk.end(desk.one(run, 0), keep=keep)
@@ -396,37 +396,37 @@ def keeps(desk: Desk, keep: Keep, successors: list[Any]) -> tuple[list[int], lis
 
 
 def test_a_slow_successor_of_its_own_queue_is_taken_over(desk: Desk) -> None:
-    assert keeps(desk, Keep(slow=1), [row(1, deps=1)]) == ([1], [])
+    assert keeps(desk, ClaimCapacity(slow=1), [row(1, deps=1)]) == ([1], [])
 
 
 def test_no_more_is_taken_over_than_there_are_slots(desk: Desk) -> None:
-    assert keeps(desk, Keep(slow=2), [row(number, deps=1) for number in range(1, 6)]) == ([1, 2], [3, 4, 5])
+    assert keeps(desk, ClaimCapacity(slow=2), [row(number, deps=1) for number in range(1, 6)]) == ([1, 2], [3, 4, 5])
     assert keeps(desk, NOTHING, [row(1, deps=1)]) == ([], [1])
 
 
 def test_what_belongs_to_another_queue_is_not_taken_over(desk: Desk) -> None:
-    assert keeps(desk, Keep(slow=4), [row(1, deps=1, queue=ANTHROPIC), row(2, deps=1)]) == ([2], [1])
+    assert keeps(desk, ClaimCapacity(slow=4), [row(1, deps=1, queue=ANTHROPIC), row(2, deps=1)]) == ([2], [1])
 
 
 def test_inline_steps_are_taken_over_whatever_their_queue(desk: Desk) -> None:
     inline = [row(number, deps=1, weight=Weight.INLINE, queue=ANTHROPIC) for number in (1, 2, 3)]
-    assert keeps(desk, Keep(fast=64, slow=0), inline) == ([1, 2, 3], [])
-    assert keeps(desk, Keep(fast=2, slow=9), inline) == ([1, 2], [3])
+    assert keeps(desk, ClaimCapacity(fast=64, slow=0), inline) == ([1, 2, 3], [])
+    assert keeps(desk, ClaimCapacity(fast=2, slow=9), inline) == ([1, 2], [3])
 
 
 def test_fast_steps_count_by_themselves(desk: Desk) -> None:
     mixed = [row(1, deps=1, weight=Weight.FAST), row(2, deps=1), row(3, deps=1, weight=Weight.FAST)]
-    assert keeps(desk, Keep(fast=1, slow=1), mixed) == ([1, 2], [3])
+    assert keeps(desk, ClaimCapacity(fast=1, slow=1), mixed) == ([1, 2], [3])
 
 
 def test_members_of_a_fan_out_are_not_taken_over(desk: Desk) -> None:
-    assert keeps(desk, Keep(slow=4), [row(1, deps=1, grouped=True), row(2, deps=1)]) == ([2], [1])
+    assert keeps(desk, ClaimCapacity(slow=4), [row(1, deps=1, grouped=True), row(2, deps=1)]) == ([2], [1])
 
 
 def test_what_a_canvas_sends_is_neither_taken_over_nor_owed_a_message(desk: Desk) -> None:
     run = desk.create([row(0, 1), row(1, deps=1)])
-    desk.store.carry([step_id(run, 1)])
-    advance = desk.end(desk.one(run, 0), keep=Keep(slow=4))
+    desk.store.attach([step_id(run, 1)])
+    advance = desk.end(desk.one(run, 0), keep=ClaimCapacity(slow=4))
     assert advance.mine == advance.ready == []
     stored = desk.step(run, 1)
     assert (stored.status, stored.carried) == (S.READY, True)
@@ -438,7 +438,7 @@ def test_nothing_of_a_run_that_is_not_active_is_taken_over(desk: Desk) -> None:
     step = desk.one(run, 0)
     with desk.store.database.write() as connection:
         connection.execute(update(runs).where(runs.c.id == run).values(active=False))
-    advance = desk.end(step, keep=Keep(slow=4))
+    advance = desk.end(step, keep=ClaimCapacity(slow=4))
     assert advance.mine == []
     assert desk.statuses(run) == {0: S.SUCCEEDED, 1: S.READY, 2: S.READY}
 
@@ -492,7 +492,7 @@ def items(count: int, window: int, *, reduce: bool = False, weight: Weight = Wei
     return [*made, row(count, deps=count, parent=0)] if reduce else made
 
 
-def expanded(desk: Desk, count: int, window: int, **fields: Any) -> tuple[int, int, list[Head]]:
+def expanded(desk: Desk, count: int, window: int, **fields: Any) -> tuple[int, int, list[ReadyStep]]:
     """Return (run, first child's row, heads) of a map with a step after it."""
     run = desk.create([row(0, 1, weight=Weight.INLINE), row(1, deps=1)])
     made = items(count, window, **fields)
@@ -518,7 +518,7 @@ def test_a_composite_waits_for_its_children(desk: Desk) -> None:
     assert (expansion.phase, expansion.base, expansion.count, expansion.items) == ("item", 2, 3, [0, 1, 2])
     assert [desk.store.place(head.id) for head in heads] == [(0, 0, 0), (1, 0, 1), (2, 0, 2)]
     assert desk.end(*desk.claim(run, 2, 3)).ready == []
-    advance = desk.end(desk.one(run, 4), keep=Keep(fast=4))
+    advance = desk.end(desk.one(run, 4), keep=ClaimCapacity(fast=4))
     (again,) = advance.mine
     assert (again.row, again.token) == (0, 2)
     assert rows_of(desk.end(again).ready) == [1]
@@ -531,7 +531,7 @@ def test_a_composite_may_expand_again(desk: Desk) -> None:
         found = desk.store.expand(step, [row(0, parent=0, position=turn)], phase="body", round=turn)
         assert isinstance(found, Children)
         assert found.base == turn + 1
-        (step,) = desk.end(desk.one(run, turn + 1), keep=Keep(fast=1)).mine
+        (step,) = desk.end(desk.one(run, turn + 1), keep=ClaimCapacity(fast=1)).mine
     assert [entry.round for entry in desk.store.expansions(step.id)] == [0, 1, 2]
 
 
@@ -565,7 +565,7 @@ def test_items_that_end_together_release_as_many(desk: Desk) -> None:
 
 def test_released_items_are_taken_over_as_slots_allow(desk: Desk) -> None:
     run, base, _ = expanded(desk, 10, 3)
-    advance = desk.end(*desk.claim(run, base, base + 1, base + 2), keep=Keep(slow=2))
+    advance = desk.end(*desk.claim(run, base, base + 1, base + 2), keep=ClaimCapacity(slow=2))
     assert (rows_of(advance.mine), rows_of(advance.ready)) == ([base + 3, base + 4], [base + 5])
     assert [desk.step(run, number).token for number in range(base + 3, base + 6)] == [1, 1, 0]
 
@@ -650,7 +650,7 @@ def test_a_waiting_step_that_was_woken_twice_is_claimed_once(desks: tuple[Desk, 
 def test_a_released_step_is_ready_for_others(desk: Desk) -> None:
     run = desk.create([row(0, weight=Weight.INLINE)])
     step = desk.one(run, 0)
-    assert desk.store.release(step, weight=Weight.SLOW) == Released(Head(step.id, 0, Weight.SLOW, OPENAI, 0))
+    assert desk.store.release(step, weight=Weight.SLOW) == Released(ReadyStep(step.id, 0, Weight.SLOW, OPENAI, 0))
     assert desk.store.release(step) is Refusal.LOST
     stored = desk.step(run, 0)
     assert (stored.status, stored.owner, stored.weight) == (S.READY, None, Weight.SLOW)
@@ -675,7 +675,9 @@ def gated(*fields: Any) -> list[Any]:
 KEEPS = frozenset({3, 4})
 
 
-def fails(desk: Desk, step: Any, *, container: int = GATE, keep: Keep = NOTHING, run_fails: bool = True) -> Any:
+def fails(
+    desk: Desk, step: Any, *, container: int = GATE, keep: ClaimCapacity = NOTHING, run_fails: bool = True
+) -> Any:
     finish = Finish(step, Result(S.FAILED, error={"message": "boom"}, finished_at=NOW), {})
     return desk.store.fail(
         desk.worker, keep, finish, container=container, keeps=KEEPS if run_fails else frozenset(), run_fails=run_fails
@@ -690,7 +692,7 @@ def test_a_failure_cancels_what_has_not_started_and_waits_for_what_runs(desk: De
     assert desk.run_status(run) is RunStatus.FINISHING
     assert desk.store.failure(run) == ({"message": "boom"}, False)
     assert desk.checkpoint(run, 2).reason == "the run stopped because a step failed"
-    advance = desk.end(second, keep=Keep(fast=4))
+    advance = desk.end(second, keep=ClaimCapacity(fast=4))
     assert rows_of(advance.mine) == [GATE]
 
 
@@ -698,7 +700,7 @@ def test_the_gate_opens_with_the_failure_of_the_last_step(desk: Desk) -> None:
     run = desk.create(gated())
     first, second = desk.claim(run, 0, 1)
     desk.end(second)
-    advance = fails(desk, first, keep=Keep(fast=4))
+    advance = fails(desk, first, keep=ClaimCapacity(fast=4))
     assert rows_of(advance.mine) == [GATE]
     assert desk.take_all(run) == 0
     assert rows_of(desk.end(*advance.mine).ready) == [4]
@@ -786,7 +788,7 @@ def test_a_failure_inside_a_group_stops_the_group_alone(desk: Desk) -> None:
         0: S.WAITING, 1: S.READY, 2: S.PENDING, 3: S.FAILED, 4: S.RUNNING, 5: S.CANCELLED,
     }  # fmt: skip
     assert desk.run_status(run) is RunStatus.RUNNING
-    assert rows_of(desk.end(second, keep=Keep(fast=1)).mine) == [0]
+    assert rows_of(desk.end(second, keep=ClaimCapacity(fast=1)).mine) == [0]
 
 
 def test_a_failure_inside_nested_groups_leaves_what_is_around_them(desk: Desk) -> None:
@@ -796,7 +798,7 @@ def test_a_failure_inside_nested_groups_leaves_what_is_around_them(desk: Desk) -
     failed, beside = desk.claim(run, 3, 4)
     fails(desk, failed, container=1, run_fails=False)
     assert desk.status(run, 2) is S.READY
-    assert rows_of(desk.end(beside, keep=Keep(fast=1)).mine) == [1]
+    assert rows_of(desk.end(beside, keep=ClaimCapacity(fast=1)).mine) == [1]
 
 
 def test_a_failure_of_the_run_stops_nested_groups(desk: Desk) -> None:
@@ -832,7 +834,7 @@ def test_a_stopped_map_releases_no_further_items(desk: Desk) -> None:
     run, base, _ = expanded(desk, 10, 2)
     first, second = desk.claim(run, base, base + 1)
     fails(desk, first, container=0, run_fails=False)
-    advance = desk.end(second, keep=Keep(fast=4, slow=4))
+    advance = desk.end(second, keep=ClaimCapacity(fast=4, slow=4))
     assert (rows_of(advance.mine), advance.ready) == ([], []) or rows_of(advance.mine) == [0]
     statuses = desk.statuses(run)
     assert {statuses[number] for number in range(base + 2, base + 10)} == {S.CANCELLED}
@@ -840,7 +842,7 @@ def test_a_stopped_map_releases_no_further_items(desk: Desk) -> None:
 
 def test_what_is_stopped_leaves_the_backlog(desk: Desk) -> None:
     run = desk.create([*gated()])
-    desk.store.shelve([Head(step_id(run, 1), 1, Weight.SLOW, OPENAI)], "team")
+    desk.store.enqueue([ReadyStep(step_id(run, 1), 1, Weight.SLOW, OPENAI)], "team")
     fails(desk, desk.one(run, 0))
     assert desk.waiting() == []
     assert desk.status(run, 1) is S.CANCELLED
@@ -872,7 +874,7 @@ def test_an_expansion_and_a_failure_at_once_leave_nothing_behind(desks: tuple[De
 # Stop
 
 
-def stop(desk: Desk, run: int, error: dict[str, Any] | None = None) -> list[Head]:
+def stop(desk: Desk, run: int, error: dict[str, Any] | None = None) -> list[ReadyStep]:
     return desk.store.stop(run, gate=GATE, keeps=KEEPS, error=error, reason="the run was cancelled")
 
 
@@ -1152,7 +1154,7 @@ def test_ready_steps_are_overdue_after_a_while(desk: Desk) -> None:
 
 def test_all_that_was_published_can_be_asked_for(desk: Desk) -> None:
     run = desk.create([row(0), row(1)])
-    desk.store.shelve([Head(step_id(run, 1), 1, Weight.SLOW, OPENAI)], "team")
+    desk.store.enqueue([ReadyStep(step_id(run, 1), 1, Weight.SLOW, OPENAI)], "team")
     late, _ = desk.store.overdue(home="", all_ready=True)
     assert [head.id & 0xFFFFF for head, _ in late] == [0]
 
@@ -1160,8 +1162,8 @@ def test_all_that_was_published_can_be_asked_for(desk: Desk) -> None:
 def test_when_the_broker_has_lost_everything_no_canvas_carries_anything(desk: Desk) -> None:
     run = desk.create([row(0, 1), row(1, deps=1)])
     other = desk.create([row(0, 1), row(1, deps=1)], home="laptop")
-    desk.store.carry([step_id(run, 1), step_id(other, 1)])
-    desk.store.scatter(home="")
+    desk.store.attach([step_id(run, 1), step_id(other, 1)])
+    desk.store.detach_all(home="")
     assert (desk.step(run, 1).carried, desk.step(other, 1).carried) == (False, True)
     assert rows_of(desk.end(desk.one(run, 0)).ready) == [1], "who makes it ready publishes it"
 
@@ -1176,7 +1178,7 @@ def test_nothing_of_a_finished_or_paused_run_is_overdue(desk: Desk) -> None:
 
 def test_what_is_on_the_backlog_is_never_overdue(desk: Desk) -> None:
     run = desk.create([row(0)])
-    desk.store.shelve([Head(step_id(run, 0), 0, Weight.SLOW, OPENAI)], "team")
+    desk.store.enqueue([ReadyStep(step_id(run, 0), 0, Weight.SLOW, OPENAI)], "team")
     elapse(desk.store, 3600)
     assert desk.store.overdue(home="") == ([], [])
 
@@ -1184,17 +1186,17 @@ def test_what_is_on_the_backlog_is_never_overdue(desk: Desk) -> None:
 def test_a_dropped_step_is_owed_a_message_if_it_is_ready(desk: Desk) -> None:
     run = desk.create([row(0, 1), row(1, deps=1), row(2, 3), row(3, deps=1)])
     ids = [step_id(run, 1), step_id(run, 3)]
-    desk.store.carry([*ids, step_id(run, 0)])
+    desk.store.attach([*ids, step_id(run, 0)])
     assert not desk.step(run, 0).carried  # it is ready: its message is under way already
     desk.end(desk.one(run, 0))
-    assert rows_of(desk.store.drop(ids)) == [1]
-    assert desk.store.drop(ids) == []
+    assert rows_of(desk.store.detach(ids)) == [1]
+    assert desk.store.detach(ids) == []
     assert rows_of(desk.end(desk.one(run, 2)).ready) == [3]
 
 
 def test_a_step_that_is_sent_anew_leaves_its_canvas(desk: Desk) -> None:
     run = desk.create([row(0, 1), row(1, deps=1)])
-    desk.store.carry([step_id(run, 1)])
+    desk.store.attach([step_id(run, 1)])
     desk.end(desk.one(run, 0))
     desk.store.redispatch([step_id(run, 1)])
     assert not desk.step(run, 1).carried
@@ -1203,73 +1205,73 @@ def test_a_step_that_is_sent_anew_leaves_its_canvas(desk: Desk) -> None:
 # The backlog
 
 
-def shelve(desk: Desk, team: str, count: int, **fields: Any) -> int:
+def enqueue(desk: Desk, team: str, count: int, **fields: Any) -> int:
     run = desk.create([row(number) for number in range(count)])
-    heads = [Head(step_id(run, number), number, Weight.SLOW, OPENAI) for number in range(count)]
-    desk.store.shelve(heads, team, **fields)
+    heads = [ReadyStep(step_id(run, number), number, Weight.SLOW, OPENAI) for number in range(count)]
+    desk.store.enqueue(heads, team, **fields)
     return run
 
 
-def unshelve(desk: Desk, count: int, **fields: Any) -> list[Head]:
-    return desk.store.unshelve(OPENAI, count, **{"target": "sandbox", "home": "", **fields})
+def dequeue(desk: Desk, count: int, **fields: Any) -> list[ReadyStep]:
+    return desk.store.dequeue(OPENAI, count, **{"target": "sandbox", "home": "", **fields})
 
 
 def test_the_backlog_is_taken_in_order_and_each_step_once(desk: Desk) -> None:
-    shelve(desk, "red", 5)
+    enqueue(desk, "red", 5)
     assert desk.store.shelved() == {OPENAI: 5}
-    assert [rows_of(unshelve(desk, 2)) for _ in range(4)] == [[0, 1], [2, 3], [4], []]
+    assert [rows_of(dequeue(desk, 2)) for _ in range(4)] == [[0, 1], [2, 3], [4], []]
     assert desk.store.shelved() == {}
 
 
 def test_a_quiet_team_is_not_behind_a_noisy_ones_thousand(desk: Desk) -> None:
-    noisy = shelve(desk, "noisy", 1_000)
-    unshelve(desk, 10)
-    quiet = shelve(desk, "quiet", 3)
-    taken = [head.id >> 20 for head in unshelve(desk, 8)]
+    noisy = enqueue(desk, "noisy", 1_000)
+    dequeue(desk, 10)
+    quiet = enqueue(desk, "quiet", 3)
+    taken = [head.id >> 20 for head in dequeue(desk, 8)]
     assert taken.count(quiet) == 3
     assert taken.count(noisy) == 5
 
 
 def test_teams_take_turns(desk: Desk) -> None:
-    first, second = shelve(desk, "red", 4), shelve(desk, "blue", 4)
-    taken = [head.id >> 20 for head in unshelve(desk, 8)]
+    first, second = enqueue(desk, "red", 4), enqueue(desk, "blue", 4)
+    taken = [head.id >> 20 for head in dequeue(desk, 8)]
     assert sorted(taken[:2]) == sorted(taken[2:4]) == sorted(taken[6:]) == sorted((first, second))
 
 
 def test_a_team_that_was_quiet_has_saved_nothing_up(desk: Desk) -> None:
-    shelve(desk, "quiet", 1)
-    shelve(desk, "busy", 100)
-    assert len(unshelve(desk, 60)) == 60
-    quiet = shelve(desk, "quiet", 20)
-    taken = [head.id >> 20 for head in unshelve(desk, 20)]
+    enqueue(desk, "quiet", 1)
+    enqueue(desk, "busy", 100)
+    assert len(dequeue(desk, 60)) == 60
+    quiet = enqueue(desk, "quiet", 20)
+    taken = [head.id >> 20 for head in dequeue(desk, 20)]
     assert 8 <= taken.count(quiet) <= 12
 
 
 def test_recovered_steps_go_first(desk: Desk) -> None:
-    shelve(desk, "red", 3)
-    first = shelve(desk, "red", 1, first=True)
-    assert [head.id >> 20 for head in unshelve(desk, 1)] == [first]
+    enqueue(desk, "red", 3)
+    first = enqueue(desk, "red", 1, first=True)
+    assert [head.id >> 20 for head in dequeue(desk, 1)] == [first]
 
 
 def test_the_backlog_of_another_home_target_or_a_stopped_run_stays(desk: Desk) -> None:
-    shelve(desk, "red", 1)
-    assert unshelve(desk, 1, home="laptop") == unshelve(desk, 1, target="live") == []
+    enqueue(desk, "red", 1)
+    assert dequeue(desk, 1, home="laptop") == dequeue(desk, 1, target="live") == []
     with desk.store.database.write() as connection:
         connection.execute(update(runs).values(active=False))
-    assert unshelve(desk, 1) == []
+    assert dequeue(desk, 1) == []
     assert desk.store.shelved() == {OPENAI: 1}
 
 
 def test_steps_that_have_ended_meanwhile_are_left_out(desk: Desk) -> None:
-    run = shelve(desk, "red", 2)
+    run = enqueue(desk, "red", 2)
     desk.one(run, 0)
-    assert rows_of(unshelve(desk, 5)) == [1]
+    assert rows_of(dequeue(desk, 5)) == [1]
     assert desk.step(run, 1).due is not None
 
 
 def test_two_publishers_take_different_steps(desks: tuple[Desk, Desk]) -> None:
-    shelve(desks[0], "red", 40)
-    taken = together(*[lambda desk=desk: unshelve(desk, 10) for desk in (*desks, *desks)])
+    enqueue(desks[0], "red", 40)
+    taken = together(*[lambda desk=desk: dequeue(desk, 10) for desk in (*desks, *desks)])
     numbers = [number for heads in taken for number in rows_of(heads)]
     assert len(numbers) == len(set(numbers))
     left = [entry.step_id & 0xFFFFF for entry in desks[0].waiting()]
@@ -1278,30 +1280,30 @@ def test_two_publishers_take_different_steps(desks: tuple[Desk, Desk]) -> None:
 
 
 def test_a_worker_with_room_pulls_from_the_backlog(desk: Desk) -> None:
-    run = shelve(desk, "red", 4)
-    assert rows_of(desk.store.tick(desk.worker, Keep(0, 0, 3)).mine) == [0, 1, 2]
+    run = enqueue(desk, "red", 4)
+    assert rows_of(desk.store.claim_and_finish(desk.worker, ClaimCapacity(0, 0, 3)).mine) == [0, 1, 2]
     assert desk.store.shelved() == {OPENAI: 1}
     other = desk.create([row(0, 1), row(1, deps=1)])
-    advance = desk.end(desk.one(other, 0), keep=Keep(0, 1, 1))
+    advance = desk.end(desk.one(other, 0), keep=ClaimCapacity(0, 1, 1))
     assert [step.id >> 20 for step in advance.mine] == [other]  # what follows fills the slot first
     assert desk.status(run, 3) is S.READY
 
 
 def test_only_what_is_the_workers_is_pulled(desk: Desk) -> None:
-    shelve(desk, "red", 2)
+    enqueue(desk, "red", 2)
     for fields in ({"home": "laptop"}, {"target": "live"}, {"queues": [ANTHROPIC]}):
-        assert desk.store.tick(desk.register(**fields), Keep(0, 0, 5)).mine == []
+        assert desk.store.claim_and_finish(desk.register(**fields), ClaimCapacity(0, 0, 5)).mine == []
     assert desk.store.shelved() == {OPENAI: 2}
 
 
 def test_a_suspect_on_the_backlog_is_not_lost(desk: Desk) -> None:
     """A worker may not pull a suspect: it stays there until a publisher sends it."""
-    run = shelve(desk, "red", 1)
+    run = enqueue(desk, "red", 1)
     with desk.store.database.write() as connection:
         connection.execute(update(steps).values(crashes=2))
-    assert desk.store.tick(desk.worker, Keep(0, 0, 5)).mine == []
+    assert desk.store.claim_and_finish(desk.worker, ClaimCapacity(0, 0, 5)).mine == []
     assert desk.store.shelved() == {OPENAI: 1} or desk.step(run, 0).due is not None
-    assert rows_of(unshelve(desk, 1)) == [0]
+    assert rows_of(dequeue(desk, 1)) == [0]
 
 
 # Leading, resuming
@@ -1366,7 +1368,7 @@ def test_a_closed_orphan_has_failed_and_leaves_nothing_behind(desk: Desk) -> Non
     run = desk.create(gated(), home="laptop")
     worker = desk.register(home="laptop", lease=1)
     desk.one(run, 0, worker=worker)
-    desk.store.shelve([Head(step_id(run, 1), 1, Weight.SLOW, OPENAI)], "team")
+    desk.store.enqueue([ReadyStep(step_id(run, 1), 1, Weight.SLOW, OPENAI)], "team")
     assert not desk.store.close_orphan(run), "its process lives"
     elapse(desk.store, 2)
     assert desk.store.close_orphan(run)

@@ -18,7 +18,7 @@ from gorgon_common.costs.budgets import Balance
 from gorgon_common.costs.ledger import replay
 from gorgon_common.costs.prices import GenaiPricer, read_overrides
 from gorgon_common.costs.usage import Usage
-from gorgon_common.engine.budget import Purse, Short
+from gorgon_common.engine.budget import BudgetWait, StepBudget
 from gorgon_common.engine.context import Run
 from gorgon_common.engine.ports import AgentCall, Message
 from gorgon_common.engine.records import Claimed, step_id
@@ -26,7 +26,7 @@ from gorgon_common.persistence.settling import abandon_orphans, tell
 from gorgon_common.persistence.tables import budget_periods, conversations, ledger, reservations
 from gorgon_common.settings import EMBEDDED_BROKER, Settings
 from gorgon_worker.embedded import embedded
-from gorgon_worker.homes import new_home
+from gorgon_worker.process_owner import new_home
 from tests.support.running import Lab, eventually, laboratory
 from tests.support.sandbox import Sandbox, sandbox, sandbox_process
 
@@ -200,8 +200,8 @@ def test_what_is_held_lasts_over_a_short_wait_in_place(lab: Lab) -> None:
     step = Claimed(step_id(run.info.id, 0), 99, 0, 2, 0, 1, None, None, 0)
     call = AgentCall("gpt-6-luna", (Message("user", "go"),), max_tokens=5000)
 
-    def purse() -> Purse:
-        return Purse(lab.services.budgets, GenaiPricer(), run, step)
+    def purse() -> StepBudget:
+        return StepBudget(lab.services.budgets, GenaiPricer(), run, step)
 
     first = purse()
     asked, held = first.reserve("openai", call, 1)
@@ -209,7 +209,7 @@ def test_what_is_held_lasts_over_a_short_wait_in_place(lab: Lab) -> None:
     assert asked.max_tokens < 4000
     again = purse()
     assert again.reserve("openai", call, 1) == (asked, True)
-    with pytest.raises(Short):
+    with pytest.raises(BudgetWait):
         purse().reserve("openai", replace(call, model="gpt-6-astra"), 1)
     assert (first.held, again.held) == ([1], [1])
     lab.services.budgets.settle([{"i": step.id, "t": 99, "n": 1, "s": 2, "c": None, "k": None}])

@@ -12,15 +12,25 @@ from sqlalchemy import inspect, select, text
 
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine import rows
-from gorgon_common.engine.records import Advance, Claimed, Finish, Keep, NewRun, Result, Row, Weight, step_id
+from gorgon_common.engine.records import (
+    ClaimCapacity,
+    Claimed,
+    Finish,
+    NewRun,
+    Result,
+    Row,
+    TransitionResult,
+    Weight,
+    step_id,
+)
 from gorgon_common.engine.states import RUN_TRANSITIONS, STEP_TRANSITIONS, RunStatus, StepStatus
-from gorgon_common.persistence import live
+from gorgon_common.persistence import predicates
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.store import Store, Worker
 from gorgon_common.persistence.tables import backlog, events, ledger, runs, steps
 from gorgon_common.workflow.plan import Dep, Join, Kind, Node, Plan
 
-NOTHING = Keep(0, 0, 0)
+NOTHING = ClaimCapacity(0, 0, 0)
 """A worker that takes over no steps."""
 OPENAI, ANTHROPIC, CONTROL = rows.QUEUE_NUMBERS["openai"], rows.QUEUE_NUMBERS["anthropic"], rows.CONTROL
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -146,7 +156,7 @@ def elapse(store: Store, seconds: float) -> None:
 def now(store: Store) -> datetime:
     """Return the time by the database's clock."""
     with store.database.read() as connection:
-        return live.now(connection)
+        return predicates.now(connection)
 
 
 def new_run(**fields: Any) -> NewRun:
@@ -230,7 +240,7 @@ class Desk:
 
     def claim(self, run: int, *numbers: int, worker: Worker | None = None, **fields: Any) -> list[Claimed]:
         ids = [step_id(run, number) for number in numbers]
-        mine = self.store.tick(worker or self.worker, NOTHING, claims=ids, **fields).mine
+        mine = self.store.claim_and_finish(worker or self.worker, NOTHING, claims=ids, **fields).mine
         return sorted(mine, key=lambda step: ids.index(step.id))
 
     def one(self, run: int, number: int, **fields: Any) -> Claimed:
@@ -241,14 +251,14 @@ class Desk:
         self,
         *held: Claimed,
         status: StepStatus = StepStatus.SUCCEEDED,
-        keep: Keep = NOTHING,
+        keep: ClaimCapacity = NOTHING,
         skipped: Mapping[int, str] | None = None,
         worker: Worker | None = None,
         **result: Any,
-    ) -> Advance:
+    ) -> TransitionResult:
         values = {"started_at": NOW, "finished_at": NOW, **result}
         finishes = [Finish(step, Result(status, **values), skipped or {}) for step in held]
-        return self.store.tick(worker or self.worker, keep, finishes=finishes)
+        return self.store.claim_and_finish(worker or self.worker, keep, finishes=finishes)
 
     def take_all(self, run: int) -> int:
         """Claim and finish ready steps until there are none; returns their number."""

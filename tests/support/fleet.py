@@ -22,9 +22,8 @@ from gorgon_common.canvas.celery import CeleryCanvas, make_app
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.costs.usage import Usage
 from gorgon_common.engine import rows
-from gorgon_common.engine.context import Knowledge
+from gorgon_common.engine.context import RunCache
 from gorgon_common.engine.kinds.base import StepServices
-from gorgon_common.engine.machine import Machine
 from gorgon_common.engine.ports import AgentCall, AgentReply, CommandCall, CommandResult, Lowered
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.records import step_id
@@ -32,6 +31,7 @@ from gorgon_common.engine.states import FINISHED_RUN, FINISHED_STEP, RunStatus, 
 from gorgon_common.engine.step import Executor
 from gorgon_common.engine.submit import submit
 from gorgon_common.engine.sweep import Sweep
+from gorgon_common.engine.worker_loop import StepRunner
 from gorgon_common.errors import Unavailable
 from gorgon_common.persistence.store import Store
 from gorgon_common.persistence.tables import runs
@@ -198,13 +198,13 @@ class Process:
     target: str = "sandbox"
     lease: float = FOREVER
     clock: Callable[[], float] | None = None
-    knowledge: Knowledge = field(init=False)
-    machine: Machine = field(init=False)
+    knowledge: RunCache = field(init=False)
+    machine: StepRunner = field(init=False)
     publisher: Publisher = field(init=False)
     sweep: Sweep = field(init=False)
 
     def __post_init__(self) -> None:
-        self.knowledge = Knowledge(self.store)
+        self.knowledge = RunCache(self.store)
         self.publisher = Publisher(self.store, self.knowledge, self.mailbox, target=self.target, home=self.home)
         self.member = self.store.register(
             "test",
@@ -226,7 +226,7 @@ class Process:
                 chance=lambda: 0.0,
             )
         )
-        self.machine = Machine(
+        self.machine = StepRunner(
             self.store, self.knowledge, self.member, executor, self.publisher, slots=self.slots, sleep=lambda _: None
         )
         self.machine._pool.shutdown()

@@ -14,7 +14,7 @@ from gorgon_common import queues
 from gorgon_common.bootstrap import Services, build
 from gorgon_common.settings import EMBEDDED_BROKER, Settings
 from gorgon_worker.embedded import embedded
-from gorgon_worker.homes import new_home
+from gorgon_worker.process_owner import new_home
 from tests.support.sandbox import Sandbox
 
 FINISHED = frozenset({"succeeded", "failed", "cancelled"})

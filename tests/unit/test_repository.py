@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("gorgon", "gorgon_common", "gorgon_worker", "gorgon_api", "dashboard")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 COMPANIONS = {"pydantic-core": "pydantic", "starlette": "fastapi"}  # pinned by, and of no use without
-IMPORTS_LATE = {"gorgon_common/lazy.py"}
+IMPORTS_LATE = {"gorgon_common/lazy.py", "gorgon_worker/providers/deferred.py"}
 # written apart, so that this file does not name what it forbids
 INDEX = re.compile(
     "|".join(

@@ -8,7 +8,7 @@ from gorgon_common.engine.kinds.base import StepContext, StepHandler
 from gorgon_common.engine.kinds.checkpoint import CheckpointMessage
 from gorgon_common.engine.kinds.command import Command
 from gorgon_common.engine.kinds.group import Group
-from gorgon_common.engine.kinds.joins import End, Finally, Gate
+from gorgon_common.engine.kinds.joins import End, Finally, PhaseJoin
 from gorgon_common.engine.kinds.loop import Loop
 from gorgon_common.engine.kinds.map import Map
 from gorgon_common.engine.kinds.noop import Noop
@@ -27,7 +27,7 @@ HANDLERS: tuple[type[StepHandler], ...] = (
     Loop,
     Wait,
     Noop,
-    Gate,
+    PhaseJoin,
     Finally,
     End,
 )

@@ -15,8 +15,8 @@ from gorgon_common.clock import Clock
 from gorgon_common.costs.usage import CallRecord
 from gorgon_common.engine import rendering, reporting
 from gorgon_common.engine.agent import misfits
-from gorgon_common.engine.budget import Purse, Vault, unsent
-from gorgon_common.engine.context import Knowledge, Run
+from gorgon_common.engine.budget import BudgetStore, StepBudget, unsent
+from gorgon_common.engine.context import Run, RunCache
 from gorgon_common.engine.outcomes import Done, Outcome
 from gorgon_common.engine.poison import POISON_DEATHS
 from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
@@ -41,14 +41,14 @@ class DeadlineExceeded(StepError):
 class StepServices:
     """The services of a process that its steps use.  `cancelled(run)` tells whether a run has been asked to stop."""
 
-    cache: Knowledge
+    cache: RunCache
     providers: Mapping[str, AgentProvider]
     commands: CommandRunner
     pricer: Pricer
     clock: Clock
     cancelled: Callable[[int], bool]
     chance: Callable[[], float] = random.random
-    budgets: Vault | None = None
+    budgets: BudgetStore | None = None
     poison_deaths: int = POISON_DEATHS
 
 
@@ -61,7 +61,7 @@ class StepContext:
         self.node: Node = self.run.node(step)
         self.step = step
         self.calls: list[CallRecord] = []
-        self.budget = Purse(services.budgets, services.pricer, self.run, step)
+        self.budget = StepBudget(services.budgets, services.pricer, self.run, step)
         self.started_at: datetime = services.clock.now()
 
     # Inputs and limits

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from gorgon_common.engine.kinds.base import StepContext, StepHandler
-from gorgon_common.engine.outcomes import Ended, Outcome
+from gorgon_common.engine.outcomes import Outcome, RunFinished
 from gorgon_common.engine.records import step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import ExpressionError
 from gorgon_common.workflow.expressions import render_value
 
 
-class Gate(StepHandler):
+class PhaseJoin(StepHandler):
     """Joins the file's main steps.  Their failures are stored in the run's row."""
 
     kind: ClassVar[str] = "gate"
@@ -22,7 +22,7 @@ class Gate(StepHandler):
         return context.succeeded()
 
 
-class Finally(Gate):
+class Finally(PhaseJoin):
     """Joins the `on_error` steps."""
 
     kind: ClassVar[str] = "finally"
@@ -44,7 +44,7 @@ class End(StepHandler):
             except ExpressionError as wrong:
                 error = _without_outputs(context, wrong)
         status = RunStatus.CANCELLED if cancelled else RunStatus.FAILED if error else RunStatus.SUCCEEDED
-        return Ended(context.result(StepStatus.SUCCEEDED), status, outputs, error)
+        return RunFinished(context.result(StepStatus.SUCCEEDED), status, outputs, error)
 
 
 def _outputs(context: StepContext) -> Any:

@@ -12,7 +12,7 @@ from typing import ClassVar
 from gorgon_common.clock import format_time, parse_time
 from gorgon_common.engine import rendering
 from gorgon_common.engine.kinds.base import StepContext, StepHandler
-from gorgon_common.engine.outcomes import EVENT, TIME, Outcome, Parked
+from gorgon_common.engine.outcomes import EVENT, TIME, Outcome, Snoozed
 from gorgon_common.errors import ExpressionError, StepError
 
 LONGEST = timedelta(days=3650)
@@ -40,7 +40,7 @@ class Wait(StepHandler):
         left = (until - context.services.clock.now()).total_seconds()
         if left <= 0:
             return context.succeeded()
-        return Parked(left, TIME, f"waits until {_shown(until)}", attempt=False)
+        return Snoozed(left, TIME, f"waits until {_shown(until)}", attempt=False)
 
 
 def _for_event(context: StepContext) -> Outcome:
@@ -63,7 +63,7 @@ def _for_event(context: StepContext) -> Outcome:
             hint=f"Send it with: gorgon runs signal {run.info.public_id} {name}",
         )
     limit = "" if timeout is None else f", at most until {_shown(until)}"
-    return Parked(left, EVENT, f"waits for the event `{name}`{limit}", attempt=False, event=name)
+    return Snoozed(left, EVENT, f"waits for the event `{name}`{limit}", attempt=False, event=name)
 
 
 def _point(context: StepContext) -> datetime:

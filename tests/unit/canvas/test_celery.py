@@ -18,7 +18,7 @@ from celery.canvas import _chain, chord
 from gorgon_common import messages
 from gorgon_common.canvas import lowering
 from gorgon_common.canvas.celery import CeleryCanvas, make_app, queue_name
-from gorgon_common.engine.records import Head, Weight, step_id
+from gorgon_common.engine.records import ReadyStep, Weight, step_id
 from gorgon_common.errors import Unavailable
 from gorgon_common.workflow.plan import Kind, Plan
 from tests.support.engine import agent, elapse, node, plan_of
@@ -40,7 +40,7 @@ def lowered(made: Fleet, plan: Plan, *rows: int, canvas: CeleryCanvas | None = N
     here = made.processes[0]
     number = here.submit(plan, {"text": SECRET})
     run = here.knowledge.run(number)
-    heads = [Head(step_id(number, row), row, Weight.SLOW, 0) for row in rows]
+    heads = [ReadyStep(step_id(number, row), row, Weight.SLOW, 0) for row in rows]
     return number, (canvas or made.mailbox).lower(run, heads, None)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from gorgon_common.engine import control
 from gorgon_common.engine.concurrency import hold_of
-from gorgon_common.engine.records import Finish, Hold, Keep, Result, step_id
+from gorgon_common.engine.records import ClaimCapacity, Finish, KeyRequest, Result, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import InputInvalid, KeyTaken
 from gorgon_common.workflow.plan import Plan
@@ -49,7 +49,7 @@ def statuses(made: Fleet, *numbers: int) -> list[RunStatus]:
 # The key
 
 
-def held(source: str, inputs: dict[str, Any], **fields: Any) -> Hold | None:
+def held(source: str, inputs: dict[str, Any], **fields: Any) -> KeyRequest | None:
     return hold_of(plan(key=source, **fields), inputs, run_id="run_1", team="core", now=NOW)
 
 
@@ -64,7 +64,7 @@ def held(source: str, inputs: dict[str, Any], **fields: Any) -> Hold | None:
     ],
 )
 def test_the_key_is_made_of_the_inputs(source: str, inputs: dict[str, Any], key: str) -> None:
-    assert held(source, inputs, most=2) == Hold(key, 2, "queue")
+    assert held(source, inputs, most=2) == KeyRequest(key, 2, "queue")
 
 
 @pytest.mark.parametrize(
@@ -120,12 +120,12 @@ def test_who_ends_a_run_and_dies_before_it_sends_the_next_is_made_good(made: Fle
 
 def test_a_newer_run_takes_the_place_of_the_older(made: Fleet, here: Process) -> None:
     first = submit(here)
-    (running,) = here.store.tick(here.member, Keep(0), claims=[step_id(first, 0)]).mine
+    (running,) = here.store.claim_and_finish(here.member, ClaimCapacity(0), claims=[step_id(first, 0)]).mine
     second, third = (submit(here, "cancel_running") for _ in range(2))
     assert made.status(second) is R.CANCELLED
     assert made.row(first).cancelled
     ended = Finish(running, Result(StepStatus.CANCELLED))
-    here.publisher.publish(here.store.tick(here.member, Keep(0), finishes=[ended]).ready)
+    here.publisher.publish(here.store.claim_and_finish(here.member, ClaimCapacity(0), finishes=[ended]).ready)
     made.drain()
     assert statuses(made, first, third) == [R.CANCELLED, R.SUCCEEDED]
     assert made.row(first).finished_at <= made.row(third).key_at

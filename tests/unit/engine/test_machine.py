@@ -10,13 +10,22 @@ from typing import Any
 
 import pytest
 
-from gorgon_common.engine.context import Knowledge
-from gorgon_common.engine.machine import Job, Machine
-from gorgon_common.engine.outcomes import Done, Ended, Expanded, Failed, Outcome, Parked, Passed
+from gorgon_common.engine.context import RunCache
+from gorgon_common.engine.outcomes import ConditionMet, Done, Expanded, Failed, Outcome, RunFinished, Snoozed
 from gorgon_common.engine.publish import Publisher
-from gorgon_common.engine.records import Advance, Claimed, Finish, Head, Keep, Result, Weight, step_id
+from gorgon_common.engine.records import (
+    ClaimCapacity,
+    Claimed,
+    Finish,
+    ReadyStep,
+    Result,
+    TransitionResult,
+    Weight,
+    step_id,
+)
 from gorgon_common.engine.slots import ReadyQueue
 from gorgon_common.engine.states import RunStatus, StepStatus
+from gorgon_common.engine.worker_loop import Job, StepRunner
 from gorgon_common.errors import GorgonError, Unavailable
 from gorgon_common.persistence.store import Store
 from gorgon_common.workflow.plan import Kind, Plan
@@ -62,9 +71,9 @@ class Bench:
         self.desk = Desk(self.store)
         self.hand = Hand()
         self.mailbox = Mailbox()
-        knowledge = Knowledge(self.store)
+        knowledge = RunCache(self.store)
         self.publisher = Publisher(self.store, knowledge, self.mailbox, target="sandbox", home="")
-        self.machine = Machine(
+        self.machine = StepRunner(
             self.store,
             knowledge,
             self.desk.worker,
@@ -112,8 +121,8 @@ def wide(width: int, **fields: Any) -> Plan:
     return plan_of(*[agent(f"s{number}", **fields) for number in range(width)])
 
 
-def ended(step: Claimed) -> Ended:
-    return Ended(Result(S.SUCCEEDED), RunStatus.SUCCEEDED, {"a": 1}, None)
+def ended(step: Claimed) -> RunFinished:
+    return RunFinished(Result(S.SUCCEEDED), RunStatus.SUCCEEDED, {"a": 1}, None)
 
 
 # What a message leads to
@@ -215,7 +224,7 @@ def test_short_steps_leave_what_follows_to_the_next_free_slots(bench: Bench) -> 
 def test_steps_that_wait_for_a_slot_are_sent_where_none_becomes_free_by_a_commit(bench: Bench) -> None:
     bench.machine.next_up = ReadyQueue(bench.slots, short=1e6)
     run = bench.run(plan_of(agent("a"), *[agent(f"b{number}", 0) for number in range(6)]))
-    bench.hand.does.update(dict.fromkeys(range(1, 5), lambda step: Parked(60.0, "requests", "later")))
+    bench.hand.does.update(dict.fromkeys(range(1, 5), lambda step: Snoozed(60.0, "requests", "later")))
     bench.handle(run, 0)
     waiting = [number for number, status in bench.desk.statuses(run).items() if status is S.READY]
     assert waiting
@@ -224,8 +233,8 @@ def test_steps_that_wait_for_a_slot_are_sent_where_none_becomes_free_by_a_commit
 
 def test_with_the_backlog_in_sight_a_free_slot_pulls_from_it(bench: Bench) -> None:
     run, other = bench.run(chain(1)), bench.run(wide(3))
-    heads = [Head(step_id(other, number), number, Weight.SLOW, 0) for number in range(3)]
-    bench.store.shelve(heads, "team")
+    heads = [ReadyStep(step_id(other, number), number, Weight.SLOW, 0) for number in range(3)]
+    bench.store.enqueue(heads, "team")
     bench.machine.backlog_seen = True
     bench.handle(run, 0)
     assert bench.desk.waiting() == []
@@ -235,7 +244,7 @@ def test_with_the_backlog_in_sight_a_free_slot_pulls_from_it(bench: Bench) -> No
 
 def test_a_conditional_step_that_finds_no_slot_is_sent_to_its_queue(bench: Bench) -> None:
     run = bench.run(plan_of(agent("a", condition="true")))
-    bench.hand.does[0] = Passed()
+    bench.hand.does[0] = ConditionMet()
     bench.machine._running = 4
     bench.handle(run, 0, fast=True)
     assert bench.sent() == [0]
@@ -246,7 +255,7 @@ def test_a_conditional_step_that_finds_no_slot_is_sent_to_its_queue(bench: Bench
 
 def test_a_conditional_step_goes_on_here_if_it_is_ours(bench: Bench) -> None:
     run = bench.run(plan_of(agent("a", condition="true")))
-    bench.hand.does.update({0: lambda step: DONE if step.weight == Weight.SLOW else Passed(), 3: ended})
+    bench.hand.does.update({0: lambda step: DONE if step.weight == Weight.SLOW else ConditionMet(), 3: ended})
     bench.handle(run, 0, fast=True)
     assert bench.hand.seen[:2] == [0, 0]
     assert bench.desk.run_status(run) is RunStatus.SUCCEEDED
@@ -255,7 +264,7 @@ def test_a_conditional_step_goes_on_here_if_it_is_ours(bench: Bench) -> None:
 
 def test_a_conditional_step_of_another_queue_is_sent_there(bench: Bench) -> None:
     run = bench.run(plan_of(agent("a", condition="true", queue="anthropic")))
-    bench.hand.does[0] = Passed()
+    bench.hand.does[0] = ConditionMet()
     bench.handle(run, 0, fast=True)
     assert [post.queue for post in bench.mailbox.waiting] == ["anthropic"]
 
@@ -265,9 +274,9 @@ def test_one_slot_is_enough_for_inline_steps_that_lead_to_slow_ones(sqlite_url: 
     bench = Bench(open_store(sqlite_url), slots=1)
     plan = plan_of(agent("a", condition="true"), node("b", kind="checkpoint"), node("c", 1, kind="checkpoint"))
     run = bench.run(plan)
-    bench.hand.does.update({0: lambda step: DONE if step.weight == Weight.SLOW else Passed(), 5: ended})
+    bench.hand.does.update({0: lambda step: DONE if step.weight == Weight.SLOW else ConditionMet(), 5: ended})
     bench.publisher.here = bench.machine.run_here
-    bench.publisher.publish([Head(step_id(run, number), number, Weight.INLINE, 8) for number in (0, 1)])
+    bench.publisher.publish([ReadyStep(step_id(run, number), number, Weight.INLINE, 8) for number in (0, 1)])
     bench.pool.idle()
     assert bench.desk.run_status(run) is RunStatus.SUCCEEDED
     bench.pool.shutdown()
@@ -284,12 +293,12 @@ class Spy:
     store: Store
     batches: list[tuple[int, int]] = field(default_factory=list)
     before: Callable[[Sequence[Finish]], None] = lambda finishes: None
-    after: Callable[[Advance], None] = lambda advance: None
+    after: Callable[[TransitionResult], None] = lambda advance: None
 
-    def tick(self, worker: Any, keep: Keep, **fields: Any) -> Advance:
+    def claim_and_finish(self, worker: Any, keep: ClaimCapacity, **fields: Any) -> TransitionResult:
         self.batches.append((len(fields.get("claims", ())), len(fields.get("finishes", ()))))
         self.before(fields.get("finishes", ()))
-        advance = self.store.tick(worker, keep, **fields)
+        advance = self.store.claim_and_finish(worker, keep, **fields)
         self.after(advance)
         return advance
 
@@ -331,7 +340,7 @@ def test_what_a_shared_commit_makes_ready_is_published_whoever_led_it(bench: Ben
 
     def ask(claims: Sequence[int], finishes: Sequence[Finish]) -> None:
         made = _request(machine, claims, finishes)
-        requests.append(machine._tick(made))
+        requests.append(machine._claim_and_finish(made))
 
     with machine._commit:
         first = threading.Thread(target=ask, args=([claim], ()))
@@ -351,7 +360,7 @@ def test_what_a_shared_commit_makes_ready_is_published_whoever_led_it(bench: Ben
     assert claimed.ready == []
 
 
-def _request(machine: Machine, claims: Sequence[int], finishes: Sequence[Finish]) -> Any:
+def _request(machine: StepRunner, claims: Sequence[int], finishes: Sequence[Finish]) -> Any:
     kind = machine._round.__func__.__globals__["_Request"]
     job = machine._round.__func__.__globals__["Job"]()
     return kind(claims, finishes, job)
@@ -408,15 +417,15 @@ def test_results_are_held_while_the_database_is_away(bench: Bench) -> None:
 def test_every_other_transaction_is_made_again_too(bench: Bench, call: str) -> None:
     outcomes: dict[str, Any] = {
         "fail": Failed(Result(S.FAILED, error={"message": "boom"}), 2, run_fails=True),
-        "park": Parked(60, "retry", "busy"),
+        "park": Snoozed(60, "retry", "busy"),
         "expand": Expanded([row(0, parent=0)], "body"),
         "finish_run": ended,
-        "release": Passed(),
+        "release": ConditionMet(),
     }
     queue = "anthropic" if call == "release" else "openai"
     run = bench.run(plan_of(agent("a", queue=queue, condition="true"), agent("b")))
     bench.machine.store = Broken(bench.store, call, 2)
-    bench.hand.does.update({0: outcomes[call], 2: Parked(60, "retry", "no further")})
+    bench.hand.does.update({0: outcomes[call], 2: Snoozed(60, "retry", "no further")})
     bench.handle(run, 0, fast=True)
     assert bench.naps == [0.1, 0.2]
     expected = {"fail": S.FAILED, "park": S.WAITING, "expand": S.WAITING, "finish_run": S.SUCCEEDED, "release": S.READY}
@@ -453,7 +462,7 @@ def test_a_reply_that_was_lost_loses_no_step(bench: Bench) -> None:
     bench.machine.store = spy
     lost = [1]
 
-    def reply(advance: Advance) -> None:
+    def reply(advance: TransitionResult) -> None:
         if advance.mine and advance.mine[0].row == 1 and lost:
             lost.pop()
             raise Unavailable("the connection broke")
@@ -563,7 +572,7 @@ def test_suspects_are_run_one_at_a_time(bench: Bench) -> None:
 
 def test_a_short_wait_that_is_no_attempt_is_slept_in_place(bench: Bench) -> None:
     run = bench.run(wide(1))
-    said = iter([Parked(0.2, "requests", "429", attempt=False), DONE])
+    said = iter([Snoozed(0.2, "requests", "429", attempt=False), DONE])
     bench.hand.does.update({0: lambda step: next(said), 3: ended})
     bench.handle(run, 0)
     assert bench.naps == [0.2]
@@ -572,7 +581,7 @@ def test_a_short_wait_that_is_no_attempt_is_slept_in_place(bench: Bench) -> None
 
 def test_a_parked_step_leaves_its_slot(bench: Bench) -> None:
     run = bench.run(wide(1))
-    bench.hand.does[0] = Parked(60, "retry", "busy")
+    bench.hand.does[0] = Snoozed(60, "retry", "busy")
     bench.handle(run, 0)
     assert bench.desk.status(run, 0) is S.WAITING
     assert bench.resting()
@@ -585,7 +594,7 @@ def test_after_a_long_wait_for_a_quota_the_backlog_is_left_alone(
     """Further steps would only wait elsewhere; others, whose quota is free, get the slots."""
     run = bench.run(wide(1))
     assert bench.machine._pull(9) == 9
-    bench.hand.does[0] = Parked(seconds, reason, "rate limit", attempt=False)
+    bench.hand.does[0] = Snoozed(seconds, reason, "rate limit", attempt=False)
     bench.handle(run, 0)
     assert bench.machine._pull(9) == pulls
 
@@ -595,7 +604,7 @@ def test_a_step_of_a_stopped_run_that_would_wait_ends(bench: Bench) -> None:
 
     def cancels(step: Claimed) -> Outcome:
         bench.store.stop(run, gate=2, keeps=frozenset({2, 3, 4}), error=None, reason="cancelled")
-        return Parked(60, "retry", "busy")
+        return Snoozed(60, "retry", "busy")
 
     bench.hand.does.update({0: cancels, 4: ended})
     bench.handle(run, 0)

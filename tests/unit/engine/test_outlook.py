@@ -12,7 +12,7 @@ from gorgon_common.costs.history import History, StepHistory
 from gorgon_common.costs.prices import GenaiPricer
 from gorgon_common.costs.tokens import TokenEstimator
 from gorgon_common.engine.estimate import capped, estimate, left
-from gorgon_common.engine.outlook import Outlook, example, outlook
+from gorgon_common.engine.workload import Workload, example, outlook
 from gorgon_common.errors import InputInvalid
 from gorgon_common.roles.catalogue import load_roles
 from gorgon_common.workflow import catalogue
@@ -30,17 +30,17 @@ def plan_of(text: str) -> Plan:
     return made.plan
 
 
-def seen(text: str, inputs: Mapping[str, Any] | None = None, history: History = NO_PAST, **given: Any) -> Outlook:
+def seen(text: str, inputs: Mapping[str, Any] | None = None, history: History = NO_PAST, **given: Any) -> Workload:
     plan = plan_of(text)
     options: dict[str, Any] = {"estimator": TokenEstimator(), "target": "live", **given}
     return outlook(plan, check_inputs(plan, inputs or {}), history=history, **options)
 
 
-def task(found: Outlook, name: str) -> Task:
+def task(found: Workload, name: str) -> Task:
     return next(entry for entry in found.tasks if entry.id == name)
 
 
-def call(found: Outlook, name: str) -> Call:
+def call(found: Workload, name: str) -> Call:
     made = task(found, name).call
     assert made is not None
     return made

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gorgon_common.engine import publish
-from gorgon_common.engine.records import Head, Weight, step_id
+from gorgon_common.engine.records import ReadyStep, Weight, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.persistence.tables import steps
 from gorgon_common.workflow.plan import Kind
@@ -90,7 +90,7 @@ def test_a_quiet_team_does_not_wait_behind_a_noisy_one(made: Fleet, here: Proces
 
 def test_what_was_recovered_goes_out_whatever_the_room(made: Fleet, here: Process) -> None:
     run = here.submit(plan_of(*[step(f"s{number}") for number in range(ROOM)], step("late")))
-    heads = [Head(step_id(run, ROOM), ROOM, Weight.SLOW, 0)]
+    heads = [ReadyStep(step_id(run, ROOM), ROOM, Weight.SLOW, 0)]
     here.publisher.publish(heads, recovered=True)
     assert sent(made)[-1] == ROOM
 
@@ -144,7 +144,7 @@ def test_a_step_that_waits_takes_the_join_off_its_canvas(made: Fleet, here: Proc
     run = here.submit(plan_of(step("a"), step("b"), step("c", 0, 1)))
     desk = Desk(made.store)
     assert desk.step(run, 2).carried
-    (held,) = made.store.tick(here.member, NOTHING, claims=[step_id(run, 0)]).mine
+    (held,) = made.store.claim_and_finish(here.member, NOTHING, claims=[step_id(run, 0)]).mine
     here.publisher.departed(held)
     assert not desk.step(run, 2).carried
 

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from gorgon_common.costs.usage import Usage
 from gorgon_common.engine import rendering
-from gorgon_common.engine.outcomes import Parked
+from gorgon_common.engine.outcomes import Snoozed
 from gorgon_common.engine.ports import AgentCall
 from gorgon_common.engine.records import Claimed, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
@@ -169,7 +169,7 @@ def test_a_rate_limit_is_a_wait_and_no_attempt(lab: Lab) -> None:
     limited.retry_after = 12.0
     lab.made.provider.behaves["limited"] = failing(limited)
     outcome = executed(lab, plan_of(step("a", prompt="limited")))
-    assert isinstance(outcome, Parked)
+    assert isinstance(outcome, Snoozed)
     assert (outcome.seconds, outcome.reason, outcome.attempt) == (12.0, "retry_after", False)
     assert [record.outcome for record in outcome.calls] == ["rate_limited"]
 
@@ -207,7 +207,7 @@ def test_which_waits_are_a_reason_to_take_the_next_model(
     lab.made.provider.behaves["busy"] = busy
     outcome = executed(lab, plan_of(models("openai:gpt-test", "openai:gpt-other", prompt="busy")))
     assert seen == asked
-    assert isinstance(outcome, Parked) == (len(asked) == 1)
+    assert isinstance(outcome, Snoozed) == (len(asked) == 1)
 
 
 def throttled(reason: str, seconds: float) -> Throttled:
@@ -324,7 +324,7 @@ def test_a_database_that_is_away_between_two_calls_takes_none_of_them_with_it(la
     lab.made.processes[0].machine.executor.budgets = AwayLater()
     asks = {"provider": "openai", "model": "m", "prompt": "go", "schema": {"type": "integer"}}
     outcome = executed(lab, plan_of(agent("a", spec=asks)))
-    assert isinstance(outcome, Parked)
+    assert isinstance(outcome, Snoozed)
     assert (outcome.attempt, outcome.message) == (False, "The database is away.")
     assert [(call.outcome, call.cost_micro) for call in outcome.calls] == [("invalid", 1)]
 

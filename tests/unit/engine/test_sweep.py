@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from gorgon_common.engine import control
-from gorgon_common.engine.machine import TIMER_SECONDS
-from gorgon_common.engine.records import Keep, Renewal, step_id
+from gorgon_common.engine.records import ClaimCapacity, Renewal, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.engine.sweep import INTERVAL, LEASE, MARGIN, QUIET, QUIET_LEASE, STEADY_SECONDS, TIDY_SECONDS, Sweep
+from gorgon_common.engine.worker_loop import TIMER_SECONDS
 from gorgon_common.errors import Conflict, Final, Throttled, Unavailable
 from gorgon_common.workflow.plan import Plan
 from tests.support.engine import NOTHING, OPENAI, Desk, agent, plan_of
@@ -206,7 +206,7 @@ def test_a_process_that_was_suspended_lives(sqlite_url: str) -> None:
         here.sweep.renew = lambda: renewed.append(here.store.heartbeat(here.member, 5, {}))
         renewed: list[Any] = []
         run = here.submit(plan_of(step("a")))
-        held = here.store.tick(here.member, NOTHING, claims=[step_id(run, 0)]).mine
+        held = here.store.claim_and_finish(here.member, NOTHING, claims=[step_id(run, 0)]).mine
         made.elapse(60)
         here.sweep.once()
         assert renewed == [Renewal.RENEWED], "before anything was taken for dead"
@@ -328,7 +328,7 @@ def test_a_run_that_failed_by_poison_can_be_resumed(made: Fleet, here: Process, 
     here.machine.worker.queues.append(OPENAI)
     desk = Desk(made.store)
     for _ in range(3):
-        made.store.tick(desk.register(lease=5), NOTHING, claims=[step_id(run, 1)], suspects=True)
+        made.store.claim_and_finish(desk.register(lease=5), NOTHING, claims=[step_id(run, 1)], suspects=True)
         clock.move(6)
         made.store.reap(home="")
     made.mailbox.waiting.clear()
@@ -423,7 +423,7 @@ def test_a_pass_is_made_where_something_is_wrong_and_seldom_else(
     look_for(here.sweep, clock, 120)
     assert len(made_at) <= 1 + 120 / TIDY_SECONDS, "nothing is under way"
     run = here.submit(plan_of(step("a")))
-    (running,) = here.store.tick(here.member, Keep(0, 0, 0), claims=[step_id(run, 0)]).mine
+    (running,) = here.store.claim_and_finish(here.member, ClaimCapacity(0, 0, 0), claims=[step_id(run, 0)]).mine
     made.mailbox.waiting.clear()
     before = len(made_at)
     look_for(here.sweep, clock, 60)

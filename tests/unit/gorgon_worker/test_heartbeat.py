@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event
 
 from gorgon_common.engine.poison import BEAT_SECONDS
-from gorgon_common.engine.records import Keep, step_id
+from gorgon_common.engine.records import ClaimCapacity, step_id
 from gorgon_common.engine.states import RunStatus
 from gorgon_common.errors import Unavailable
 from gorgon_worker.heartbeat import Heartbeat
@@ -63,7 +63,7 @@ def test_it_beats_often_while_a_step_is_held(made: Fleet, clock: Hands) -> None:
     heartbeat = beating(process, clock)
     assert heartbeat.beat() == LEASE / 3
     run = process.submit(plan_of(agent("a", spec={"provider": "openai", "prompt": "a"})))
-    (step,) = process.store.tick(process.member, Keep(0, 0, 0), claims=[step_id(run, 0)]).mine
+    (step,) = process.store.claim_and_finish(process.member, ClaimCapacity(0, 0, 0), claims=[step_id(run, 0)]).mine
     process.machine.held[step.id] = step
     assert heartbeat.beat() == BEAT_SECONDS
     del process.machine.held[step.id]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from gorgon_worker.homes import is_deserted, new_home
+from gorgon_worker.process_owner import is_deserted, new_home
 
 
 def test_every_home_is_new_and_this_process_lives() -> None:
@@ -16,7 +16,7 @@ def test_every_home_is_new_and_this_process_lives() -> None:
 
 
 def test_a_process_that_ended_has_left() -> None:
-    code = "from gorgon_worker.homes import new_home; print(new_home())"
+    code = "from gorgon_worker.process_owner import new_home; print(new_home())"
     home = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert is_deserted(home)
 

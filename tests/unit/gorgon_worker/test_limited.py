@@ -14,7 +14,7 @@ from gorgon_common.clock import SystemClock
 from gorgon_common.costs.tokens import Ratio
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine.agent import converse
-from gorgon_common.engine.limits import Ask, Gate, Grant, Quota, Settlement
+from gorgon_common.engine.limits import Ask, Grant, LimitKey, Quota, Settlement
 from gorgon_common.engine.ports import AgentCall, AgentReply, Message
 from gorgon_common.errors import (
     Cancelled,
@@ -29,11 +29,11 @@ from gorgon_common.errors import (
     Unavailable,
 )
 from gorgon_common.ids import new_id
-from gorgon_common.ratelimit.stored import Memory, StoredLimiter
-from gorgon_worker import limited
-from gorgon_worker.limited import CROWD, SLICE, Beds, Estimates, LimitedProvider, LimitedProviders
+from gorgon_common.ratelimit.local import Memory, StoredLimiter
+from gorgon_worker import rate_limited
+from gorgon_worker.rate_limited import CROWD, SLICE, Estimates, RateLimitedProvider, RateLimitedProviders, SleepSlots
 
-GATE = Gate("live", "openai", "acme", "gpt-5")
+GATE = LimitKey("live", "openai", "acme", "gpt-5")
 
 HEADERS = {"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "599"}
 CALL = AgentCall("gpt-5", (Message("user", "four words for you"),), max_tokens=100, timeout=30)
@@ -83,10 +83,10 @@ class Desk:
         self.time = Time()
         self.inner = Provider()
         self.limiter = StoredLimiter(Memory(lambda: self.time.at), self, worker="w")
-        self.all = LimitedProviders(
+        self.all = RateLimitedProviders(
             {"openai": self.inner}, self.limiter, target="live", accounts={"openai": "acme"}, weight=lambda _: 1.0
         )
-        self.provider = LimitedProvider(
+        self.provider = RateLimitedProvider(
             self.inner,
             self.limiter,
             self.all._leases,
@@ -98,7 +98,7 @@ class Desk:
             sleep=self.time.sleep,
         )
 
-    def quota(self, gate: Gate) -> tuple[Quota, Quota]:
+    def quota(self, gate: LimitKey) -> tuple[Quota, Quota]:
         return self.quota_now, Quota(concurrency=10**6)
 
     def call(self, call: AgentCall = CALL) -> AgentReply:
@@ -269,7 +269,7 @@ def test_a_cancelled_call_gives_its_place_back_and_one_that_waits_ends(desk: Des
 @pytest.mark.parametrize(("beds", "seconds"), [(0, CROWD), (1, None)])
 def test_who_finds_no_bed_waits_elsewhere_and_long_enough(desk: Desk, beds: int, seconds: float | None) -> None:
     """A wait of 0.05 s: slept where there is a bed; else the step leaves, for longer than it would keep its slot."""
-    desk.provider._beds = Beds(beds)
+    desk.provider._beds = SleepSlots(beds)
     for _ in range(9):
         assert isinstance(desk.limiter.acquire(Ask(new_id("other"), GATE)), Grant)
     if seconds is None:
@@ -287,7 +287,7 @@ def test_who_finds_no_bed_waits_elsewhere_and_long_enough(desk: Desk, beds: int,
 
 def test_the_bed_of_a_cancelled_sleeper_is_free(desk: Desk) -> None:
     """It looks for a cancel before it sleeps and again after; a long sleep is cut into pieces."""
-    desk.provider._beds = Beds(1)
+    desk.provider._beds = SleepSlots(1)
     desk.quota_now = Quota(requests=200)  # a second's worth is three calls, the next comes after 0.26 s
     for _ in range(3):
         assert isinstance(desk.limiter.acquire(Ask(new_id("other"), GATE)), Grant)
@@ -302,7 +302,7 @@ def test_the_bed_of_a_cancelled_sleeper_is_free(desk: Desk) -> None:
 
 
 def test_a_noisy_team_leaves_others_a_place_to_sleep() -> None:
-    beds = Beds(2, spare=1)
+    beds = SleepSlots(2, spare=1)
     with beds.one("noisy") as first, beds.one("noisy") as second, beds.one("noisy") as third:
         assert (first, second, third) == (True, True, False)
         with beds.one("quiet") as fourth, beds.one("other") as fifth:
@@ -322,7 +322,7 @@ def test_a_patient_call_that_is_cancelled_while_it_waits_ends_soon(desk: Desk) -
 
 
 def test_a_patient_call_needs_no_bed(desk: Desk) -> None:
-    desk.provider._beds = Beds(0)
+    desk.provider._beds = SleepSlots(0)
     desk.quota_now = Quota(requests=6)
     desk.call()
     assert desk.call(replace(CALL, patient=True)).text == "ok"
@@ -367,7 +367,7 @@ def test_without_that_it_would_be_lost(desk: Desk) -> None:
 def test_leases_are_extended_by_a_thread_that_a_failure_does_not_end(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limited, "BEAT", 0.001)
+    monkeypatch.setattr(rate_limited, "BEAT", 0.001)
     times: list[int] = []
     enough = threading.Event()
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from gorgon_common.engine.records import RunInfo
 from gorgon_common.errors import Unavailable
-from gorgon_common.persistence.inflight import Call, InFlight
+from gorgon_common.persistence.untracked_calls import Call, InFlight
 from tests.support.running import eventually
 
 INFO = RunInfo(1, "run", 1, "blue", "w", "", {}, "live", "", 1, datetime(2026, 1, 2, tzinfo=UTC))

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from gorgon_common.engine.limits import Gate, Quota
+from gorgon_common.engine.limits import LimitKey, Quota
 from gorgon_common.errors import ConfigurationError, Unavailable
 from gorgon_common.ratelimit import quotas
 from gorgon_common.ratelimit.quotas import MOST, OwnLimits, QuotaBook, Rule, checked, read_limits
 
-GPT = Gate("live", "openai", "a", "gpt-5")
+GPT = LimitKey("live", "openai", "a", "gpt-5")
 NOTHING = OwnLimits({}, (), {})
 
 
@@ -145,7 +145,7 @@ def test_a_compatible_server_has_no_tiers() -> None:
 
 
 def test_the_sandbox_has_its_own() -> None:
-    assumed, _ = QuotaBook(NOTHING).quota(Gate("sandbox", "anthropic", "sandbox", "claude-sonnet-5"))
+    assumed, _ = QuotaBook(NOTHING).quota(LimitKey("sandbox", "anthropic", "sandbox", "claude-sonnet-5"))
     assert (assumed.requests, assumed.input_tokens, assumed.concurrency) == (600_000, 400_000_000, 1000)
 
 
@@ -155,7 +155,7 @@ def test_every_tier_of_the_table_can_be_read() -> None:
             continue
         for tier in entry["tiers"]:
             book = QuotaBook(OwnLimits({provider: str(tier)}, (), {}))
-            assumed, _ = book.quota(Gate("live", provider, "a", "anything"))
+            assumed, _ = book.quota(LimitKey("live", provider, "a", "anything"))
             assert assumed.requests
 
 

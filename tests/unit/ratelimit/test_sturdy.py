@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import redis
 
-from gorgon_common.engine.limits import Ask, Gate, Grant, Quota, Settlement, Wait
+from gorgon_common.engine.limits import Ask, Grant, LimitKey, Quota, Settlement, Wait
 from gorgon_common.errors import Unavailable
+from gorgon_common.ratelimit.failover import UNSEEN_WORKERS, SturdyLimiter
 from gorgon_common.ratelimit.redis import RedisLimiter
-from gorgon_common.ratelimit.sturdy import UNSEEN_WORKERS, SturdyLimiter
 from tests.support.servers import dying_with_parent, free_port, redis_executable
 
-GATE = Gate("live", "openai", "acme", "gpt-5")
+GATE = LimitKey("live", "openai", "acme", "gpt-5")
 
 
 class Book:
-    def quota(self, gate: Gate) -> tuple[Quota, Quota]:
+    def quota(self, gate: LimitKey) -> tuple[Quota, Quota]:
         return Quota(requests=600, tokens=60_000), Quota(concurrency=10**6)
 
 
@@ -176,7 +176,7 @@ class Fitful(RedisLimiter):
         self.began = time.time()
         self.now, self.up, self.down = now, up, down
 
-    def _run(self, gate: Gate, operation: str, *arguments: object) -> object:
+    def _run(self, gate: LimitKey, operation: str, *arguments: object) -> object:
         if self.now[0] % (self.up + self.down) >= self.up:
             raise Unavailable("too slow")
         self.clock_offset = self.began + self.now[0] - time.time()

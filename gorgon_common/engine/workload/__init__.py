@@ -19,10 +19,10 @@ from gorgon_common.costs.history import History, StepHistory
 from gorgon_common.costs.tokens import TokenEstimator
 from gorgon_common.engine.kinds.agent import DEFAULT_TIER
 from gorgon_common.engine.kinds.base import DEFAULT_TIMEOUT
-from gorgon_common.engine.outlook.examples import example, reply_example
-from gorgon_common.engine.outlook.prompts import Prompts
-from gorgon_common.engine.outlook.values import Values, nodes_of
 from gorgon_common.engine.rendering import DEFAULT_MAX_TOKENS
+from gorgon_common.engine.workload.examples import example, reply_example
+from gorgon_common.engine.workload.prompts import Prompts
+from gorgon_common.engine.workload.values import Values, nodes_of
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.expressions import to_text
 from gorgon_common.workflow.plan import Kind, Node, Plan
@@ -45,7 +45,7 @@ _UNCALLED = frozenset({Kind.COMMAND, Kind.ACTION, Kind.APPROVAL, Kind.WORKFLOW, 
 
 
 @dataclass(slots=True)
-class Outlook:
+class Workload:
     """The work to simulate.  `said`: the assumptions made, one sentence each."""
 
     tasks: list[Task]
@@ -62,7 +62,7 @@ def outlook(
     estimator: TokenEstimator,
     target: str,
     latency: float | None = None,
-) -> Outlook:
+) -> Workload:
     """Return the work of a plan.  `inputs` must already be validated; `latency`: the sandbox's, if set."""
     return _Reader(plan, inputs, history, estimator, target, latency).read()
 
@@ -87,11 +87,11 @@ class _Reader:
         self.values = Values(plan, inputs, history, target)
         self.prompts = Prompts(self.values)
 
-    def read(self) -> Outlook:
+    def read(self) -> Workload:
         tasks = [self._task(index, node) for index, node in enumerate(self.plan.nodes)]
         shown = list(range(self.plan.top))
         providers = {model[0] for task in tasks if task.call is not None for model in task.call.models[:1]}
-        return Outlook(tasks, shown, providers, list(dict.fromkeys(self.values.said)))
+        return Workload(tasks, shown, providers, list(dict.fromkeys(self.values.said)))
 
     # Tasks
 

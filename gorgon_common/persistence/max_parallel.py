@@ -15,10 +15,10 @@ from sqlalchemy import Connection, delete, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gorgon_common.engine.poison import SUSPECT_DEATHS
-from gorgon_common.engine.records import Admitted, Claimed, Head
+from gorgon_common.engine.records import Claimed, ClaimResult, ReadyStep
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.persistence.journal import tell
-from gorgon_common.persistence.live import chunks, lives
+from gorgon_common.persistence.predicates import chunks, lives
 from gorgon_common.persistence.tables import db_now, held_steps, run_slots, runs, steps
 
 
@@ -33,7 +33,7 @@ def close_slots(connection: Connection, run: int) -> None:
     connection.execute(delete(run_slots).where(run_slots.c.run_id == run))
 
 
-def admit(
+def claim_limited(
     connection: Connection,
     worker: Any,
     run: int,
@@ -43,7 +43,7 @@ def admit(
     free: int,
     suspects: bool,
     lost: float,
-) -> Admitted:
+) -> ClaimResult:
     """Claim ready steps of a run while it has room: the waiting steps and `ids`, in the order of their rows.
 
     `follows` have just become ready.  Members of a fan-out among them are sent together; the others are claimed like
@@ -58,7 +58,7 @@ def admit(
         query.where(run_slots.c.run_id == run, runs.c.active).with_for_update(of=run_slots)
     ).first()
     if row is None:
-        return Admitted()
+        return ClaimResult()
     if worker is not None and (
         (row.target, row.home) != (worker.target, worker.home) or not _lives(connection, worker)
     ):
@@ -68,7 +68,7 @@ def admit(
     waiting = select(held_steps.c.step_id).where(held_steps.c.run_id == run).order_by(held_steps.c.step_id)
     next_ = list(connection.scalars(waiting.limit(room))) if room else []
     found = _ready(connection, sorted({*next_, *ids, *follows}))
-    made = Admitted()
+    made = ClaimResult()
     mine: list[int] = []
     sent: list[int] = []
     together = set(follows).difference(ids, next_)
@@ -163,7 +163,7 @@ def _claim(connection: Connection, worker: Any, ids: Sequence[int]) -> list[Clai
     return mine
 
 
-def _owe(connection: Connection, ids: Sequence[int], lost: float) -> list[Head]:
+def _owe(connection: Connection, ids: Sequence[int], lost: float) -> list[ReadyStep]:
     if not ids:
         return []
     owed = (
@@ -172,7 +172,7 @@ def _owe(connection: Connection, ids: Sequence[int], lost: float) -> list[Head]:
         .values(due=db_now(lost))
         .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
     )
-    return sorted((Head(*row) for row in connection.execute(owed)), key=lambda head: head.id)
+    return sorted((ReadyStep(*row) for row in connection.execute(owed)), key=lambda head: head.id)
 
 
 def waiting_runs(connection: Connection, *, home: str, target: str) -> list[int]:

@@ -22,7 +22,7 @@
 --   4  the step is slow and its run has `max_parallel`; `Store.admit`, which keeps the count, claims it
 --   5  (without an id) the caller's lease has expired, so none of p_claims was claimed
 --   6  the step is ready and a suspect; see p_suspects
-CREATE OR REPLACE FUNCTION gorgon_tick(
+CREATE OR REPLACE FUNCTION gorgon_claim_and_finish(
     p_owner int, p_target text, p_home text, p_queues smallint[], p_lost interval,
     p_fast int, p_slow int, p_pull int, p_suspects boolean,
     p_claims bigint[], p_finishes jsonb, p_calls jsonb, p_skips jsonb

@@ -1,4 +1,4 @@
-"""The SQLite version of `tick.sql`: the same parts in the same order, inside one BEGIN IMMEDIATE transaction.
+"""The SQLite version of `claim_and_finish.sql`: the same parts in the same order, in one BEGIN IMMEDIATE transaction.
 
 SQLite allows one writer at a time, so no row locks are needed; plain statements process row by row.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from gorgon_common.engine.records import ROW_BITS, ROW_MASK, Keep, Weight
+from gorgon_common.engine.records import ROW_BITS, ROW_MASK, ClaimCapacity, Weight
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.persistence.tables import SQLITE_TIME
 
@@ -60,10 +60,10 @@ _Ended = tuple[int, str, int | None, int]
 """id, successors, parent and status of a step that has ended."""
 
 
-def tick(
+def claim_and_finish(
     db: sqlite3.Connection,
     who: Who,
-    keep: Keep,
+    keep: ClaimCapacity,
     *,
     suspects: bool = False,
     claims: Sequence[int] = (),
@@ -71,7 +71,7 @@ def tick(
     calls: Sequence[Mapping[str, Any]] = (),
     skips: Sequence[Mapping[str, Any]] = (),
 ) -> list[tuple[Any, ...]]:
-    """Return the same rows as `gorgon_tick`.
+    """Return the same rows as `gorgon_claim_and_finish`.
 
     Each is (what, id, token, node, weight, queue, attempt, parent, position, crashes, unmet).
     """
@@ -88,7 +88,7 @@ def tick(
     if skips and done:
         done += _skip(db, skips)
     alive = lives(db, who.owner)
-    pending = _Taker(db, who, keep if alive else Keep(0, 0, 0))
+    pending = _Taker(db, who, keep if alive else ClaimCapacity(0, 0, 0))
     if done:
         out += pending.advance(done)
     claims = [*claims, *pending.pull(len(out))]
@@ -163,7 +163,7 @@ def _skip(db: sqlite3.Connection, skips: Iterable[Mapping[str, Any]]) -> list[_E
 class _Taker:
     """Decrements the dependents of finished steps, and takes over those that the worker may and can run."""
 
-    def __init__(self, db: sqlite3.Connection, who: Who, keep: Keep) -> None:
+    def __init__(self, db: sqlite3.Connection, who: Who, keep: ClaimCapacity) -> None:
         self.db = db
         self.who = who
         self.fast = keep.fast

@@ -24,7 +24,7 @@ from gorgon_common.client.schemas import RUN_FINISHED
 from gorgon_common.ids import new_id
 from gorgon_common.settings import EMBEDDED_BROKER, Settings, get_settings, variable_of
 from gorgon_common.workflow.plan import Plan
-from gorgon_worker.homes import is_deserted, new_home
+from gorgon_worker.process_owner import is_deserted, new_home
 from gorgon_worker.providers import CLIENTS
 from gorgon_worker.sandbox_process import SandboxProcess
 

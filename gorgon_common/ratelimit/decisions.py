@@ -31,7 +31,7 @@ def fresh() -> State:
     return {"n": {}, "leases": {}, "calls": {}, "finish": {}, "teams": {}, "waiters": {}, "line": {}, "workers": {}}
 
 
-class Gatekeeper:
+class LimiterState:
     """Decides about one gate at one moment; changes `state` and `account` in place."""
 
     def __init__(self, state: State, account: State, now: float, *, scale: float = 1.0) -> None:

@@ -9,7 +9,7 @@ from gorgon_common.costs.forecast import ASSUMED, HISTORY, Estimate, Repeat, lea
 from gorgon_common.costs.history import History, StepHistory
 from gorgon_common.engine.context import published
 from gorgon_common.engine.kinds.aggregate import aggregate
-from gorgon_common.engine.outlook.examples import SENTENCE, reply_example
+from gorgon_common.engine.workload.examples import SENTENCE, reply_example
 from gorgon_common.errors import ExpressionError
 from gorgon_common.workflow.expressions import (
     MISSING,

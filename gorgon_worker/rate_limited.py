@@ -18,7 +18,7 @@ from gorgon_common.clock import SYSTEM_CLOCK, Clock
 from gorgon_common.costs.tokens import Ratio, TokenEstimator, count_call
 from gorgon_common.costs.usage import Usage
 from gorgon_common.engine import limits
-from gorgon_common.engine.limits import Answer, Ask, Gate, Grant, Limiter, Never, Settlement, Wait
+from gorgon_common.engine.limits import Answer, Ask, Grant, Limiter, LimitKey, Never, Settlement, Wait
 from gorgon_common.engine.ports import AgentCall, AgentProvider, AgentReply
 from gorgon_common.errors import (
     Cancelled,
@@ -139,7 +139,7 @@ class Estimates:
             return self._past
 
 
-class Beds:
+class SleepSlots:
     """Limits how many calls may sleep in their slots, because too many sleepers would keep others from starting.
     Thread-safe.
 
@@ -168,7 +168,7 @@ class Beds:
                     self._teams[team] -= 1
 
 
-class LimitedProvider:
+class RateLimitedProvider:
     """An `AgentProvider` that asks the limiter before each call."""
 
     def __init__(
@@ -181,7 +181,7 @@ class LimitedProvider:
         account: str,
         weight: Callable[[str], float],
         estimates: Estimates,
-        beds: Beds | None = None,
+        beds: SleepSlots | None = None,
         clock: Clock = SYSTEM_CLOCK,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -193,7 +193,7 @@ class LimitedProvider:
         self._account = account
         self._weight = weight
         self._estimates = estimates
-        self._beds = beds or Beds(1000)
+        self._beds = beds or SleepSlots(1000)
         self._clock = clock
         self._sleep = sleep
         self._open: set[str] = set()
@@ -210,7 +210,7 @@ class LimitedProvider:
             plain, estimate = self._estimates.of(self.name, call)
             ask = Ask(
                 id=new_id("call"),
-                gate=Gate(self._target, self.name, self._account, call.model),
+                gate=LimitKey(self._target, self.name, self._account, call.model),
                 tokens_in=estimate,
                 tokens_out=call.max_tokens,
                 team=call.team,
@@ -306,7 +306,7 @@ class LimitedProvider:
                 log.warning("a call was not settled with the limiter", error=error.message)
 
 
-class LimitedProviders(Mapping[str, AgentProvider]):
+class RateLimitedProviders(Mapping[str, AgentProvider]):
     """Provider name → provider behind the limiter.
 
     `beds`: limits the calls that sleep in their slots.  `estimates`: estimates input tokens from past calls.
@@ -320,23 +320,23 @@ class LimitedProviders(Mapping[str, AgentProvider]):
         target: str,
         accounts: Mapping[str, str],
         weight: Callable[[str], float],
-        beds: Beds | None = None,
+        beds: SleepSlots | None = None,
         estimates: Estimates | None = None,
     ) -> None:
         self._inner = inner
-        self._beds = beds or Beds(1000)
+        self._beds = beds or SleepSlots(1000)
         self._limiter = limiter
         self._leases = Leases(limiter)
         self._target = target
         self._accounts = accounts
         self._weight = weight
         self._estimates = estimates or Estimates()
-        self._made: dict[str, LimitedProvider] = {}
+        self._made: dict[str, RateLimitedProvider] = {}
 
     def __getitem__(self, name: str) -> AgentProvider:
         found = self._made.get(name)
         if found is None:
-            found = self._made[name] = LimitedProvider(
+            found = self._made[name] = RateLimitedProvider(
                 self._inner[name],
                 self._limiter,
                 self._leases,
@@ -382,7 +382,7 @@ def _used(provider: str, usage: Usage | None) -> dict[str, float]:
     return {} if usage is None else used(provider, usage)
 
 
-def told(gate: Gate, wait: Wait) -> str:
+def told(gate: LimitKey, wait: Wait) -> str:
     """Return why a call waits, in words."""
     who = f"{gate.provider} {gate.model}"
     match wait.why:

@@ -11,10 +11,10 @@ from gorgon_common.costs.tokens import SANDBOX_FACTOR, Calibration, Ratio
 from gorgon_common.errors import GorgonError
 from gorgon_common.logs import get_logger
 from gorgon_common.settings import Settings
-from gorgon_worker.limited import Beds, Estimates, LimitedProviders
-from gorgon_worker.observed import ObservedProviders
+from gorgon_worker.calibration import ObservedProviders
 from gorgon_worker.providers import SANDBOX_KEY, agent_providers
 from gorgon_worker.providers.command import LocalCommands
+from gorgon_worker.rate_limited import Estimates, RateLimitedProviders, SleepSlots
 from gorgon_worker.runtime import Runtime
 
 log = get_logger(__name__)
@@ -28,13 +28,13 @@ def make_runtime(
     inner = agent_providers(target, settings, sandbox_url=sandbox_url)
     calibration = Calibration(lambda seen: _keep(services, target, seen))
     limiter, book = make_limiter(settings, services.database)
-    providers = LimitedProviders(
+    providers = RateLimitedProviders(
         ObservedProviders(inner, calibration),
         limiter,
         target=target,
         accounts=accounts(target, settings),
         weight=book.weight,
-        beds=Beds(max(2, slots // 5), spare=max(1, slots // 10)),
+        beds=SleepSlots(max(2, slots // 5), spare=max(1, slots // 10)),
         estimates=Estimates(
             lambda: services.reports.ratios(target), unseen=SANDBOX_FACTOR if target == "sandbox" else 1.0
         ),

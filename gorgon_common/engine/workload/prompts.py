@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gorgon_common.costs.forecast import REREAD
-from gorgon_common.engine.outlook.values import Names, Unsized, Values, nodes_of, safe_text
 from gorgon_common.engine.rendering import DEFAULT_MAX_TOKENS
+from gorgon_common.engine.workload.values import Names, Unsized, Values, nodes_of, safe_text
 from gorgon_common.errors import ExpressionError
 from gorgon_common.workflow.expressions import MISSING, Env, Expression, parse_template, to_text
 from gorgon_common.workflow.expressions.tree import Comprehension, children

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gorgon_common.engine.limits import Gate, Never
+from gorgon_common.engine.limits import LimitKey, Never
 
 
 def never(dimension: str, cost: float, limit: float) -> Never:
@@ -13,7 +13,7 @@ def never(dimension: str, cost: float, limit: float) -> Never:
     return Never(f"it needs {cost:,.0f} {what}, but the limit is {limit:,.0f}", dimension, cost, limit)
 
 
-def shown(gate: Gate, state: dict[str, Any]) -> dict[str, Any]:
+def shown(gate: LimitKey, state: dict[str, Any]) -> dict[str, Any]:
     """Return the state of a gate for display: times in seconds."""
     levels = dict(state["levels"]) or {}
     return {

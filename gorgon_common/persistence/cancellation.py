@@ -8,11 +8,11 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from gorgon_common.engine.records import ROW_MASK, Head, step_id
+from gorgon_common.engine.records import ROW_MASK, ReadyStep, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.persistence import encoding
 from gorgon_common.persistence.journal import tell
-from gorgon_common.persistence.live import LIVE, LOST_SECONDS, chunks
+from gorgon_common.persistence.predicates import LIVE, LOST_SECONDS, chunks
 from gorgon_common.persistence.tables import backlog, checkpoints, db_now, events, runs, steps
 
 
@@ -31,11 +31,11 @@ def finishing(connection: Connection, run: int, *, error: Mapping[str, Any] | No
         tell(connection, run, None, "run.finishing", str(error["message"]) if error else None)
 
 
-def halt(connection: Connection, run: int, container: int, keeps: frozenset[int], reason: str) -> list[Head]:
+def halt(connection: Connection, run: int, container: int, keeps: frozenset[int], reason: str) -> list[ReadyStep]:
     """Cancel the steps under `container` that have not started, and let it wait for those that are running.
 
     The journal names what stops: the run, or the group or map in row `container`.  Rows are locked in ascending order,
-    as in `tick`.
+    as in `claim_and_finish`.
     """
     low, high = step_id(run, 0), step_id(run + 1, 0)
     rows = connection.execute(
@@ -94,4 +94,4 @@ def halt(connection: Connection, run: int, container: int, keeps: frozenset[int]
         )
         .returning(steps.c.id, steps.c.node, steps.c.weight, steps.c.queue, steps.c.crashes)
     ).first()
-    return [Head(*found)] if found is not None and ready else []
+    return [ReadyStep(*found)] if found is not None and ready else []

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 
-class Alarm:
+class Timer:
     """Calls `ring` with the keys that are due.  Best effort: the sweep wakes any step that the alarm misses."""
 
     def __init__(self, ring: Callable[[list[int]], None], *, clock: Callable[[], float] = time.monotonic) -> None:

@@ -23,32 +23,32 @@ from typing import ParamSpec, Protocol, TypeVar, assert_never
 
 from gorgon_common.costs.usage import CallRecord
 from gorgon_common.engine import reporting
-from gorgon_common.engine.alarm import Alarm
 from gorgon_common.engine.budget import UNSENT
-from gorgon_common.engine.context import Knowledge
+from gorgon_common.engine.context import RunCache
 from gorgon_common.engine.outage import Outage
-from gorgon_common.engine.outcomes import RETRY, Done, Ended, Expanded, Failed, Outcome, Parked, Passed
+from gorgon_common.engine.outcomes import RETRY, ConditionMet, Done, Expanded, Failed, Outcome, RunFinished, Snoozed
 from gorgon_common.engine.ports import Member, Steps
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.records import (
     ROW_BITS,
-    Advance,
     Buried,
     Children,
+    ClaimCapacity,
     Claimed,
     Finish,
-    Head,
-    Keep,
+    ReadyStep,
     Refusal,
     Released,
     Result,
     RunClosed,
+    TransitionResult,
     Waiting,
     Weight,
     step_id,
 )
 from gorgon_common.engine.slots import ReadyQueue
 from gorgon_common.engine.states import StepStatus
+from gorgon_common.engine.timer import Timer
 from gorgon_common.errors import ConfigurationError, GorgonError, Unavailable
 from gorgon_common.logs import get_logger
 
@@ -108,18 +108,18 @@ class _Request:
     suspected: Sequence[int] = ()
     """Its claims that are suspects and must be claimed one at a time."""
     mine: list[Claimed] = field(default_factory=list)
-    ready: list[Head] = field(default_factory=list)
+    ready: list[ReadyStep] = field(default_factory=list)
     error: Exception | None = None
     done: bool = False
 
 
-class Machine:
+class StepRunner:
     """Runs steps for one worker process."""
 
     def __init__(
         self,
         store: Steps,
-        knowledge: Knowledge,
+        knowledge: RunCache,
         worker: Member,
         executor: Executes,
         publisher: Publisher,
@@ -156,7 +156,7 @@ class Machine:
         self._commit = threading.Lock()
         self._suspect = threading.Lock()
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="gorgon-step")
-        self._alarm = Alarm(self._wake)
+        self._alarm = Timer(self._wake)
         self.closing = False
         """Take no new work; steps that are held may end."""
         self.outage = Outage(leaves=bool(worker.home))
@@ -180,7 +180,7 @@ class Machine:
         if not fast and not self._room():
             self.publisher.give_back(ids)
             return job
-        request = self._tick(_Request(ids, (), job, slots=not fast))
+        request = self._claim_and_finish(_Request(ids, (), job, slots=not fast))
         if request.later:
             self.publisher.give_back(request.later)
         self._publish(request.ready)
@@ -198,13 +198,13 @@ class Machine:
         """Claim steps whose owners died twice, one at a time; if this worker dies too, the culprit is known."""
         for key in ids:
             with self._suspect:
-                request = self._tick(_Request([key], (), job, suspects=True, slots=not fast))
+                request = self._claim_and_finish(_Request([key], (), job, suspects=True, slots=not fast))
                 if request.later:
                     self.publisher.give_back(request.later)
                 self._publish(request.ready)
                 self._go_on(job, request.mine)  # a single step runs in this thread, so it has ended by now
 
-    def run_here(self, heads: Sequence[Head]) -> None:
+    def run_here(self, heads: Sequence[ReadyStep]) -> None:
         """Take over ready steps that need no provider, without a message."""
         if heads and not self.closing:
             self._pool.submit(self._guarded, [head.id for head in heads])
@@ -271,7 +271,7 @@ class Machine:
         since = time.perf_counter()
         try:
             outcome = self.executor.execute(step)
-            while isinstance(outcome, Parked) and outcome.seconds <= SLEEP_IN_PLACE and not _made(outcome.calls):
+            while isinstance(outcome, Snoozed) and outcome.seconds <= SLEEP_IN_PLACE and not _made(outcome.calls):
                 self.sleep(outcome.seconds)
                 outcome = self.executor.execute(step)
         finally:
@@ -308,9 +308,9 @@ class Machine:
         mine = self._folded(job, step, outcome)
         if not isinstance(outcome, Done):  # the slot was freed without a commit that could have refilled it
             self.send_kept()
-        if isinstance(outcome, (Parked, Expanded, Failed)) and step.weight == Weight.SLOW and self._limited(step.run):
+        if isinstance(outcome, (Snoozed, Expanded, Failed)) and step.weight == Weight.SLOW and self._limited(step.run):
             other = Job()
-            request = self._tick(_Request((), (), other, vacated=(step.run,)))
+            request = self._claim_and_finish(_Request((), (), other, vacated=(step.run,)))
             self._publish(request.ready)
             for entry in request.mine:
                 self._pool.submit(self._slow, other, entry)
@@ -324,9 +324,9 @@ class Machine:
         match outcome:
             case Done(result, skipped):
                 return self._commit_finishes(job, [Finish(step, result, skipped)])
-            case Passed():
+            case ConditionMet():
                 return self._passed(job, step)
-            case Parked():
+            case Snoozed():
                 return self._park(job, step, outcome)
             case Expanded():
                 return self._expand(job, step, outcome)
@@ -335,7 +335,7 @@ class Machine:
                 advance = self._stored(
                     self.store.fail,
                     self.worker,
-                    Keep(KEEP_FAST),
+                    ClaimCapacity(KEEP_FAST),
                     Finish(step, result, {}),
                     container=container,
                     keeps=run.keeps if run_fails else frozenset(),
@@ -343,7 +343,7 @@ class Machine:
                 )
                 reporting.ended(self.knowledge, [Finish(step, result)], advance.refused)
                 return self._absorb(job, step, advance)
-            case Ended(result, status, outputs, error):
+            case RunFinished(result, status, outputs, error):
                 finish = Finish(step, result)
                 answer = self._stored(
                     self.store.finish_run, self.worker, finish, status=status, outputs=outputs, error=error
@@ -354,12 +354,12 @@ class Machine:
                 return []
 
     def _commit_finishes(self, job: Job, finishes: Sequence[Finish]) -> list[Claimed]:
-        request = self._tick(_Request((), finishes, job))
+        request = self._claim_and_finish(_Request((), finishes, job))
         self._left(job, [finish.step for finish in finishes])
         self._publish(request.ready)
         return request.mine
 
-    def _absorb(self, job: Job, step: Claimed, advance: Advance) -> list[Claimed]:
+    def _absorb(self, job: Job, step: Claimed, advance: TransitionResult) -> list[Claimed]:
         """Apply the result of a transaction that was made outside the group commit."""
         self._take(advance.mine, job)
         self._left(job, [step])
@@ -395,7 +395,7 @@ class Machine:
         self.held[step.id] = slow
         return slow
 
-    def _park(self, job: Job, step: Claimed, outcome: Parked) -> list[Claimed]:
+    def _park(self, job: Job, step: Claimed, outcome: Snoozed) -> list[Claimed]:
         answer = self._stored(
             self.store.park,
             step,
@@ -459,12 +459,12 @@ class Machine:
             case _:
                 assert_never(answer)
 
-    def _expanded(self, job: Job, step: Claimed, heads: Sequence[Head], reduce: int | None) -> list[Claimed]:
+    def _expanded(self, job: Job, step: Claimed, heads: Sequence[ReadyStep], reduce: int | None) -> list[Claimed]:
         inline = [head.id for head in heads if head.weight == Weight.INLINE]
         sent = [head for head in heads if head.weight != Weight.INLINE]
         mine: list[Claimed] = []
         if inline:
-            begun = self._tick(_Request(inline, (), job))
+            begun = self._claim_and_finish(_Request(inline, (), job))
             mine = begun.mine
             self._publish(begun.ready)
         self._left(job, [step])
@@ -472,11 +472,11 @@ class Machine:
             self.publisher.publish(sent, join=None if reduce is None else step_id(step.run, reduce))
         return mine
 
-    def _publish(self, heads: Sequence[Head]) -> None:
+    def _publish(self, heads: Sequence[ReadyStep]) -> None:
         """Send ready steps.  The sweep sends them if this fails, because this thread must continue with its claims."""
         self._send(heads if self.closing else self.next_up.keep(heads, self.worker.queues))
 
-    def _send(self, heads: Sequence[Head]) -> None:
+    def _send(self, heads: Sequence[ReadyStep]) -> None:
         if not heads:
             return
         try:
@@ -527,7 +527,7 @@ class Machine:
 
     # Group commit
 
-    def _tick(self, request: _Request) -> _Request:
+    def _claim_and_finish(self, request: _Request) -> _Request:
         """Commit the request together with all queued ones; returns it when it has been served.  Raises its error."""
         self._queue.append(request)
         with self._commit:
@@ -572,7 +572,7 @@ class Machine:
         for request in batch:
             request.done = True
 
-    def _committed(self, batch: Sequence[_Request], *, pulls: bool) -> Advance:
+    def _committed(self, batch: Sequence[_Request], *, pulls: bool) -> TransitionResult:
         slots = free = 0 if self.closing else max(0, self.slots - self._running)
         for request in batch:
             if request.slots:
@@ -585,12 +585,14 @@ class Machine:
         claims += waiting
         free -= len(waiting)
         if not claims and not finishes:
-            advance = Advance()
-            self._admit(advance, vacated, slots, suspects=False)
+            advance = TransitionResult()
+            self._claim_limited(advance, vacated, slots, suspects=False)
             return advance
-        keep = Keep(0 if self.closing else KEEP_FAST, free, self._pull(free) if pulls else 0)
+        keep = ClaimCapacity(0 if self.closing else KEEP_FAST, free, self._pull(free) if pulls else 0)
         suspects = any(request.suspects for request in batch)
-        advance = self._stored(self.store.tick, self.worker, keep, claims=claims, finishes=finishes, suspects=suspects)
+        advance = self._stored(
+            self.store.claim_and_finish, self.worker, keep, claims=claims, finishes=finishes, suspects=suspects
+        )
         if advance.lapsed and not self.closing:
             self._stored(self.renew)
             self._retake(advance, claims, suspects=suspects)
@@ -605,19 +607,21 @@ class Machine:
             for request in batch:
                 request.counted = advance.counted
             taken = sum(step.weight == Weight.SLOW for step in advance.mine)
-            self._admit(advance, vacated, slots - taken, suspects=suspects)
+            self._claim_limited(advance, vacated, slots - taken, suspects=suspects)
         return advance
 
-    def _retake(self, advance: Advance, claims: Sequence[int], *, suspects: bool) -> None:
+    def _retake(self, advance: TransitionResult, claims: Sequence[int], *, suspects: bool) -> None:
         """Repeat the claims after the lease was renewed; adds the result to `advance`."""
-        again = self._stored(self.store.tick, self.worker, Keep(0), claims=claims, suspects=suspects)
+        again = self._stored(
+            self.store.claim_and_finish, self.worker, ClaimCapacity(0), claims=claims, suspects=suspects
+        )
         advance.mine += again.mine
         advance.counted += again.counted
         advance.suspects += again.suspects
         advance.lapsed = again.lapsed
         advance.doubtful |= again.doubtful
 
-    def _admit(self, advance: Advance, vacated: set[int], free: int, *, suspects: bool) -> None:
+    def _claim_limited(self, advance: TransitionResult, vacated: set[int], free: int, *, suspects: bool) -> None:
         """Claim steps of runs with `max_parallel` as far as they have room; adds the result to `advance`."""
         wanted: dict[int, list[int]] = {run: [] for run in vacated}
         for key in advance.counted:
@@ -625,7 +629,7 @@ class Machine:
         for run in sorted(wanted):
             follows = {head.id for head in advance.ready if head.id >> ROW_BITS == run and head.weight == Weight.SLOW}
             admitted = self._stored(
-                self.store.admit,
+                self.store.claim_limited,
                 self.worker,
                 run,
                 wanted[run],
@@ -693,7 +697,7 @@ class Machine:
             reporting.recovered(self.knowledge, [step], "stray")
             self._given_back(self.store.release(step))
 
-    def _share(self, batch: Sequence[_Request], advance: Advance, *, alone: bool) -> None:
+    def _share(self, batch: Sequence[_Request], advance: TransitionResult, *, alone: bool) -> None:
         """Distribute the result of a batch among its requests; `alone`: its one request gets everything."""
         # Only requests with finishes publish the steps that have become ready.
         first = next((request for request in batch if request.finishes), batch[0])

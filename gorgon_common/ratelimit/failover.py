@@ -13,8 +13,8 @@ from gorgon_common.engine.limits import (
     UNREACHABLE,
     Answer,
     Ask,
-    Gate,
     Grant,
+    LimitKey,
     Quota,
     Quotas,
     Settlement,
@@ -23,8 +23,8 @@ from gorgon_common.engine.limits import (
 from gorgon_common.errors import Unavailable
 from gorgon_common.logs import get_logger
 from gorgon_common.ratelimit.costs import reserved
+from gorgon_common.ratelimit.local import Memory, StoredLimiter
 from gorgon_common.ratelimit.redis import RedisLimiter
-from gorgon_common.ratelimit.stored import Memory, StoredLimiter
 
 PATIENCE = 1.0
 """Seconds after which a worker continues with its own limiter."""
@@ -61,7 +61,7 @@ class SturdyLimiter:
         self._down: float | None = None
         self._wall = wall
         self._probed = 0.0
-        self._took: dict[Gate, dict[str, float]] = {}
+        self._took: dict[LimitKey, dict[str, float]] = {}
         """Gate → what was admitted locally, by dimension."""
         self._alone = StoredLimiter(
             Memory(wall), _Known(shared, quotas), worker=worker, scale=self._scale, local=True, lease=600.0
@@ -160,7 +160,7 @@ class SturdyLimiter:
         except Unavailable as error:
             self._lost(error)
 
-    def _scale(self, gate: Gate) -> float:
+    def _scale(self, gate: LimitKey) -> float:
         workers, _ = self._shared.seen.get(gate, (UNSEEN_WORKERS, ()))
         return 1.0 / (2 * max(1, workers))
 
@@ -172,7 +172,7 @@ class _Known:
         self._shared = shared
         self._quotas = quotas
 
-    def quota(self, gate: Gate) -> tuple[Quota, Quota]:
+    def quota(self, gate: LimitKey) -> tuple[Quota, Quota]:
         """Return (assumed, ceiling)."""
         assumed, ceiling = self._quotas.quota(gate)
         known = self._shared.seen.get(gate)

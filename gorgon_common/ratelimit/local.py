@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from gorgon_common.engine.limits import Answer, Ask, Gate, Grant, Quotas, Settlement, Wait
-from gorgon_common.ratelimit.answers import never, shown
+from gorgon_common.engine.limits import Answer, Ask, Grant, LimitKey, Quotas, Settlement, Wait
 from gorgon_common.ratelimit.costs import reserved
-from gorgon_common.ratelimit.gate import Gatekeeper, State, fresh
+from gorgon_common.ratelimit.decisions import LimiterState, State, fresh
+from gorgon_common.ratelimit.results import never, shown
 
 Value = TypeVar("Value")
 
@@ -65,7 +65,7 @@ class StoredLimiter:
         *,
         worker: str,
         lease: float = 60.0,
-        scale: Callable[[Gate], float] = lambda _: 1.0,
+        scale: Callable[[LimitKey], float] = lambda _: 1.0,
         local: bool = False,
     ) -> None:
         self._documents = documents
@@ -127,39 +127,39 @@ class StoredLimiter:
 
     def extend(self, grants: Sequence[Grant]) -> int:
         """Extend the leases of calls in flight; returns how many still had theirs."""
-        gates: dict[Gate, list[str]] = {}
+        gates: dict[LimitKey, list[str]] = {}
         for grant in grants:
             gates.setdefault(grant.gate, []).append(grant.id)
         return sum(self._with(gate, self._extending(ids)) for gate, ids in gates.items())
 
-    def _extending(self, ids: list[str]) -> Callable[[Gatekeeper], int]:
+    def _extending(self, ids: list[str]) -> Callable[[LimiterState], int]:
         return lambda keeper: keeper.extend(ids, self._lease * 1000)
 
-    def debit(self, gate: Gate, used: Mapping[str, float]) -> None:
+    def debit(self, gate: LimitKey, used: Mapping[str, float]) -> None:
         """Deduct what was used without the limiter, by dimension."""
         self._with(gate, lambda keeper: keeper.debit(used))
 
     def drain(self) -> None:
         """Empty the buckets of every gate."""
         for gate in self._gates():
-            self._with(gate, Gatekeeper.drain)
+            self._with(gate, LimiterState.drain)
 
     def snapshot(self) -> list[dict[str, Any]]:
         """Return every gate that was used recently."""
-        return [shown(gate, self._with(gate, Gatekeeper.snapshot)) for gate in self._gates()]
+        return [shown(gate, self._with(gate, LimiterState.snapshot)) for gate in self._gates()]
 
     def close(self) -> None:
         """Do nothing: the store belongs to its owner."""
 
-    def _gates(self) -> list[Gate]:
+    def _gates(self) -> list[LimitKey]:
         parts = [key.split(":", 3) for key in sorted(self._documents.keys())]
-        return [Gate(*names) for names in parts if len(names) == 4]
+        return [LimitKey(*names) for names in parts if len(names) == 4]
 
-    def _with(self, gate: Gate, decide: Callable[[Gatekeeper], Value]) -> Value:
+    def _with(self, gate: LimitKey, decide: Callable[[LimiterState], Value]) -> Value:
         def work(documents: list[Any], now: float) -> Value:
             state: State = documents[0] or fresh()
             account: State = documents[1] or {}
-            result = decide(Gatekeeper(state, account, now * 1000, scale=self._scale(gate)))
+            result = decide(LimiterState(state, account, now * 1000, scale=self._scale(gate)))
             documents[:] = [state, account]
             return result
 
