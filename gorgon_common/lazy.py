@@ -1,6 +1,7 @@
 """Imports on first use: the only module that imports inside a function.
 
-SDKs take seconds to import (anthropic 2.0, openai 0.7), and most commands need none of them.
+SDKs take seconds to import (anthropic 2.0, openai 0.7; less in the parts that
+`gorgon_worker.providers.deferred` imports), and most commands need none of them.
 """
 
 from __future__ import annotations
