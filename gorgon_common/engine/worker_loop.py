@@ -473,8 +473,13 @@ class StepRunner:
         return mine
 
     def _publish(self, heads: Sequence[ReadyStep]) -> None:
-        """Send ready steps.  The sweep sends them if this fails, because this thread must continue with its claims."""
-        self._send(heads if self.closing else self.next_up.keep(heads, self.worker.queues))
+        """Send ready steps, or keep them for the next slots if all are taken and steps are short."""
+        if self.closing or self._running < self.slots:
+            self._send(heads)
+            return
+        self._send(self.next_up.keep(heads, self.worker.queues))
+        if self._running < self.slots:  # a slot became free in the meantime, and its commit may have missed them
+            self.send_kept()
 
     def _send(self, heads: Sequence[ReadyStep]) -> None:
         if not heads:

@@ -10,6 +10,7 @@ from gorgon_common.persistence.concurrency import Place
 from gorgon_common.persistence.predicates import is_live, live_steps, moment
 from gorgon_common.persistence.tables import (
     backlog,
+    budget_alerts,
     concurrency_places,
     db_now,
     held_steps,
@@ -39,10 +40,10 @@ def activity(connection: Connection, *, home: str, target: str) -> Activity:
             workers.c.lease_until < db_now(),
         )
     )
+    untold = exists(select(literal(1)).where(budget_alerts.c.told_at.is_(None)))  # the pass reports them
+    columns = (deadline.scalar_subquery(), elsewhere | contested, db_now(), died | untold)
     row = connection.execute(
-        select(func.min(waking), func.max(under_way), deadline.scalar_subquery(), elsewhere | contested, db_now(), died)
-        .select_from(live_steps())
-        .where(live)
+        select(func.min(waking), func.max(under_way), *columns).select_from(live_steps()).where(live)
     ).one()
     now = moment(row[4])
     times = [(due - now).total_seconds() for due in (row[0], row[2]) if due is not None]

@@ -24,9 +24,9 @@ from gorgon_common.engine.ports import AgentCall
 from gorgon_common.engine.records import Claimed, Finish, ReadyStep, Recovered, Weight, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import RateLimited
-from gorgon_common.persistence import claim_and_finish_sqlite, deaths
+from gorgon_common.persistence import claim_and_finish_sqlite, deaths, functions
 from gorgon_common.persistence import store as store_module
-from gorgon_common.persistence.store import Store, tick_function
+from gorgon_common.persistence.store import Store
 from gorgon_common.persistence.tables import db_now, workers
 from gorgon_common.workflow.plan import Dep, Join, Kind
 from tests.support import servers
@@ -496,7 +496,7 @@ def rewritten(
         yield
         assert made == {old for old, _ in lite}
         return
-    text = tick_function()
+    text = functions.source()
     for old, new in post:
         assert old in text, old
         text = text.replace(old, new)
@@ -506,7 +506,7 @@ def rewritten(
         yield
     finally:
         with stores() as (store, _):
-            _replace_tick(store, tick_function())
+            _replace_tick(store, functions.source())
 
 
 def _replace_tick(store: Store, text: str) -> None:

@@ -132,7 +132,17 @@ def test_what_a_parked_step_waits_for_and_until_when(store: Store, reason: str, 
 
 def test_every_reason_has_a_class() -> None:
     assert set(_CLASSES) == set(REASONS)
-    assert set(_CLASSES.values()) <= {"quota", "limiter", "breaker", "concurrency", "turn", "budget", "retry"}
+    assert set(_CLASSES.values()) <= {
+        "quota",
+        "limiter",
+        "breaker",
+        "concurrency",
+        "turn",
+        "budget",
+        "retry",
+        "time",
+        "event",
+    }
 
 
 def test_the_wait_is_told_to_machines_with_the_step_and_in_the_journal(store: Store) -> None:

@@ -190,7 +190,8 @@ class TestBadInput:
         assert json.loads(gorgon("runs", "ls", "--json").stdout)["items"] == []
 
     def test_steps_that_cannot_run_yet_are_refused_before_anything_starts(self, folder: Path) -> None:
-        (folder / "w.yaml").write_text("name: w\nsteps:\n  - {id: later, wait: 10m}\n")
+        asks = "  - {id: later, depends_on: now, approval: Go on?}\n"
+        (folder / "w.yaml").write_text("name: w\nsteps:\n  - {id: now, checkpoint: now}\n" + asks)
         assert gorgon("validate", "w.yaml").returncode == 0
         done = gorgon("run", "w.yaml")
         assert done.returncode == 2

@@ -116,7 +116,7 @@ class TestStart:
         problem(http.post("/v1/runs", json=body), 422, "input-invalid")
 
     def test_a_step_that_cannot_run_yet_is_refused(self, http: TestClient, services: MemoryServices) -> None:
-        text = "name: w\nsteps:\n  - {id: a, wait: 10m}\n"
+        text = "name: w\nsteps:\n  - {id: b, checkpoint: now}\n  - {id: a, depends_on: b, approval: Go on?}\n"
         body = problem(http.post("/v1/runs", json={"source": text}), 422, "not-available")
         assert "`a`" in body["detail"] or "'a'" in body["detail"] or " a " in body["detail"]
         assert services.runs()["items"] == []

@@ -204,7 +204,7 @@ def _step(node: Any) -> dict[str, Any]:
         "attempts": 0,
         "tokens": {"input": 0, "output": 0},
         "cost_usd": None,
-        "known_cost_usd": None,
+        "known_cost_usd": 0.0,
         "unpriced_calls": 0,
         "started_at": None,
         "finished_at": None,

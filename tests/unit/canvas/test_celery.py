@@ -229,7 +229,7 @@ import sys
 import time
 from gorgon_common.canvas import lowering
 from gorgon_common.canvas.celery import CeleryCanvas, make_app
-from gorgon_common.engine.records import Head, RunInfo
+from gorgon_common.engine.records import ReadyStep, RunInfo
 from gorgon_common.engine.context import Run
 from gorgon_common.workflow.plan import Dep, Join, Kind, Node, Plan
 agent = lambda name, *deps: Node(name, Kind.AGENT, "openai", tuple(Dep(d) for d in deps))
@@ -237,7 +237,7 @@ gate = Node("$gate", Kind.GATE, deps=(Dep(2),), join=Join.ALL_DONE)
 plan = Plan("p", (agent("a"), agent("b"), agent("c", 0, 1), gate), 4)
 info = RunInfo(1, "r", 1, "t", "p", "h", {}, "sandbox", "", 1, None)
 canvas = CeleryCanvas(make_app("redis://127.0.0.1:1/0"), "redis://127.0.0.1:1/0", "sandbox")
-lowered = canvas.lower(Run(None, info, plan), [Head(1 << 20, 0, 2, 0), Head((1 << 20) + 1, 1, 2, 0)], None)
+lowered = canvas.lower(Run(None, info, plan), [ReadyStep(1 << 20, 0, 2, 0), ReadyStep((1 << 20) + 1, 1, 2, 0)], None)
 assert type(lowered.canvas[0]).__name__ in ("chord", "_chord"), lowered
 assert not [name for name in canvas.app.tasks if name.startswith("gorgon")]
 print([name for name in sys.modules if name.split(".")[0] in ("gorgon_worker", "openai", "anthropic", "sqlalchemy")])

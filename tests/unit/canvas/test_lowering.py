@@ -191,7 +191,7 @@ GOLDEN: dict[str, tuple[Plan, str]] = {
           gorgon.agent a  [openai]
         after a:
           in place: map m
-          ├─ group of lanes: gorgon.agent m[]  [openai]
+          ├─ group of parallel lanes: gorgon.agent m  [openai]
           └─ then, as a chord's body: gorgon.agent m.reduce  [anthropic]
         after m:
           gorgon.agent z  [openai]
@@ -209,7 +209,7 @@ GOLDEN: dict[str, tuple[Plan, str]] = {
         """
         at the start:
           in place: map m
-          └─ group of lanes: in place: group m[]
+          └─ group of parallel lanes: in place: group m
              ├─ steps: gorgon.agent x  [openai]
              └─ steps: gorgon.agent y  [anthropic]
         """,

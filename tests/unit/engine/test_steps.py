@@ -321,7 +321,7 @@ class AwayLater:
 
 
 def test_a_database_that_is_away_between_two_calls_takes_none_of_them_with_it(lab: Lab) -> None:
-    lab.made.processes[0].machine.executor.budgets = AwayLater()
+    object.__setattr__(lab.made.processes[0].machine.executor.services, "budgets", AwayLater())
     asks = {"provider": "openai", "model": "m", "prompt": "go", "schema": {"type": "integer"}}
     outcome = executed(lab, plan_of(agent("a", spec=asks)))
     assert isinstance(outcome, Snoozed)

@@ -246,7 +246,8 @@ def test_queues() -> None:
     assert plan is not None
     queues = {entry.id: entry.queue for entry in plan.nodes[: plan.top]}
     assert queues["draft"] == "anthropic"
-    assert queues["ask"] == queues["nap"] == queues["sub"] == "control"
+    assert queues["ask"] == queues["sub"] == "control"
+    assert queues["nap"] is None
     assert queues["call"] == "http"
     assert queues["issues"] == "github"
     assert queues["$gate"] is None
@@ -257,7 +258,7 @@ def test_what_cannot_run_yet_is_said_once_for_each_step() -> None:
     assert made.plan is not None
     assert "step `issues` uses github.list_issues: integrations are not available yet" in made.plan.unavailable
     assert "step `tool` uses mcp.call: MCP is not available yet" in made.plan.unavailable
-    assert len(made.plan.unavailable) == 7
+    assert len(made.plan.unavailable) == 5
     assert sorted(problem.message for problem in made.problems) == sorted(made.plan.unavailable)
     assert {problem.severity for problem in made.problems} == {"warning"}
 
