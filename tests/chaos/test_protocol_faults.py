@@ -22,6 +22,7 @@ from gorgon_common.engine import worker_loop as machine_module
 from gorgon_common.engine.context import Run
 from gorgon_common.engine.ports import AgentCall
 from gorgon_common.engine.records import Claimed, Finish, ReadyStep, Recovered, Weight, step_id
+from gorgon_common.engine.slots import ReadyQueue
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import RateLimited
 from gorgon_common.persistence import claim_and_finish_sqlite, deaths, functions
@@ -214,6 +215,7 @@ def steps_end_one_after_another(fleet: Watched) -> None:
     """A join that no canvas carries gets one message, when the last of its steps has ended."""
     here, _ = fleet.processes
     here.machine.worker.queues.remove(1)  # what goes to the other queue needs a message
+    here.machine.next_up = ReadyQueue(4, short=0.0)  # no commit waits for another: b and c end in two of them
     run = here.submit(
         plan_of(
             step("a"), step("b", 0), step("c", 0), step("d", 1, 2, queue="anthropic"), step("e", 2, queue="anthropic")
@@ -490,7 +492,7 @@ def rewritten(
         claim_and_finish = claim_and_finish_sqlite.claim_and_finish
         patch.setattr(
             claim_and_finish_sqlite,
-            "tick",
+            "claim_and_finish",
             lambda db, *args, **kw: claim_and_finish(Rewriting(db, lite, made), *args, **kw),
         )
         yield
@@ -668,7 +670,7 @@ def test_a_wake_that_does_not_look(stores: Stores, monkeypatch: pytest.MonkeyPat
 
 
 def test_carried_is_never_cleared(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Store, "drop", lambda self, ids: [])
+    monkeypatch.setattr(Store, "detach", lambda self, ids: [])
     seen_by(stores, a_canvas_is_lost)
 
 
