@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
@@ -124,11 +124,11 @@ def guard(database: Database) -> None:
             )
 
 
-def empty(store: Store) -> None:
+def empty(store: Store, *, but: Collection[str] = ()) -> None:
     """Delete every row, for the next test on the same database."""
     with store.database.write() as connection:
         for name in inspect(connection).get_table_names():
-            if name != "alembic_version":
+            if name != "alembic_version" and name not in but:
                 connection.execute(text(f'DELETE FROM "{name}"'))
 
 
