@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Generator, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import redis
+import structlog
 
 from gorgon_common.masking import SECRETS
 from gorgon_common.settings import get_settings
@@ -53,9 +55,17 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     monkeypatch.setenv("GORGON_ENV_FILE", "")
     get_settings.cache_clear()
     SECRETS.clear()
+    root = logging.getLogger()
+    logs, level, handlers = structlog.get_config(), root.level, list(root.handlers)
     yield
     get_settings.cache_clear()
     SECRETS.clear()
+    # A command that ran in this process has sent all logs to its stderr, which is closed by now.
+    structlog.configure(**logs)
+    root.setLevel(level)
+    for handler in list(root.handlers):
+        if handler not in handlers and type(handler).__module__.startswith("gorgon"):
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
