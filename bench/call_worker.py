@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if asked.unlimited:
         real = wiring.make_limiter
         wiring.make_limiter = lambda *args: (NoLimiter(), real(*args)[1])  # type: ignore[assignment,return-value]
-    worker.main(queues=asked.queues, slots=asked.slots, target="sandbox")
+    worker.main(queues=asked.queues, slots=asked.slots, target="sandbox", events=False, metrics_port=None)
 
 
 if __name__ == "__main__":
