@@ -30,7 +30,7 @@ def workflow(name: str, steps: int, side: str) -> str:
     """Return a workflow file of a shape."""
     budget = {"limits": {"budget_usd": 1000.0}} if side == "limited" else {}
     agent = {"provider": "openai", "model": "gpt-4o", "prompt": "go", "max_tokens": 50}
-    work: dict[str, Any] = {"aggregate": {"from": ["x"], "how": "first"}} if side == "aggregate" else agent
+    work: dict[str, Any] = {"aggregate": {"from": [1], "how": "first"}} if side == "aggregate" else agent
     head = {"name": f"bench-{name}", **budget}
     if name == "map-reduce":
         over = [str(number) for number in range(steps - 1)]
