@@ -45,7 +45,7 @@ class OtherModel:
 
 
 def outcome(context: StepContext, error: GorgonError) -> Outcome | OtherModel:
-    """Return the outcome of a step whose attempt raised one of HANDLED."""
+    """Return the outcome of a step whose attempt raised one of HANDLED, or Unavailable after calls were paid for."""
     match error:
         case Cancelled():
             return Done(context.result(StepStatus.CANCELLED, reason="the run was stopped"))

@@ -51,8 +51,6 @@ def _worked(context: StepContext) -> Outcome:
             f"Its worker died {step.crashes} times while the step ran; it is not tried again.",
             hint="See what it does to the worker (memory, signals); `gorgon runs resume` tries it again.",
         )
-    if step.weight == Weight.FAST:  # fast steps have no join rule and no condition
-        return kinds.handler(context.node.kind).execute(context)
     blocked = join_rules.blocked(context.run, step)
     if blocked is not None:
         return context.skipped(blocked)

@@ -1,7 +1,7 @@
 """`wait:` — until a time, or until an event is sent to the run.  It holds no slot and no thread.
 
 A wait is decided anew each time that its step is claimed, from when the last step before it ended: a worker that takes
-it over needs nothing that another one knew.
+it over needs no state of the previous one.
 """
 
 from __future__ import annotations
