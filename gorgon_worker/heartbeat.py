@@ -1,4 +1,4 @@
-"""The heartbeat of a worker: it renews the lease, often while the worker has work and seldom while it has none."""
+"""The heartbeat of a worker: frequent while the worker holds steps, infrequent while it does not."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ log = get_logger(__name__)
 
 
 class Heartbeat:
-    """Beats in a thread of its own; thread-safe.
+    """Renews the lease in its own thread; thread-safe.
 
-    While the worker holds steps it beats every BEAT_SECONDS: how long a step had run when its worker died is known to
-    within that time, and `engine.poison` judges by it.  While it holds none there is nothing to judge, and a third of
-    the lease is often enough.  `worked` ends such a long pause, so a step that was claimed is never without beats.
-    `measure` sets the gauges that another process reads.
+    While the worker holds steps, a heartbeat is sent every BEAT_SECONDS, because `engine.poison` needs to know how long
+    a step had run when its worker died.  While it holds none, one heartbeat per third of the lease is enough.  `worked`
+    ends that longer pause, so a claimed step is never without heartbeats.  `measure` sets the gauges that another
+    process serves.
     """
 
     def __init__(
@@ -54,29 +54,29 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._forever, name="gorgon-heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Beat no more.  When it returns the lease is not renewed any more: one that was given up must stay so."""
+        """End the thread.  The lease is not renewed after this returns, because a released lease must stay released."""
         with self._renewing:
             self._stop.set()
         self._worked.set()
-        if self._thread.ident is not None:  # it is stopped before it was ready where the broker cannot be reached
+        if self._thread.ident is not None:  # closed before it was ready, because the broker is unreachable
             self._thread.join(2)
 
     def worked(self) -> None:
-        """The worker has claimed or ended something."""
+        """Record that the worker has claimed or ended a step."""
         if not self._worked.is_set():
             self._worked.set()
 
     def mark(self, queue: int, sent: float) -> None:
-        """Note that a message of a queue was served; `sent`: when it was sent (seconds since 1970)."""
+        """Record a served message of a queue; `sent`: when it was sent (seconds since 1970)."""
         self._marks[queue] = max(self._marks.get(queue, 0.0), sent)
         self.worked()
 
     def renew(self) -> None:
-        """Renew the lease, unless this process has given it up.  Raises Unavailable."""
+        """Renew the lease, unless this process has released it.  Raises Unavailable."""
         with self._renewing:
             if self._stop.is_set():
                 return
@@ -89,25 +89,25 @@ class Heartbeat:
             log.error("this worker is not registered any more and can take no steps; restart it")
 
     def renew_if_late(self) -> None:
-        """The same where no heartbeat came in time: this process was suspended, or the machine asleep.
+        """Renew the lease if a heartbeat is overdue: the process was suspended, or the computer was asleep.
 
-        By the clock on the wall: the monotonic one stands still while the machine sleeps.
+        Uses the wall clock, because the monotonic clock stops while the computer sleeps.
         """
         if not 0 <= self._clock() - self._renewed <= self._pause:
             self.renew()
 
     def beat(self) -> float:
-        """Beat once; return the seconds until the next beat, if nothing is done here in the meantime."""
+        """Send one heartbeat; return the seconds until the next one if the worker does nothing in the meantime."""
         self._worked.clear()
         self._pause = self._often
         machine = self._machine
         try:
             self.renew()
-            if machine.held or machine.backlog_seen:  # else a message comes first
+            if machine.held or machine.backlog_seen:  # otherwise a message comes first
                 machine.backlog_seen = bool(self._store.shelved())
             machine.reconcile()
             if metrics.multiprocess():
-                self._measure()  # another process answers, which cannot ask this one
+                self._measure()  # another process serves the metrics and cannot ask this one
             if not (machine.held or machine.backlog_seen or machine.doubts or self._marks != self._told):
                 self._pause = self._lease / 3
             machine.outage.passed()

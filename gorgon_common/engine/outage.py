@@ -1,8 +1,8 @@
-"""A database that cannot be used for a while: what is logged of it, and when a process stops to wait for it.
+"""Database outages: what is logged, and when a process gives up.
 
-A server waits for ever: somebody restarts the database or makes room on its disk, and everything goes on.  The process
-of `gorgon run` waits for a broken connection too, but not for a SQLite file that cannot be written: the person in front
-of it has to make room, and is told so when it ends.
+A server process waits indefinitely, until an operator restarts the database or frees disk space.  `gorgon run` also
+waits for a broken connection, but not for a SQLite file that cannot be written: it ends, so that the user learns that
+the disk needs space.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from gorgon_common.errors import ConfigurationError, GorgonError, StorageFault
 from gorgon_common.logs import get_logger
 
 LOG_SECONDS = 60.0
-"""The same thing is logged at most so often."""
+"""Minimum interval between two log lines with the same message."""
 FAULT_SECONDS = 4.0
-"""How long a file that cannot be written is waited for: another program may just have filled the disk for a moment."""
+"""Seconds to wait for a file that cannot be written: another program may have filled the disk only briefly."""
 
 log = get_logger(__name__)
 
 
 class Outage:
-    """What one process knows of the faults of its database; thread-safe.
+    """The state of one process's database outage; thread-safe.
 
-    `leaves`: the process gives up where the file of the database cannot be used.  `clock`: seconds, monotonic.
+    `leaves`: the process gives up if the database file cannot be used.  `clock`: seconds, monotonic.
     """
 
     def __init__(self, *, leaves: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self.final: GorgonError | None = None
-        """Why this process has given up; None while it goes on."""
+        """Why this process has given up; None while it continues."""
         self.current: GorgonError | None = None
-        """What is the matter now; None while the database can be used."""
+        """The current error; None while the database can be used."""
         self._leaves = leaves
         self._clock = clock
         self._lock = threading.Lock()
@@ -46,10 +46,10 @@ class Outage:
         *,
         since: float | None = None,
     ) -> float:
-        """Note that something could not be stored; logs it unless the same was logged within the last minute.
+        """Record a failed write, and log it unless the same message was logged within LOG_SECONDS.
 
-        `since`: when this very thing first failed, where it is tried again and again: others may succeed meanwhile, as
-        a full disk still takes a small row.  Returns that time, which is now where none is given.
+        `since`: when this write first failed, if it is being retried; other writes may succeed in the meantime, because
+        a full disk can still hold a small row.  Returns that time, or now if none is given.
         """
         with self._lock:
             now = self._clock()
@@ -64,12 +64,12 @@ class Outage:
                 self.final = self.final or error
             due = self._is_due(error.message, now)
         if due:
-            # Where a person waits for the run, the view of the run says it.
+            # For `gorgon run`, the view of the run shows the error.
             (log.info if self._leaves else log.warning)(event, error=error.message)
         return now if since is None else since
 
     def passed(self) -> None:
-        """Note that something was stored."""
+        """Record a successful write."""
         if self.current is None:
             return
         with self._lock:
