@@ -100,6 +100,8 @@ def test_a_second_signal_ends_a_worker_at_once(
     worker = fleet.worker()
     run_id = fleet.start(LONG)
     eventually(lambda: holds(fleet, worker) == 1, within=60)
+    # The run is marked as running by a transaction that follows the claim.
+    eventually(lambda: fleet.services.run(run_id)["status"] == "running", what="the start of the run")
     worker.send(signal.SIGTERM)
     eventually(lambda: any("told to stop" in line for line in worker.said), what="the stop")
     assert worker.alive
