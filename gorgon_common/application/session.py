@@ -63,6 +63,10 @@ class Session:
         """Return one run."""
         return runs.show(self.services, self.scope, run_id, steps=steps)
 
+    def steps(self, run_id: str, *, limit: int, cursor: int = 0) -> dict[str, Any]:
+        """Return a page of a run's steps."""
+        return runs.steps(self.services, self.scope, run_id, limit=limit, cursor=cursor)
+
     def runs(
         self, *, status: str | None = None, workflow: str | None = None, limit: int = 50, cursor: str | None = None
     ) -> dict[str, Any]:
