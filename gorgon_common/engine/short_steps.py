@@ -1,4 +1,4 @@
-"""Steps that need hardly any time but the processor's: one thread runs them one after another and commits them together.
+"""Steps that mainly compute: one thread runs them one after another and commits them together.
 
 Threads cannot compute at the same time, so handing such steps to several of them only adds the cost of switching.  A
 step may turn out to wait after all, for its provider or for a quota.  The steps behind it are then handed over to other
