@@ -52,10 +52,17 @@ class Metric:
         """Remove every label.  With several processes the labels stay, because their files cannot be truncated."""
         if not multiprocess():
             _made(self).clear()
+            for key in [key for key in list(_children) if key[0] == self.name]:
+                _children.pop(key, None)
 
     def _child(self, labels: dict[str, str]) -> Any:
-        made = _made(self)
-        return made.labels(**labels) if self.labels else made
+        if not self.labels:
+            return _made(self)
+        key = (self.name, *labels.items())
+        child = _children.get(key)  # the client library's own lookup takes ten times as long
+        if child is None:
+            child = _children[key] = _made(self).labels(**labels)
+        return child
 
 
 RUNS_ACCEPTED = Metric("Counter", "gorgon_runs_accepted", "Runs that were accepted.", ("workflow", "team", "target"))
@@ -251,6 +258,8 @@ _RECORDERS: dict[type, Callable[[Any], None]] = {
 _lock = threading.Lock()
 _registry: list[Any] = []
 _collectors: dict[str, Any] = {}
+_children: dict[tuple[Any, ...], Any] = {}
+"""(Name, labels) → the client library's object."""
 _sources: list[weakref.WeakMethod[Callable[[], None]]] = []
 
 
