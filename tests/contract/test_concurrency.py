@@ -374,9 +374,7 @@ def test_newer_ones_at_once_leave_one(desks: tuple[Desk, Desk]) -> None:
 MOST = 2
 CHILD = """
 import sys
-from gorgon_common.application.explanations import key_worded
 from gorgon_common.persistence import concurrency
-from gorgon_common.persistence.queries.keys import waits_for
 from tests.contract import test_concurrency as own
 
 url, how, seed = sys.argv[1:]
