@@ -66,6 +66,9 @@ class AccessLog:
             "bytes": sent,
             "client": (scope.get("client") or ("",))[0],
         }
+        actor = scope.get("state", {}).get("actor")
+        if actor is not None:
+            fields["actor"] = actor
         if path.startswith(_QUIET):
             log.debug("request", **fields)
         else:

@@ -92,6 +92,7 @@ def authenticate(
     principal = ring.find(key)
     if principal is None:
         raise Unauthorized("This API key is not known.")
+    request.state.actor = principal.scope.actor  # for the access log
     return principal
 
 

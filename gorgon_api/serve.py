@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import ipaddress
 import runpy
 import socket
@@ -16,7 +15,7 @@ import uvicorn
 from gorgon_api.app import create_app
 from gorgon_api.auth import Principal, SingleKey, generate_key
 from gorgon_common import logs, metrics, telemetry
-from gorgon_common.application.health import measure
+from gorgon_common.application.health import Gauges
 from gorgon_common.application.session import open_session
 from gorgon_common.cli import terminal
 from gorgon_common.errors import ConfigurationError
@@ -41,7 +40,8 @@ def api(*, host: str | None, port: int | None) -> None:
     session = open_session(settings, Scope(actor="api"))
     services = session.services
 
-    metrics.watch(functools.partial(measure, services))
+    gauges = Gauges(services)
+    metrics.watch(gauges.measure)
     sweeps = services.sweeps()
     try:
         for sweep in sweeps:

@@ -23,9 +23,9 @@ from gorgon_common.persistence import migrate
 from gorgon_common.persistence.budgets import Budgets
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.limits import LimitRules, LimitStates
-from gorgon_common.persistence.reports import Reports
+from gorgon_common.persistence.queries.reports import Reports
+from gorgon_common.persistence.queries.views import Views
 from gorgon_common.persistence.store import Store
-from gorgon_common.persistence.views import Views
 from gorgon_common.ratelimit.local import StoredLimiter
 from gorgon_common.ratelimit.quotas import QuotaBook, Rule, read_limits
 from gorgon_common.settings import Settings

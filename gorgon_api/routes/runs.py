@@ -107,9 +107,7 @@ def steps(
     cursor: Annotated[int, Query(ge=0, le=2**31, description="`next` of the page before.")] = 0,
 ) -> JSONResponse:
     """Return the steps of the run, each followed by its items or iterations."""
-    found = session.run(run, steps=True)["steps"]
-    end = cursor + limit
-    return JSONResponse({"items": found[cursor:end], "next": str(end) if end < len(found) else None})
+    return JSONResponse(session.steps(run, limit=limit, cursor=cursor))
 
 
 @router.get("/{run}/explain", response_model=Explanation, summary="Explain a run", responses=documented(404))

@@ -9,6 +9,8 @@ from gorgon_common.costs import budgets as amounts
 from gorgon_common.persistence.budgets import UNCHANGED
 from gorgon_common.scope import Scope
 
+__all__ = ["UNCHANGED", "change", "dollars", "listing", "parse_subject"]
+
 dollars = amounts.dollars
 """Return micro-dollars for people: `$1.50`."""
 parse_subject = amounts.parse_scope

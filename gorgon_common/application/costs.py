@@ -7,7 +7,7 @@ from typing import Any
 
 from gorgon_common.bootstrap import Services
 from gorgon_common.costs.tracker import RecordedCall
-from gorgon_common.persistence.reports import Filters
+from gorgon_common.persistence.queries.filters import Filters
 from gorgon_common.scope import Scope
 
 
@@ -26,7 +26,7 @@ def report(
     `since`, `until`: days in UTC (the last one included) or RFC 3339 times.  `only`: dimension → value; its target may
     be `all`.  Without a target, only calls that cost real money are included; see `Filters.read`.  Raises InputInvalid.
     """
-    return services.reports.report(by, Filters.read(since, until, only, by), limit=limit)
+    return services.reports.report(by, Filters.read(since, until, only, by, scope=scope), limit=limit)
 
 
 def calls(
@@ -40,9 +40,9 @@ def calls(
     cursor: str | None = None,
 ) -> dict[str, Any]:
     """Return `{items, next}`: a row for each call; see `Reports.calls`.  Raises InputInvalid."""
-    return services.reports.calls(Filters.read(since, until, only), limit=limit, cursor=cursor)
+    return services.reports.calls(Filters.read(since, until, only, scope=scope), limit=limit, cursor=cursor)
 
 
 def record(services: Services, scope: Scope, calls: Sequence[RecordedCall]) -> None:
     """Store calls that were made outside of runs, for reports; see `costs.tracker`."""
-    services.reports.record(calls)
+    services.reports.record(scope, calls)

@@ -23,17 +23,24 @@ def check(services: Services) -> dict[str, Any]:
     return {"database": _checked(database), "broker": _checked(services.canvas("live").health)}
 
 
-def measure(services: Services) -> None:
-    """Set the gauges of queued work and of workers, for `metrics.watch`."""
-    try:
-        waiting = services.store.shelved()
-        slots = {target: services.store.slots(target, "") for target in TARGETS}
-    except GorgonError:
-        return  # the gauges keep their values
-    for number, queue in enumerate(queues.ALL):
-        metrics.BACKLOG.set(waiting.get(number, 0), queue=queue)
-        for target, live in slots.items():
-            metrics.SLOTS.set(live.get(number, 0), target=target, queue=queue)
+class Gauges:
+    """The gauges of queued work and of workers.  `metrics.watch` keeps no reference to them, so the caller does."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def measure(self) -> None:
+        """Set the gauges; they keep their values while the database cannot be reached."""
+        store = self._services.store
+        try:
+            waiting = store.shelved()
+            slots = {target: store.slots(target, "") for target in TARGETS}
+        except GorgonError:
+            return
+        for number, queue in enumerate(queues.ALL):
+            metrics.BACKLOG.set(waiting.get(number, 0), queue=queue)
+            for target, live in slots.items():
+                metrics.SLOTS.set(live.get(number, 0), target=target, queue=queue)
 
 
 def upgrade_database(settings: Settings) -> None:

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from gorgon_common import lazy
+from gorgon_common.application.explanations import run_worded, worded
 from gorgon_common.bootstrap import Services
 from gorgon_common.canvas import lowering
 from gorgon_common.clock import SYSTEM_CLOCK
@@ -75,7 +76,7 @@ def submit(services: Services, scope: Scope, asked: Submission) -> Submitted:
         now=SYSTEM_CLOCK.now(),
         target=asked.target,
         home=asked.home,
-        org=scope.org,
+        scope=scope,
         team=team,
         idempotency_key=asked.idempotency_key,
         trace_id=asked.trace_id,
@@ -85,7 +86,15 @@ def submit(services: Services, scope: Scope, asked: Submission) -> Submitted:
 
 def show(services: Services, scope: Scope, run_id: str, *, steps: bool = False) -> dict[str, Any]:
     """Return one run.  Raises NotFound."""
-    return services.views.run(run_id, with_steps=steps)
+    return run_worded(services.views.run(scope, run_id, with_steps=steps))
+
+
+def steps(services: Services, scope: Scope, run_id: str, *, limit: int, cursor: int = 0) -> dict[str, Any]:
+    """Return `{items: [step…], next: cursor | None}`: a page of a run's steps, each followed by its items.
+
+    `cursor`: 0, or `next` of the page before.  Raises NotFound.
+    """
+    return services.views.steps(scope, run_id, limit=limit, cursor=cursor)
 
 
 def page(
@@ -98,7 +107,7 @@ def page(
     cursor: str | None = None,
 ) -> dict[str, Any]:
     """Return `{items: [run…], next: cursor | None}`, newest first.  Raises InputInvalid."""
-    return services.views.runs(status=status, workflow=workflow, limit=limit, cursor=cursor)
+    return services.views.runs(scope, status=status, workflow=workflow, limit=limit, cursor=cursor)
 
 
 def events(services: Services, scope: Scope, run_id: str, *, after: int = 0, limit: int = 500) -> list[dict[str, Any]]:
@@ -107,7 +116,7 @@ def events(services: Services, scope: Scope, run_id: str, *, after: int = 0, lim
     kinds: run.queued run.admitted run.started run.finishing run.succeeded run.failed run.cancelled run.resumed
     step.succeeded step.failed step.skipped step.cancelled step.retry step.waiting step.expanded step.recovered …
     """
-    return services.views.events(run_id, after=after, limit=limit)
+    return services.views.events(scope, run_id, after=after, limit=limit)
 
 
 def cancel(services: Services, scope: Scope, run_id: str) -> dict[str, Any]:
@@ -147,6 +156,7 @@ def resume(
         services.knowledge,
         before,
         plan or before.plan,
+        scope=scope,
         publisher=services.publisher(before.info.target, where),
         public_id=new_id("run"),
         now=SYSTEM_CLOCK.now(),
@@ -179,16 +189,15 @@ def explain(services: Services, scope: Scope, run_id: str, step: str | None = No
 
     Raises NotFound.
     """
-    explanations = lazy.load("gorgon_common.persistence.explain:Explanations")(
+    explanations = lazy.load("gorgon_common.persistence.queries.explain:Explanations")(
         services.database, services.knowledge.plan
     )
-    document: dict[str, Any] = explanations.explain(run_id, step)
-    return document
+    return worded(explanations.explain(scope, run_id, step))
 
 
 def number(services: Services, scope: Scope, run_id: str) -> int:
     """Return the internal number of a run, by which workers know it.  Raises NotFound."""
-    return services.views.number(run_id)
+    return services.views.number(scope, run_id)
 
 
 def now(services: Services) -> datetime:

@@ -55,13 +55,28 @@ class Session:
 
     # Runs
 
-    def submit(self, plan: Plan, inputs: Mapping[str, Any], **options: Any) -> Submitted:
-        """Start a run; `options` are the other fields of `runs.Submission`."""
-        return runs.submit(self.services, self.scope, Submission(plan, inputs, **options))
+    def submit(
+        self,
+        plan: Plan,
+        inputs: Mapping[str, Any],
+        *,
+        target: str = "sandbox",
+        team: str | None = None,
+        idempotency_key: str | None = None,
+        home: str = "",
+        trace_id: str | None = None,
+    ) -> Submitted:
+        """Start a run; see `runs.Submission`."""
+        asked = Submission(plan, inputs, target, team, idempotency_key, home, trace_id)
+        return runs.submit(self.services, self.scope, asked)
 
     def run(self, run_id: str, *, steps: bool = False) -> dict[str, Any]:
         """Return one run."""
         return runs.show(self.services, self.scope, run_id, steps=steps)
+
+    def steps(self, run_id: str, *, limit: int, cursor: int = 0) -> dict[str, Any]:
+        """Return a page of a run's steps."""
+        return runs.steps(self.services, self.scope, run_id, limit=limit, cursor=cursor)
 
     def runs(
         self, *, status: str | None = None, workflow: str | None = None, limit: int = 50, cursor: str | None = None
@@ -105,21 +120,47 @@ class Session:
 
     # Money
 
-    def costs(self, by: Sequence[str], **filters: Any) -> dict[str, Any]:
-        """Return the costs of calls by some of their properties; `filters` as for `costs.report`."""
-        return costs.report(self.services, self.scope, by, **filters)
+    def costs(
+        self,
+        by: Sequence[str],
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        only: Mapping[str, str] | None = None,
+        limit: int | None = None,
+    ) -> dict[str, Any]:
+        """Return the costs of calls by some of their properties."""
+        return costs.report(self.services, self.scope, by, since=since, until=until, only=only, limit=limit)
 
-    def calls(self, **filters: Any) -> dict[str, Any]:
-        """Return a page of calls; `filters` as for `costs.calls`."""
-        return costs.calls(self.services, self.scope, **filters)
+    def calls(
+        self,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        only: Mapping[str, str] | None = None,
+        limit: int = 1000,
+        cursor: str | None = None,
+    ) -> dict[str, Any]:
+        """Return a page of calls."""
+        return costs.calls(self.services, self.scope, since=since, until=until, only=only, limit=limit, cursor=cursor)
 
     def record_calls(self, calls: Sequence[RecordedCall]) -> None:
         """Store calls that were made outside of runs."""
         costs.record(self.services, self.scope, calls)
 
-    def set_budget(self, subject: str, **limits: Any) -> dict[str, Any]:
-        """Set a budget, and return it; `limits` as for `budgets.change`."""
-        return budgets.change(self.services, self.scope, subject, **limits)
+    def set_budget(
+        self,
+        subject: str,
+        *,
+        period: str = "month",
+        timezone: str | None = None,
+        usd: Any = budgets.UNCHANGED,
+        tokens: Any = budgets.UNCHANGED,
+    ) -> dict[str, Any]:
+        """Set a budget, and return it."""
+        return budgets.change(
+            self.services, self.scope, subject, period=period, timezone=timezone, usd=usd, tokens=tokens
+        )
 
     def list_budgets(self) -> list[dict[str, Any]]:
         """Return every budget with what is spent and reserved."""

@@ -14,6 +14,7 @@ from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.records import ReadyStep
 from gorgon_common.engine.submit import Creates, submit
 from gorgon_common.errors import Conflict, InputInvalid
+from gorgon_common.scope import Scope
 from gorgon_common.workflow.plan import Node, Plan
 
 
@@ -57,6 +58,7 @@ def resume(
     before: Run,
     plan: Plan,
     *,
+    scope: Scope,
     publisher: Publisher,
     public_id: str,
     now: datetime,
@@ -86,7 +88,7 @@ def resume(
         now=now,
         target=before.info.target,
         home=home,
-        org=before.info.org,
+        scope=scope,
         team=before.info.team,
         root=before.info.root,
         resumed_from=before.info.id,

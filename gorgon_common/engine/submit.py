@@ -22,6 +22,7 @@ from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.records import KeyDecision, NewRun, ReadyStep, Row, step_id
 from gorgon_common.errors import InputInvalid, KeyTaken, NotAvailable
 from gorgon_common.masking import SECRETS
+from gorgon_common.scope import Scope
 from gorgon_common.workflow.plan import Plan
 
 
@@ -57,7 +58,7 @@ def submit(
     now: datetime,
     target: str,
     home: str,
-    org: int,
+    scope: Scope,
     team: str | None = None,
     idempotency_key: str | None = None,
     root: int | None = None,
@@ -65,7 +66,7 @@ def submit(
     trace_id: str | None = None,
 ) -> tuple[int, bool]:
     """Create a run and publish its ready steps.  `inputs` must already be validated; `grouped` is described in
-    `canvas.lowering`.
+    `canvas.lowering`.  `scope`: for whom; `team` may be another one that the caller may act for.
 
     Returns (run number, whether the run is new).  Raises NotAvailable, InputInvalid (the concurrency key cannot be
     rendered), Conflict, KeyTaken, Unavailable.
@@ -86,7 +87,7 @@ def submit(
         inputs=inputs,
         target=target,
         created_at=now,
-        org=org,
+        org=scope.org,
         team=team or plan.team,
         home=home,
         root=root,

@@ -76,7 +76,7 @@ def enter(connection: Connection, key: int, new: NewRun, hold: KeyRequest) -> Pl
 
     Ends waiting runs that the new one supersedes.  Raises KeyTaken if the run may not wait.
     """
-    members = _members(connection, key)
+    members = members_of(connection, key)
     holding = [member for member in members if member.state != Place.WAITS]
     waiting = [member for member in members if member.state == Place.WAITS]
     if hold.on_conflict == CANCEL_RUNNING:
@@ -128,7 +128,7 @@ def settle_in(
     )
 
 
-def _members(connection: Connection, key: int) -> Sequence[Any]:
+def members_of(connection: Connection, key: int) -> Sequence[Any]:
     """Return the unfinished runs of a key in order of arrival."""
     return connection.execute(_MEMBERS.where(_places.key_id == key).order_by(_places.run_id)).all()
 
@@ -168,7 +168,7 @@ def admission(connection: Connection, run: int) -> KeyDecision:
     own = connection.execute(select(_places.key_id, _places.state).where(_places.run_id == run)).first()
     if own is None or own.state != Place.WAITS:
         return KeyDecision(own is None or own.state == Place.HOLDS, ())
-    return KeyDecision(False, _evicted(_members(connection, own.key_id)))
+    return KeyDecision(False, _evicted(members_of(connection, own.key_id)))
 
 
 # Leaving
@@ -315,57 +315,3 @@ def take_turn(connection: Connection, key: int, *, home: str, lost: float) -> li
         connection.execute(update(concurrency_places).where(_places.run_id == run).values(state=int(Place.HOLDS)))
         heads += _heads(connection, run, lost)
     return heads
-
-
-# Views
-
-
-def waits_for(connection: Connection, run: Any) -> dict[str, Any] | None:
-    """Return `{key, max, on_conflict, since, ahead, held_by, what}` for a run (its row) that waits for its key.
-
-    `held_by`: `[{run_id, workflow, status, since, process_died}]`; `ahead`: number of runs that wait before it; `what`:
-    a sentence that explains the wait.  Returns None if the run does not wait.
-    """
-    if run.key_id is None or run.status != RunStatus.QUEUED:
-        return None
-    members = _members(connection, run.key_id)
-    own = next((member for member in members if member.run_id == run.id), None)
-    if own is None or own.state != Place.WAITS:
-        return None
-    holding = [member for member in members if member.state != Place.WAITS]
-    ahead = sum(member.state == Place.WAITS and member.run_id < run.id for member in members)
-    key = connection.scalar(select(concurrency_keys.c.shown).where(concurrency_keys.c.id == run.key_id))
-    return {
-        "key": key,
-        "max": own.most,
-        "on_conflict": own.on_conflict,
-        "since": format_time(run.created_at),
-        "ahead": ahead,
-        "held_by": [
-            {
-                "run_id": member.public_id,
-                "workflow": member.workflow,
-                "status": RunStatus(member.status).name.lower(),
-                "since": format_time(member.key_at or member.created_at),
-                "process_died": bool(member.dead),
-            }
-            for member in holding
-        ],
-        "what": _sentence(str(key), holding, ahead),
-    }
-
-
-def _sentence(key: str, holding: Sequence[Any], ahead: int) -> str:
-    told = f"waits for the concurrency key {key!r}"
-    if holding:
-        first = holding[0]
-        told += f", held by {_named(first)}"
-        if len(holding) > 1:
-            told += f" and {len(holding) - 1} more"
-        if first.dead:
-            told += ", whose process has died: resume or cancel that run, or wait until it is ended"
-        elif first.cancelled:
-            told += ", which is being cancelled"
-    if ahead:
-        told += f"; {ahead} {'run is' if ahead == 1 else 'runs are'} ahead of it"
-    return told

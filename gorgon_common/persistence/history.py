@@ -12,7 +12,7 @@ from gorgon_common.costs.history import History, StepHistory
 from gorgon_common.engine.records import step_id
 from gorgon_common.engine.states import FINISHED_RUN, RunStatus, StepStatus
 from gorgon_common.persistence.database import Database
-from gorgon_common.persistence.reports import run_of
+from gorgon_common.persistence.queries.places import run_of
 from gorgon_common.persistence.tables import checkpoints, expansions, ledger, runs, steps
 from gorgon_common.workflow.plan import Plan
 

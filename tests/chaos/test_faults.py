@@ -87,7 +87,7 @@ def figure(what: str, seconds: float) -> None:
 
 def recorded(fleet: Cluster, run_id: str) -> Counter[int]:
     """Return how often a result is recorded for each finished step of a run: in checkpoints and in the journal."""
-    number = fleet.services.views.number(run_id)
+    number = fleet.services.number(run_id)
     with fleet.services.database.read() as connection:
         of_run = connection.execute(
             select(checkpoints.c.step_id).where(
@@ -191,7 +191,7 @@ class TestWorkers:
             assert ran.outputs["it"] == "fresh"
         finally:
             victim.send(signal.SIGCONT)
-        number = fleet.services.views.number(run_id)
+        number = fleet.services.number(run_id)
 
         def facts() -> list[Any]:
             with fleet.services.database.read() as connection:
@@ -312,8 +312,8 @@ class TestRedis:
         run_id = fleet.start('name: busy\nsteps: [{id: it, prompt: "[[sandbox: delay=700ms]] Busy"}]\n')
         fleet.until(run_id, "it", "running")
         app, now, queue = fleet.services.app, time.time(), queue_name("anthropic", "sandbox")
-        finished = step_id(fleet.services.views.number(done.id), 0)
-        running = step_id(fleet.services.views.number(run_id), 0)
+        finished = step_id(fleet.services.number(done.id), 0)
+        running = step_id(fleet.services.number(run_id), 0)
         for ids in ([finished], [running], [running] * 4, [finished, running], [1 << 60], [step_id(999_999, 3)]):
             for _ in range(3):
                 app.send_task("gorgon.agent", args=(ids, now), queue=queue)

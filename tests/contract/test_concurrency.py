@@ -18,12 +18,14 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql
 
+from gorgon_common.application.explanations import key_worded
 from gorgon_common.engine.records import Finish, KeyRequest, Result, RunClosed, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import Conflict, KeyTaken
 from gorgon_common.ids import new_id
 from gorgon_common.persistence import concurrency
 from gorgon_common.persistence.database import Database
+from gorgon_common.persistence.queries.keys import waits_for
 from gorgon_common.persistence.store import Store
 from gorgon_common.persistence.tables import concurrency_keys, concurrency_places, plans, runs, steps
 from tests.support import servers
@@ -303,7 +305,7 @@ def test_a_dead_process_that_waited_blocks_nobody(desk: Desk) -> None:
 def test_what_a_run_waits_for_is_told(desk: Desk) -> None:
     def told(run: int) -> Any:
         with desk.store.database.read() as connection:
-            return concurrency.waits_for(connection, desk.run(run))
+            return key_worded(waits_for(connection, desk.run(run)))
 
     first = submit(desk, public_id="run_first", workflow="deploy")
     second, third = submit(desk), submit(desk)

@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 
 from gorgon_common import queues
+from gorgon_common.application.explanations import worded
 from gorgon_common.clock import parse_time
 from gorgon_common.engine.limits import DIMENSIONS
 from gorgon_common.engine.outcomes import REASONS
 from gorgon_common.engine.records import ClaimCapacity, Claimed, ReadyStep, step_id
 from gorgon_common.engine.rows import QUEUE_NUMBERS
 from gorgon_common.errors import NotFound
-from gorgon_common.persistence.explain import _CLASSES, Explanations
+from gorgon_common.persistence.queries.explain import Explanations
+from gorgon_common.persistence.queries.views import Views
+from gorgon_common.persistence.queries.waits import _CLASSES
 from gorgon_common.persistence.store import Store
-from gorgon_common.persistence.views import Views
+from gorgon_common.scope import SYSTEM
 from gorgon_common.workflow.plan import Plan
 from tests.support.engine import agent, elapse, make_run, open_store, plan_of
 
@@ -36,7 +39,7 @@ def waits(store: Store, run: int, step: str | None = None) -> dict[str, dict[str
     def plan(plan_hash: str) -> Plan:
         return Plan.from_json(store.plan_body(plan_hash))
 
-    found = Explanations(store.database, plan).explain(store.info(run).public_id, step)
+    found = worded(Explanations(store.database, plan).explain(SYSTEM, store.info(run).public_id, step))
     return {entry["step"]: entry for entry in found["waiting"]}
 
 
@@ -151,14 +154,14 @@ def test_the_wait_is_told_to_machines_with_the_step_and_in_the_journal(store: St
     public = store.info(run).public_id
 
     def step() -> dict[str, Any]:
-        found: dict[str, Any] = views.run(public, with_steps=True)["steps"][0]
+        found: dict[str, Any] = views.run(SYSTEM, public, with_steps=True)["steps"][0]
         return found
 
     assert (step()["status"], step()["waits"]["why"], step()["waits"]["until"]) == ("ready", "queue", None)
-    assert step()["waits"]["since"] == views.run(public, with_steps=False)["created_at"]
+    assert step()["waits"]["since"] == views.run(SYSTEM, public, with_steps=False)["created_at"]
     held = claim(store, worker(store), run, 0)
     store.park(held, seconds=90, reason="input_tokens", message="openai m: busy", calls=(), attempt=False)
-    (event,) = (event for event in views.events(public, after=0, limit=100) if event["kind"] == "step.waiting")
+    (event,) = (event for event in views.events(SYSTEM, public, after=0, limit=100) if event["kind"] == "step.waiting")
     waits_for = step()["waits"]
     assert (step()["reason"], waits_for["why"]) == ("openai m: busy", "input_tokens")
     assert event["data"] == {"why": "input_tokens", "until": waits_for["until"]}
@@ -176,10 +179,10 @@ def test_a_step_that_has_to_wait_again_for_the_same_has_waited_since_the_first_t
         store.park(
             claim(store, worker(store), run, 0), seconds=0, reason=reason, message="m", calls=(), attempt=attempt
         )
-        shown = views.run(public, with_steps=True)["steps"][0]["waits"]["since"]
+        shown = views.run(SYSTEM, public, with_steps=True)["steps"][0]["waits"]["since"]
         written = [
             event["at"]
-            for event in views.events(public, after=0, limit=100)
+            for event in views.events(SYSTEM, public, after=0, limit=100)
             if event["kind"] in ("step.waiting", "step.retry")
         ][-1]
         store.wake([step_id(run, 0)])
@@ -203,4 +206,4 @@ def test_unknown_runs_and_steps_are_told(store: Store) -> None:
         waits(store, run, "x")
     assert "a, b, c" in raised.value.hint
     with pytest.raises(NotFound, match="no run"):
-        Explanations(store.database, lambda _: PLAN).explain("run_0")
+        Explanations(store.database, lambda _: PLAN).explain(SYSTEM, "run_0")

@@ -18,9 +18,11 @@ from gorgon_common.engine.records import Claimed, step_id
 from gorgon_common.errors import InputInvalid
 from gorgon_common.persistence import encoding
 from gorgon_common.persistence.database import Database
-from gorgon_common.persistence.reports import DIMENSIONS, Filters, Reports
+from gorgon_common.persistence.queries.filters import DIMENSIONS, Filters
+from gorgon_common.persistence.queries.reports import Reports
 from gorgon_common.persistence.store import Store
 from gorgon_common.persistence.tables import ledger
+from gorgon_common.scope import SYSTEM
 from gorgon_common.workflow.plan import Plan
 from tests.support.engine import agent, make_run, open_store, plan_of
 
@@ -224,7 +226,7 @@ class Book:
         self.reports = reports
 
     def record_calls(self, calls: Any) -> None:
-        self.reports.record(calls)
+        self.reports.record(SYSTEM, calls)
 
     def costs(self, by: Any, *, since: Any = None, until: Any = None, only: Any = None, limit: Any = None) -> Any:
         return self.reports.report(by, Filters.read(since, until, only, by), limit=limit)
@@ -295,7 +297,7 @@ def test_absurd_figures_are_refused(reports: Reports, wrong: dict[str, Any]) -> 
 
 def test_recorded_calls_keep_their_place_in_time(reports: Reports) -> None:
     call = RecordedCall(NOON, "red", "w", "openai", "m", Usage(input_tokens=3), 5, None, run="job 7", step="one")
-    reports.record([call, replace(call, at=NOON - timedelta(days=3))])
+    reports.record(SYSTEM, [call, replace(call, at=NOON - timedelta(days=3))])
     assert by(reports, "day", "run", "step").keys() == {
         ("2026-11-17", "job 7", "one"),
         ("2026-11-20", "job 7", "one"),

@@ -11,10 +11,11 @@ from sqlalchemy import insert, update
 
 from gorgon_common.engine.records import step_id
 from gorgon_common.engine.states import StepStatus
-from gorgon_common.persistence.explain import Explanations
+from gorgon_common.persistence.queries.explain import Explanations
+from gorgon_common.persistence.queries.views import Views
 from gorgon_common.persistence.store import Store
 from gorgon_common.persistence.tables import checkpoints, runs
-from gorgon_common.persistence.views import Views
+from gorgon_common.scope import SYSTEM
 from gorgon_common.workflow.plan import Plan
 from tests.support.engine import agent, make_run, open_store, plan_of
 
@@ -42,12 +43,12 @@ def test_they_are_null(store: Store) -> None:
         row |= {"output": BAD, "detail": BAD}
         connection.execute(insert(checkpoints).values(**row))
     views = Views(store.database, plan)
-    listed = views.runs(status=None, workflow=None, limit=10, cursor=None)["items"]
+    listed = views.runs(SYSTEM, status=None, workflow=None, limit=10, cursor=None)["items"]
     assert [entry["outputs"] for entry in listed] == [None, GOOD]
     assert {entry["run_id"] for entry in listed} == {store.info(run).public_id, store.info(other).public_id}
-    shown = views.run(store.info(run).public_id, with_steps=True)
+    shown = views.run(SYSTEM, store.info(run).public_id, with_steps=True)
     assert next(entry for entry in shown["steps"] if entry["id"] == "a")["output"] == GOOD
     assert store.info(run).inputs == GOOD
     assert store.checkpoints([step])[step].output == GOOD
-    Explanations(store.database, plan).explain(store.info(run).public_id, None)
+    Explanations(store.database, plan).explain(SYSTEM, store.info(run).public_id, None)
     json.dumps(shown, allow_nan=False)

@@ -195,7 +195,7 @@ def test_a_cheaper_model_may_fit(lab: Lab) -> None:
 def test_what_is_held_lasts_over_a_short_wait_in_place(lab: Lab) -> None:
     """The step asks again under the same claim, and once more for another model."""
     ran = lab.run(steps("go"))
-    run = lab.services.knowledge.run(lab.services.views.number(ran.id))
+    run = lab.services.knowledge.run(lab.services.number(ran.id))
     run = Run(run.knowledge, run.info, replace(run.plan, limits={"tokens": 4000}))
     step = Claimed(step_id(run.info.id, 0), 99, 0, 2, 0, 1, None, None, 0)
     call = AgentCall("gpt-6-luna", (Message("user", "go"),), max_tokens=5000)

@@ -14,7 +14,7 @@ from gorgon_common.cli import build, terminal
 from gorgon_common.clock import parse_time
 from gorgon_common.errors import Conflict
 from gorgon_common.persistence.limits import LimitRules
-from gorgon_common.persistence.reports import Reports
+from gorgon_common.persistence.queries.reports import Reports
 from gorgon_common.ratelimit import quotas
 from gorgon_common.roles.models import resolve_model
 from tests.support.running import Lab, eventually, laboratory

@@ -28,6 +28,7 @@ from gorgon_api.auth import SingleKey
 from gorgon_common.cli import build
 from gorgon_common.masking import MASK
 from gorgon_common.settings import get_settings, load
+from tests.support import services as wiring
 from tests.support.model_server import ModelServer, Say, model_server
 from tests.support.processes import Process, cluster
 from tests.support.sandbox import Sandbox, sandbox, sandbox_process
@@ -177,7 +178,7 @@ def gorgon(*arguments: str, code: int = 0) -> str:
 def answers(home: Path, run_id: str) -> Iterator[str]:
     """What the API says of a run, and of everything else that it knows."""
     settings = load().model_copy(update={"redis_url": None, "broker_url": "gmem://"})
-    services = build(settings)
+    services = wiring.build(settings)
     paths = [f"/v1/runs/{run_id}{end}" for end in ("", "?expand=steps", "/steps", "/explain", "/events?follow=false")]
     paths += ["/v1/runs", "/v1/costs", "/v1/costs/calls", "/v1/health", "/health/ready", "/openapi.json", "/v1/runs/no"]
     try:
@@ -315,7 +316,6 @@ OURS = re.compile(r"\x1b\[[0-9;?]*[mAKhlJG]|\r")
 ONE_AFTER_ANOTHER = """
 import sys
 from gorgon_common.cli import build, streams
-from tests.support.services import build
 streams.prepare()
 for command in sys.argv[1:]:
     try:

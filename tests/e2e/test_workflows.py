@@ -1058,7 +1058,7 @@ outputs: {size: "{{small.output}}", big: "{{big.output}}"}
         with lab.services.database.read() as connection:
             stored = [row.body for row in connection.execute(blobs.select())]
             assert any(len(body) >= 200_000 for body in stored)
-            number = lab.services.views.number(ran.id)
+            number = lab.services.number(ran.id)
             for row in connection.execute(checkpoints.select().where(checkpoints.c.step_id >= number << 20)):
                 assert len(row.output or "") < 70_000
 

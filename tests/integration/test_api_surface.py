@@ -108,6 +108,7 @@ def test_each_request_has_a_line_that_names_its_run(http: TestClient, stream: io
         ("GET", "/v1/nothing", 404),
     ]
     assert (lines[1]["run_id"], lines[1]["trace_id"]) == (run_id, TRACE)
+    assert [line.get("actor") for line in lines] == ["key:api-key", "key:api-key", None]
     assert all(line["seconds"] >= 0 for line in lines)
     text = metrics.exposition().decode()
     assert 'gorgon_http_requests_total{method="GET",route="/v1/runs/{run}",status="200"}' in text

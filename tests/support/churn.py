@@ -23,7 +23,7 @@ from gorgon_common.client.http import Client
 from gorgon_common.errors import Unavailable
 from gorgon_common.ids import new_id
 from gorgon_common.persistence.lost_calls import UNKNOWN
-from gorgon_common.persistence.reports import run_of
+from gorgon_common.persistence.queries.places import run_of
 from gorgon_common.persistence.tables import ledger, runs, step_deaths, steps, workers
 from tests.support.processes import Cluster, Process
 from tests.support.running import FINISHED

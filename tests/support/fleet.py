@@ -35,6 +35,7 @@ from gorgon_common.engine.worker_loop import StepRunner
 from gorgon_common.errors import Unavailable
 from gorgon_common.persistence.store import Store
 from gorgon_common.persistence.tables import runs
+from gorgon_common.scope import SYSTEM
 from gorgon_common.workflow.plan import Plan
 from tests.support.engine import NOW, elapse, new_run, open_store
 
@@ -257,7 +258,7 @@ class Process:
                 "now": NOW,
                 "target": self.target,
                 "home": self.home,
-                "org": 1,
+                "scope": SYSTEM,
                 **fields,
             },
         )

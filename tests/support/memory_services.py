@@ -147,6 +147,11 @@ class MemoryServices(Session):
             del found["steps"]
         return found
 
+    def steps(self, run_id: str, *, limit: int, cursor: int = 0) -> dict[str, Any]:
+        found = self.run(run_id, steps=True)["steps"]
+        end = cursor + limit
+        return {"items": found[cursor:end], "next": str(end) if end < len(found) else None}
+
     def runs(
         self, *, status: str | None = None, workflow: str | None = None, limit: int = 50, cursor: str | None = None
     ) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from gorgon_common.engine.concurrency import hold_of
 from gorgon_common.engine.records import ClaimCapacity, Finish, KeyRequest, Result, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import InputInvalid, KeyTaken
+from gorgon_common.scope import SYSTEM
 from gorgon_common.workflow.plan import Plan
 from tests.support.engine import NOW, agent, plan_of
 from tests.support.fleet import Fleet, Process, fleet
@@ -181,6 +182,7 @@ def test_a_resumed_run_takes_its_key_again(made: Fleet, here: Process) -> None:
         here.knowledge,
         before,
         before.plan,
+        scope=SYSTEM,
         publisher=here.publisher,
         public_id="run_again",
         now=NOW,

@@ -13,6 +13,7 @@ from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.engine.sweep import INTERVAL, LEASE, MARGIN, QUIET, QUIET_LEASE, STEADY_SECONDS, TIDY_SECONDS, Sweep
 from gorgon_common.engine.worker_loop import TIMER_SECONDS
 from gorgon_common.errors import Conflict, Final, Throttled, Unavailable
+from gorgon_common.scope import SYSTEM
 from gorgon_common.workflow.plan import Plan
 from tests.support.engine import NOTHING, OPENAI, Desk, agent, plan_of
 from tests.support.fleet import Fleet, Post, Process, fleet
@@ -289,6 +290,7 @@ def resumed(made: Fleet, here: Process, before: int, plan: Plan) -> tuple[int, i
         here.knowledge,
         here.knowledge.run(before),
         plan,
+        scope=SYSTEM,
         publisher=here.publisher,
         public_id=f"run_again{before}",
         now=made.store.database.now(),
