@@ -109,6 +109,21 @@ class AgentProvider(Protocol):
         ...
 
 
+class EffectLedger(Protocol):
+    """Remembers which calls of a claim are about to change something outside, and which have.
+
+    After a crash between the two, whether the change was made is in doubt and must be found out or decided.
+    """
+
+    def intend(self, ordinal: int, request: object) -> None:
+        """Store, before the call is sent, that it is about to be.  Raises Unavailable: then it must not be sent."""
+        ...
+
+    def confirm(self, ordinal: int, reply: AgentReply) -> None:
+        """Note that the provider has made the change; it is stored with the step's outcome."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class CommandCall:
     """A process to run: `argv` without a shell, or `shell`, the text for `sh -c`.
