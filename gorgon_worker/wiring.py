@@ -9,6 +9,7 @@ from gorgon_common.bootstrap import Services, make_limiter
 from gorgon_common.costs.prices import make_pricer
 from gorgon_common.costs.tokens import SANDBOX_FACTOR, Calibration, Ratio
 from gorgon_common.engine.calls.acquire import CallLimits
+from gorgon_common.engine.calls.batched_limiter import BatchedLimiter
 from gorgon_common.engine.calls.estimates import Estimates
 from gorgon_common.engine.calls.sleep_slots import SleepSlots
 from gorgon_common.errors import GorgonError
@@ -31,7 +32,7 @@ def make_runtime(
     calibration = Calibration(lambda seen: _keep(services, target, seen))
     limiter, book = make_limiter(settings, services.database)
     call_limits = CallLimits(
-        limiter=limiter,
+        limiter=BatchedLimiter(limiter),
         target=target,
         accounts=accounts(target, settings),
         weight=book.weight,
