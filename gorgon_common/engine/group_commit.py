@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from gorgon_common.errors import Unavailable
 
 MOST = 256
+LOOK_SECONDS = 0.0005
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -38,7 +39,8 @@ class GroupCommit(Generic[Item, Answer]):
 
     `work` gets the items of a batch, in the order in which they came, and returns an answer for each.  If it fails for
     several, each is tried alone, so that only the one that cannot be served fails; Unavailable concerns them all.
-    `alone(item)`: it must not share a batch.  `gather()`: seconds to wait for more items before a batch is served.
+    `alone(item)`: it must not share a batch.  `patience()`: how many seconds a batch waits until it is as large as the
+    last ones were; threads that came together once mostly come together again.  A thread without others never waits.
     """
 
     def __init__(
@@ -47,15 +49,16 @@ class GroupCommit(Generic[Item, Answer]):
         *,
         most: int = MOST,
         alone: Callable[[Item], bool] = lambda _: False,
-        gather: Callable[[], float] = lambda: 0.0,
+        patience: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._work = work
         self._most = most
         self._alone = alone
-        self._gather = gather
+        self._patience = patience
         self._queue: deque[_Entry[Item]] = deque()
         self._lock = threading.Lock()
         self._serving = threading.Lock()
+        self._expected = 0
         self._led = False
         """A thread serves a batch or is about to; it passes the lead on to the thread of the next request."""
 
@@ -93,13 +96,12 @@ class GroupCommit(Generic[Item, Answer]):
 
     def _lead(self) -> None:
         """Serve the next batch, which contains this thread's request, and pass on the lead."""
-        pause = self._gather()
-        if pause:
-            time.sleep(pause)
+        self._gather()
         batch: list[_Entry[Item]] = []
         try:
             with self._serving:
                 batch = self._next()
+                self._expected = max(len(batch), self._expected - 1)
                 self._serve(batch)
         finally:
             with self._lock:
@@ -110,6 +112,13 @@ class GroupCommit(Generic[Item, Answer]):
                     entry.turn.set()
             if heir is not None:
                 heir.set()
+
+    def _gather(self) -> None:
+        """Wait for neighbours."""
+        if len(self._queue) < self._expected:
+            until = time.monotonic() + self._patience()
+            while len(self._queue) < self._expected and time.monotonic() < until:
+                time.sleep(LOOK_SECONDS)
 
     def _next(self) -> list[_Entry[Item]]:
         with self._lock:

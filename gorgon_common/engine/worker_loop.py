@@ -151,12 +151,14 @@ class StepRunner:
         self._stray: dict[int, int] = {}
         self._running = 0  # incremented only by commits, or while they are paused
         self._free = threading.Condition()
-        self.commits = GroupCommit(self._round, alone=_alone, gather=self._gathering)
+        self.commits = GroupCommit(self._round, alone=_alone, patience=self._patience)
         self._suspect = threading.Lock()
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="gorgon-step")
         self._alarm = Timer(self._wake)
         self._late = LateSteps()
         self.busy = BusyShare()
+        self._executing: set[int] = set()
+        """Slow steps that have begun; others of this process wait for their turn."""
         self.closing = False
         """Take no new work; steps that are held may end."""
         self.outage = Outage(leaves=bool(worker.home))
@@ -284,7 +286,8 @@ class StepRunner:
 
     def _executed(self, step: Claimed) -> Outcome:
         """Run a slow step, which leaves its slot afterwards; return its outcome."""
-        since, computed, beside = time.perf_counter(), time.thread_time(), self._running
+        self._executing.add(step.id)
+        since, computed, beside = time.perf_counter(), time.thread_time(), len(self._executing)
         try:
             outcome = self.executor.execute(step)
             while isinstance(outcome, Snoozed) and outcome.seconds <= SLEEP_IN_PLACE and not _made(outcome.calls):
@@ -295,6 +298,7 @@ class StepRunner:
             seconds = time.perf_counter() - since
             self.next_up.measured(seconds)
             self.busy.measured(seconds, time.thread_time() - computed, beside)
+            self._executing.discard(step.id)
             self._free_slot(step)
 
     def _in_turn(self, job: Job, steps: Sequence[Claimed]) -> list[Claimed]:
@@ -573,9 +577,9 @@ class StepRunner:
         """Commit the request together with all queued ones; returns it when it has been served.  Raises its error."""
         return self.commits.do(request)
 
-    def _gathering(self) -> float:
-        """Return how long to wait for other steps that are about to end."""
-        return self.next_up.gather if self._running else 0.0
+    def _patience(self) -> float:
+        """Return how long a commit waits for other steps that are about to end."""
+        return self.next_up.patience if self._running else 0.0
 
     def _round(self, batch: Sequence[_Request]) -> Sequence[_Request]:
         """Commit some requests in one transaction."""

@@ -9,6 +9,8 @@ from gorgon_common.engine.group_commit import GroupCommit
 from gorgon_common.persistence.budgets_sqlite import Key
 
 BATCH = 64
+PATIENCE = 0.003
+"""How long a call waits for those that began with it (seconds)."""
 Ask = tuple[Key, Sequence[int], int, int, int]
 """A call's key, its accounts, micro-dollars, tokens, longest reply."""
 Facts = Sequence[Mapping[str, Any]]
@@ -22,7 +24,9 @@ class Together:
 
     def __init__(self, work: Callable[[Sequence[Ask], Facts], Sequence[tuple[Any, ...]]]) -> None:
         self._work = work
-        self._commits: GroupCommit[tuple[Ask | None, Facts], tuple[Any, ...]] = GroupCommit(self._serve, most=BATCH)
+        self._commits: GroupCommit[tuple[Ask | None, Facts], tuple[Any, ...]] = GroupCommit(
+            self._serve, most=BATCH, patience=lambda: PATIENCE
+        )
 
     def do(self, ask: Ask | None, facts: Facts = ()) -> tuple[Any, ...]:
         """Return the row for the ask, or raise the exception of its transaction."""

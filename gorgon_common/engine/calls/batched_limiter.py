@@ -9,6 +9,8 @@ from gorgon_common.engine.group_commit import GroupCommit
 from gorgon_common.engine.limits import Answer, Ask, Grant, Limiter, Settlement
 
 MOST = 64
+PATIENCE = 0.003
+"""How long a request waits for those of the calls that began with it (seconds)."""
 
 
 class BatchedLimiter:
@@ -17,7 +19,7 @@ class BatchedLimiter:
     def __init__(self, inner: Limiter) -> None:
         self._inner = inner
         self._requests: GroupCommit[Ask | tuple[Grant, Settlement], Answer | None] = GroupCommit(
-            self._decided, most=MOST
+            self._decided, most=MOST, patience=lambda: PATIENCE
         )
 
     def acquire(self, ask: Ask) -> Answer:
