@@ -27,7 +27,6 @@ from gorgon_common.engine.context import RunCache
 from gorgon_common.engine.group_commit import GroupCommit
 from gorgon_common.engine.outage import Outage
 from gorgon_common.engine.outcomes import RETRY, ConditionMet, Done, Expanded, Failed, Outcome, RunFinished, Snoozed
-from gorgon_common.engine.ports import Member, Steps
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.records import (
     ROW_BITS,
@@ -49,6 +48,7 @@ from gorgon_common.engine.records import (
 from gorgon_common.engine.short_steps import BusyShare, LateSteps, Line
 from gorgon_common.engine.slots import ReadyQueue
 from gorgon_common.engine.states import StepStatus
+from gorgon_common.engine.store_ports import Member, Steps
 from gorgon_common.engine.timer import Timer
 from gorgon_common.errors import ConfigurationError, GorgonError, Unavailable
 from gorgon_common.logs import get_logger

@@ -15,7 +15,8 @@ from gorgon_common.clock import Clock
 from gorgon_common.costs.usage import CallRecord
 from gorgon_common.engine import rendering, reporting
 from gorgon_common.engine.agent import misfits
-from gorgon_common.engine.budget import BudgetStore, StepBudget, unsent
+from gorgon_common.engine.budget import StepBudget, unsent
+from gorgon_common.engine.budget_store import BudgetStore
 from gorgon_common.engine.calls.acquire import CallLimits
 from gorgon_common.engine.context import Run, RunCache
 from gorgon_common.engine.outcomes import Done, Outcome
