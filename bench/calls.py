@@ -80,16 +80,18 @@ def block(gorgon: Gorgon, meter: Meter, plan: Plan, steps: int) -> Reading:
 
 def many(gorgon: Gorgon, meter: Meter, plan: Plan, steps: int, runs: int) -> tuple[Reading, list[float]]:
     """Run a plan many times at once; return the cost of a step, and how long each tenth of the steps took (seconds)."""
-    before, since = meter.read(), time.perf_counter()
-    names = [gorgon.services.submit(plan, {}).run_id for _ in range(runs)]
-    total, tenths = runs * steps, [since]
-    counted = gorgon.connection.execute("SELECT count(*) FROM checkpoints").fetchone()
-    while len(tenths) <= 10:
-        time.sleep(0.25)
+
+    def ended() -> int:
         row = gorgon.connection.execute("SELECT count(*) FROM checkpoints").fetchone()
         assert row is not None
-        assert counted is not None
-        while len(tenths) <= 10 and row[0] - counted[0] >= total * len(tenths) / 10:
+        return int(row[0])
+
+    total, ended_before = runs * steps, ended()
+    before, tenths = meter.read(), [time.perf_counter()]
+    names = [gorgon.services.submit(plan, {}).run_id for _ in range(runs)]
+    while len(tenths) <= 10:
+        time.sleep(0.25)
+        while len(tenths) <= 10 and ended() - ended_before >= total * len(tenths) / 10:
             tenths.append(time.perf_counter())
     for name in names:
         gorgon.wait(name)
