@@ -9,6 +9,7 @@ values of all.
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import weakref
@@ -260,7 +261,7 @@ _registry: list[Any] = []
 _collectors: dict[str, Any] = {}
 _children: dict[tuple[Any, ...], Any] = {}
 """(Name, labels) → the client library's object."""
-_sources: list[weakref.WeakMethod[Callable[[], None]]] = []
+_sources: list[Callable[[], Callable[[], None] | None]] = []
 
 
 def _made(metric: Metric) -> Any:
@@ -286,16 +287,18 @@ def _get_registry() -> Any:
 
 
 def watch(source: Callable[[], None]) -> None:
-    """Call a method before each exposition while its object exists, to set gauges from data stored elsewhere.
+    """Call a function before each exposition, to set gauges from data stored elsewhere.  It must not raise.
 
-    The method must not raise.
+    A method is called only while its object exists.
     """
+    known: Callable[[], Callable[[], None] | None]
+    known = weakref.WeakMethod(source) if inspect.ismethod(source) else lambda: source
     with _lock:
-        _sources.append(weakref.WeakMethod(source))
+        _sources.append(known)
 
 
 def unwatch(source: Callable[[], None]) -> None:
-    """Stop calling a method that `watch` registered."""
+    """Stop calling a function that `watch` registered."""
     with _lock:
         _sources[:] = [known for known in _sources if known() not in (None, source)]
 
