@@ -39,7 +39,7 @@ from sqlalchemy import func, select
 from bench import forecast, meters, money
 from gorgon_common import logs
 from gorgon_common.costs.budgets import LEVELS, Account, Shortage, dollars
-from gorgon_common.engine.budget import Held
+from gorgon_common.engine.budget_store import Held
 from gorgon_common.engine.records import RunInfo
 from gorgon_common.persistence import settling, upgrade
 from gorgon_common.persistence.budgets import Budgets

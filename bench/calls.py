@@ -1,13 +1,15 @@
 """`python -m bench.calls`: what a step costs on the path that people pay for: agent steps of a YAML file.
 
 Three sides of each shape, all compiled from YAML: `aggregate` steps, which need no provider; agent steps on a provider
-that answers at once; the same with limiter and a budget.
+that answers at once; the same with limiter and a budget.  With `--milliseconds 20`, each call takes that long;
+`--runs 50` starts that many runs at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -76,6 +78,27 @@ def block(gorgon: Gorgon, meter: Meter, plan: Plan, steps: int) -> Reading:
     return meter.read().since(before, steps)
 
 
+def many(gorgon: Gorgon, meter: Meter, plan: Plan, steps: int, runs: int) -> tuple[Reading, list[float]]:
+    """Run a plan many times at once; return the cost of a step, and how long each tenth of the steps took (seconds)."""
+
+    def ended() -> int:
+        row = gorgon.connection.execute("SELECT count(*) FROM checkpoints").fetchone()
+        assert row is not None
+        return int(row[0])
+
+    total, ended_before = runs * steps, ended()
+    before, tenths = meter.read(), [time.perf_counter()]
+    names = [gorgon.services.submit(plan, {}).run_id for _ in range(runs)]
+    while len(tenths) <= 10:
+        time.sleep(0.25)
+        while len(tenths) <= 10 and ended() - ended_before >= total * len(tenths) / 10:
+            tenths.append(time.perf_counter())
+    for name in names:
+        gorgon.wait(name)
+    found = meter.read().since(before, total)
+    return found, [later - earlier for earlier, later in itertools.pairwise(tenths)]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.calls", description=__doc__)
@@ -84,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--milliseconds", type=float, default=0.0, help="what a call takes")
+    parser.add_argument("--runs", type=int, default=1, help="so many runs at once, e.g. 50")
     asked = parser.parse_args(arguments)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gorgon-bench-")))
@@ -96,6 +120,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 meter = Meter(both.gorgon_url, both.redis_url, fleet.pids, [os.getpid()])
                 for name in asked.shapes.split(","):
                     plan = compiled(gorgon, name, asked.steps, side)
+                    if asked.runs > 1:
+                        spent, tenths = many(gorgon, meter, plan, asked.steps, asked.runs)
+                        rates = ", ".join(f"{asked.runs * asked.steps / 10 / seconds:.0f}" for seconds in tenths)
+                        print(
+                            f"{side:10} {name:11} {spent.cpu:6.3f} CPU ms, {1000 / spent.wall:6.0f} steps/s; "
+                            f"by tenths: {rates}",
+                            flush=True,
+                        )
+                        continue
                     best = min(
                         (block(gorgon, meter, plan, asked.steps) for _ in range(asked.rounds)), key=lambda r: r.cpu
                     )

@@ -13,6 +13,7 @@ from gorgon_common import queues as queue_names
 from gorgon_common.bootstrap import Services
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.engine import rows
+from gorgon_common.engine.calls.acquire import CallLimits
 from gorgon_common.engine.kinds.base import StepServices
 from gorgon_common.engine.ports import AgentProvider, CommandRunner, Pricer
 from gorgon_common.engine.records import ROW_BITS, Weight
@@ -42,6 +43,7 @@ class Runtime:
         target: str,
         home: str,
         providers: Mapping[str, AgentProvider],
+        limits: CallLimits | None = None,
         close_providers: Callable[[], None],
         commands: CommandRunner,
         pricer: Pricer,
@@ -66,6 +68,7 @@ class Runtime:
                 clock=SYSTEM_CLOCK,
                 cancelled=self._cancelled.__contains__,
                 budgets=services.budgets,
+                limits=limits,
                 poison_deaths=services.settings.poison_deaths,
             )
         )

@@ -8,14 +8,17 @@ from collections.abc import Mapping, Sequence
 from gorgon_common.bootstrap import Services, make_limiter
 from gorgon_common.costs.prices import make_pricer
 from gorgon_common.costs.tokens import SANDBOX_FACTOR, Calibration, Ratio
+from gorgon_common.engine.calls.acquire import CallLimits
+from gorgon_common.engine.calls.batched_limiter import BatchedLimiter
+from gorgon_common.engine.calls.estimates import Estimates
+from gorgon_common.engine.calls.sleep_slots import SleepSlots
 from gorgon_common.errors import GorgonError
 from gorgon_common.logs import get_logger
 from gorgon_common.settings import Settings
-from gorgon_worker.calibration import ObservedProviders
 from gorgon_worker.providers import SANDBOX_KEY, agent_providers
 from gorgon_worker.providers.command import LocalCommands
-from gorgon_worker.rate_limited import Estimates, RateLimitedProviders, SleepSlots
 from gorgon_worker.runtime import Runtime
+from gorgon_worker.settlements import settlement
 
 log = get_logger(__name__)
 
@@ -28,20 +31,22 @@ def make_runtime(
     inner = agent_providers(target, settings, sandbox_url=sandbox_url)
     calibration = Calibration(lambda seen: _keep(services, target, seen))
     limiter, book = make_limiter(settings, services.database)
-    providers = RateLimitedProviders(
-        ObservedProviders(inner, calibration),
-        limiter,
+    call_limits = CallLimits(
+        limiter=BatchedLimiter(limiter),
         target=target,
         accounts=accounts(target, settings),
         weight=book.weight,
-        beds=SleepSlots(max(2, slots // 5), spare=max(1, slots // 10)),
+        settlement=settlement,
         estimates=Estimates(
-            lambda: services.reports.ratios(target), unseen=SANDBOX_FACTOR if target == "sandbox" else 1.0
+            lambda: services.reports.ratios(target),
+            unseen=SANDBOX_FACTOR if target == "sandbox" else 1.0,
+            calibration=calibration,
         ),
+        sleepers=SleepSlots(max(2, slots // 5), spare=max(1, slots // 10)),
     )
 
     def close() -> None:
-        providers.close()
+        call_limits.close()
         inner.close()
         calibration.flush()
 
@@ -51,7 +56,8 @@ def make_runtime(
         slots=slots,
         target=target,
         home=home,
-        providers=providers,
+        providers=inner,
+        limits=call_limits,
         close_providers=close,
         commands=LocalCommands(settings.commands_allow),
         pricer=make_pricer(settings.prices),

@@ -24,9 +24,9 @@ from gorgon_common import lazy, messages, queues
 from gorgon_common.canvas import lowering
 from gorgon_common.canvas.lowering import Chain, Chord, Group, Message, Shape
 from gorgon_common.engine.context import Run
-from gorgon_common.engine.ports import Lowered
 from gorgon_common.engine.records import ROW_MASK, ReadyStep, step_id
 from gorgon_common.engine.rows import weight
+from gorgon_common.engine.store_ports import Lowered
 from gorgon_common.errors import Unavailable
 from gorgon_common.ids import new_id
 from gorgon_common.workflow.plan import Kind, Node

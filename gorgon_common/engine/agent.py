@@ -1,29 +1,25 @@
 """One agent step's conversation with a model: the call, the validation of its reply, and at most two repair rounds.
 
-It knows no SDK: the provider is a port.  Every call produces one CallRecord for the ledger, whatever its outcome.
+It knows no SDK, no budget and no limiter: each call passes `calls.chain`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from gorgon_common import errors, strict_json
-from gorgon_common.clock import SYSTEM_CLOCK, Clock
 from gorgon_common.costs.usage import CallRecord, Usage
-from gorgon_common.engine.ports import AgentCall, AgentProvider, AgentReply, Message, Pricer
+from gorgon_common.engine.calls.chain import CallChain, Verdict
+from gorgon_common.engine.ports import AgentCall, AgentReply, Message
 from gorgon_common.lazy import load
-from gorgon_common.logs import get_logger
 
 MAX_REPLY_BYTES = 10 * 1024**2
 """Longer replies are an error (UTF-8 bytes)."""
 
 _SHOWN_VIOLATIONS = 20
 _SHOWN_CHARACTERS = 300
-_PROBE = Usage(input_tokens=1_000_000, output_tokens=1_000_000)
-
-log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,157 +47,44 @@ class Earlier:
     violations: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class _Conversation:
-    """What stays constant between rounds, and the records so far."""
+class Memory(Protocol):
+    """Where a conversation is stored between its rounds, so that nothing in it is paid for twice."""
 
-    provider: AgentProvider
-    provider_name: str
-    call: AgentCall
-    pricer: Pricer
-    cancelled: Callable[[], bool]
-    on_call: Callable[[CallRecord], None]
-    clock: Clock
-    reserve: Callable[[AgentCall, int], tuple[AgentCall, bool]] | None = None
-    over: Callable[[int], bool] | None = None
-    records: list[CallRecord] = field(default_factory=list)
-    held: bool = False
-    """Budgets hold a reservation for the current call."""
+    def earlier(self) -> Earlier | None:
+        """Return where to resume; no call before that is repeated.  Raises Unavailable."""
+        ...
 
-    def ask(self, call: AgentCall) -> tuple[AgentReply, list[str]]:
-        """Make one call; return its reply and the violations as sentences.  Records the call before raising."""
-        if self.reserve is not None:
-            call, self.held = self.reserve(call, len(self.records) + 1)
-        started = self.clock.monotonic()
-        reply = self._made(call, started)
-        try:
-            reply, unusable, violations = _judged(call, reply)
-        except Exception as error:
-            log.exception("a reply could not be judged", step=call.label, model=reply.model)
-            unusable, violations = errors.Internal.of(error), []
-        outcome = "invalid" if violations else "ok"
-        if unusable:
-            known = isinstance(unusable, (errors.Refused, errors.Internal))
-            outcome = unusable.kind if known else "invalid"
-        self._record(reply.usage, started, outcome, reply.model, reply.request_id, reply.service_tier)
-        if unusable:
-            raise unusable
-        return reply, violations
-
-    def _made(self, call: AgentCall, started: float) -> AgentReply:
-        """Make a call.  If it fails, record it before the error propagates."""
-        try:
-            try:
-                return self.provider.call(call, self.cancelled)
-            finally:
-                if self.over is not None:
-                    self.held = self.over(len(self.records) + 1) or self.held
-        except errors.ProviderError as error:
-            model = error.model or call.model
-            self._record(error.usage, started, error.kind, model, error.request_id, error.service_tier)
-            raise
-        except errors.Cancelled as error:
-            if error.made:
-                self._record(None, started, "cancelled", call.model)
-            raise
-        except errors.OutputTooLarge:
-            self._record(None, started, "invalid", call.model)
-            raise
-        except errors.GorgonError:
-            raise  # no call was made, because no capacity was available
-        except Exception as error:
-            log.exception("a call to a model broke", step=call.label, model=call.model)
-            self._record(None, started, errors.Internal.kind, call.model)
-            raise errors.Internal.of(error) from error
-
-    def _record(
-        self,
-        usage: Usage | None,
-        started: float,
-        outcome: str,
-        model: str,
-        request_id: str | None = None,
-        service_tier: str | None = None,
-    ) -> None:
-        record = CallRecord(
-            provider=self.provider_name,
-            model=model,
-            role=self.call.role,
-            ordinal=len(self.records) + 1,
-            usage=usage or Usage(),
-            cost_micro=self._cost(usage, model, service_tier),
-            price_version=self.pricer.version,
-            latency_ms=round((self.clock.monotonic() - started) * 1000),
-            outcome=outcome,
-            request_id=request_id,
-            service_tier=service_tier,
-            reserved=self.held,
-            measured=usage is not None,
-        )
-        self.records.append(record)
-        self.on_call(record)
-
-    def _cost(self, usage: Usage | None, model: str, service_tier: str | None) -> int | None:
-        if usage == Usage():
-            return 0  # certainly nothing is charged
-
-        def price(used: Usage) -> int | None:
-            asked = self.call.model
-            return self.pricer.price(self.provider_name, model, used, service_tier=service_tier, asked=asked)
-
-        try:
-            if usage is not None:
-                return price(usage)
-            return 0 if price(_PROBE) == 0 else None  # a free model costs nothing, whatever its usage
-        except Exception:
-            log.exception("a call could not be priced", step=self.call.label, model=model)
-            return None
+    def keep(self, state: Earlier) -> bool:
+        """Store the state of the conversation before a repair round; return whether it was stored."""
+        ...
 
 
-def converse(
-    provider: AgentProvider,
-    call: AgentCall,
-    *,
-    pricer: Pricer,
-    provider_name: str,
-    cancelled: Callable[[], bool],
-    on_call: Callable[[CallRecord], None],
-    repair_rounds: int = 2,
-    clock: Clock = SYSTEM_CLOCK,
-    reserve: Callable[[AgentCall, int], tuple[AgentCall, bool]] | None = None,
-    over: Callable[[int], bool] | None = None,
-    earlier: Earlier | None = None,
-    keep: Callable[[Earlier], bool] | None = None,
-) -> AgentResult:
+def converse(chain: CallChain, call: AgentCall, *, repair_rounds: int = 2, memory: Memory | None = None) -> AgentResult:
     """Make the call; if the reply violates `call.schema`, report the violations to the model and ask again.
 
     A repair round repeats the call with the last reply and the list of violations appended to its messages.
-    `call.timeout` (seconds) covers all rounds together.  `on_call` receives one record per call as soon as it ends,
-    before any error is raised; the ledger needs nothing else.  `reserve` receives every call and its ordinal before it
-    is made.  It returns the call as the budgets allow it, and whether they hold a reservation for it; an error it
-    raises ends the conversation.  `over` receives the ordinal when the call has ended, before its record, and tells
-    whether a reservation exists by then.
+    `call.timeout` (seconds) covers all rounds together.  The chain records each call as soon as it ends, before any
+    error is raised; the ledger needs nothing else.
 
-    `keep` receives the state of the conversation before each repair round, so that an interrupted conversation can
-    resume there: passed as `earlier`, no call is repeated.  It returns whether the state was stored.
-
-    Raises the provider's errors; Malformed (listing the violations) if the last reply still does not fit, or was cut
+    Raises what the chain raises; Malformed (listing the violations) if the last reply still does not fit, or was cut
     off; Refused; OutputTooLarge over MAX_REPLY_BYTES; Cancelled.
     """
-    conversation = _Conversation(provider, provider_name, call, pricer, cancelled, on_call, clock, reserve, over)
+    clock = chain.clock
     deadline = clock.monotonic() + call.timeout
+    earlier = None if memory is None else memory.earlier()
     rounds = 0 if earlier is None else earlier.rounds
     current = call
     if earlier is not None:
         current = replace(_repair(call, earlier.text, earlier.violations, call.timeout), resumable=True)
     while True:
-        reply, violations = conversation.ask(current)
+        verdict = chain.make(current, judged)
+        reply, violations = verdict.reply, verdict.violations
         if not violations:
-            return _result(reply, conversation.records)
+            return _result(reply, chain.recorder.records)
         if rounds >= repair_rounds:
             break
         rounds += 1
-        kept = keep is not None and keep(Earlier(rounds, reply.text, tuple(violations)))
+        kept = memory is not None and memory.keep(Earlier(rounds, reply.text, violations))
         current = replace(_repair(call, reply.text, violations, deadline - clock.monotonic()), resumable=kept)
     listed = "\n".join(f"- {violation}" for violation in violations)
     asked = f" after {repair_rounds} rounds of repair" if repair_rounds else ""
@@ -276,16 +159,16 @@ def _repair(call: AgentCall, text: str, violations: Sequence[str], remaining: fl
     return replace(call, messages=(*call.messages, earlier, Message("user", complaint)), timeout=remaining)
 
 
-def _judged(call: AgentCall, reply: AgentReply) -> tuple[AgentReply, errors.StepError | None, list[str]]:
+def judged(call: AgentCall, reply: AgentReply) -> Verdict:
     """Return the reply with its data, the error if it is unusable, and its schema violations."""
     unusable = _unusable(reply, call)
     if unusable is not None or call.schema is None:
-        return reply, unusable, []
+        return Verdict(reply, unusable)
     try:
         data, violations = judge(call.schema, reply)
     except errors.Final as error:
-        return reply, error, []
-    return replace(reply, data=data), None, violations
+        return Verdict(reply, error)
+    return Verdict(replace(reply, data=data), None, tuple(violations))
 
 
 def _unusable(reply: AgentReply, call: AgentCall) -> errors.StepError | None:

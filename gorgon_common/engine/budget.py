@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
-from gorgon_common.costs.budgets import LEVELS, Account, Balance, Budget, Shortage, dollars, micro_dollars
+from gorgon_common.costs.budgets import Account, Balance, Shortage, dollars
 from gorgon_common.costs.estimate import Price, clamp, input_bound, least_output, worst_cost
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine.agent import Earlier
-from gorgon_common.engine.context import Run, readable_path
+from gorgon_common.engine.budget_accounts import agents, caps, own_accounts
+from gorgon_common.engine.budget_store import BudgetStore, Held
+from gorgon_common.engine.context import Run
 from gorgon_common.engine.ports import AgentCall, Pricer
-from gorgon_common.engine.records import BudgetRequest, Claimed, RunInfo
+from gorgon_common.engine.records import BudgetRequest, Claimed
 from gorgon_common.errors import BudgetExceeded, ExpressionError, GorgonError, Unavailable, Unpriced
 from gorgon_common.lazy import load
 from gorgon_common.logs import get_logger
 from gorgon_common.masking import SECRETS
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.expressions import parse_template
-from gorgon_common.workflow.plan import Kind, Node
+from gorgon_common.workflow.plan import Node
 
 log = get_logger(__name__)
 
@@ -35,20 +37,6 @@ RECHECK_SECONDS = 30.0
 """A step that waits for room is notified; this is the fallback if no process is left to notify it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A reservation: at most `usd` micro-dollars and `tokens`, for a reply of at most `max_tokens`.
-
-    `is_open` is False if it has already been settled; another claim then needs a new reservation.
-    """
-
-    key: tuple[int, int, int]
-    max_tokens: int
-    usd: int
-    tokens: int
-    is_open: bool = True
-
-
 class BudgetWait(GorgonError):
     """A budget has no room now; it may have later.  Not a failure: the step waits `seconds` at most."""
 
@@ -56,61 +44,6 @@ class BudgetWait(GorgonError):
         super().__init__(message)
         self.room = room
         self.seconds = seconds
-
-
-class BudgetStore(Protocol):
-    """The store of budget accounts: `persistence.budgets.Budgets`.  All methods raise Unavailable."""
-
-    def applying(self, info: RunInfo) -> Sequence[Budget]:
-        """Return the budgets that apply to a run's calls, in addition to the limits in its file."""
-        ...
-
-    def reserve(
-        self,
-        key: tuple[int, int, int],
-        info: RunInfo,
-        own: Sequence[Account],
-        *,
-        usd: int,
-        tokens: int,
-        max_tokens: int,
-    ) -> Held | Shortage:
-        """Reserve an amount on every account, or on none."""
-        ...
-
-    def look(self, info: RunInfo, own: Sequence[Account]) -> Sequence[Shortage]:
-        """Return every account with its balance."""
-        ...
-
-    def now(self) -> datetime:
-        """Return the current time, which determines when periods begin and end."""
-        ...
-
-    def note(self, key: tuple[int, int, int], info: RunInfo, bound: Callable[[], tuple[int, int, int]]) -> None:
-        """Record the start of a call that no budget applies to.  If a budget is set before the call ends, `bound()` is
-        reserved on it: (micro-dollars, tokens, longest reply).
-        """
-        ...
-
-    def over(self, key: tuple[int, int, int]) -> bool:
-        """Record the end of a call.  Returns whether a reservation was made for it in the meantime."""
-        ...
-
-    def unknown(self, key: tuple[int, int, int], bound: tuple[int, int, int]) -> None:
-        """Record the bound of a finished, unbudgeted call of unknown cost, so that later budgets count it."""
-        ...
-
-    def keep(self, step: Claimed, calls: Sequence[CallRecord], body: str) -> None:
-        """Post the cost of a claim's calls so far, and store the state of their conversation."""
-        ...
-
-    def record(self, step: Claimed, calls: Sequence[CallRecord]) -> None:
-        """Post and store the cost of a claim's calls so far."""
-        ...
-
-    def kept(self, step: Claimed) -> str | None:
-        """Return the stored state of a step's conversation."""
-        ...
 
 
 class StepBudget:
@@ -353,7 +286,7 @@ class StepBudget:
             return
         (template,) = node.bodies["item"]
         depth = len(self._run.ancestry(self._step)) + 1
-        own = [*self.own, *_caps(self._run, self._run.plan.nodes[template], self._run.path(self._step), depth)]
+        own = [*self.own, *caps(self._run, self._run.plan.nodes[template], self._run.path(self._step), depth)]
         if not own and not self._vault.applying(self._run.info):
             return
         accounts = self._vault.look(self._run.info, own)
@@ -367,7 +300,7 @@ class StepBudget:
     def _whole(self, node: Node, template: int, items: Sequence[Any], *, in_money: bool) -> tuple[int, int]:
         usd = tokens = 0
         for position, item in enumerate(items):
-            for inner in _agents(self._run, template):
+            for inner in agents(self._run, template):
                 for_one = self._item_bound(node, inner, item, position, in_money=in_money)
                 usd, tokens = usd + for_one[0], tokens + for_one[1]
         return usd, tokens
@@ -402,71 +335,6 @@ class StepBudget:
         return worst_cost(price, size, asked) or 0, size + asked
 
 
-def own_accounts(run: Run, step: Claimed) -> list[Account]:
-    """Return the accounts for the limits in a run's file: the run's own, the step's, and those of its composites.
-
-    They belong to the first run in a chain of resumed runs, so money spent before a resume remains spent.
-    """
-    found: list[Account] = []
-    limits = run.plan.limits
-    if limits.get("budget_usd") is not None or limits.get("tokens") is not None:
-        found.append(
-            Account(
-                f"run:{run.info.root}",
-                LEVELS["run"],
-                "the limit of the run",
-                _usd(limits.get("budget_usd")),
-                limits.get("tokens"),
-            )
-        )
-    chain = run.ancestry(step)
-    if not any(_capped(run.plan.nodes[number]) for _, number, _ in chain):
-        return found
-    path = run.path(step)
-    for depth, (_, number, _) in enumerate(chain):
-        node = run.plan.nodes[number]
-        if _is_body(node):
-            path = path.rpartition("[" if node.id.endswith("[]") else "#")[0]
-        found += _caps(run, node, path, len(chain) - depth)
-        if not _is_body(node):
-            path = path.rpartition("/")[0]
-    return found
-
-
-def _caps(run: Run, node: Node, path: str, depth: int) -> list[Account]:
-    if not _capped(node):
-        return []
-    return [
-        Account(
-            f"step:{run.info.root}:{path}",
-            LEVELS["step"] + depth,
-            f"the limit of step {readable_path(path)}",
-            _usd(node.spec.get("budget_usd")),
-            node.spec.get("tokens"),
-        )
-    ]
-
-
-def _capped(node: Node) -> bool:
-    return node.spec.get("budget_usd") is not None or node.spec.get("tokens") is not None
-
-
-def _is_body(node: Node) -> bool:
-    """Tell whether a node is the body that a map or a loop repeats; all of its rounds share the step's limit."""
-    return node.id.endswith(("[]", "#"))
-
-
-def _agents(run: Run, number: int) -> list[Node]:
-    """Return the agent steps of a body; a loop's steps are repeated for its maximum number of rounds."""
-    node = run.plan.nodes[number]
-    found = [node] if node.kind is Kind.AGENT else []
-    for role, body in node.bodies.items():
-        if role != "fallback":
-            times = int(node.spec.get("max") or 1) if node.kind is Kind.LOOP else 1
-            found += [agent for inner in body for agent in _agents(run, inner)] * times
-    return found
-
-
 def unsent(ordinal: int) -> CallRecord:
     """Return the record of a call that was reserved but not made."""
     return CallRecord("none", "", None, ordinal, Usage(), 0, "", 0, UNSENT, reserved=True)
@@ -474,10 +342,6 @@ def unsent(ordinal: int) -> CallRecord:
 
 def _bound(price: Price, size: int, longest: int) -> tuple[int, int, int]:
     return worst_cost(price, size, longest) or 0, size + longest, longest
-
-
-def _usd(value: Any) -> int | None:
-    return None if value is None else micro_dollars(value)
 
 
 def _missing(room: int | None, needed: int) -> int | None:

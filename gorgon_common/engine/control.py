@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from gorgon_common.engine.context import Run, RunCache
 from gorgon_common.engine.kinds.wait import MAX_NAME
-from gorgon_common.engine.ports import DispatchStore
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.records import ReadyStep
+from gorgon_common.engine.store_ports import DispatchStore
 from gorgon_common.engine.submit import Creates, submit
 from gorgon_common.errors import Conflict, InputInvalid
 from gorgon_common.scope import Scope

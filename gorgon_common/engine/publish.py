@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from gorgon_common.engine.context import RunCache
-from gorgon_common.engine.ports import Canvas, DispatchStore
 from gorgon_common.engine.records import ROW_BITS, Claimed, ReadyStep, Weight
+from gorgon_common.engine.store_ports import Canvas, DispatchStore
 from gorgon_common.errors import Unavailable
 from gorgon_common.logs import get_logger
 

@@ -16,6 +16,8 @@ from gorgon_common.engine.records import ReadyStep, Weight
 
 SHORT_SECONDS = 0.005
 """Steps shorter than this free their slots soon enough to wait for."""
+PATIENCE_SHARE = 0.05
+PATIENCE_LEAST, PATIENCE_MOST = 0.0005, 0.004
 _SHARE = 0.1
 """Weight of the newest measurement in the moving average."""
 
@@ -34,6 +36,16 @@ class ReadyQueue:
     def short(self) -> bool:
         """Tell whether recent steps were short; False before the first measurement."""
         return self._average is not None and self._average < self._limit
+
+    @property
+    def patience(self) -> float:
+        """How long a commit waits for steps that are about to end, so that they are committed together (seconds).
+
+        Steps that begin together mostly end together.  The wait is a small part of what a step takes.
+        """
+        if not self._limit or self._average is None:
+            return 0.0
+        return min(PATIENCE_MOST, max(PATIENCE_LEAST, PATIENCE_SHARE * self._average))
 
     def measured(self, seconds: float) -> None:
         """Record how long a step held its slot."""

@@ -17,9 +17,9 @@ from gorgon_common.engine import reporting
 from gorgon_common.engine.concurrency import evict
 from gorgon_common.engine.context import RunCache
 from gorgon_common.engine.outage import Outage
-from gorgon_common.engine.ports import Canvas, DispatchStore
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.records import ReadyStep
+from gorgon_common.engine.store_ports import Canvas, DispatchStore
 from gorgon_common.errors import Conflict, GorgonError, Unavailable
 from gorgon_common.logs import get_logger
 

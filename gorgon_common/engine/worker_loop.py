@@ -14,7 +14,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -25,9 +24,9 @@ from gorgon_common.costs.usage import CallRecord
 from gorgon_common.engine import reporting
 from gorgon_common.engine.budget import UNSENT
 from gorgon_common.engine.context import RunCache
+from gorgon_common.engine.group_commit import GroupCommit
 from gorgon_common.engine.outage import Outage
 from gorgon_common.engine.outcomes import RETRY, ConditionMet, Done, Expanded, Failed, Outcome, RunFinished, Snoozed
-from gorgon_common.engine.ports import Member, Steps
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.records import (
     ROW_BITS,
@@ -49,6 +48,7 @@ from gorgon_common.engine.records import (
 from gorgon_common.engine.short_steps import BusyShare, LateSteps, Line
 from gorgon_common.engine.slots import ReadyQueue
 from gorgon_common.engine.states import StepStatus
+from gorgon_common.engine.store_ports import Member, Steps
 from gorgon_common.engine.timer import Timer
 from gorgon_common.errors import ConfigurationError, GorgonError, Unavailable
 from gorgon_common.logs import get_logger
@@ -71,8 +71,6 @@ COMMIT_RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 SLOT_SECONDS = 0.5
 """How long a message waits for a slot before its steps go to the backlog."""
 DOUBTS = 15
-GATHER_SECONDS = 0.0005
-"""How long a commit waits for short steps that are about to end, so that they are committed together."""
 Given = ParamSpec("Given")
 Got = TypeVar("Got")
 
@@ -112,8 +110,6 @@ class _Request:
     """Its claims that are suspects and must be claimed one at a time."""
     mine: list[Claimed] = field(default_factory=list)
     ready: list[ReadyStep] = field(default_factory=list)
-    error: Exception | None = None
-    done: bool = False
 
 
 class StepRunner:
@@ -153,15 +149,16 @@ class StepRunner:
         self.doubts = 0
         """How many more times `reconcile` must check, after a lost database reply or an internal error."""
         self._stray: dict[int, int] = {}
-        self._running = 0  # incremented only while `_commit` is held
+        self._running = 0  # incremented only by commits, or while they are paused
         self._free = threading.Condition()
-        self._queue: deque[_Request] = deque()
-        self._commit = threading.Lock()
+        self.commits = GroupCommit(self._round, alone=_alone, patience=self._patience)
         self._suspect = threading.Lock()
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="gorgon-step")
         self._alarm = Timer(self._wake)
         self._late = LateSteps()
         self.busy = BusyShare()
+        self._executing: set[int] = set()
+        """Slow steps that have begun; others of this process wait for their turn."""
         self.closing = False
         """Take no new work; steps that are held may end."""
         self.outage = Outage(leaves=bool(worker.home))
@@ -289,7 +286,8 @@ class StepRunner:
 
     def _executed(self, step: Claimed) -> Outcome:
         """Run a slow step, which leaves its slot afterwards; return its outcome."""
-        since, computed, beside = time.perf_counter(), time.thread_time(), self._running
+        self._executing.add(step.id)
+        since, computed, beside = time.perf_counter(), time.thread_time(), len(self._executing)
         try:
             outcome = self.executor.execute(step)
             while isinstance(outcome, Snoozed) and outcome.seconds <= SLEEP_IN_PLACE and not _made(outcome.calls):
@@ -300,6 +298,7 @@ class StepRunner:
             seconds = time.perf_counter() - since
             self.next_up.measured(seconds)
             self.busy.measured(seconds, time.thread_time() - computed, beside)
+            self._executing.discard(step.id)
             self._free_slot(step)
 
     def _in_turn(self, job: Job, steps: Sequence[Claimed]) -> list[Claimed]:
@@ -426,7 +425,7 @@ class StepRunner:
 
     def _slot(self) -> bool:
         """Take a slot if one is free."""
-        with self._commit, self._free:
+        with self.commits.paused(), self._free:
             if self._running >= self.slots or self.closing:
                 return False
             self._running += 1
@@ -576,48 +575,24 @@ class StepRunner:
 
     def _claim_and_finish(self, request: _Request) -> _Request:
         """Commit the request together with all queued ones; returns it when it has been served.  Raises its error."""
-        self._queue.append(request)
-        with self._commit:
-            if not request.done:
-                if self._running and self.next_up.short:
-                    time.sleep(GATHER_SECONDS)
-                batch: list[_Request] = []
-                while self._queue:
-                    queued = self._queue.popleft()
-                    if _alone(queued) and batch:
-                        self._queue.appendleft(queued)
-                        break
-                    batch.append(queued)
-                    if _alone(queued):
-                        break
-                self._round(batch)
-        while not request.done:  # a request that must be committed alone came first
-            self._again()
-        if request.error is not None:
-            raise request.error
-        return request
+        return self.commits.do(request)
 
-    def _again(self) -> None:
-        with self._commit:
-            if self._queue:
-                self._round([self._queue.popleft()])
+    def _patience(self) -> float:
+        """Return how long a commit waits for other steps that are about to end."""
+        return self.next_up.patience if self._running else 0.0
 
-    def _round(self, batch: Sequence[_Request]) -> None:
+    def _round(self, batch: Sequence[_Request]) -> Sequence[_Request]:
+        """Commit some requests in one transaction."""
         try:
             pulls = self.backlog_seen or _frees_a_slot(batch)
             advance = self._committed(batch, pulls=pulls)
             self._share(batch, advance, alone=len(batch) == 1 and not pulls and not advance.counted)
-        except Exception as error:  # noqa: BLE001  every requester receives the error, or it would wait forever
+        except Exception:
             self.doubts = DOUBTS
-            if len(batch) > 1 and not isinstance(error, Unavailable):
-                for request in batch:  # one of them cannot be stored: only that one should fail
-                    self._round([request])
-                return
-            for request in batch:
-                request.error = error
-        self.worked()
-        for request in batch:
-            request.done = True
+            raise
+        finally:
+            self.worked()
+        return batch
 
     def _committed(self, batch: Sequence[_Request], *, pulls: bool) -> TransitionResult:
         slots = free = 0 if self.closing else max(0, self.slots - self._running)
@@ -797,9 +772,9 @@ class StepRunner:
         self.send_kept()
         with self._free:
             self._free.notify_all()
-        if not self._commit.acquire(timeout=max(0.0, seconds)):
-            return False  # a transaction that began earlier may still claim steps
-        self._commit.release()
+        with self.commits.paused(max(0.0, seconds)) as paused:
+            if not paused:
+                return False  # a transaction that began earlier may still claim steps
         with self._free:
             return self._free.wait_for(lambda: not self.held, max(0.0, until - time.monotonic()))
 

@@ -32,7 +32,7 @@ from gorgon_common.costs.budgets import (
 )
 from gorgon_common.costs.ledger import Kind, Posting
 from gorgon_common.costs.usage import CallRecord
-from gorgon_common.engine.budget import Held
+from gorgon_common.engine.budget_store import Held
 from gorgon_common.engine.context import Cache
 from gorgon_common.engine.records import ROW_BITS, Claimed, RunInfo
 from gorgon_common.errors import InputInvalid, Unavailable

@@ -21,7 +21,8 @@ from sqlalchemy.exc import IntegrityError
 from gorgon_common.costs.budgets import LEVELS, Account, Balance, Shortage
 from gorgon_common.costs.ledger import Kind, replay
 from gorgon_common.costs.usage import CallRecord, Usage
-from gorgon_common.engine.budget import Held, unsent
+from gorgon_common.engine.budget import unsent
+from gorgon_common.engine.budget_store import Held
 from gorgon_common.engine.records import BudgetRequest, Claimed, Finish, Result, RunInfo, Waiting, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import InputInvalid, Unavailable

@@ -12,10 +12,11 @@ import pytest
 from gorgon_common import errors
 from gorgon_common.costs.prices import GenaiPricer, Override, read_overrides
 from gorgon_common.costs.usage import CallRecord, Usage
-from gorgon_common.engine.agent import AgentResult, converse
+from gorgon_common.engine.agent import AgentResult
 from gorgon_common.engine.ports import AgentCall, Message
 from gorgon_worker.providers.anthropic import AnthropicProvider
 from gorgon_worker.providers.openai import OpenAIProvider
+from tests.support.calls import conversation
 from tests.support.model_server import ModelServer, Say, model_server
 
 NAMES = ["responses", "responses-streamed", "chat", "chat-streamed", "anthropic", "anthropic-streamed"]
@@ -49,14 +50,7 @@ class Bench:
         provider = "anthropic" if self.form == "anthropic" else "openai"
         model = "claude-sonnet-5-5" if provider == "anthropic" else "gpt-5"
         made = AgentCall(model=model, messages=[Message("user", "hello")], schema=schema, timeout=20.0)
-        return converse(
-            self.adapter,
-            made,
-            pricer=GenaiPricer(own=own or PRICES),
-            provider_name=provider,
-            cancelled=lambda: False,
-            on_call=self.records.append,
-        )
+        return conversation(self.adapter, made, GenaiPricer(own=own or PRICES), self.records.append, name=provider)
 
     def fails(self, kind: type[errors.StepError], *said: Say, **call: Any) -> Any:
         with pytest.raises(kind) as caught:

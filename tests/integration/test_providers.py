@@ -12,11 +12,12 @@ import pytest
 from gorgon_common import errors
 from gorgon_common.costs.prices import GenaiPricer
 from gorgon_common.costs.usage import CallRecord
-from gorgon_common.engine.agent import AgentResult, converse
+from gorgon_common.engine.agent import AgentResult
 from gorgon_common.engine.ports import AgentCall, Message
 from gorgon_common.roles.catalogue import load_roles
 from gorgon_common.settings import Settings
 from gorgon_worker.providers import AgentProviders, agent_providers
+from tests.support.calls import conversation
 from tests.support.sandbox import Sandbox, sandbox, sandbox_process, start_sandbox
 
 __all__ = ["sandbox", "sandbox_process"]
@@ -37,14 +38,8 @@ def converse_with(
     providers: AgentProviders, name: str, records: list[CallRecord] | None = None, **changes: Any
 ) -> AgentResult:
     call = AgentCall(**{"model": "fast", "messages": [Message("user", "Say hello.")], "timeout": 20.0, **changes})
-    return converse(
-        providers[name],
-        call,
-        pricer=PRICER,
-        provider_name=name,
-        cancelled=lambda: False,
-        on_call=[].append if records is None else records.append,
-    )
+    on_call = [].append if records is None else records.append
+    return conversation(providers[name], call, PRICER, on_call, name=name)
 
 
 @pytest.mark.parametrize("name", PROVIDERS)

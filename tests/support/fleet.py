@@ -24,11 +24,12 @@ from gorgon_common.costs.usage import Usage
 from gorgon_common.engine import rows
 from gorgon_common.engine.context import RunCache
 from gorgon_common.engine.kinds.base import StepServices
-from gorgon_common.engine.ports import AgentCall, AgentReply, CommandCall, CommandResult, Lowered
+from gorgon_common.engine.ports import AgentCall, AgentReply, CommandCall, CommandResult
 from gorgon_common.engine.publish import Publisher
 from gorgon_common.engine.records import step_id
 from gorgon_common.engine.states import FINISHED_RUN, FINISHED_STEP, RunStatus, StepStatus
 from gorgon_common.engine.step import Executor
+from gorgon_common.engine.store_ports import Lowered
 from gorgon_common.engine.submit import submit
 from gorgon_common.engine.sweep import Sweep
 from gorgon_common.engine.worker_loop import StepRunner

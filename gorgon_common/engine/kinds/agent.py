@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from gorgon_common.costs.usage import Usage
 from gorgon_common.engine import limits, rendering
-from gorgon_common.engine.agent import converse
+from gorgon_common.engine.agent import Earlier, converse
+from gorgon_common.engine.calls.chain import CallChain
+from gorgon_common.engine.calls.record import Recorder
 from gorgon_common.engine.kinds.base import StepContext, StepHandler
 from gorgon_common.engine.outcomes import Outcome
 from gorgon_common.engine.ports import AgentCall, AgentProvider
@@ -63,26 +65,40 @@ def ask(context: StepContext, model: str, detail: Mapping[str, Any] | None = Non
     found = _provider(context, provider)
     context.budget.record(context.calls)
     # An earlier model may hold reservations for calls that were never made; their ordinals must not be reused.
-    earlier = max([0, *context.budget.held, *(made.ordinal for made in context.calls)])
+    before = max([0, *context.budget.held, *(made.ordinal for made in context.calls)])
     if not context.calls:
         context.started_at = context.services.clock.now()  # importing the SDK does not count towards the attempt
-    reply = converse(
+    chain = CallChain(
         found,
-        call,
-        pricer=context.services.pricer,
-        provider_name=provider,
+        Recorder(context.services.pricer, context.services.clock, context.record),
+        name=provider,
         cancelled=context.cancelled,
-        on_call=lambda record: context.record(replace(record, ordinal=earlier + record.ordinal)),
+        money=context.budget,
+        limits=context.services.limits,
+        before=before,
         clock=context.services.clock,
-        reserve=lambda asked, ordinal: context.budget.reserve(provider, asked, earlier + ordinal),
-        over=lambda ordinal: context.budget.over(earlier + ordinal),
-        earlier=context.budget.earlier(fingerprint),
-        keep=lambda said: context.budget.keep(fingerprint, said, context.calls),
     )
+    reply = converse(chain, call, memory=_Memory(context, fingerprint))
     # A `number` field stays a decimal even if the model wrote 3, because expressions divide by the schema's type.
     output = conform(reply.data, call.schema) if call.schema is not None else reply.text
     known = {"provider": provider, "model": reply.model, "role": call.role, "fingerprint": fingerprint}
     return context.succeeded(output, {**known, **(detail or {})})
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """Stores a conversation with the step's budgets, which know what it has cost."""
+
+    context: StepContext
+    fingerprint: str
+
+    def earlier(self) -> Earlier | None:
+        """Return where to resume."""
+        return self.context.budget.earlier(self.fingerprint)
+
+    def keep(self, state: Earlier) -> bool:
+        """Store the conversation."""
+        return self.context.budget.keep(self.fingerprint, state, self.context.calls)
 
 
 def _call(context: StepContext, provider: str, model: str) -> AgentCall:

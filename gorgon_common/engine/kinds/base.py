@@ -15,7 +15,9 @@ from gorgon_common.clock import Clock
 from gorgon_common.costs.usage import CallRecord
 from gorgon_common.engine import rendering, reporting
 from gorgon_common.engine.agent import misfits
-from gorgon_common.engine.budget import BudgetStore, StepBudget, unsent
+from gorgon_common.engine.budget import StepBudget, unsent
+from gorgon_common.engine.budget_store import BudgetStore
+from gorgon_common.engine.calls.acquire import CallLimits
 from gorgon_common.engine.context import Run, RunCache
 from gorgon_common.engine.outcomes import Done, Outcome
 from gorgon_common.engine.poison import POISON_DEATHS
@@ -39,7 +41,10 @@ class DeadlineExceeded(StepError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepServices:
-    """The services of a process that its steps use.  `cancelled(run)` tells whether a run has been asked to stop."""
+    """The services of a process that its steps use.  `cancelled(run)` tells whether a run has been asked to stop.
+
+    `limits`: how calls to models pass the rate limiter; None without one.
+    """
 
     cache: RunCache
     providers: Mapping[str, AgentProvider]
@@ -49,6 +54,7 @@ class StepServices:
     cancelled: Callable[[int], bool]
     chance: Callable[[], float] = random.random
     budgets: BudgetStore | None = None
+    limits: CallLimits | None = None
     poison_deaths: int = POISON_DEATHS
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from gorgon_common.engine import rows
-from gorgon_common.engine.context import Run, result, results
+from gorgon_common.engine.context import Run
+from gorgon_common.engine.expression_scope import result, results
 from gorgon_common.engine.kinds.base import StepContext, StepHandler
 from gorgon_common.engine.kinds.composite import ChildFailed, check, children
 from gorgon_common.engine.outcomes import Expanded, Outcome

@@ -14,6 +14,7 @@ from gorgon_common import errors
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine.agent import MAX_REPLY_BYTES, AgentResult, Earlier, converse
 from gorgon_common.engine.ports import AgentCall, AgentReply, Message
+from tests.support.calls import Rounds, chain_to, conversation
 
 SCHEMA = {
     "type": "object",
@@ -93,18 +94,8 @@ class Bench:
 
     def run(self, *, schema: Any = SCHEMA, rounds: int = 2, **changes: Any) -> AgentResult:
         call = AgentCall(model="m", messages=[Message("user", "Plan it.")], schema=schema, role="planner", **changes)
-        return converse(
-            self.script,
-            call,
-            pricer=TokenPricer(),
-            provider_name="openai",
-            repair_rounds=rounds,
-            cancelled=lambda: False,
-            on_call=self.records.append,
-            clock=self.script.clock,
-            earlier=self.earlier,
-            keep=self.kept.append,
-        )
+        chain = chain_to(self.script, TokenPricer(), self.records.append, clock=self.script.clock)
+        return converse(chain, call, repair_rounds=rounds, memory=Rounds(self.earlier, self.kept))
 
     @property
     def outcomes(self) -> list[str]:
@@ -332,13 +323,6 @@ def test_unpriced_is_unknown_not_free() -> None:
     run = bench(AgentReply("text", USED, "unpriced-1"))
     run.script.name = "x"
     call = AgentCall(model="unpriced", messages=[Message("user", "?")])
-    result = converse(
-        run.script,
-        call,
-        pricer=TokenPricer(),
-        provider_name="openai",
-        cancelled=lambda: False,
-        on_call=run.records.append,
-    )
+    result = conversation(run.script, call, TokenPricer(), run.records.append)
     assert result.cost_micro is None
     assert result.usage == USED

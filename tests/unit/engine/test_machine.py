@@ -100,7 +100,7 @@ class Bench:
     def resting(self) -> bool:
         """Nothing is held, every slot is free, every request was served."""
         machine = self.machine
-        return not machine.held and machine._running == 0 and not machine._queue
+        return not machine.held and machine._running == 0 and not machine.commits.waiting
 
 
 @pytest.fixture
@@ -319,7 +319,7 @@ def test_whoever_commits_commits_what_all_have_queued_up(bench: Bench) -> None:
 
     def wait(finishes: Sequence[Finish]) -> None:
         if len(finishes) == 1 and not held.is_set():  # the first commit waits until the others have queued up
-            while len(bench.machine._queue) < 3:
+            while bench.machine.commits.waiting < 3:
                 held.wait(0.001)
             held.set()
 
@@ -342,14 +342,14 @@ def test_what_a_shared_commit_makes_ready_is_published_whoever_led_it(bench: Ben
         made = _request(machine, claims, finishes)
         requests.append(machine._claim_and_finish(made))
 
-    with machine._commit:
+    with machine.commits.paused():
         first = threading.Thread(target=ask, args=([claim], ()))
         first.start()
-        while len(machine._queue) < 1:
+        while machine.commits.waiting < 1:
             pass
         second = threading.Thread(target=ask, args=((), [Finish(finish, Result(S.SUCCEEDED))]))
         second.start()
-        while len(machine._queue) < 2:
+        while machine.commits.waiting < 2:
             pass
     first.join(10)
     second.join(10)

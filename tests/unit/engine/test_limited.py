@@ -13,12 +13,17 @@ import pytest
 from gorgon_common.clock import SystemClock
 from gorgon_common.costs.tokens import Ratio
 from gorgon_common.costs.usage import CallRecord, Usage
-from gorgon_common.engine.agent import converse
+from gorgon_common.engine.calls import leases
+from gorgon_common.engine.calls.acquire import CROWD, SLICE, CallLimits
+from gorgon_common.engine.calls.chain import Verdict
+from gorgon_common.engine.calls.estimates import Estimates
+from gorgon_common.engine.calls.sleep_slots import SleepSlots
 from gorgon_common.engine.limits import Ask, Grant, LimitKey, Quota, Settlement
 from gorgon_common.engine.ports import AgentCall, AgentReply, Message
 from gorgon_common.errors import (
     Cancelled,
     Final,
+    Internal,
     Malformed,
     OutputTooLarge,
     OverLimit,
@@ -30,8 +35,8 @@ from gorgon_common.errors import (
 )
 from gorgon_common.ids import new_id
 from gorgon_common.ratelimit.local import Memory, StoredLimiter
-from gorgon_worker import rate_limited
-from gorgon_worker.rate_limited import CROWD, SLICE, Estimates, RateLimitedProvider, RateLimitedProviders, SleepSlots
+from gorgon_worker.settlements import settlement
+from tests.support.calls import chain_to, conversation
 
 GATE = LimitKey("live", "openai", "acme", "gpt-5")
 
@@ -83,17 +88,12 @@ class Desk:
         self.time = Time()
         self.inner = Provider()
         self.limiter = StoredLimiter(Memory(lambda: self.time.at), self, worker="w")
-        self.all = RateLimitedProviders(
-            {"openai": self.inner}, self.limiter, target="live", accounts={"openai": "acme"}, weight=lambda _: 1.0
-        )
-        self.provider = RateLimitedProvider(
-            self.inner,
-            self.limiter,
-            self.all._leases,
+        self.limits = CallLimits(
+            limiter=self.limiter,
             target="live",
-            account="acme",
+            accounts={"openai": "acme"},
             weight=lambda _: 1.0,
-            estimates=Estimates(),
+            settlement=settlement,
             clock=self.time,
             sleep=self.time.sleep,
         )
@@ -101,8 +101,9 @@ class Desk:
     def quota(self, gate: LimitKey) -> tuple[Quota, Quota]:
         return self.quota_now, Quota(concurrency=10**6)
 
-    def call(self, call: AgentCall = CALL) -> AgentReply:
-        return self.provider.call(call, lambda: False)
+    def call(self, call: AgentCall = CALL, cancelled: Callable[[], bool] = lambda: False) -> AgentReply:
+        chain = chain_to(self.inner, _Free(), lambda _: None, clock=self.time, cancelled=cancelled, limits=self.limits)
+        return chain.make(call, lambda _, reply: Verdict(reply)).reply
 
     def state(self) -> dict[str, Any]:
         return self.limiter.snapshot()[0]
@@ -112,7 +113,7 @@ class Desk:
 def desk() -> Iterator[Desk]:
     made = Desk(Quota(requests=600, tokens=600_000))
     yield made
-    made.all.close()
+    made.limits.close()
 
 
 def failure(made: type[ProviderError], **fields: Any) -> ProviderError:
@@ -263,19 +264,19 @@ def test_a_cancelled_call_gives_its_place_back_and_one_that_waits_ends(desk: Des
         desk.call()
     assert desk.state()["in_flight"] == 0
     with pytest.raises(Cancelled):
-        desk.provider.call(CALL, lambda: True)
+        desk.call(CALL, lambda: True)
 
 
 @pytest.mark.parametrize(("beds", "seconds"), [(0, CROWD), (1, None)])
 def test_who_finds_no_bed_waits_elsewhere_and_long_enough(desk: Desk, beds: int, seconds: float | None) -> None:
     """A wait of 0.05 s: slept where there is a bed; else the step leaves, for longer than it would keep its slot."""
-    desk.provider._beds = SleepSlots(beds)
+    desk.limits.sleepers = SleepSlots(beds)
     for _ in range(9):
         assert isinstance(desk.limiter.acquire(Ask(new_id("other"), GATE)), Grant)
     if seconds is None:
         assert desk.call().text == "ok"
         assert sum(desk.time.slept) == pytest.approx(0.05, abs=0.01)
-        with desk.provider._beds.one("team") as bed:
+        with desk.limits.sleepers.one("team") as bed:
             assert bed  # it was given back
     else:
         with pytest.raises(Throttled) as caught:
@@ -287,17 +288,17 @@ def test_who_finds_no_bed_waits_elsewhere_and_long_enough(desk: Desk, beds: int,
 
 def test_the_bed_of_a_cancelled_sleeper_is_free(desk: Desk) -> None:
     """It looks for a cancel before it sleeps and again after; a long sleep is cut into pieces."""
-    desk.provider._beds = SleepSlots(1)
+    desk.limits.sleepers = SleepSlots(1)
     desk.quota_now = Quota(requests=200)  # a second's worth is three calls, the next comes after 0.26 s
     for _ in range(3):
         assert isinstance(desk.limiter.acquire(Ask(new_id("other"), GATE)), Grant)
     said = iter([False, False, True])
     with pytest.raises(Cancelled):
-        desk.provider.call(CALL, lambda: next(said))
+        desk.call(CALL, lambda: next(said))
     assert desk.time.slept
     assert max(desk.time.slept) <= SLICE
     assert desk.inner.calls == []
-    with desk.provider._beds.one("team") as bed:
+    with desk.limits.sleepers.one("team") as bed:
         assert bed
 
 
@@ -316,13 +317,13 @@ def test_a_patient_call_that_is_cancelled_while_it_waits_ends_soon(desk: Desk) -
     desk.call()
     began = desk.time.at
     with pytest.raises(Cancelled):
-        desk.provider.call(replace(CALL, patient=True), lambda: desk.time.at > began + 2)
+        desk.call(replace(CALL, patient=True), lambda: desk.time.at > began + 2)
     assert desk.time.at - began < 2 + 2 * SLICE
     assert desk.state()["in_flight"] == 0
 
 
 def test_a_patient_call_needs_no_bed(desk: Desk) -> None:
-    desk.provider._beds = SleepSlots(0)
+    desk.limits.sleepers = SleepSlots(0)
     desk.quota_now = Quota(requests=6)
     desk.call()
     assert desk.call(replace(CALL, patient=True)).text == "ok"
@@ -342,13 +343,13 @@ def test_a_call_keeps_its_lease_for_as_long_as_it_takes(desk: Desk) -> None:
     def slow() -> None:
         for _ in range(4):
             desk.time.at += 40
-            desk.all._leases.extend()
+            desk.limits.leases.extend()
             seen.append(desk.state()["in_flight"])
 
     desk.inner.during = slow
     desk.call()
     assert seen == [1, 1, 1, 1]
-    assert desk.all._leases._held == {}
+    assert desk.limits.leases._held == {}
     assert desk.state()["in_flight"] == 0
 
 
@@ -367,7 +368,7 @@ def test_without_that_it_would_be_lost(desk: Desk) -> None:
 def test_leases_are_extended_by_a_thread_that_a_failure_does_not_end(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rate_limited, "BEAT", 0.001)
+    monkeypatch.setattr(leases, "BEAT", 0.001)
     times: list[int] = []
     enough = threading.Event()
 
@@ -393,7 +394,7 @@ def test_a_reply_is_kept_where_the_limiter_cannot_be_told(desk: Desk, monkeypatc
     desk.inner.next = [failure(Final, kind="auth")]
     with pytest.raises(Final):
         desk.call()
-    assert desk.all._leases._held == {}
+    assert desk.limits.leases._held == {}
 
 
 def test_429_without_a_time_is_a_pause_that_grows(desk: Desk) -> None:
@@ -437,7 +438,7 @@ def test_what_the_limiter_is_told_of_a_failure(
     monkeypatch.setattr(desk.limiter, "settle", heard)
     failed = error()
     desk.inner.next = [failed]
-    with pytest.raises(type(failed)):
+    with pytest.raises(Internal if isinstance(failed, RuntimeError) else type(failed)):
         desk.call()
     assert [(said.outcome, said.retry_after) for said in told] == [settlement]
     # Nobody knows what a broken call has used: all of what was reserved.
@@ -518,13 +519,6 @@ def test_estimates_follow_what_the_provider_counts(desk: Desk) -> None:
     assert estimates.of("openai", CALL)[1] == pytest.approx(plain * 3, rel=0.05)
 
 
-def test_one_provider_is_made_for_each_name(desk: Desk) -> None:
-    assert desk.all["openai"] is desk.all["openai"]
-    assert list(desk.all) == ["openai"]
-    with pytest.raises(KeyError):
-        desk.all["nobody"]
-
-
 class _Free:
     version = "test"
 
@@ -535,12 +529,4 @@ class _Free:
 
 
 def _converse(desk: Desk, call: AgentCall, records: list[CallRecord]) -> Any:
-    return converse(
-        desk.provider,
-        call,
-        pricer=_Free(),
-        provider_name="openai",
-        cancelled=lambda: False,
-        on_call=records.append,
-        clock=desk.time,
-    )
+    return conversation(desk.inner, call, _Free(), records.append, clock=desk.time, limits=desk.limits)
