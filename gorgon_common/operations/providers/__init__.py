@@ -1,0 +1,70 @@
+"""One descriptor per provider.  A new provider is a file here, an entry below, and its adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gorgon_common import queues
+from gorgon_common.operations.dimensions import DAY, Dimension
+from gorgon_common.operations.effects import Effect
+from gorgon_common.operations.providers.anthropic import ANTHROPIC
+from gorgon_common.operations.providers.descriptor import Models, Provider, Server
+from gorgon_common.operations.providers.github import GITHUB
+from gorgon_common.operations.providers.gmail import GMAIL
+from gorgon_common.operations.providers.notion import NOTION
+from gorgon_common.operations.providers.openai import OPENAI
+from gorgon_common.operations.providers.slack import SLACK
+
+__all__ = [
+    "DAILY",
+    "DIMENSIONS",
+    "MODEL_PROVIDERS",
+    "PROVIDERS",
+    "Models",
+    "Provider",
+    "Server",
+    "dimensions_of",
+    "models_of",
+    "server_of",
+]
+
+# What a request or a tool does is known to its author alone, so both count as writes until the step says otherwise.
+HTTP = Provider("http", "HTTP", queues.HTTP, operations={Effect.WRITE: "request"})
+MCP = Provider("mcp", "MCP", queues.HTTP, operations={Effect.WRITE: "call"})
+
+PROVIDERS: Mapping[str, Provider] = {
+    provider.name: provider for provider in (ANTHROPIC, OPENAI, GITHUB, NOTION, GMAIL, SLACK, HTTP, MCP)
+}
+"""Name → descriptor."""
+MODEL_PROVIDERS: tuple[str, ...] = tuple(name for name, provider in PROVIDERS.items() if provider.models is not None)
+"""The providers of models; the first is the one that a step uses if nothing names another."""
+DIMENSIONS: frozenset[str] = frozenset(
+    dimension.name for provider in PROVIDERS.values() for dimension in provider.dimensions
+)
+"""The name of everything that some provider counts."""
+DAILY: frozenset[str] = frozenset(
+    dimension.name for provider in PROVIDERS.values() for dimension in provider.dimensions if dimension.period >= DAY
+)
+"""Those that may be used up for the rest of a day."""
+
+
+def dimensions_of(name: str) -> tuple[Dimension, ...]:
+    """Return what a provider counts; nothing for an unknown one."""
+    provider = PROVIDERS.get(name)
+    return provider.dimensions if provider is not None else ()
+
+
+def models_of(name: str) -> Models:
+    """Return the models of a model provider.  Raises KeyError for any other."""
+    models = PROVIDERS[name].models
+    if models is None:
+        raise KeyError(name)
+    return models
+
+
+def server_of(name: str) -> Server:
+    """Return where a provider is called, and with which key.  Raises KeyError if it is not called through a client."""
+    server = PROVIDERS[name].server
+    if server is None:
+        raise KeyError(name)
+    return server
