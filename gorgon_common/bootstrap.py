@@ -335,7 +335,7 @@ class Services:
         InputInvalid.
         """
         try:
-            values = checked(limits)
+            values = checked(provider, limits)
         except ValueError as error:
             raise InputInvalid(
                 f"The limit cannot be set: {error}.",

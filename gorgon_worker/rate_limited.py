@@ -226,11 +226,6 @@ class RateLimitedProvider:
                 if not patient or self._clock.monotonic() >= ends:
                     raise
 
-    def problem(self) -> ProviderError | None:
-        """Return the error that every call would fail with, if that is known without making one."""
-        found: ProviderError | None = self._inner.problem()  # type: ignore[attr-defined]
-        return found
-
     def close(self) -> None:
         """Release the connections."""
         self._inner.close()
@@ -292,7 +287,7 @@ class RateLimitedProvider:
         settlement = Settlement(limits.NEUTRAL)
         try:
             reply = self._inner.call(call, cancelled)
-            settlement = Settlement(limits.OK, _used(self.name, reply.usage), signals(reply.headers))
+            settlement = Settlement(limits.OK, _used(self.name, reply.usage), signals(self.name, reply.headers))
             self._estimates.learn(self.name, call.model, plain, reply.usage)
             return reply
         except ProviderError as error:
@@ -374,7 +369,7 @@ def after_error(provider: str, error: ProviderError) -> Settlement:
         overloaded = error.kind == "overloaded"
         outcome = limits.OVERLOADED if overloaded else limits.FAILED
         wait = retry_after(error.headers) if overloaded else None
-    return Settlement(outcome, _used(provider, error.usage), signals(error.headers), wait)
+    return Settlement(outcome, _used(provider, error.usage), signals(provider, error.headers), wait)
 
 
 def _used(provider: str, usage: Usage | None) -> dict[str, float]:

@@ -17,6 +17,7 @@ from gorgon_common.engine import limits, outcomes
 from gorgon_common.engine.records import ROW_MASK, step_id
 from gorgon_common.engine.states import FINISHED_RUN, FINISHED_STEP, RunStatus, StepStatus
 from gorgon_common.errors import NotFound
+from gorgon_common.operations.providers import DIMENSIONS
 from gorgon_common.persistence import concurrency, max_parallel
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.history import read_history
@@ -44,7 +45,7 @@ _ENGINE = frozenset({Kind.GATE, Kind.FINALLY, Kind.END})
 _WAITS = ("step.retry", "step.waiting")
 _CLASSES = {
     **{reason: reason for reason in outcomes.REASONS},
-    **dict.fromkeys((*limits.DIMENSIONS, limits.RETRY_AFTER), "quota"),
+    **dict.fromkeys((*DIMENSIONS, limits.RETRY_AFTER), "quota"),
     limits.UNREACHABLE: "limiter",
 }
 """Stored reason of a wait → the class shown to people."""

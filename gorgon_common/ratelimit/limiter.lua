@@ -1,24 +1,18 @@
--- The limiter: makes every decision about one gate (a model of one provider account), each atomically in one call.
+-- The limiter: decides about one key (a model of one provider account); each request atomically, all in one call.
 --
--- `gate.py` makes the same decisions in Python.  Every change must be made in both; the suite in
--- tests/contract/test_limiter.py checks that both give the same answers.
+-- `decisions.py` and the modules that it uses make the same decisions in Python.  Every change must be made in both; the
+-- suites in tests/contract/test_limiter*.py check that both give the same answers.
 --
--- KEYS   1 state of the gate   2 leases (call → expiry)   3 calls in flight (call → what was reserved)
---        4 finish tag of each team   5 waiting teams (start tag)   6 waiting calls (due)   7 the queue (arrival numbers)
---        8 workers (last seen)   9 state of the account
--- ARGV   1 operation   2 milliseconds to add to the clock (tests)   then the arguments of the operation
--- The queue (7) has, for each team: the number of calls that arrived (E) and left (G), its weight (W), and the first
--- known waiting call (H: its id, its number, since when it is the first, what it needs).
--- Times are in milliseconds of the server's clock.  Dimensions: r requests per minute, d requests per day, t tokens,
--- i input tokens, o output tokens per minute.
+-- KEYS   1 state of the key   2 state of the account   3 waiting calls (due)   4 places of the waiting calls
+-- ARGV   1 milliseconds to add to the clock (tests)   2 the requests (JSON; wire.py builds them and reads the replies)
+--
+-- The states are read once and written once, as a whole (MessagePack), because each command costs more than a few
+-- hundred bytes do.  Only the waiting calls are kept apart, because there may be thousands of them.
+-- The fields of a state are described in buckets.py.  A call in flight is packed as an array (`pack_call`).
+-- All times are in milliseconds of the server's clock.
 
-local STATE, LEASES, CALLS, FINISH, TEAMS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local WAITERS, LINE, WORKERS, ACCOUNT = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local STATE, ACCOUNT, WAITING, PLACES = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local call, max, min = redis.call, math.max, math.min
-
-local DIMENSIONS = {'r', 'd', 't', 'i', 'o'}
-local NAMES = {r = 'requests', d = 'requests_per_day', t = 'tokens', i = 'input_tokens', o = 'output_tokens'}
-local PERIOD = {r = 60000, d = 86400000, t = 60000, i = 60000, o = 60000}
 
 local BURST = 0.05            -- of the limit: the capacity of a bucket
 local READY = 0.5             -- of the burst: a larger call starts at this level and leaves a negative level
@@ -32,157 +26,219 @@ local GRACE = 5000            -- a waiting call that has not returned this long 
 local SEEN = 60000            -- workers that asked within this period count
 local PATIENT = 10000         -- longer waits are shortened towards this value, because much may change meanwhile
 local OLD = 10000             -- from this age on, the amount for the first call of a queue is kept free
-local TIDY = 500             -- the maximum number of entries that one call cleans up
-local STATE_KEPT, REST_KEPT = 172800000, 3600000
+local LONG = 3600000          -- a bucket of a longer period is not emptied, because it would take hours to refill
+local IDLE = 600000           -- a bucket of one label (a channel) that was not used for so long is forgotten
+local TIDY = 500              -- the maximum number of waiting calls that one call removes
+local STATE_KEPT, QUEUE_KEPT = 172800000, 3600000
 local CLOSE = 1000            -- calls admitted within this period may arrive in a different order
 local STILL, WATCH = 250, 1500 -- a reset that moves by less than STILL within WATCH is the end of a window
 local B_WINDOW, B_CALLS, B_SHARE, B_FIRST, B_LONGEST, B_PROBE = 10, 20, 0.5, 5000, 120000, 60000
 
 local clock = call('TIME')
-local now = clock[1] * 1000 + clock[2] / 1000 + tonumber(ARGV[2])
+local now = clock[1] * 1000 + clock[2] / 1000 + tonumber(ARGV[1])
 
--- The state, read once and written back once.
+local stored = call('MGET', STATE, ACCOUNT)
+local account, account_changed, changed = stored[2] and cmsgpack.unpack(stored[2]) or {}, false, false
+local state = stored[1] and cmsgpack.unpack(stored[1]) or {
+  fill = FIRST, slowdown = 1, granted = 0, denied = 0, refused = 0, refusals = 0, virtual = 0, weights = 0,
+  in_flight = 0, waiting = 0, dimensions = {}, calls = {}, workers = {}, finish = {}, teams = {}
+}
+local dimensions = state.dimensions
 
-local state, changed, dropped = {}, {}, {}
-do
-  local flat = call('HGETALL', STATE)
-  for k = 1, #flat, 2 do state[flat[k]] = tonumber(flat[k + 1]) or flat[k + 1] end
-end
-local function get(key, default)
-  local value = state[key]
-  if value == nil then return default end
-  return value
-end
-local function set(key, value)
-  state[key] = value
-  changed[key] = value ~= nil or nil
-  if value == nil then dropped[#dropped + 1] = key end
-end
 local function save()
-  local flat = {}
-  for key in pairs(changed) do flat[#flat + 1] = key; flat[#flat + 1] = state[key] end
-  if #flat > 0 then call('HSET', STATE, unpack(flat)) end
-  for _, key in ipairs(dropped) do if state[key] == nil then call('HDEL', STATE, key) end end
+  if changed then call('SET', STATE, cmsgpack.pack(state), 'PX', STATE_KEPT) end
+  if account_changed then call('SET', ACCOUNT, cmsgpack.pack(account), 'PX', STATE_KEPT) end
 end
-local function keep()
-  call('PEXPIRE', STATE, STATE_KEPT)
-  for k = 2, 9 do call('PEXPIRE', KEYS[k], REST_KEPT) end
+
+local function pack_call(c)
+  return cmsgpack.pack({c.ends, c.team, c.weight, c.at, c.number, c.share, c.lease, c.reserved, c.before})
+end
+local function unpack_call(packed)
+  local c = cmsgpack.unpack(packed)
+  return {
+    ends = c[1], team = c[2], weight = c[3], at = c[4], number = c[5], share = c[6], lease = c[7], reserved = c[8],
+    before = c[9]
+  }
 end
 
 -- Buckets.
 
-local function limit(d) return get(d .. 'L') end
-local function capacity(d)
-  local burst = BURST * limit(d)
-  if d == 'r' or d == 'd' then return max(burst, 1.5) end
-  return burst
-end
-local function rate(d) return limit(d) * get('f', FIRST) * get('m', 1) / PERIOD[d] end
-local function level(d)
-  local has, at = get(d .. 'l'), get(d .. 'a', now)
-  local cap = capacity(d)
-  if not has then
+local function capacity(b) return max(BURST * b.limit, 1.5 * b.whole) end
+local function rate(b) return b.limit * state.fill * state.slowdown / b.period end
+local function level(b)
+  local cap = capacity(b)
+  if not b.level then
     -- After a cold start, or if Redis has lost its data: start with one second's worth, never with a full burst.
-    local second = limit(d) * FIRST * 1000 / PERIOD[d]
-    if d == 'r' or d == 'd' then second = max(second, 1) end
-    return min(cap, second)
+    return min(cap, max(b.limit * FIRST * 1000 / b.period, b.whole))
   end
-  if has >= cap then return has end
-  return min(cap, has + max(0, now - at) * rate(d))
+  if b.level >= cap then return b.level end
+  return min(cap, b.level + max(0, now - b.at) * rate(b))
 end
-local function put(d, value) set(d .. 'l', value); set(d .. 'a', now) end
+local function put(b, value) b.level, b.at = value, now end
 local function refresh() -- must precede every change of a rate
-  for _, d in ipairs(DIMENSIONS) do if limit(d) then put(d, level(d)) end end
+  for _, b in pairs(dimensions) do if b.limit then put(b, level(b)) end end
+end
+local function starts(b, cost) -- the level at which a call starts
+  if b.whole > 0 then return cost end
+  return min(cost, capacity(b) * READY)
 end
 
 -- The remaining quota that the provider itself has reported; nil if that is unknown or outdated.
-local function told(d)
-  local left = get(d .. 'p')
-  if not left or now >= get(d .. 'pe', 0) then return nil end
-  if get(d .. 'w', 0) == 1 then return left end -- a window: nothing is refilled before its end
-  return left + max(0, now - get(d .. 'pa', now)) * limit(d) / PERIOD[d]
+local function told(b)
+  if not b.left or now >= b.left_until then return nil end
+  if b.window then return b.left end -- a window: nothing is refilled before its end
+  return b.left + max(0, now - b.left_at) * b.limit / b.period
 end
 
 -- The queue.
 
 local function leave(member)
-  call('ZREM', WAITERS, member)
-  if call('HDEL', LINE, member) == 0 then return end
-  local team = string.match(member, '^(.-)\n')
-  local first = call('HGET', LINE, team .. '\nH')
-  if first and cmsgpack.unpack(first)[1] == member then call('HDEL', LINE, team .. '\nH') end
-  local gone = call('HINCRBY', LINE, team .. '\nG', 1)
-  local came = tonumber(call('HGET', LINE, team .. '\nE') or 0)
-  if gone >= came then
-    local weight = tonumber(call('HGET', LINE, team .. '\nW') or 0)
-    set('sw', max(0, get('sw', 0) - weight))
-    call('HDEL', LINE, team .. '\nE', team .. '\nG', team .. '\nW', team .. '\nH')
-    call('ZREM', TEAMS, team)
+  call('ZREM', WAITING, member)
+  if call('HDEL', PLACES, member) == 0 then return end
+  state.waiting = max(0, state.waiting - 1)
+  local name = string.match(member, '^(.-)\n')
+  local team = state.teams[name]
+  if not team then return end
+  if team.first and team.first.member == member then team.first = nil end
+  team.gone = team.gone + 1
+  if team.gone >= team.came then
+    state.weights = max(0, state.weights - team.weight)
+    state.teams[name] = nil
   end
 end
+
+local function due(time) state.tidy_at = min(state.tidy_at or time, time) end
 
 local function tidy()
-  for _, id in ipairs(call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, TIDY)) do
-    call('ZREM', LEASES, id); call('HDEL', CALLS, id) -- after a crash its lease is freed; what it reserved stays spent
+  if not state.tidy_at or now < state.tidy_at then return end
+  state.tidy_at = nil
+  for id, packed in pairs(state.calls) do
+    local ends = unpack_call(packed).ends
+    if ends <= now then -- after a crash its lease is freed; what it reserved stays spent
+      state.calls[id], state.in_flight = nil, state.in_flight - 1
+    else due(ends) end
   end
-  for _, member in ipairs(call('ZRANGEBYSCORE', WAITERS, '-inf', now - GRACE, 'LIMIT', 0, TIDY)) do leave(member) end
-end
-
-local function starts(d, cost) -- the level at which a call starts
-  if d == 'r' or d == 'd' then return cost end
-  return min(cost, capacity(d) * READY)
+  for _, member in ipairs(call('ZRANGEBYSCORE', WAITING, '-inf', now - GRACE, 'LIMIT', 0, TIDY)) do leave(member) end
+  local earliest = call('ZRANGE', WAITING, 0, 0, 'WITHSCORES')
+  if earliest[2] then due(tonumber(earliest[2]) + GRACE)
+  else state.waiting, state.weights, state.teams = 0, 0, {} end -- also if Redis has dropped the keys of the queue
+  for name, b in pairs(dimensions) do
+    if b.labelled and now - (b.at or now) >= IDLE then dimensions[name] = nil end
+  end
 end
 
 -- Would this call take capacity that cannot be refilled in time for a call that has long been first in its queue?
 local function robs(elder, cost)
-  if not elder or now - elder[3] < OLD then return false end
-  local ahead = max(0, tonumber(call('ZSCORE', WAITERS, elder[1]) or now) - now)
-  for k, d in ipairs(DIMENSIONS) do
-    local theirs = elder[4][k]
-    if limit(d) and theirs > 0 then
-      if level(d) - cost[d] + ahead * rate(d) < starts(d, theirs) then return true end
-      local left = told(d)
-      if left and get(d .. 'w', 0) == 1 then
-        if left >= theirs and left - cost[d] < theirs then return true end
-      elseif left and left - cost[d] + ahead * limit(d) / PERIOD[d] < theirs then return true end
+  if not elder or now - elder.since < OLD then return false end
+  local ahead = max(0, elder.due - now)
+  for name, theirs in pairs(elder.cost) do
+    local b, ours = dimensions[name], cost[name] or 0
+    if b and b.limit and theirs > 0 and ours > 0 then
+      if level(b) - ours + ahead * rate(b) < starts(b, theirs) then return true end
+      local left = told(b)
+      if left and b.window then
+        if left >= theirs and left - ours < theirs then return true end
+      elseif left and left - ours + ahead * b.limit / b.period < theirs then return true end
     end
   end
   return false
 end
 
--- Operations.
+-- acquire
 
-local function acquire()
-  local id, team, weight, lease, worker = ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
-  local seats, ticket = tonumber(ARGV[8]), ARGV[9]
-  local cost, share = {}, 0
-  for k, d in ipairs(DIMENSIONS) do
-    cost[d] = tonumber(ARGV[9 + k])
-    local given, ceiling = tonumber(ARGV[14 + k]), tonumber(ARGV[19 + k])
-    local bound = get(d .. 'c') or (given >= 0 and given) or nil
-    if ceiling >= 0 and (not bound or ceiling < bound) then bound = ceiling end
-    if ceiling ~= get(d .. 'H', -1) then set(d .. 'H', ceiling) end
-    if bound ~= limit(d) then
-      local before = limit(d) and level(d)
-      set(d .. 'L', bound)
-      if before and bound then put(d, min(before, capacity(d))) end
+local function configure(asked)
+  for _, d in ipairs(asked) do
+    local b = dimensions[d.name]
+    if not b or (d.labelled and now - (b.at or now) >= IDLE) then b = {}; dimensions[d.name] = b end
+    b.period, b.whole, b.labelled, b.ceiling = d.period, d.whole, d.labelled or nil, d.ceiling
+    local bound = b.learned or d.assumed
+    if d.ceiling and (not bound or d.ceiling < bound) then bound = d.ceiling end
+    if bound ~= b.limit then
+      local before = b.limit and level(b)
+      b.limit = bound
+      if before and bound then put(b, min(before, capacity(b))) end
     end
-    if bound and not get(d .. 'l') then put(d, level(d)) end -- a cold bucket fills from its first request on
+    if bound and not b.level then put(b, level(b)) end -- a cold bucket fills from its first request on
   end
-  call('ZADD', WORKERS, now, worker)
-  call('ZREMRANGEBYSCORE', WORKERS, '-inf', now - SEEN)
-  local workers = call('ZCARD', WORKERS)
+end
+
+local function count_workers(worker)
+  local count = 0
+  if worker then state.workers[worker] = now end
+  for name, seen in pairs(state.workers) do
+    if seen <= now - SEEN then state.workers[name] = nil else count = count + 1 end
+  end
+  return count
+end
+
+-- Whose turn is it?  Start-time fair queueing by dominant share: the team with the smallest start tag is next.
+local function position(r, member)
+  local team, rival = state.teams[r.team], nil
+  local q = {team = team, tag = team and team.tag or max(state.virtual, state.finish[r.team] or 0), turn = true}
+  for name, other in pairs(state.teams) do
+    if name ~= r.team and (not rival or other.tag < state.teams[rival].tag
+        or (other.tag == state.teams[rival].tag and name < rival)) then rival = name end
+  end
+  if rival and q.tag > state.teams[rival].tag + 1e-9 then
+    q.turn, q.rival = false, state.teams[rival].first
+  end
+  q.place = state.waiting > 0 and tonumber(call('HGET', PLACES, member) or nil) or nil
+  local gone, first = team and team.gone or 0, team and team.first
+  q.ahead = q.place and max(0, q.place - gone - 1) or (team and team.came or 0) - gone
+  if first and not (q.place and q.place <= first.place) then
+    q.elder, q.ahead = first, max(1, q.ahead)
+  end
+  local weights = state.weights + (team and 0 or r.weight)
+  q.before = min(state.waiting - (q.place and 1 or 0), q.ahead * weights / r.weight)
+  if not q.turn then q.before = max(q.before, 1) end
+  return q
+end
+
+local function line_up(r, q, member, cost, wait)
+  local team = state.teams[r.team]
+  if not q.place then
+    if not team then
+      team = {tag = q.tag, came = 0, gone = 0, weight = r.weight}
+      state.teams[r.team] = team
+      state.weights = state.weights + r.weight
+    end
+    team.came = team.came + 1
+    q.place = team.came
+    state.waiting = state.waiting + 1
+    call('HSET', PLACES, member, q.place)
+  end
+  local first = team and team.first
+  if team and (not first or q.place <= first.place) then
+    local since = first and q.place == first.place and first.since or now
+    team.first = {member = member, place = q.place, since = since, due = now + wait, cost = cost}
+  end
+  call('ZADD', WAITING, now + wait, member)
+  if not state.queue_until or state.queue_until - now < QUEUE_KEPT / 2 or state.waiting == 1 then
+    call('PEXPIRE', WAITING, QUEUE_KEPT)
+    call('PEXPIRE', PLACES, QUEUE_KEPT)
+    state.queue_until = now + QUEUE_KEPT
+  end
+  due(now + wait + GRACE)
+  state.denied = state.denied + 1
+end
+
+local function acquire(r)
+  changed = true
+  configure(r.dimensions)
+  local workers = count_workers(r.worker)
   local function granted()
-    local answer = {'grant', workers, string.format('%.3f', now)}
-    for _, d in ipairs(DIMENSIONS) do answer[#answer + 1] = tostring(limit(d) or -1) end
-    return answer
+    local limits = {}
+    for name, b in pairs(dimensions) do if not b.labelled then limits[name] = b.limit end end
+    return {kind = 'grant', workers = workers, now = now, limits = limits}
   end
-  if call('HEXISTS', CALLS, id) == 1 then save() return granted() end
-  for _, d in ipairs(DIMENSIONS) do
-    local bound = limit(d)
-    if bound then
-      if cost[d] > bound then save() return {'never', NAMES[d], tostring(cost[d]), tostring(bound)} end
-      share = max(share, cost[d] * PERIOD[d] / bound / 1000)
+  if state.calls[r.id] then return granted() end
+  local cost, share = {}, 0
+  for _, d in ipairs(r.dimensions) do
+    local b = dimensions[d.name]
+    cost[d.name] = d.cost
+    if b.limit then
+      if d.cost > b.limit then return {kind = 'never', dimension = d.name, cost = d.cost, limit = b.limit} end
+      if not b.labelled then share = max(share, d.cost * b.period / b.limit / 1000) end
     end
   end
   tidy()
@@ -190,323 +246,295 @@ local function acquire()
   -- Blocked for all callers?
   local base, why = 0, nil
   local function later(time, reason) if time > base then base, why = time, reason end end
-  later(max(get('closed', 0), tonumber(call('HGET', ACCOUNT, 'closed') or 0)) - now, 'retry_after')
-  local opens, probing = get('bo', 0), false
+  later(max(state.closed or 0, account.closed or 0) - now, 'retry_after')
+  local opens, probing = state.breaker_until or 0, false
   if opens > now then later(opens - now, 'breaker')
   elseif opens > 0 then
-    if get('bp', 0) > now then later(min(get('bp') - now, 1000), 'breaker') else probing = true end
+    if (state.probe_until or 0) > now then later(min(state.probe_until - now, 1000), 'breaker') else probing = true end
   end
-  -- Whose turn is it?  Start-time fair queueing by dominant share: the team with the smallest start tag is next.
-  local virtual = get('v', 0)
-  local member = team .. '\n' .. ticket
-  local own = call('ZSCORE', TEAMS, team) or false
-  local tag = own and tonumber(own) or max(virtual, tonumber(call('ZSCORE', FINISH, team) or 0))
-  local other, before_us
-  local front = call('ZRANGE', TEAMS, 0, 1, 'WITHSCORES')
-  for k = 1, #front, 2 do
-    if front[k] ~= team and not other then before_us, other = front[k], tonumber(front[k + 1]) end
-  end
-  local turn = not other or tag <= other + 1e-9
-  local place = call('HGET', LINE, member)
-  local line = call('HMGET', LINE, team .. '\nE', team .. '\nG', team .. '\nH')
-  local came, gone = tonumber(line[1] or 0), tonumber(line[2] or 0)
-  local ahead = place and max(0, tonumber(place) - gone - 1) or came - gone
-  local first = line[3] and cmsgpack.unpack(line[3])
-  local elder = first and not (place and tonumber(place) <= first[2]) and first
-  if elder then ahead = max(1, ahead) end
-  local theirs = not turn and call('HGET', LINE, before_us .. '\nH')
-  local waiting = call('ZCARD', WAITERS) - (place and 1 or 0)
-  local weights = get('sw', 0) + (own and 0 or weight)
-  local before = min(waiting, ahead * weights / weight)
-  if not turn then before = max(before, 1) end
+  local member = r.team .. '\n' .. r.ticket
+  local q = position(r, member)
 
   -- Is there enough capacity?
-  local room, idle, soonest = base == 0, true, base
-  for _, d in ipairs(DIMENSIONS) do
-    local left = limit(d) and told(d)
-    if left and left < cost[d] then
+  local room, idle, turn = base == 0, true, q.turn
+  for _, d in ipairs(r.dimensions) do
+    local b = dimensions[d.name]
+    local left = b.limit and d.cost > 0 and told(b)
+    if left and left < d.cost then
       room = false
-      if get(d .. 'w', 0) == 1 then later(get(d .. 'pe') - now, NAMES[d])
-      else later((cost[d] - left) * PERIOD[d] / limit(d), NAMES[d]) end
+      if b.window then later(b.left_until - now, d.name) else later((d.cost - left) * b.period / b.limit, d.name) end
     end
   end
-  soonest = base
-  for k, d in ipairs(DIMENSIONS) do
-    if limit(d) and cost[d] > 0 then
-      local has, cap, mean, need = level(d), capacity(d), get(d .. 'n', cost[d]), starts(d, cost[d])
+  local soonest = base
+  for _, d in ipairs(r.dimensions) do
+    local b = dimensions[d.name]
+    if b.limit and d.cost > 0 then
+      local has, cap, mean, need = level(b), capacity(b), b.mean or d.cost, starts(b, d.cost)
       -- The first call may need more than the others.  Its amount is kept free; otherwise it would be overtaken
       -- forever.
-      local more = elder and max(0, starts(d, elder[4][k]) - mean) or 0
+      local first = q.elder and q.elder.cost[d.name]
+      local more = first and max(0, starts(b, first) - mean) or 0
       if has < need then room = false end
-      if has < max(need, cap * VALVE) then
+      -- The calls ahead may be for other labels, and take nothing of this bucket.
+      if not b.labelled and has < max(need, cap * VALVE) then
         idle = false
-        if has < need + ahead * mean + more then turn = false end
+        if has < need + q.ahead * mean + more then turn = false end
       end
-      local missing = need + before * mean + more - min(cap, has + base * rate(d))
-      if base + missing / rate(d) > soonest then
-        soonest = base + missing / rate(d)
-        if has < need or not why then why = NAMES[d] end
+      local missing = need + q.before * mean + more - min(cap, has + base * rate(b))
+      if (has < need or not b.labelled) and base + missing / rate(b) > soonest then
+        soonest = base + missing / rate(b)
+        if has < need or not why then why = d.name end
       end
     end
   end
-  local taken, allowed = call('ZCARD', LEASES), max(1, math.floor(seats * get('m', 1)))
-  if taken >= allowed then
+  local allowed = max(1, math.floor(r.seats * state.slowdown))
+  if state.in_flight >= allowed then
     room, why = false, why or 'concurrency'
-    soonest = max(soonest, base + (before + 1) * get('lat', 1000) / allowed)
-  elseif allowed - taken < 1 + max(1, VALVE * BURST * allowed) then
+    soonest = max(soonest, base + (q.before + 1) * (state.latency or 1000) / allowed)
+  elseif allowed - state.in_flight < 1 + max(1, VALVE * BURST * allowed) then
     idle = false
-    if allowed - taken <= ahead then turn = false end
+    if allowed - state.in_flight <= q.ahead then turn = false end
   end
-  if robs(elder, cost) or robs(theirs and cmsgpack.unpack(theirs), cost) then idle, turn = false, false end
+  if robs(q.elder, cost) or robs(q.rival, cost) then idle, turn = false, false end
 
   if not room or not (turn or idle) then
-    local soft = max(soonest - base, room and max(5, 1000 * get('sn', 0)) or 0)
+    local soft = max(soonest - base, room and max(5, 1000 * (state.mean_share or 0)) or 0)
     if soft > PATIENT then soft = PATIENT + 0.6 * (soft - PATIENT) end
     local wait = max(5, base + soft)
-    if not place then
-      if not own then
-        call('ZADD', TEAMS, tag, team)
-        call('HSET', LINE, team .. '\nW', weight)
-        set('sw', get('sw', 0) + weight)
-      end
-      place = call('HINCRBY', LINE, team .. '\nE', 1)
-      call('HSET', LINE, member, place)
-    end
-    place = tonumber(place)
-    if not first or place <= first[2] then
-      local since, needs = first and place == first[2] and first[3] or now, {}
-      for k, d in ipairs(DIMENSIONS) do needs[k] = cost[d] end
-      call('HSET', LINE, team .. '\nH', cmsgpack.pack({member, place, since, needs}))
-    end
-    call('ZADD', WAITERS, now + wait, member)
-    set('no', get('no', 0) + 1)
-    save()
-    keep()
-    return {'wait', string.format('%.3f', wait), why or 'turn', string.format('%.3f', now + wait)}
+    line_up(r, q, member, cost, wait)
+    return {kind = 'wait', wait = wait, why = why or 'turn', due = now + wait}
   end
 
-  local reserved, before_it = {}, {}
-  for _, d in ipairs(DIMENSIONS) do
-    reserved[#reserved + 1] = cost[d]
-    if limit(d) then
-      local left = told(d)
-      if left then set(d .. 'p', left - cost[d]); set(d .. 'pa', now) end
-      put(d, level(d) - cost[d])
-      set(d .. 'k', get(d .. 'k', 0) + cost[d])
-      if not get(d .. 'n') then set(d .. 'n', cost[d]) end
+  local reserved, before = {}, {}
+  for _, d in ipairs(r.dimensions) do
+    local b = dimensions[d.name]
+    if b.limit then
+      local left = told(b)
+      if left then b.left, b.left_at = left - d.cost, now end
+      put(b, level(b) - d.cost)
+      b.spent = (b.spent or 0) + d.cost
+      b.mean = b.mean or d.cost
+      reserved[d.name], before[d.name] = d.cost, b.spent
     end
-    before_it[#before_it + 1] = get(d .. 'k', 0)
   end
-  set('sn', 0.9 * get('sn', share) + 0.1 * share)
-  set('v', max(virtual, tag))
-  call('ZADD', FINISH, tag + share / weight, team)
-  call('ZREMRANGEBYSCORE', FINISH, '-inf', '(' .. string.format('%.17g', get('v'))) -- expired tags have no effect
-  if own then call('ZADD', TEAMS, tag + share / weight, team) end
-  if place then leave(member) end
-  local m = get('m', 1)
-  if m < 1 then set('m', min(1, m + RECOVERY * max(share, 1 / seats) / m)) end -- only while the rate is used
-  if probing then set('bp', now + B_PROBE); set('bi', id) end
-  local seq = get('seq', 0) + 1
-  set('seq', seq)
-  set('yes', get('yes', 0) + 1)
-  call('ZADD', LEASES, now + lease, id)
-  call('HSET', CALLS, id, cmsgpack.pack({team, weight, now, seq, share, reserved, before_it, lease}))
-  save()
-  keep()
+  state.mean_share = 0.9 * (state.mean_share or share) + 0.1 * share
+  state.virtual = max(state.virtual, q.tag)
+  state.finish[r.team] = q.tag + share / r.weight
+  for name, tag in pairs(state.finish) do
+    if tag < state.virtual then state.finish[name] = nil end -- expired tags have no effect
+  end
+  if q.team then q.team.tag = q.tag + share / r.weight end
+  if q.place then leave(member) end
+  local m = state.slowdown
+  if m < 1 then state.slowdown = min(1, m + RECOVERY * max(share, 1 / r.seats) / m) end -- only while the rate is used
+  if probing then state.probe_until, state.probe = now + B_PROBE, r.id end
+  state.granted = state.granted + 1
+  state.in_flight = state.in_flight + 1
+  state.calls[r.id] = pack_call({
+    ends = now + r.lease, team = r.team, weight = r.weight, at = now, number = state.granted, share = share,
+    lease = r.lease, reserved = reserved, before = before
+  })
+  due(now + r.lease)
   return granted()
 end
 
+-- settle
+
 local function count(failed) -- the breaker: calls and failures of the last ten seconds, by second
-  local second, calls, failures, kept = math.floor(now / 1000), 1, failed and 1 or 0, {}
-  for at, c, f in string.gmatch(get('bw', ''), '(%d+):(%d+):(%d+)') do
-    if tonumber(at) == second then
-      kept[#kept + 1] = at .. ':' .. (c + 1) .. ':' .. (failed and f + 1 or f)
-      calls, failures = calls + c, failures + f
-      second = nil
-    elseif tonumber(at) > math.floor(now / 1000) - B_WINDOW then
-      kept[#kept + 1] = at .. ':' .. c .. ':' .. f
-      calls, failures = calls + c, failures + f
-    end
+  local second, calls, failures, kept = math.floor(now / 1000), 0, 0, {}
+  for _, entry in ipairs(state.outcomes or {}) do
+    if entry[1] > second - B_WINDOW then kept[#kept + 1] = entry end
   end
-  if second then kept[#kept + 1] = second .. ':1:' .. (failed and 1 or 0) end
-  set('bw', table.concat(kept, ' '))
+  local last = kept[#kept]
+  if not last or last[1] ~= second then last = {second, 0, 0}; kept[#kept + 1] = last end
+  last[2], last[3] = last[2] + 1, last[3] + (failed and 1 or 0)
+  state.outcomes = kept
+  for _, entry in ipairs(kept) do calls, failures = calls + entry[2], failures + entry[3] end
   return calls >= B_CALLS and failures >= calls * B_SHARE
 end
 
 local function judge(id, outcome)
   local good = outcome == 'ok'
   local bad = outcome == 'failed' or outcome == 'overloaded'
-  if get('bi') == id then
-    set('bi', nil); set('bp', nil)
-    if good then set('bo', nil); set('bn', nil); set('bw', nil)
+  if state.probe == id then
+    state.probe, state.probe_until = nil, nil
+    if good then state.breaker_until, state.probes, state.outcomes = nil, nil, nil
     elseif bad then
-      local times = get('bn', 1)
-      set('bn', times + 1)
-      set('bo', now + min(B_LONGEST, B_FIRST * 2 ^ times))
+      state.breaker_until = now + min(B_LONGEST, B_FIRST * 2 ^ state.probes)
+      state.probes = state.probes + 1
     end
-  elseif (good or bad) and get('bo', 0) == 0 and count(bad) and bad then
-    set('bo', now + B_FIRST); set('bn', 1); set('bw', nil)
+  elseif (good or bad) and not state.breaker_until and count(bad) and bad then
+    state.breaker_until, state.probes, state.outcomes = now + B_FIRST, 1, nil
   end
 end
 
-local function slow(outcome, after, named)
+local function slow(outcome, after, named, reserved)
   refresh()
-  if now - get('dec', 0) >= EPOCH then
-    set('m', max(FLOOR, get('m', 1) * DECREASE)); set('dec', now); set('f', FIRST)
+  if now - (state.slowed_at or 0) >= EPOCH then
+    state.slowdown, state.slowed_at, state.fill = max(FLOOR, state.slowdown * DECREASE), now, FIRST
   end
-  local times = get('c9', 0) + 1
-  set('c9', times)
+  state.refusals = state.refusals + 1
   if outcome == 'rate_limited' then
-    set('n429', get('n429', 0) + 1)
-    for _, d in ipairs(DIMENSIONS) do if limit(d) and d ~= 'd' then put(d, min(0, level(d))) end end
-    if after < 0 then after = min(30000, 500 * 2 ^ min(times, 10)) end
+    state.refused = state.refused + 1
+    for name, b in pairs(dimensions) do
+      if b.limit and b.period <= LONG and (not b.labelled or reserved[name]) then put(b, min(0, level(b))) end
+    end
+    after = after or min(30000, 500 * 2 ^ min(state.refusals, 10))
   end
-  if after >= 0 then
-    local shut = now + after
+  if after then
     -- If headers name the model's own limits, only the model is blocked.  Otherwise the exceeded limit is unknown, and
     -- the whole account is blocked.
-    if named then set('closed', max(get('closed', 0), shut))
-    else call('HSET', ACCOUNT, 'closed', max(tonumber(call('HGET', ACCOUNT, 'closed') or 0), shut)) end
+    if named then state.closed = max(state.closed or 0, now + after)
+    else account.closed, account_changed = max(account.closed or 0, now + after), true end
   end
 end
 
-local function learn(d, capped, left, resets, absolute, seen, seq, since, lease)
-  if capped >= 0 and capped ~= get(d .. 'c') then
+-- Return when the provider's window resets, nil if that has passed; tells windows from buckets.
+local function reset(b, ends)
+  if ends <= now then return nil end
+  local known, first = b.resets, b.reset_first or 0
+  if known and now < known and math.abs(ends - first) <= STILL then
+    b.resets = max(ends, known)
+    if now - b.reset_since >= WATCH then b.window = true end -- it does not move: a window, not a bucket
+  else
+    if known and now < known - 2 * STILL and ends > first + STILL then b.window = nil end -- it moves: a bucket
+    b.resets, b.reset_first, b.reset_since = ends, ends, now
+  end
+  return b.resets
+end
+
+-- Apply one header; returns whether it confirms that capacity is left, nil without information.
+local function learn(name, b, signal, c)
+  if signal.limit and signal.limit ~= b.learned then
     refresh()
-    set(d .. 'c', capped)
-    local has = limit(d) and level(d)
-    set(d .. 'L', get(d .. 'H', -1) >= 0 and min(capped, get(d .. 'H')) or capped)
-    if has then put(d, min(has, capacity(d))) end
+    b.learned = signal.limit
+    local has = b.limit and level(b)
+    b.limit = b.ceiling and min(signal.limit, b.ceiling) or signal.limit
+    if has then put(b, min(has, capacity(b))) end
   end
-  if left < 0 or not limit(d) then return nil end
+  if not signal.remaining or not b.limit then return nil end
   local ends
-  if resets >= 0 then
-    ends = absolute and now + resets or seen + resets
-    if ends <= now then return nil end -- the reset of a window that has ended
-    local known, first = get(d .. 'ra'), get(d .. 'r0', 0)
-    if known and now < known and math.abs(ends - first) <= STILL then
-      if ends > known then set(d .. 'ra', ends) end
-      if now - get(d .. 'rt', now) >= WATCH then set(d .. 'w', 1) end -- it does not move: a window, not a bucket
-    else
-      if known and now < known - 2 * STILL and ends > first + STILL then set(d .. 'w', 0) end -- it moves: a bucket
-      set(d .. 'ra', ends); set(d .. 'r0', ends); set(d .. 'rt', now)
-    end
-    ends = get(d .. 'ra')
+  if signal.resets then
+    ends = reset(b, (signal.absolute and now or c.at) + signal.resets)
+    if not ends then return nil end
   end
-  if seq < get(d .. 'ps', 0) then return nil end -- a later call has already reported
-  local rest = left - since
-  local window = get(d .. 'w', 0) == 1 and ends
+  if c.number < (b.left_by or 0) then return nil end -- a later call has already reported
+  local rest = signal.remaining - ((b.spent or 0) - (c.before[name] or 0))
+  local window = b.window and ends
   if window then
     -- Calls that started just before this one may have arrived after it.
-    rest = rest - call('ZCOUNT', LEASES, seen - CLOSE + lease, '(' .. string.format('%.17g', seen + lease)) * get(d .. 'n', 0)
+    for _, packed in pairs(state.calls) do
+      local at = unpack_call(packed).at
+      if at >= c.at - CLOSE and at < c.at then rest = rest - (b.mean or 0) end
+    end
   else
-    rest = rest + max(0, now - seen) * limit(d) / PERIOD[d]
+    rest = rest + max(0, now - c.at) * b.limit / b.period
   end
-  set(d .. 'p', rest); set(d .. 'pa', now); set(d .. 'ps', seq)
-  set(d .. 'pe', window and ends + 5 or now + 60000)
-  return rest >= get(d .. 'n', 0)
+  b.left, b.left_at, b.left_by = rest, now, c.number
+  b.left_until = window and ends + 5 or now + 60000
+  return rest >= (b.mean or 0)
 end
 
-local function settle()
-  local id, outcome, after = ARGV[3], ARGV[4], tonumber(ARGV[5])
-  call('ZREM', LEASES, id)
-  local packed = call('HGET', CALLS, id)
+local function settle(r)
+  local packed = state.calls[r.id]
   if not packed then return 0 end -- already settled, or forgotten
-  call('HDEL', CALLS, id)
-  local team, weight, seen, seq, share, reserved, before_it, lease = unpack(cmsgpack.unpack(packed))
-  set('lat', 0.9 * get('lat', now - seen) + 0.1 * (now - seen))
+  changed = true
+  state.calls[r.id], state.in_flight = nil, state.in_flight - 1
+  local c = unpack_call(packed)
+  state.latency = 0.9 * (state.latency or now - c.at) + 0.1 * (now - c.at)
   local real = 0
-  for k, d in ipairs(DIMENSIONS) do
-    local actual = tonumber(ARGV[5 + k])
-    if actual < 0 then actual = reserved[k] end
-    if limit(d) then
-      real = max(real, actual * PERIOD[d] / limit(d) / 1000)
-      local back = reserved[k] - actual
-      set(d .. 'n', 0.9 * get(d .. 'n', actual) + 0.1 * actual)
+  for name, reserved in pairs(c.reserved) do
+    local b = dimensions[name]
+    if b and b.limit then
+      local actual = r.used[name] or reserved
+      if not b.labelled then real = max(real, actual * b.period / b.limit / 1000) end
+      b.mean = 0.9 * (b.mean or actual) + 0.1 * actual
+      local back = reserved - actual
       if back ~= 0 then
-        local has = level(d)
+        local has = level(b)
         -- A refund may exceed the burst, by up to two calls, because this capacity was never used.
-        if back > 0 then put(d, max(has, min(max(capacity(d), 2 * reserved[k]), has + back))) else put(d, has + back) end
-        if get(d .. 'p') and seq > get(d .. 'ps', 0) then set(d .. 'p', get(d .. 'p') + back) end
+        if back > 0 then put(b, max(has, min(max(capacity(b), 2 * reserved), has + back))) else put(b, has + back) end
+        if b.left and c.number > (b.left_by or 0) then b.left = b.left + back end
       end
     end
   end
-  local finish = call('ZSCORE', FINISH, team)
-  if finish and real ~= share then
-    call('ZADD', FINISH, 'XX', finish + (real - share) / weight, team)
-    if call('ZSCORE', TEAMS, team) then call('ZINCRBY', TEAMS, (real - share) / weight, team) end
+  local finish, team = state.finish[c.team], state.teams[c.team]
+  if finish then
+    state.finish[c.team] = finish + (real - c.share) / c.weight
+    if team then team.tag = team.tag + (real - c.share) / c.weight end
   end
   local agree, named = nil, false
-  for k = 11, #ARGV - 4, 5 do
-    local number = tonumber(ARGV[k])
-    local d = DIMENSIONS[number]
-    local since = get(d .. 'k', 0) - before_it[number]
-    local said = learn(d, tonumber(ARGV[k + 1]), tonumber(ARGV[k + 2]), tonumber(ARGV[k + 3]), ARGV[k + 4] == '1',
-      seen, seq, since, lease)
+  for name, signal in pairs(r.signals) do
     named = true
+    local said = nil
+    if dimensions[name] then said = learn(name, dimensions[name], signal, c) end
     if said ~= nil then agree = (agree == nil or agree) and said end
   end
-  if outcome == 'rate_limited' or outcome == 'overloaded' then
-    slow(outcome, after, named)
-  elseif outcome == 'ok' then
-    set('c9', nil)
-    if agree and get('f', FIRST) < FULL then
+  if r.outcome == 'rate_limited' or r.outcome == 'overloaded' then
+    slow(r.outcome, r.after, named, c.reserved)
+  elseif r.outcome == 'ok' then
+    state.refusals = 0
+    if agree and state.fill < FULL then
       refresh()
-      set('f', min(FULL, get('f', FIRST) + RAISE * min(1000, max(0, now - get('fa', now))) / 1000))
+      state.fill = min(FULL, state.fill + RAISE * min(1000, max(0, now - (state.agreed_at or now))) / 1000)
     end
-    if agree then set('fa', now) end
+    if agree then state.agreed_at = now end
   end
-  judge(id, outcome)
-  save()
-  keep()
+  judge(r.id, r.outcome)
   return 1
 end
 
-local function extend()
-  local lease, held = tonumber(ARGV[3]), 0
-  for k = 4, #ARGV do
-    if call('ZSCORE', LEASES, ARGV[k]) then
-      call('ZADD', LEASES, 'XX', now + lease, ARGV[k])
-      held = held + 1
+-- the rest
+
+local function extend(r)
+  local held = 0
+  for _, id in ipairs(r.ids) do
+    if state.calls[id] then
+      local c = unpack_call(state.calls[id])
+      c.ends = now + r.lease
+      state.calls[id] = pack_call(c)
+      held, changed = held + 1, true
     end
   end
   return held
 end
 
-local function debit() -- what a worker used on its own; all workers together deduct at most the capacity of a bucket
+local function debit(r) -- what a worker used on its own; all workers together deduct at most the capacity of a bucket
   refresh()
-  local share = max(1, call('ZCARD', WORKERS))
-  for k, d in ipairs(DIMENSIONS) do
-    local amount = tonumber(ARGV[2 + k])
-    if limit(d) and amount > 0 then put(d, level(d) - min(amount, d == 'd' and amount or capacity(d) / share)) end
+  changed = true
+  local share = max(1, count_workers())
+  for name, amount in pairs(r.used) do
+    local b = dimensions[name]
+    if b and b.limit then put(b, level(b) - min(amount, b.period > LONG and amount or capacity(b) / share)) end
   end
-  save()
+  return 1
 end
 
 local function snapshot()
+  changed = stored[1] and true
+  state.tidy_at = 0
   tidy()
-  save()
-  local levels, telling = {}, {}
-  for _, d in ipairs(DIMENSIONS) do
-    if limit(d) then
-      levels[NAMES[d]] = {
-        limit = limit(d), level = level(d), told = told(d), learned = get(d .. 'c') ~= nil, set = get(d .. 'H') == limit(d)
+  local levels, teams = {}, {}
+  for name, b in pairs(dimensions) do
+    if b.limit then
+      levels[name] = {
+        limit = b.limit, level = level(b), told = told(b), learned = b.learned ~= nil, set = b.ceiling == b.limit,
+        period = b.period
       }
     end
   end
-  local teams = {}
-  for _, team in ipairs(call('ZRANGE', TEAMS, 0, -1)) do
-    local line = call('HMGET', LINE, team .. '\nE', team .. '\nG')
-    teams[team] = tonumber(line[1] or 0) - tonumber(line[2] or 0)
-  end
-  return cjson.encode({
-    levels = levels, teams = teams, in_flight = call('ZCARD', LEASES), waiting = call('ZCARD', WAITERS),
-    workers = call('ZCOUNT', WORKERS, now - SEEN, '+inf'), rate = get('f', FIRST) * get('m', 1),
-    closed = max(0, max(get('closed', 0), tonumber(call('HGET', ACCOUNT, 'closed') or 0)) - now),
-    breaker = max(0, get('bo', 0) - now), half_open = get('bo', 0) > 0 and get('bo', 0) <= now,
-    granted = get('yes', 0), denied = get('no', 0), refused = get('n429', 0)
-  })
+  for name, team in pairs(state.teams) do teams[name] = team.came - team.gone end
+  local opens = state.breaker_until or 0
+  return {
+    levels = levels, teams = teams, in_flight = state.in_flight, waiting = state.waiting, workers = count_workers(),
+    rate = state.fill * state.slowdown, closed = max(0, max(state.closed or 0, account.closed or 0) - now),
+    breaker = max(0, opens - now), half_open = opens > 0 and opens <= now,
+    granted = state.granted, denied = state.denied, refused = state.refused
+  }
 end
 
 local operations = {acquire = acquire, settle = settle, extend = extend, debit = debit, snapshot = snapshot}
-return operations[ARGV[1]]()
+local replies = {}
+for k, request in ipairs(cjson.decode(ARGV[2])) do replies[k] = operations[request.operation](request) end
+save()
+return cjson.encode(replies)
