@@ -17,6 +17,7 @@ from gorgon_common.operations.providers.slack import SLACK
 
 __all__ = [
     "DAILY",
+    "DEFAULT_MODEL_PROVIDER",
     "DIMENSIONS",
     "MODEL_PROVIDERS",
     "PROVIDERS",
@@ -33,11 +34,12 @@ HTTP = Provider("http", "HTTP", queues.HTTP, operations={Effect.WRITE: "request"
 MCP = Provider("mcp", "MCP", queues.HTTP, operations={Effect.WRITE: "call"})
 
 PROVIDERS: Mapping[str, Provider] = {
-    provider.name: provider for provider in (ANTHROPIC, OPENAI, GITHUB, NOTION, GMAIL, SLACK, HTTP, MCP)
+    provider.name: provider for provider in (OPENAI, ANTHROPIC, GITHUB, NOTION, GMAIL, SLACK, HTTP, MCP)
 }
 """Name → descriptor."""
 MODEL_PROVIDERS: tuple[str, ...] = tuple(name for name, provider in PROVIDERS.items() if provider.models is not None)
-"""The providers of models; the first is the one that a step uses if nothing names another."""
+DEFAULT_MODEL_PROVIDER = ANTHROPIC.name
+"""The provider of a step if nothing names one."""
 DIMENSIONS: frozenset[str] = frozenset(
     dimension.name for provider in PROVIDERS.values() for dimension in provider.dimensions
 )
