@@ -22,7 +22,8 @@ from gorgon_common.cli.sources import Workflow, asked_of_server, find_workflow
 from gorgon_common.client.http import Client
 from gorgon_common.client.schemas import RUN_FINISHED
 from gorgon_common.ids import new_id
-from gorgon_common.settings import EMBEDDED_BROKER, Settings, get_settings, variable_of
+from gorgon_common.operations.providers import SERVERS
+from gorgon_common.settings import EMBEDDED_BROKER, Settings, get_settings
 from gorgon_common.workflow.plan import Plan
 from gorgon_worker.process_owner import is_deserted, new_home
 from gorgon_worker.providers import CLIENTS
@@ -30,8 +31,6 @@ from gorgon_worker.sandbox_process import SandboxProcess
 
 _ABANDON = 3.0
 """Seconds that a run gets to end once nothing watches it any more."""
-_KEYS = {queues.OPENAI: "openai_api_key", queues.ANTHROPIC: "anthropic_api_key"}
-_BASE_URLS = {queues.OPENAI: "openai_base_url"}
 
 
 def run(
@@ -157,11 +156,11 @@ def vacate(services: Services, run_id: str) -> bool:
 
 def require_keys(plan: Plan, settings: Settings) -> None:
     """Raise ConfigurationError naming the variables of all keys that the plan needs and that are not set."""
-    needed = {node.queue for node in plan.nodes} & _KEYS.keys()
+    needed = {str(node.queue) for node in plan.nodes} & SERVERS.keys()
     missing = [
-        (name, variable_of(_KEYS[name]))
-        for name in sorted(str(queue) for queue in needed)
-        if getattr(settings, _KEYS[name]) is None and not getattr(settings, _BASE_URLS.get(name, ""), None)
+        (name, server.key_variable)
+        for name, server in sorted(SERVERS.items())
+        if name in needed and server.key(settings) is None and not (server.keyless and server.url(settings))
     ]
     if missing:
         told = ", ".join(f"{variable} (for {name})" for name, variable in missing)

@@ -23,6 +23,7 @@ from gorgon_common.cli.screen import cut_lines, ending
 from gorgon_common.cli.sources import Workflow, find_workflow
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.errors import InputInvalid, Unavailable
+from gorgon_common.operations.providers import MODEL_PROVIDERS
 from gorgon_common.settings import Settings, get_settings
 from gorgon_worker.cli_run import compile_file, here, own_sandbox, run_embedded, vacate
 
@@ -159,7 +160,7 @@ def _parallel() -> None:
     _say(f"[bold]In parallel instead of one after the other.[/]  {_FAN} analysts, then a reporter, 400 ms a call.\n")
     settings = get_settings().model_copy(update={"sandbox_latency": 0.4})
     with _sandbox(settings) as sandbox:
-        for sdk in ("openai", "anthropic"):
+        for sdk in MODEL_PROVIDERS:
             lazy.load(sdk)  # the first import takes seconds and would distort the comparison
         times = []
         for name, lanes in (("one-after-the-other", 1), ("side-by-side", _FAN)):

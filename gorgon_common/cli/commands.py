@@ -9,6 +9,7 @@ import typer
 from gorgon_common import lazy
 from gorgon_common.cli.group import Commands, examples
 from gorgon_common.cli.options import AsJson, Inputs, InputsFile, Server, Team, remember_debug
+from gorgon_common.operations.providers import MODEL_PROVIDERS
 
 BEGIN, WRITE, RUN, LOOK, SERVE = "Begin", "Write workflows", "Run them", "Look things up", "Servers and upkeep"
 
@@ -379,7 +380,7 @@ def limits_ls(server: Server = None, as_json: AsJson = False) -> None:
     ),
 )
 def limits_set(
-    provider: Annotated[str, typer.Argument(metavar="PROVIDER", help="openai or anthropic.")],
+    provider: Annotated[str, typer.Argument(metavar="PROVIDER", help=f"{' or '.join(MODEL_PROVIDERS)}.")],
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, or a pattern such as 'gpt-5*'.")] = "*",
     requests: Annotated[float | None, typer.Option("--requests", help="Requests per minute.")] = None,
     requests_per_day: Annotated[float | None, typer.Option("--requests-per-day", help="Requests per day.")] = None,

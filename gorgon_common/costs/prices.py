@@ -23,6 +23,7 @@ from gorgon_common.documents import read_data, read_text
 from gorgon_common.documents.data import MAX_BYTES
 from gorgon_common.errors import ConfigurationError, InputInvalid, NotFound
 from gorgon_common.lazy import load
+from gorgon_common.operations.providers import PROVIDERS
 
 MILLION = Decimal(1_000_000)
 
@@ -128,7 +129,7 @@ class GenaiPricer:
     def window(self, provider: str, model: str) -> int | None:
         """Return the most tokens that a call of this model can have, None where the snapshot does not say."""
         try:
-            _, info = self._loaded().find_provider_model(model, None, provider, None)
+            _, info = self._loaded().find_provider_model(model, None, _key(provider), None)
         except LookupError:
             return None
         return None if info.context_window is None else int(info.context_window)
@@ -136,7 +137,7 @@ class GenaiPricer:
     def _from_snapshot(self, provider: str, model: str, usage: Usage, tier: str | None, now: datetime) -> int | None:
         snapshot = self._loaded()
         try:
-            found, info = snapshot.find_provider_model(model, None, provider, None)
+            found, info = snapshot.find_provider_model(model, None, _key(provider), None)
         except LookupError:
             return None
         context = _CONTEXTS.get(tier) if tier else {}
@@ -183,6 +184,12 @@ def make_pricer(path: Path | None) -> GenaiPricer:
             f"The price table cannot be read: {error.message}", hint="Correct GORGON_PRICES, or unset it."
         ) from None
     return GenaiPricer(own=own)
+
+
+def _key(provider: str) -> str:
+    """Return the name of a provider in the price table."""
+    known = PROVIDERS.get(provider)
+    return known.models.prices if known is not None and known.models is not None else provider
 
 
 def how_to_price(provider: str, model: str) -> str:

@@ -21,12 +21,13 @@ __all__ = [
     "DIMENSIONS",
     "MODEL_PROVIDERS",
     "PROVIDERS",
+    "SERVERS",
     "Models",
     "Provider",
     "Server",
     "dimensions_of",
     "models_of",
-    "server_of",
+    "provider_of_model",
 ]
 
 # What a request or a tool does is known to its author alone, so both count as writes until the step says otherwise.
@@ -50,10 +51,24 @@ DAILY: frozenset[str] = frozenset(
 """Those that may be used up for the rest of a day."""
 
 
+SERVERS: Mapping[str, Server] = {
+    name: provider.server for name, provider in PROVIDERS.items() if provider.server is not None
+}
+"""Provider → where it is called; those that are called through a client."""
+
+
 def dimensions_of(name: str) -> tuple[Dimension, ...]:
     """Return what a provider counts; nothing for an unknown one."""
     provider = PROVIDERS.get(name)
     return provider.dimensions if provider is not None else ()
+
+
+def provider_of_model(model: str) -> str | None:
+    """Return the provider whose models have such a name, None if the name does not tell."""
+    for name in MODEL_PROVIDERS:
+        if models_of(name).pattern.match(model):
+            return name
+    return None
 
 
 def models_of(name: str) -> Models:
@@ -62,11 +77,3 @@ def models_of(name: str) -> Models:
     if models is None:
         raise KeyError(name)
     return models
-
-
-def server_of(name: str) -> Server:
-    """Return where a provider is called, and with which key.  Raises KeyError if it is not called through a client."""
-    server = PROVIDERS[name].server
-    if server is None:
-        raise KeyError(name)
-    return server

@@ -6,9 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from gorgon_common.operations.dimensions import Dimension
 from gorgon_common.operations.effects import Effect
+
+if TYPE_CHECKING:
+    from gorgon_common.settings import Settings
 
 Amounts = Mapping[str, float]
 """Dimension → amount per period; `concurrency`: calls in flight."""
@@ -37,8 +42,8 @@ class Server:
 
     `host`: the domain of its own servers; the limits of its tiers apply only there.  `key_setting` and `url_setting`
     name fields of Settings; `key_variable` and `url_variable` are the environment variables behind them.
-    `sandbox_path`: what follows the address of the sandbox.  `example`: a base URL, for messages.  `headers`: how the
-    names of the headers begin that report limits.
+    `keyless`: whether a compatible server may need no key.  `sandbox_path`: what follows the address of the sandbox.
+    `example`: a base URL, for messages.  `headers`: how the names of the headers begin that report limits.
     """
 
     host: str
@@ -46,9 +51,24 @@ class Server:
     key_variable: str
     url_setting: str
     url_variable: str
+    keyless: bool = False
     sandbox_path: str = ""
     example: str = ""
     headers: tuple[str, ...] = ()
+
+    def key(self, settings: Settings) -> str | None:
+        """Return the key that is set, None if none is."""
+        key = getattr(settings, self.key_setting)
+        return None if key is None else str(key.get_secret_value())
+
+    def url(self, settings: Settings) -> str | None:
+        """Return the base URL that is set, None for the provider's own."""
+        url: str | None = getattr(settings, self.url_setting)
+        return url
+
+    def official(self, settings: Settings) -> bool:
+        """Return whether the provider's own server is called; a compatible server has limits of its own."""
+        return (urlsplit(self.url(settings) or "").hostname or self.host).endswith(self.host)
 
 
 @dataclass(frozen=True, slots=True)

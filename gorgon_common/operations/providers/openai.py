@@ -25,6 +25,7 @@ OPENAI = Provider(
         key_variable="OPENAI_API_KEY",
         url_setting="openai_base_url",
         url_variable="OPENAI_BASE_URL",
+        keyless=True,
         sandbox_path="/v1",
         example="https://…/v1",
         headers=("x-ratelimit-",),
