@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from gorgon_common import lazy
+from gorgon_common.application.providers import MODEL_PROVIDERS
 from gorgon_common.cli.group import Commands, examples
 from gorgon_common.cli.options import AsJson, Inputs, InputsFile, Server, Team, remember_debug
-from gorgon_common.operations.providers import MODEL_PROVIDERS
 
 BEGIN, WRITE, RUN, LOOK, SERVE = "Begin", "Write workflows", "Run them", "Look things up", "Servers and upkeep"
 
 RUNS = typer.Typer(cls=Commands, no_args_is_help=True, epilog="gorgon runs ls\ngorgon runs show last")
-"""`gorgon runs …`; the worker adds `resume`, which runs steps."""
+"""`gorgon runs …`; `run_commands` adds `resume`."""
 WORKFLOWS = typer.Typer(cls=Commands, no_args_is_help=True, epilog="gorgon workflows ls")
 ROLES = typer.Typer(cls=Commands, no_args_is_help=True, epilog="gorgon roles ls")
 COSTS = typer.Typer(cls=Commands, no_args_is_help=True, epilog="gorgon costs report --by day")

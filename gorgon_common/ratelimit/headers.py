@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
+from gorgon_common import durations
 from gorgon_common.clock import SYSTEM_CLOCK, Clock, parse_time
 from gorgon_common.engine.limits import Signal
 from gorgon_common.operations.dimensions import Header
 from gorgon_common.operations.providers import dimensions_of
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
 def signals(provider: str, headers: Mapping[str, str], *, clock: Clock = SYSTEM_CLOCK) -> dict[str, Signal]:
@@ -39,11 +36,13 @@ def _signal(header: Header, headers: Mapping[str, str], clock: Clock) -> Signal 
 
 def seconds(text: str) -> float | None:
     """Return the seconds of a duration such as `6m0s`, `120ms` or a bare number; None for anything else."""
-    text = text.strip()
-    parts = _PART.findall(text)
-    if parts and "".join(f"{number}{unit}" for number, unit in parts) == text:
-        return float(sum(float(number) * _UNITS[unit] for number, unit in parts))
-    return _number(text)
+    number = _number(text)
+    if number is not None:
+        return number
+    try:
+        return durations.parse(text)
+    except durations.NotADuration:
+        return None
 
 
 def _left(text: str, clock: Clock) -> float | None:

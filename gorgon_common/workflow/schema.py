@@ -57,7 +57,6 @@ from gorgon_common.workflow.schema_values import (
     Share,
     Text,
     duration,
-    duration_text,
     on_missing_word,
     trust_reason,
 )
@@ -71,7 +70,6 @@ __all__ = [
     "StepBody",
     "Workflow",
     "duration",
-    "duration_text",
     "input_schemas",
     "json_schema",
     "output_schema",
