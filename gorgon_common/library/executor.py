@@ -3,7 +3,7 @@
     executor = RateLimitedParallelExecutor(max_concurrent={"openai": 3, "anthropic": 2}, adaptive_backoff=True)
     results = await executor.execute_parallel(tasks=[step_a, step_b, step_c], dependencies={"step_c": ["step_a"]})
 
-No engine is involved: the limiter is the one that workers use (`ratelimit.stored`), pauses follow the retry policy
+No engine is involved: the limiter is the one that workers use (`ratelimit.local`), pauses follow the retry policy
 (`engine.retry`), and `graphlib` determines the order.  Nothing is stored: work that must survive this process belongs
 in a workflow.
 """

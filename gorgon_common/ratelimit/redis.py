@@ -20,6 +20,8 @@ from gorgon_common.ratelimit.wire import Request
 
 PREFIX = "gorgon:limit:2:"
 """With the version of the state: another version is left to expire, and the keys start with one second's worth."""
+SCRIPT = ("limiter.lua", "acquire.lua", "settle.lua")
+"""The parts of the script, in order: a script in Redis is one text."""
 TIMEOUT = 1.0
 """The timeout of one request, in seconds."""
 
@@ -45,8 +47,9 @@ class RedisLimiter(DecidingLimiter):
         self._client = redis.Redis.from_url(
             url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=Retry(NoBackoff(), 0)
         )
-        text = resources.files(__package__).joinpath("limiter.lua").read_text(encoding="utf-8")
-        self._script = self._client.register_script(text)
+        folder = resources.files(__package__)
+        texts = [folder.joinpath(name).read_text(encoding="utf-8") for name in SCRIPT]
+        self._script = self._client.register_script("\n".join(texts))
         self.clock_offset = 0.0
 
     def snapshot(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`limiter.lua` and `gate.py` decide alike, whatever happens: random histories, told to both at the same moments."""
+"""`limiter.lua` and `decisions.py` decide alike: random histories, told to both at the same moments."""
 
 from __future__ import annotations
 
