@@ -148,7 +148,7 @@ class Side:
             after = retry_after(headers) if status == 429 else None
             outcome = {200: OK, 429: RATE_LIMITED}.get(status, FAILED)
             spent = used(case.provider, usage) if usage is not None else {}
-            self.limiter.settle(answer, Settlement(outcome, spent, signals(headers), after))
+            self.limiter.settle(answer, Settlement(outcome, spent, signals(case.provider, headers), after))
             if usage is not None and usage.input_tokens:
                 tokens = usage.input_tokens
             self.calls.append((team, ready, answer.at, sent, answered, status, after, denials))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import socket
 from typing import Any
-from urllib.parse import urlsplit
 
 from gorgon_common import lazy
 from gorgon_common.canvas.celery import CeleryCanvas, make_app
@@ -19,6 +18,7 @@ from gorgon_common.engine.sweep import Sweep
 from gorgon_common.errors import GorgonError
 from gorgon_common.home import protect
 from gorgon_common.ids import new_id
+from gorgon_common.operations.providers import SERVERS
 from gorgon_common.persistence import migrate
 from gorgon_common.persistence.budgets import Budgets
 from gorgon_common.persistence.database import Database
@@ -32,10 +32,6 @@ from gorgon_common.settings import Settings
 
 TARGETS = ("live", "sandbox")
 """Where the calls of a run go."""
-
-_OFFICIAL = "openai.com"
-_OFFICIALS = (_OFFICIAL, "anthropic.com")
-"""Servers to which the tiers' limits apply; a compatible server has limits of its own."""
 
 
 class Services:
@@ -104,11 +100,10 @@ def _broker(settings: Settings) -> str:
 def quota_book(settings: Settings, database: Database) -> QuotaBook:
     """Return the configured quotas.  Raises ConfigurationError if GORGON_LIMITS_FILE is invalid."""
     rules = LimitRules(database)
-    theirs = {"openai": settings.openai_base_url, "anthropic": settings.anthropic_base_url}
     return QuotaBook(
         read_limits(settings.limits_file),
         stored=lambda: [Rule(*entry) for entry in rules.all()],
-        official=lambda provider: (urlsplit(theirs.get(provider) or "").hostname or _OFFICIAL).endswith(_OFFICIALS),
+        official=lambda provider: provider not in SERVERS or SERVERS[provider].official(settings),
     )
 
 

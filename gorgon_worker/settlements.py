@@ -15,7 +15,7 @@ from gorgon_worker.providers.failures import retry_after
 def settlement(provider: str, ending: AgentReply | BaseException) -> Settlement:
     """Return the settlement of a call: of its reply, or of the error that it failed with."""
     if isinstance(ending, AgentReply):
-        return Settlement(limits.OK, _used(provider, ending.usage), signals(ending.headers))
+        return Settlement(limits.OK, _used(provider, ending.usage), signals(provider, ending.headers))
     if isinstance(ending, ProviderError):
         return after_error(provider, ending)
     return Settlement(limits.NEUTRAL)
@@ -31,7 +31,7 @@ def after_error(provider: str, error: ProviderError) -> Settlement:
         overloaded = error.kind == "overloaded"
         outcome = limits.OVERLOADED if overloaded else limits.FAILED
         wait = retry_after(error.headers) if overloaded else None
-    return Settlement(outcome, _used(provider, error.usage), signals(error.headers), wait)
+    return Settlement(outcome, _used(provider, error.usage), signals(provider, error.headers), wait)
 
 
 def _used(provider: str, usage: Usage | None) -> dict[str, float]:

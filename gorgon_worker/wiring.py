@@ -14,6 +14,7 @@ from gorgon_common.engine.calls.estimates import Estimates
 from gorgon_common.engine.calls.sleep_slots import SleepSlots
 from gorgon_common.errors import GorgonError
 from gorgon_common.logs import get_logger
+from gorgon_common.operations.providers import SERVERS
 from gorgon_common.settings import Settings
 from gorgon_worker.providers import SANDBOX_KEY, agent_providers
 from gorgon_worker.providers.command import LocalCommands
@@ -75,12 +76,8 @@ def _keep(services: Services, target: str, seen: Mapping[tuple[str, str], Ratio]
 def accounts(target: str, settings: Settings) -> dict[str, str]:
     """Return provider → the account of its key, under a name that does not reveal the key."""
     if target == "sandbox":
-        return dict.fromkeys(("openai", "anthropic"), SANDBOX_KEY)
-    keys = {
-        "openai": (settings.openai_api_key, settings.openai_base_url),
-        "anthropic": (settings.anthropic_api_key, settings.anthropic_base_url),
-    }
-    return {name: _account(key.get_secret_value() if key else "", url or "") for name, (key, url) in keys.items()}
+        return dict.fromkeys(SERVERS, SANDBOX_KEY)
+    return {name: _account(server.key(settings) or "", server.url(settings) or "") for name, server in SERVERS.items()}
 
 
 def _account(key: str, url: str) -> str:

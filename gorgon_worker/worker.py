@@ -30,6 +30,7 @@ from gorgon_common import lazy, logs, metrics, telemetry
 from gorgon_common.bootstrap import Services, build
 from gorgon_common.canvas.celery import THREADS_PER_SLOT, queue_name
 from gorgon_common.cli import terminal
+from gorgon_common.operations.providers import SERVERS
 from gorgon_common.settings import Settings, get_settings
 from gorgon_worker.metrics_server import MetricsServer
 from gorgon_worker.pool import STOP_SECONDS, ThreadPool
@@ -211,9 +212,8 @@ def _say(message: str, _stream: object = None) -> None:
 
 def _is_configured(provider: str, target: str, settings: Settings) -> bool:
     """Tell whether calls to a provider are possible; loading an SDK takes up to 40 MB."""
-    return target != "live" or bool(
-        getattr(settings, f"{provider}_api_key") or getattr(settings, f"{provider}_base_url")
-    )
+    server = SERVERS[provider]
+    return target != "live" or bool(server.key(settings) or server.url(settings))
 
 
 def _worker(

@@ -44,7 +44,7 @@ def change(
     InputInvalid.
     """
     try:
-        values = checked(limits)
+        values = checked(provider, limits)
     except ValueError as error:
         raise InputInvalid(
             f"The limit cannot be set: {error}.",

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from gorgon_common import lazy
+from gorgon_common.application.providers import MODEL_PROVIDERS
 from gorgon_common.application.runs import Submitted
 from gorgon_common.cli import terminal
 from gorgon_common.cli.backends import local_session
@@ -159,7 +160,7 @@ def _parallel() -> None:
     _say(f"[bold]In parallel instead of one after the other.[/]  {_FAN} analysts, then a reporter, 400 ms a call.\n")
     settings = get_settings().model_copy(update={"sandbox_latency": 0.4})
     with _sandbox(settings) as sandbox:
-        for sdk in ("openai", "anthropic"):
+        for sdk in MODEL_PROVIDERS:
             lazy.load(sdk)  # the first import takes seconds and would distort the comparison
         times = []
         for name, lanes in (("one-after-the-other", 1), ("side-by-side", _FAN)):

@@ -18,17 +18,17 @@ import typer
 
 from gorgon_common import errors, lazy
 from gorgon_common.application.health import upgrade_database as upgrade
+from gorgon_common.application.providers import MODEL_PROVIDERS, PROVIDERS, SERVERS
 from gorgon_common.application.session import open_session
 from gorgon_common.cli import terminal
 from gorgon_common.home import protect
 from gorgon_common.masking import MASK, SHORTEST, redact
-from gorgon_common.settings import Setting, Settings, describe, get_settings, unknown_variables, variable_of
+from gorgon_common.settings import Setting, Settings, describe, get_settings, unknown_variables
 
 _OLDEST, _NEWEST = (3, 11), (3, 13)
-_PACKAGES = ("celery", "kombu", "sqlalchemy", "pydantic", "redis", "psycopg", "openai", "anthropic", "fastapi")
+_PACKAGES = ("celery", "kombu", "sqlalchemy", "pydantic", "redis", "psycopg", *MODEL_PROVIDERS, "fastapi")
 _SKEW = 2.0
 """Maximum difference in seconds between this clock and the database's: beyond it, step times look wrong."""
-_KEYS = {"openai_api_key": "OpenAI", "anthropic_api_key": "Anthropic"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,12 +215,12 @@ def _address(url: str) -> str:
 
 
 def _keys(settings: Settings) -> Iterator[Finding]:
-    for name, who in _KEYS.items():
-        key = getattr(settings, name)
-        if key is None:
-            yield Finding(who, "info", "no key: only the sandbox", f"{variable_of(name)} is needed for --live.")
+    for name, server in SERVERS.items():
+        who, secret = PROVIDERS[name].title, server.key(settings)
+        if secret is None:
+            yield Finding(who, "info", "no key: only the sandbox", f"{server.key_variable} is needed for --live.")
         else:
-            yield Finding(who, "ok", f"key {_mask(key.get_secret_value())}")
+            yield Finding(who, "ok", f"key {_mask(secret)}")
     for variable in settings.register_secrets():
         yield Finding(
             "Secrets",
@@ -242,7 +242,7 @@ def _sandbox(settings: Settings) -> Iterator[Finding]:
     if _answers(url):
         yield Finding("Sandbox", "ok", f"answers at {url}")
         return
-    live = any(getattr(settings, name) is not None for name in (*_KEYS, "openai_base_url", "anthropic_base_url"))
+    live = any(server.key(settings) is not None or server.url(settings) is not None for server in SERVERS.values())
     yield Finding(
         "Sandbox",
         "info" if live and settings.sandbox_url is None else "problem",

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any, Protocol
 
 from gorgon_common import errors, lazy, queues
+from gorgon_common.application.providers import SERVERS
 from gorgon_common.application.runs import Submitted
 from gorgon_common.application.session import Session
 from gorgon_common.application.workflows import Plan
@@ -17,12 +18,10 @@ from gorgon_common.cli.follow import follow
 from gorgon_common.cli.runs import choose_view
 from gorgon_common.cli.sources import Workflow
 from gorgon_common.client.schemas import RUN_FINISHED
-from gorgon_common.settings import EMBEDDED_BROKER, Settings, variable_of
+from gorgon_common.settings import EMBEDDED_BROKER, Settings
 
 _ABANDON = 3.0
 """Seconds that a run gets to end once nothing watches it any more."""
-_KEYS = {queues.OPENAI: "openai_api_key", queues.ANTHROPIC: "anthropic_api_key"}
-_BASE_URLS = {queues.OPENAI: "openai_base_url"}
 
 
 class LocalWorker(Protocol):
@@ -108,11 +107,11 @@ def vacate(session: Session, run_id: str) -> bool:
 
 def require_keys(plan: Plan, settings: Settings) -> None:
     """Raise ConfigurationError naming the variables of all keys that the plan needs and that are not set."""
-    needed = {node.queue for node in plan.nodes} & _KEYS.keys()
+    needed = {str(node.queue) for node in plan.nodes} & SERVERS.keys()
     missing = [
-        (name, variable_of(_KEYS[name]))
-        for name in sorted(str(queue) for queue in needed)
-        if getattr(settings, _KEYS[name]) is None and not getattr(settings, _BASE_URLS.get(name, ""), None)
+        (name, server.key_variable)
+        for name, server in sorted(SERVERS.items())
+        if name in needed and server.key(settings) is None and not (server.keyless and server.url(settings))
     ]
     if missing:
         told = ", ".join(f"{variable} (for {name})" for name, variable in missing)

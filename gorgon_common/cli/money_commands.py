@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from gorgon_common import lazy
+from gorgon_common.application.providers import MODEL_PROVIDERS
 from gorgon_common.cli.group import Commands, examples
 from gorgon_common.cli.options import AsJson, Server
 
@@ -158,7 +159,7 @@ def limits_ls(server: Server = None, as_json: AsJson = False) -> None:
     ),
 )
 def limits_set(
-    provider: Annotated[str, typer.Argument(metavar="PROVIDER", help="openai or anthropic.")],
+    provider: Annotated[str, typer.Argument(metavar="PROVIDER", help=f"{' or '.join(MODEL_PROVIDERS)}.")],
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, or a pattern such as 'gpt-5*'.")] = "*",
     requests: Annotated[float | None, typer.Option("--requests", help="Requests per minute.")] = None,
     requests_per_day: Annotated[float | None, typer.Option("--requests-per-day", help="Requests per day.")] = None,

@@ -23,6 +23,7 @@ from gorgon_common.documents import read_data, read_text
 from gorgon_common.documents.data import MAX_BYTES
 from gorgon_common.errors import ConfigurationError, InputInvalid, NotFound
 from gorgon_common.lazy import load
+from gorgon_common.operations.providers import PROVIDERS
 
 MILLION = Decimal(1_000_000)
 MODELS_CACHED = 256
@@ -160,7 +161,7 @@ class GenaiPricer:
     def window(self, provider: str, model: str) -> int | None:
         """Return the most tokens that a call of this model can have, None where the snapshot does not say."""
         try:
-            _, info = self._loaded().find_provider_model(model, None, provider, None)
+            _, info = self._loaded().find_provider_model(model, None, _key(provider), None)
         except LookupError:
             return None
         return None if info.context_window is None else int(info.context_window)
@@ -183,7 +184,7 @@ class GenaiPricer:
     def _read(self, provider: str, model: str, tier: str | None, now: datetime) -> _Snapshot | None:
         """Return a model's prices in the snapshot, None where it has none."""
         try:
-            found, info = self._loaded().find_provider_model(model, None, provider, None)
+            found, info = self._loaded().find_provider_model(model, None, _key(provider), None)
         except LookupError:
             return None
         context = _CONTEXTS.get(tier) if tier else {}
@@ -250,6 +251,12 @@ def make_pricer(path: Path | None) -> GenaiPricer:
             f"The price table cannot be read: {error.message}", hint="Correct GORGON_PRICES, or unset it."
         ) from None
     return GenaiPricer(own=own)
+
+
+def _key(provider: str) -> str:
+    """Return the name of a provider in the price table."""
+    known = PROVIDERS.get(provider)
+    return known.models.prices if known is not None and known.models is not None else provider
 
 
 def how_to_price(provider: str, model: str) -> str:

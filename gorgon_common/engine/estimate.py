@@ -111,7 +111,7 @@ def estimate(
 def _minute(assumed: Limits, given: Limits) -> Quota:
     """Return what may be used per minute: the lower of the two limits for each dimension."""
     names = ("requests", "input_tokens", "output_tokens", "tokens")
-    both = ([limit for limit in (getattr(assumed, name), getattr(given, name)) if limit is not None] for name in names)
+    both = ([quota.limits[name] for quota in (assumed, given) if name in quota.limits] for name in names)
     return Quota(*(min(limits, default=None) for limits in both))
 
 

@@ -11,39 +11,46 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-DIMENSIONS = ("requests", "requests_per_day", "tokens", "input_tokens", "output_tokens")
-"""What a quota counts, per minute except for requests per day.  `tokens`: input and output together (OpenAI)."""
-
-SECONDS = {name: 86_400.0 if name == "requests_per_day" else 60.0 for name in DIMENSIONS}
-
 RETRY_AFTER, BREAKER, CONCURRENCY, TURN, UNREACHABLE = "retry_after", "breaker", "concurrency", "turn", "unreachable"
-"""Why a call waits, besides a dimension: the provider asked for a pause; most of the recent calls failed; the maximum
-number of calls is in flight; other calls are ahead; the limiter itself is unreachable.
+"""Why a call waits, besides the name of a dimension: the provider asked for a pause; most of the recent calls failed;
+the maximum number of calls is in flight; other calls are ahead; the limiter itself is unreachable.
 """
 
 OK, RATE_LIMITED, OVERLOADED, FAILED, NEUTRAL = "ok", "rate_limited", "overloaded", "failed", "neutral"
 """How a call ended: success; 429; 529; a timeout, 5xx or broken connection; anything else (4xx, cancelled)."""
 
 
-@dataclass(frozen=True, slots=True)
 class Quota:
-    """What a gate may use.  None: no known limit.  `concurrency`: calls in flight."""
+    """What a key may use: `Quota(requests=500, tokens=200_000, concurrency=64)`.
 
-    requests: float | None = None
-    requests_per_day: float | None = None
-    tokens: float | None = None
-    input_tokens: float | None = None
-    output_tokens: float | None = None
-    concurrency: int = 64
+    `limits`: dimension → amount per period of that dimension; no entry where no limit is known.  `concurrency`: calls
+    in flight.
+    """
 
-    def limits(self) -> tuple[float | None, ...]:
-        """Return the limits in the order of DIMENSIONS."""
-        return (self.requests, self.requests_per_day, self.tokens, self.input_tokens, self.output_tokens)
+    __slots__ = ("concurrency", "limits")
+
+    def __init__(self, concurrency: float = 64, **limits: float | None) -> None:
+        self.concurrency = int(concurrency)
+        self.limits: Mapping[str, float] = {name: amount for name, amount in limits.items() if amount is not None}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Quota) and (self.concurrency, self.limits) == (other.concurrency, other.limits)
+
+    def __hash__(self) -> int:
+        return hash((self.concurrency, frozenset(self.limits.items())))
+
+    def __repr__(self) -> str:
+        limits = "".join(f", {name}={amount:g}" for name, amount in self.limits.items())
+        return f"Quota(concurrency={self.concurrency}{limits})"
 
 
 @dataclass(frozen=True, slots=True)
 class LimitKey:
-    """The limiter's key for a call.  `account` identifies the provider account without revealing its API key."""
+    """The limiter's key for a call.
+
+    `account` identifies the provider account without revealing its API key.  `model`: the model, or what else of an
+    account has limits of its own, such as a method of Slack; "*" if nothing has.
+    """
 
     target: str
     provider: str
@@ -60,7 +67,9 @@ class Ask:
 
     `id` identifies the call: repeating the request with the same id is not charged twice.  `ticket` identifies the
     waiting caller, which keeps its place when it asks again (the call itself if empty).  `tokens_in` is an estimate,
-    `tokens_out` the maximum for the reply.  `weight`: the team's share relative to other teams'.
+    `tokens_out` the maximum for the reply.  `weight`: the team's share relative to other teams'.  `operation` and
+    `effect` (`github.create_issue`, `write`) give the cost where the provider counts by operation; `labels` (`channel`
+    → its name) the bucket where it counts by label.
     """
 
     id: str
@@ -70,6 +79,9 @@ class Ask:
     team: str = "default"
     weight: float = 1.0
     ticket: str = ""
+    operation: str = ""
+    effect: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +138,7 @@ class Signal:
 class Settlement:
     """How a call ended.
 
-    `used`: tokens by dimension; a missing dimension counts as reserved.  `retry_after` is in seconds, None if the
+    `used`: amounts by dimension; a missing dimension counts as reserved.  `retry_after` is in seconds, None if the
     provider did not report it.
     """
 

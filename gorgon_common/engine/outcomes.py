@@ -10,6 +10,7 @@ from gorgon_common.costs.usage import CallRecord
 from gorgon_common.engine import limits
 from gorgon_common.engine.records import BudgetRequest, Result, Row
 from gorgon_common.engine.states import RunStatus
+from gorgon_common.operations.providers import DIMENSIONS
 
 RETRY, BUDGET, TIME, EVENT = "retry", "budget", "time", "event"
 REASONS = frozenset(
@@ -18,7 +19,7 @@ REASONS = frozenset(
         BUDGET,
         TIME,
         EVENT,
-        *limits.DIMENSIONS,
+        *DIMENSIONS,
         limits.RETRY_AFTER,
         limits.BREAKER,
         limits.CONCURRENCY,

@@ -3,7 +3,7 @@
     executor = RateLimitedParallelExecutor(max_concurrent={"openai": 3, "anthropic": 2}, adaptive_backoff=True)
     results = await executor.execute_parallel(tasks=[step_a, step_b, step_c], dependencies={"step_c": ["step_a"]})
 
-No engine is involved: the limiter is the one that workers use (`ratelimit.stored`), pauses follow the retry policy
+No engine is involved: the limiter is the one that workers use (`ratelimit.local`), pauses follow the retry policy
 (`engine.retry`), and `graphlib` determines the order.  Nothing is stored: work that must survive this process belongs
 in a workflow.
 """
@@ -26,12 +26,14 @@ from gorgon_common.engine.limits import Answer, Ask, Grant, Limiter, LimitKey, N
 from gorgon_common.errors import InputInvalid, OverLimit, RateLimited
 from gorgon_common.ids import new_id
 from gorgon_common.library.tasks import Arguments, Given, ParallelTask, arguments_of, read_dependencies, read_tasks
+from gorgon_common.operations.dimensions import Dimension
 from gorgon_common.ratelimit.local import Memory, StoredLimiter
 from gorgon_common.workflow.plan import Retry
 
 __all__ = ["ParallelResult", "ParallelTask", "RateLimitedParallelExecutor"]
 
 _UNBOUNDED = 1_000_000
+_DIMENSIONS = (Dimension("requests", whole=1),)
 _MOST_THREADS = 256
 _BACKOFF = Retry(initial=0.5, cap=30.0)
 
@@ -113,7 +115,11 @@ class RateLimitedParallelExecutor:
         self.providers = tuple(sorted({*(max_concurrent or {}), *(requests_per_minute or {})}))
         self._own = limiter is None
         self._limiter: Limiter = limiter or StoredLimiter(
-            Memory(), _Quotas(max_concurrent or {}, requests_per_minute or {}), worker=new_id("lib"), lease=86_400.0
+            Memory(),
+            _Quotas(max_concurrent or {}, requests_per_minute or {}),
+            worker=new_id("lib"),
+            lease=86_400.0,
+            dimensions=lambda _: _DIMENSIONS,
         )
         self._chance = chance
 

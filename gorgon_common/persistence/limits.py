@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 
 
 class LimitStates:
-    """Documents by key, changed in one transaction: implements `ratelimit.stored.Documents`."""
+    """Documents by key, changed in one transaction: implements `ratelimit.local.Documents`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from gorgon_common.costs.usage import Usage
 from gorgon_common.engine.limits import Ask
+from gorgon_common.operations.dimensions import Counts, Dimension
+from gorgon_common.operations.providers import dimensions_of
 
 
-def reserved(ask: Ask) -> dict[str, float]:
-    """Return what is reserved for a call.
-
-    `tokens` is the larger of the input and the maximum reply, as OpenAI admits calls.
-    """
+def reserved(ask: Ask, dimensions: Iterable[Dimension]) -> dict[str, float]:
+    """Return what is reserved for a call, by dimension; only what its labels name, where a dimension has labels."""
     return {
-        "requests": 1.0,
-        "requests_per_day": 1.0,
-        "tokens": float(max(ask.tokens_in, ask.tokens_out)),
-        "input_tokens": float(ask.tokens_in),
-        "output_tokens": float(ask.tokens_out),
+        dimension.name: _reserved(ask, dimension)
+        for dimension in dimensions
+        if not dimension.per or dimension.per in ask.labels
     }
 
 
+def _reserved(ask: Ask, dimension: Dimension) -> float:
+    match dimension.counts:
+        case Counts.CALLS:
+            return 1.0
+        case Counts.TOKENS:
+            return float(max(ask.tokens_in, ask.tokens_out))
+        case Counts.INPUT | Counts.UNCACHED_INPUT:
+            return float(ask.tokens_in)
+        case Counts.OUTPUT:
+            return float(ask.tokens_out)
+        case Counts.OPERATION:
+            return float(dimension.cost_of(ask.operation, ask.effect))
+
+
 def used(provider: str, usage: Usage) -> dict[str, float]:
-    """Return what a call has used; Anthropic does not count cache reads."""
-    counted = usage.input_tokens - (usage.cache_read_tokens if provider == "anthropic" else 0)
+    """Return what a call has used in the dimensions of its provider that count tokens."""
+    amounts = {
+        Counts.TOKENS: usage.input_tokens + usage.output_tokens,
+        Counts.INPUT: usage.input_tokens,
+        Counts.UNCACHED_INPUT: max(0, usage.input_tokens - usage.cache_read_tokens),
+        Counts.OUTPUT: usage.output_tokens,
+    }
     return {
-        "tokens": float(usage.input_tokens + usage.output_tokens),
-        "input_tokens": float(max(0, counted)),
-        "output_tokens": float(usage.output_tokens),
+        dimension.name: float(amounts[dimension.counts])
+        for dimension in dimensions_of(provider)
+        if dimension.counts in amounts
     }

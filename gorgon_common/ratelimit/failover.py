@@ -5,11 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from gorgon_common.engine.limits import (
-    DIMENSIONS,
     UNREACHABLE,
     Answer,
     Ask,
@@ -22,7 +20,6 @@ from gorgon_common.engine.limits import (
 )
 from gorgon_common.errors import Unavailable
 from gorgon_common.logs import get_logger
-from gorgon_common.ratelimit.costs import reserved
 from gorgon_common.ratelimit.local import Memory, StoredLimiter
 from gorgon_common.ratelimit.redis import RedisLimiter
 
@@ -69,48 +66,47 @@ class SturdyLimiter:
 
     def acquire(self, ask: Ask) -> Answer:
         """Reserve everything that the call needs, or nothing."""
+        return self.acquire_many([ask])[0]
+
+    def acquire_many(self, asks: Sequence[Ask]) -> list[Answer]:
+        """Decide several requests, one after the other; one answer for each."""
         if self._try():
             try:
-                answer = self._shared.acquire(ask)
+                answers = self._shared.acquire_many(asks)
             except Unavailable as error:
                 self._lost(error)
             else:
                 if self._down is not None:
                     self._found()
-                return answer
+                return answers
         down = self._down
         waited = 0.0 if down is None else self._clock() - down
         if waited < PATIENCE:
             left = PATIENCE - waited
-            return Wait(left, UNREACHABLE, self._wall() + left)
-        answer = self._alone.acquire(ask)
-        if isinstance(answer, Grant):
-            self._note(ask)
-        return answer
-
-    def acquire_many(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Decide several requests, one after the other; one answer for each."""
-        return [self.acquire(ask) for ask in asks]
+            return [Wait(left, UNREACHABLE, self._wall() + left) for _ in asks]
+        answers = self._alone.acquire_many(asks)
+        for ask, answer in zip(asks, answers, strict=True):
+            if isinstance(answer, Grant):
+                self._note(ask)
+        return answers
 
     def settle(self, grant: Grant, settlement: Settlement) -> None:
         """Settle a call.  A lost settlement is corrected by the headers of later replies."""
-        if grant.local:
-            self._alone.settle(grant, settlement)
-            return
-        if not self._try():
+        self.settle_many([(grant, settlement)])
+
+    def settle_many(self, settlements: Sequence[tuple[Grant, Settlement]]) -> None:
+        """Settle several calls."""
+        self._alone.settle_many([entry for entry in settlements if entry[0].local])
+        shared = [entry for entry in settlements if not entry[0].local]
+        if not shared or not self._try():
             return
         try:
-            self._shared.settle(grant, settlement)
+            self._shared.settle_many(shared)
         except Unavailable as error:
             self._lost(error)
         else:
             if self._down is not None:
                 self._found()
-
-    def settle_many(self, settlements: Sequence[tuple[Grant, Settlement]]) -> None:
-        """Settle several calls."""
-        for grant, settlement in settlements:
-            self.settle(grant, settlement)
 
     def extend(self, grants: Sequence[Grant]) -> int:
         """Extend the leases of calls in flight; returns how many still had theirs."""
@@ -154,7 +150,7 @@ class SturdyLimiter:
     def _note(self, ask: Ask) -> None:
         with self._lock:
             took = self._took.setdefault(ask.gate, {})
-            for name, cost in reserved(ask).items():
+            for name, cost in self._shared.reserved(ask).items():
                 took[name] = took.get(name, 0.0) + cost
 
     def _found(self) -> None:
@@ -170,7 +166,7 @@ class SturdyLimiter:
             self._lost(error)
 
     def _scale(self, gate: LimitKey) -> float:
-        workers, _ = self._shared.seen.get(gate, (UNSEEN_WORKERS, ()))
+        workers, _ = self._shared.seen.get(gate, (UNSEEN_WORKERS, {}))
         return 1.0 / (2 * max(1, workers))
 
 
@@ -186,6 +182,5 @@ class _Known:
         assumed, ceiling = self._quotas.quota(gate)
         known = self._shared.seen.get(gate)
         if known is not None:
-            limits: dict[str, Any] = dict(zip(DIMENSIONS, known[1], strict=True))
-            assumed = replace(assumed, **limits)
+            assumed = Quota(assumed.concurrency, **{**assumed.limits, **known[1]})
         return assumed, ceiling

@@ -1,4 +1,4 @@
-"""The configured limits of each gate: the table of tiers, the limits file, and what `gorgon limits set` stored.
+"""The configured limits of each gate: the tiers of the provider, the limits file, and what `gorgon limits set` stored.
 
 Later sources take precedence.  The numbers of a tier are an assumption that the provider's headers replace.  Numbers
 that a person has set apply regardless of what the provider reports (its lower limits still hold).
@@ -10,19 +10,18 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from gorgon_common.documents import read_data, read_text
 from gorgon_common.documents.data import MAX_BYTES
-from gorgon_common.engine.limits import DIMENSIONS, LimitKey, Quota
+from gorgon_common.engine.limits import LimitKey, Quota
 from gorgon_common.errors import ConfigurationError, InputInvalid, NotFound, Unavailable
+from gorgon_common.operations.providers import PROVIDERS, dimensions_of
 
-NAMES = (*DIMENSIONS, "concurrency")
+CONCURRENCY = "concurrency"
 REFRESH = 5.0
 """Seconds until every process notices a change by `gorgon limits set`."""
 FREE = Quota(concurrency=64)
@@ -118,20 +117,19 @@ class QuotaBook:
         for rule in (*rules, *self._own.rules):
             if rule.applies(gate):
                 values = {**rule.values, **values}
-        set_here: dict[str, Any] = {**values, "concurrency": int(values.get("concurrency", MOST))}
-        if "concurrency" in values:
-            assumed = replace(assumed, concurrency=int(values["concurrency"]))
-        return assumed, Quota(**set_here)
+        if CONCURRENCY in values:
+            assumed = Quota(values[CONCURRENCY], **assumed.limits)
+        return assumed, Quota(**{CONCURRENCY: MOST, **values})
 
     def _assumed(self, gate: LimitKey) -> Quota:
-        table = _defaults()
-        if gate.target == "sandbox":
-            return _quota(table["sandbox"].get(gate.provider, {}))
-        if gate.provider not in table or not self._official(gate.provider):
+        provider = PROVIDERS.get(gate.provider)
+        if provider is None:
             return FREE
-        tier = self._own.tiers.get(gate.provider, str(table[gate.provider]["tier"]))
-        models = {str(name): entry for name, entry in table[gate.provider]["tiers"].items()}[tier]
-        return next(_quota(entry) for pattern, entry in models.items() if fnmatchcase(gate.model, pattern))
+        if gate.target == "sandbox":
+            return Quota(**provider.sandbox)
+        if not provider.tiers or not self._official(gate.provider):
+            return FREE
+        return Quota(**provider.amounts(self._own.tiers.get(gate.provider, provider.tier), gate.model))
 
 
 def read_limits(path: Path | None) -> OwnLimits:
@@ -156,16 +154,27 @@ def read_limits(path: Path | None) -> OwnLimits:
         raise ConfigurationError(f"{path}: {error}", hint="docs/limits.md shows what it may say.") from None
 
 
-def checked(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return limits by name.  Raises ValueError where one is unknown, not above 0, or half a call in flight."""
+def checked(provider: str, values: Mapping[str, Any]) -> dict[str, float]:
+    """Return limits by name, for the providers that match a pattern.
+
+    Raises ValueError where one is unknown to them, not above 0, or half a call in flight.
+    """
+    known = _limits_of(provider)
     for name, value in values.items():
-        if name not in NAMES:
-            raise ValueError(f"there is no limit {name!r}; there are {', '.join(NAMES)}")
+        if name not in known:
+            raise ValueError(f"there is no limit {name!r}; there are {', '.join(known)}")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"{name} is {_shown(value)}; it has to be a number above 0")
         if name == "concurrency" and value != int(value):
             raise ValueError(f"concurrency is {value:g}; it has to be a whole number of calls")
     return {name: float(value) for name, value in values.items()}
+
+
+def _limits_of(pattern: str) -> list[str]:
+    """Return the limits that can be set for the providers that match a pattern; of every provider if none does."""
+    names = [name for name in PROVIDERS if fnmatchcase(name, pattern)] or list(PROVIDERS)
+    limits = [dimension.name for name in names for dimension in dimensions_of(name)]
+    return [*dict.fromkeys(limits), CONCURRENCY]
 
 
 def _shown(value: Any) -> str:
@@ -174,7 +183,6 @@ def _shown(value: Any) -> str:
 
 def _own(data: Mapping[str, Any]) -> OwnLimits:
     tiers, rules, weights = {}, [], {}
-    table = _defaults()
     for name, entry in data.items():
         if name == "weights":
             weights = {str(team): float(weight) for team, weight in entry.items()}
@@ -184,20 +192,10 @@ def _own(data: Mapping[str, Any]) -> OwnLimits:
         if unknown := sorted(set(entry) - {"tier", "models"}):
             raise ValueError(f"{name} has no {', '.join(unknown)}; it has tier and models")
         if "tier" in entry:
-            known = [str(tier) for tier in table.get(name, {}).get("tiers", ())]
+            known = list(PROVIDERS[name].tiers) if name in PROVIDERS else []
             if str(entry["tier"]) not in known:
                 raise ValueError(f"{name} has no tier {entry['tier']!r}; it has {', '.join(known) or 'none'}")
             tiers[name] = str(entry["tier"])
-        rules += [Rule(name, str(pattern), checked(values)) for pattern, values in entry.get("models", {}).items()]
+        models = entry.get("models", {})
+        rules += [Rule(name, str(pattern), checked(name, values)) for pattern, values in models.items()]
     return OwnLimits(tiers, tuple(rules), weights)
-
-
-def _quota(entry: Mapping[str, Any]) -> Quota:
-    return replace(FREE, **entry)
-
-
-@cache
-def _defaults() -> Mapping[str, Any]:
-    text = resources.files(__package__).joinpath("defaults.yaml").read_text(encoding="utf-8")
-    table: dict[str, Any] = read_data(text, file="defaults.yaml")
-    return table

@@ -1,4 +1,4 @@
-"""The limiter in Redis: every decision is one call of `limiter.lua`."""
+"""The limiter in Redis: the requests about one key are one call of `limiter.lua`, several keys one round trip."""
 
 from __future__ import annotations
 
@@ -11,122 +11,93 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from gorgon_common.engine.limits import DIMENSIONS, Answer, Ask, Grant, LimitKey, Quotas, Settlement, Wait
+from gorgon_common.engine.limits import LimitKey, Quotas
 from gorgon_common.errors import Unavailable
-from gorgon_common.ratelimit.costs import reserved
-from gorgon_common.ratelimit.results import never, shown
+from gorgon_common.operations.dimensions import Dimension
+from gorgon_common.operations.providers import dimensions_of
+from gorgon_common.ratelimit.limiter import DecidingLimiter
+from gorgon_common.ratelimit.wire import Request
 
-PREFIX = "gorgon:limit:"
+PREFIX = "gorgon:limit:2:"
+"""With the version of the state: another version is left to expire, and the keys start with one second's worth."""
+SCRIPT = ("limiter.lua", "acquire.lua", "settle.lua")
+"""The parts of the script, in order: a script in Redis is one text."""
 TIMEOUT = 1.0
 """The timeout of one request, in seconds."""
-_PARTS = ("s", "l", "c", "f", "t", "w", "q", "k")
 
 Value = TypeVar("Value")
 
 
-class RedisLimiter:
+class RedisLimiter(DecidingLimiter):
     """`Limiter` for any number of processes.  Raises Unavailable where Redis does not answer within TIMEOUT.
 
-    `worker` names this process.  `lease` is in seconds: a silent process loses its calls in flight.
     `clock_offset` (seconds) moves the clock in tests.
     """
 
-    def __init__(self, url: str, quotas: Quotas, *, worker: str, lease: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        quotas: Quotas,
+        *,
+        worker: str,
+        lease: float = 60.0,
+        dimensions: Callable[[str], Sequence[Dimension]] = dimensions_of,
+    ) -> None:
+        super().__init__(quotas, worker=worker, lease=lease, dimensions=dimensions)
         self._client = redis.Redis.from_url(
             url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=Retry(NoBackoff(), 0)
         )
-        text = resources.files(__package__).joinpath("limiter.lua").read_text(encoding="utf-8")
-        self._script = self._client.register_script(text)
-        self._quotas = quotas
-        self._worker = worker
-        self._lease = lease
+        folder = resources.files(__package__)
+        texts = [folder.joinpath(name).read_text(encoding="utf-8") for name in SCRIPT]
+        self._script = self._client.register_script("\n".join(texts))
         self.clock_offset = 0.0
-        self.seen: dict[LimitKey, tuple[int, tuple[float | None, ...]]] = {}
-        """Gate → how many workers use it, and its limits, as of the last grant."""
-
-    def acquire(self, ask: Ask) -> Answer:
-        """Reserve everything that the call needs, or nothing."""
-        assumed, ceiling = self._quotas.quota(ask.gate)
-        cost = reserved(ask)
-        reply = self._run(
-            ask.gate,
-            "acquire",
-            ask.id,
-            ask.team,
-            ask.weight,
-            self._lease * 1000,
-            self._worker,
-            min(assumed.concurrency, ceiling.concurrency),
-            ask.ticket or ask.id,
-            *(cost[name] for name in DIMENSIONS),
-            *(-1 if limit is None else limit for limit in assumed.limits()),
-            *(-1 if limit is None else limit for limit in ceiling.limits()),
-        )
-        kind, *rest = [part.decode() if isinstance(part, bytes) else part for part in reply]
-        if kind == "grant":
-            limits = tuple(None if float(limit) < 0 else float(limit) for limit in rest[2:])
-            self.seen[ask.gate] = (int(rest[0]), limits)
-            return Grant(ask.id, ask.gate, float(rest[1]) / 1000)
-        if kind == "wait":
-            return Wait(float(rest[0]) / 1000, rest[1], float(rest[2]) / 1000)
-        return never(rest[0], float(rest[1]), float(rest[2]))
-
-    def acquire_many(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Decide several requests, one after the other; one answer for each."""
-        return [self.acquire(ask) for ask in asks]
-
-    def settle(self, grant: Grant, settlement: Settlement) -> None:
-        """Settle a call.  Only the first settlement counts."""
-        signals: list[Any] = []
-        for name, signal in settlement.signals.items():
-            numbers = (signal.limit, signal.remaining, None if signal.resets is None else signal.resets * 1000)
-            signals += [DIMENSIONS.index(name) + 1, *(-1 if n is None else n for n in numbers), int(signal.absolute)]
-        after = settlement.retry_after
-        self._run(
-            grant.gate,
-            "settle",
-            grant.id,
-            settlement.outcome,
-            -1 if after is None else after * 1000,
-            *(settlement.used.get(name, -1) for name in DIMENSIONS),
-            *signals,
-        )
-
-    def settle_many(self, settlements: Sequence[tuple[Grant, Settlement]]) -> None:
-        """Settle several calls."""
-        for grant, settlement in settlements:
-            self.settle(grant, settlement)
-
-    def extend(self, grants: Sequence[Grant]) -> int:
-        """Extend the leases of calls in flight; returns how many still had theirs."""
-        gates: dict[LimitKey, list[str]] = {}
-        for grant in grants:
-            gates.setdefault(grant.gate, []).append(grant.id)
-        return sum(int(self._run(gate, "extend", self._lease * 1000, *ids)) for gate, ids in gates.items())
-
-    def debit(self, gate: LimitKey, used: Mapping[str, float]) -> None:
-        """Deduct what this process has used while Redis was unavailable, by dimension."""
-        self._run(gate, "debit", *(used.get(name, 0.0) for name in DIMENSIONS))
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """Return every gate that was used recently."""
-        found = self._ask(lambda: sorted(self._client.scan_iter(match=f"{PREFIX}*:s", count=1000)))
+        """Return every key that was used recently."""
+        found = self._ask(lambda: sorted(self._client.scan_iter(match=f"{PREFIX}*}}:*:state", count=1000)))
         gates = []
         for key in found:
-            account, _, model = key.decode().removeprefix(f"{PREFIX}{{").removesuffix(":s").partition("}:")
+            account, _, model = key.decode().removeprefix(f"{PREFIX}{{").removesuffix(":state").partition("}:")
             target, provider, name = account.split(":", 2)
-            gate = LimitKey(target, provider, name, model)
-            gates.append(shown(gate, json.loads(self._run(gate, "snapshot"))))
-        return gates
+            gates.append(LimitKey(target, provider, name, model))
+        return self._shown(gates)
 
     def close(self) -> None:
         """Release connections."""
         self._client.close()
 
-    def _run(self, gate: LimitKey, operation: str, *arguments: Any) -> Any:
+    def _decide(self, batches: Mapping[LimitKey, Sequence[Request]]) -> Mapping[LimitKey, Sequence[Any]]:
+        calls = [(self._keys(gate), self._arguments(requests)) for gate, requests in batches.items()]
+        replies = self._ask(lambda: self._evaluate(calls))
+        return dict(zip(batches, map(json.loads, replies), strict=True))
+
+    def _evaluate(self, calls: Sequence[tuple[list[str], list[str]]]) -> list[Any]:
+        if len(calls) == 1:
+            return [self._script(keys=keys, args=arguments) for keys, arguments in calls]
+        with self._client.pipeline(transaction=False) as pipeline:
+            for keys, arguments in calls:
+                pipeline.evalsha(self._script.sha, len(keys), *keys, *arguments)
+            replies = pipeline.execute(raise_on_error=False)
+        for number, reply in enumerate(replies):
+            if isinstance(reply, redis.exceptions.NoScriptError):  # nothing was done: Redis has lost the script
+                keys, arguments = calls[number]
+                replies[number] = self._script(keys=keys, args=arguments)
+            elif isinstance(reply, Exception):
+                raise reply
+        return replies
+
+    def _keys(self, gate: LimitKey) -> list[str]:
+        # The braces keep the keys of an account in one slot of a cluster.
         account = f"{PREFIX}{{{gate.target}:{gate.provider}:{gate.account}}}"
-        keys = [*(f"{account}:{gate.model}:{part}" for part in _PARTS), f"{account}::a"]
-        return self._ask(lambda: self._script(keys=keys, args=[operation, self.clock_offset * 1000, *arguments]))
+        return [
+            f"{account}:{gate.model}:state",
+            f"{account}::account",
+            f"{account}:{gate.model}:waiting",
+            f"{account}:{gate.model}:places",
+        ]
+
+    def _arguments(self, requests: Sequence[Request]) -> list[str]:
+        return [repr(self.clock_offset * 1000), json.dumps(requests, separators=(",", ":"))]
 
     def _ask(self, question: Callable[[], Value]) -> Value:
         try:

@@ -20,8 +20,6 @@ from gorgon_common.errors import NotFound
 
 TIERS = ("fast", "standard", "strong")
 EFFORTS = ("low", "medium", "high")
-MODELS = "models.yaml"
-"""The one file beside the roles that is not a role; `models` reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,7 @@ def load_roles() -> RoleCatalogue:
     """Return the bundled roles; read once a process."""
     folder = resources.files(__package__)
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-    roles = [read_role((folder / name).read_text(encoding="utf-8"), name) for name in names if name != MODELS]
+    roles = [read_role((folder / name).read_text(encoding="utf-8"), name) for name in names]
     return RoleCatalogue({role.name: role for role in roles})
 
 

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from importlib import resources
-from typing import Any
 
-from gorgon_common.documents import read_data
 from gorgon_common.errors import NotFound
-
-
-@cache
-def _table() -> Mapping[str, Mapping[str, Mapping[str, str]]]:
-    text = resources.files(__package__).joinpath("models.yaml").read_text(encoding="utf-8")
-    table: dict[str, Any] = read_data(text, file="models.yaml")
-    return table
+from gorgon_common.operations.providers import MODEL_PROVIDERS, models_of
 
 
 def model_providers() -> tuple[str, ...]:
     """Return the names of the providers that have models."""
-    return tuple(_table())
+    return MODEL_PROVIDERS
 
 
 def resolve_model(provider: str, name_or_tier: str) -> str:
@@ -34,14 +25,14 @@ def resolve_model(provider: str, name_or_tier: str) -> str:
 
 
 def known_models(provider: str) -> tuple[str, ...]:
-    """Return every tier, alias and model that models.yaml names for this provider, for suggestions."""
+    """Return every tier, alias and model that the descriptor of this provider names, for suggestions."""
     names = _names(provider)
     return tuple(dict.fromkeys((*names, *names.values())))
 
 
 @cache
 def _names(provider: str) -> Mapping[str, str]:
-    entry = _table().get(provider)
-    if entry is None:
-        raise NotFound(f"There is no model provider {provider!r}.", hint=f"Known are {', '.join(_table())}.")
-    return {**entry["aliases"], **entry["tiers"]}
+    if provider not in MODEL_PROVIDERS:
+        raise NotFound(f"There is no model provider {provider!r}.", hint=f"Known are {', '.join(MODEL_PROVIDERS)}.")
+    models = models_of(provider)
+    return {**models.aliases, **models.tiers}

@@ -43,6 +43,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
+from gorgon_common.operations.providers import MODEL_PROVIDERS
 from gorgon_common.workflow.environment import refused_variable
 from gorgon_common.workflow.schema_base import Closed, fault, refuse, suggest
 from gorgon_common.workflow.schema_fields import JSON_TYPES, Inputs, Output, input_schemas, output_schema
@@ -76,7 +77,7 @@ __all__ = [
     "suggest",
 ]
 
-PROVIDERS = ("anthropic", "openai")
+PROVIDERS = tuple(sorted(MODEL_PROVIDERS))
 OPERATORS = (
     "equals",
     "not_equals",
@@ -373,7 +374,7 @@ class StepBody(Closed):
     # Actions
     prompt: str | None = Field(None, description="What the model is asked. Without it, the role's standing task.")
     role: Text | None = Field(None, description="Who answers, such as planner; see `gorgon roles ls`.")
-    provider: Literal[PROVIDERS] | None = Field(None, description="anthropic or openai.")  # type: ignore[valid-type]
+    provider: Literal[PROVIDERS] | None = Field(None, description=" or ".join(PROVIDERS) + ".")  # type: ignore[valid-type]
     model: Text | None = Field(None, description="A model, such as claude-opus or openai:gpt-6.")
     models: list[Text] = Field([], description="Models in order: the next one when one cannot serve the call.")
     system: str | None = Field(None, description="Replaces the role's system prompt.")
@@ -612,7 +613,7 @@ class Defaults(Closed):
     noun = "`defaults`"
     elsewhere: ClassVar[Mapping[str, str]] = {"timeout_seconds": "Write timeout: 300s or timeout: 5m."}
 
-    provider: Literal[PROVIDERS] | None = Field(None, description="anthropic or openai.")  # type: ignore[valid-type]
+    provider: Literal[PROVIDERS] | None = Field(None, description=" or ".join(PROVIDERS) + ".")  # type: ignore[valid-type]
     model: Text | None = Field(None, description="A model, such as claude-opus.")
     models: list[Text] = Field([], description="Models in order of preference.")
     effort: Literal["low", "medium", "high"] | None = Field(None, description="How hard the model should think.")

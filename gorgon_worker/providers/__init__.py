@@ -8,22 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from gorgon_common.errors import ConfigurationError, ProviderError
 from gorgon_common.lazy import load, preload
+from gorgon_common.operations.providers import PROVIDERS, SERVERS
 
 if TYPE_CHECKING:
     from gorgon_common.engine.ports import AgentProvider
     from gorgon_common.settings import Settings
 
-CLIENTS = {
-    "openai": "gorgon_worker.providers.openai:OpenAIProvider",
-    "anthropic": "gorgon_worker.providers.anthropic:AnthropicProvider",
-}
+CLIENTS = {name: PROVIDERS[name].client for name in SERVERS}
 """Provider, which is also the name of its queue → what makes its calls; loading it imports its SDK."""
 SANDBOX_KEY = "sandbox"
 """An API key that the sandbox accepts."""
 
 
 class AgentProviders(Mapping[str, "AgentProvider"]):
-    """Provider name → provider.  Thread-safe; `providers["openai"]` imports the SDK the first time."""
+    """Provider name → provider.  Thread-safe; looking one up imports its SDK the first time."""
 
     def __init__(self, options: Mapping[str, Mapping[str, Any]]) -> None:
         self._options = options
@@ -72,8 +70,8 @@ def agent_providers(target: str, settings: Settings, *, sandbox_url: str | None 
     if target == "live":
         return AgentProviders(
             {
-                "openai": {"api_key": _secret(settings.openai_api_key), "base_url": settings.openai_base_url},
-                "anthropic": {"api_key": _secret(settings.anthropic_api_key), "base_url": settings.anthropic_base_url},
+                name: {"api_key": server.key(settings), "base_url": server.url(settings)}
+                for name, server in SERVERS.items()
             }
         )
     if target != "sandbox":
@@ -85,8 +83,8 @@ def agent_providers(target: str, settings: Settings, *, sandbox_url: str | None 
         )
     return AgentProviders(
         {
-            "openai": {"api_key": SANDBOX_KEY, "base_url": f"{url}/v1", "sandbox": True},
-            "anthropic": {"api_key": SANDBOX_KEY, "base_url": url, "sandbox": True},
+            name: {"api_key": SANDBOX_KEY, "base_url": url + server.sandbox_path, "sandbox": True}
+            for name, server in SERVERS.items()
         }
     )
 
@@ -95,7 +93,3 @@ def preload_providers(names: Iterable[str]) -> threading.Thread:
     """Import what calls to these providers need (SDKs, prices, validation) in a background thread."""
     wanted = [CLIENTS[name] for name in names if name in CLIENTS]
     return preload([*wanted, *(("jsonschema.validators", "referencing", "genai_prices.data") if wanted else ())])
-
-
-def _secret(value: Any) -> str | None:
-    return None if value is None else str(value.get_secret_value())

@@ -13,6 +13,7 @@ from gorgon_common import errors
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.costs.usage import Usage
 from gorgon_common.masking import redact
+from gorgon_common.operations.providers import SERVERS
 
 _Failure = TypeVar("_Failure", bound=errors.ProviderError)
 
@@ -299,8 +300,13 @@ def _suggestion(server: Server, model: str) -> str:
     return "Use a tier (fast, standard, strong), or a name from the provider's list of models."
 
 
+_RATE_HEADERS = (*(prefix for server in SERVERS.values() for prefix in server.headers), "retry-after", "x-should-retry")
+
+
 def _address(server: Server) -> str:
-    example = "https://…/v1" if server.url_variable.startswith("OPENAI") else "https://…, without /v1"
+    example = next(
+        (known.example for known in SERVERS.values() if known.url_variable == server.url_variable), "https://…"
+    )
     return f"Check {server.url_variable}; it looks like {example}."
 
 
@@ -323,11 +329,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def rate_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """Return the headers that say something about limits, lower-case."""
-    return {
-        name.lower(): value
-        for name, value in headers.items()
-        if name.lower().startswith(("x-ratelimit-", "anthropic-ratelimit-", "retry-after", "x-should-retry"))
-    }
+    return {name.lower(): value for name, value in headers.items() if name.lower().startswith(_RATE_HEADERS)}
 
 
 def body_error(body: Any) -> tuple[str, str, str]:

@@ -11,11 +11,11 @@ import pytest
 from gorgon_common import queues
 from gorgon_common.application.explanations import worded
 from gorgon_common.clock import parse_time
-from gorgon_common.engine.limits import DIMENSIONS
 from gorgon_common.engine.outcomes import REASONS
 from gorgon_common.engine.records import ClaimCapacity, Claimed, ReadyStep, step_id
 from gorgon_common.engine.rows import QUEUE_NUMBERS
 from gorgon_common.errors import NotFound
+from gorgon_common.operations.providers import DIMENSIONS
 from gorgon_common.persistence.queries.explain import Explanations
 from gorgon_common.persistence.queries.views import Views
 from gorgon_common.persistence.queries.waits import _CLASSES
@@ -111,7 +111,7 @@ def test_it_runs_and_its_worker_may_be_lost(store: Store) -> None:
     ("reason", "why"),
     [
         ("retry", "retry"),
-        *((dimension, "quota") for dimension in DIMENSIONS),
+        *((dimension, "quota") for dimension in sorted(DIMENSIONS)),
         ("retry_after", "quota"),
         ("breaker", "breaker"),
         ("concurrency", "concurrency"),

@@ -1,4 +1,4 @@
-"""`limiter.lua` and `gate.py` decide alike, whatever happens: random histories, told to both at the same moments."""
+"""`limiter.lua` and `decisions.py` decide alike: random histories, told to both at the same moments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUOTAS = [
     Quota(requests=6000, input_tokens=600_000, concurrency=20),
     Quota(requests=20),
 ]
-CLOCK = "local clock = call('TIME')\nlocal now = clock[1] * 1000 + clock[2] / 1000 + tonumber(ARGV[2])"
+CLOCK = "local clock = call('TIME')\nlocal now = clock[1] * 1000 + clock[2] / 1000 + tonumber(ARGV[1])"
 
 
 class Book:
@@ -40,7 +40,7 @@ class Twins:
         text = self.redis._script.script
         body = text.decode() if isinstance(text, bytes) else str(text)
         assert CLOCK in body
-        self.redis._script = self.redis._client.register_script(body.replace(CLOCK, "local now = tonumber(ARGV[2])"))
+        self.redis._script = self.redis._client.register_script(body.replace(CLOCK, "local now = tonumber(ARGV[1])"))
         self.memory = StoredLimiter(Memory(lambda: self.now), book, worker="one")
         self.move(0)
 

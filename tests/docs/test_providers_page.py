@@ -1,4 +1,4 @@
-"""What docs/providers.md says of models is what models.yaml has."""
+"""What docs/providers.md says of models is what the descriptors have."""
 
 from __future__ import annotations
 

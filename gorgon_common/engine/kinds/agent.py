@@ -15,6 +15,7 @@ from gorgon_common.engine.kinds.base import StepContext, StepHandler
 from gorgon_common.engine.outcomes import Outcome
 from gorgon_common.engine.ports import AgentCall, AgentProvider
 from gorgon_common.errors import ConfigurationError, Final, RateLimited, StepError, Throttled
+from gorgon_common.operations.providers import DAILY
 from gorgon_common.roles.models import resolve_model
 from gorgon_common.workflow.expressions import conform
 
@@ -135,5 +136,5 @@ def _out_of_service(busy: Throttled | RateLimited) -> float | None:
         return seconds if seconds > LONG_WAIT else None
     if busy.reason == limits.BREAKER:
         return busy.seconds
-    exhausted = busy.reason in (limits.RETRY_AFTER, "requests_per_day")
+    exhausted = busy.reason in (limits.RETRY_AFTER, *DAILY)
     return busy.seconds if exhausted and busy.seconds > LONG_WAIT else None

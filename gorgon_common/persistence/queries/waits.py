@@ -13,6 +13,7 @@ from gorgon_common import queues, strict_json
 from gorgon_common.clock import format_time
 from gorgon_common.engine import limits, outcomes
 from gorgon_common.engine.states import FINISHED_RUN, FINISHED_STEP, RunStatus, StepStatus
+from gorgon_common.operations.providers import DIMENSIONS
 from gorgon_common.persistence import max_parallel
 from gorgon_common.persistence.queries.amounts import MICRO, time_text
 from gorgon_common.persistence.queries.places import run_of
@@ -22,7 +23,7 @@ from gorgon_common.persistence.tables import backlog, budget_periods, budget_wai
 _WAITS = ("step.retry", "step.waiting")
 _CLASSES = {
     **{reason: reason for reason in outcomes.REASONS},
-    **dict.fromkeys((*limits.DIMENSIONS, limits.RETRY_AFTER), "quota"),
+    **dict.fromkeys((*DIMENSIONS, limits.RETRY_AFTER), "quota"),
     limits.UNREACHABLE: "limiter",
 }
 """Stored reason of a wait → the class shown to people."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gorgon_common.operations.providers import DEFAULT_MODEL_PROVIDER, provider_of_model
 from gorgon_common.workflow.compiler.layout import Draft, Place
 from gorgon_common.workflow.compiler.sources import Operations, Role, Roles
 from gorgon_common.workflow.plan import Kind, OnFailure, Retry
@@ -14,7 +15,6 @@ from gorgon_common.workflow.schema import PROVIDERS, Defaults, StepBody
 CONTROL = "control"
 COMMAND = "command"
 
-_OPENAI = re.compile(r"gpt|chatgpt|o\d|codex|text-")
 _RETRIED = {Kind.AGENT: 2}
 _NAME = re.compile(r"[a-z][a-z0-9_]*(?:\.[A-Za-z_]\w*)*")
 _SHELL_NAME = re.compile(r"\$(?:\{([A-Za-z_]\w*)|([A-Za-z_]\w*))")
@@ -49,16 +49,12 @@ def of_provider(name: str, default: str) -> tuple[str, str]:
     prefix, _, rest = name.partition(":")
     if rest and prefix in PROVIDERS:
         return prefix, rest
-    if name.startswith("claude"):
-        return "anthropic", name
-    if _OPENAI.match(name):
-        return "openai", name
-    return default, name
+    return provider_of_model(name) or default, name
 
 
 def models_of(step: StepBody, defaults: Defaults, role: Role | None) -> tuple[str, list[str]]:
     """Return the provider of an agent step and its models in order, each as "provider:model"."""
-    provider = step.provider or defaults.provider or (role.provider if role else None) or PROVIDERS[0]
+    provider = step.provider or defaults.provider or (role.provider if role else None) or DEFAULT_MODEL_PROVIDER
     written = step.models
     if not written and (step.provider in (None, defaults.provider) or defaults.provider is None):
         written = [

@@ -6,13 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gorgon_common.documents import Path
+from gorgon_common.operations.providers import MODEL_PROVIDERS, PROVIDERS
 
-AGENTS = {
-    "claude_code": "anthropic",
-    "claude": "anthropic",
-    "anthropic": "anthropic",
-    "openai": "openai",
-}
+AGENTS = {word: name for name in MODEL_PROVIDERS for word in PROVIDERS[name].step_types}
 """Step type of an agent → provider."""
 TYPES = (
     *("claude_code", "openai", "shell", "parallel", "checkpoint", "fan_out", "fan_in", "map_reduce", "branch", "loop"),

@@ -33,6 +33,7 @@ def test_what_is_no_duration_says_nothing(text: str) -> None:
 
 def test_openai() -> None:
     found = signals(
+        "openai",
         {
             "x-ratelimit-limit-requests": "600",
             "x-ratelimit-remaining-requests": "599",
@@ -40,7 +41,7 @@ def test_openai() -> None:
             "x-ratelimit-limit-tokens": "90000",
             "x-ratelimit-remaining-tokens": "80000",
             "x-ratelimit-reset-tokens": "6m0s",
-        }
+        },
     )
     assert found == {"requests": Signal(600, 599, 0.1), "tokens": Signal(90_000, 80_000, 360)}
 
@@ -48,6 +49,7 @@ def test_openai() -> None:
 def test_anthropic() -> None:
     """Its tokens are the sum of two limits that are told themselves."""
     found = signals(
+        "anthropic",
         {
             "anthropic-ratelimit-requests-limit": "50",
             "anthropic-ratelimit-requests-remaining": "49",
@@ -70,9 +72,9 @@ def test_anthropic() -> None:
 
 @pytest.mark.parametrize("value", ["-1", "many", "", "nan", "inf", "1e300"])
 def test_nonsense_says_nothing(value: str) -> None:
-    assert signals({"x-ratelimit-limit-requests": value, "x-ratelimit-remaining-requests": value}) == {}
+    assert signals("openai", {"x-ratelimit-limit-requests": value, "x-ratelimit-remaining-requests": value}) == {}
 
 
 def test_a_limit_of_nothing_is_not_believed() -> None:
-    found = signals({"x-ratelimit-limit-requests": "0", "x-ratelimit-remaining-requests": "0"})
+    found = signals("openai", {"x-ratelimit-limit-requests": "0", "x-ratelimit-remaining-requests": "0"})
     assert found == {"requests": Signal(None, 0, None)}

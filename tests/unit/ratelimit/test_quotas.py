@@ -10,7 +10,7 @@ import pytest
 
 from gorgon_common.engine.limits import LimitKey, Quota
 from gorgon_common.errors import ConfigurationError, Unavailable
-from gorgon_common.ratelimit import quotas
+from gorgon_common.operations.providers import PROVIDERS
 from gorgon_common.ratelimit.quotas import MOST, OwnLimits, QuotaBook, Rule, checked, read_limits
 
 GPT = LimitKey("live", "openai", "a", "gpt-5")
@@ -25,7 +25,7 @@ def own(tmp_path: Path, text: str) -> OwnLimits:
 
 def test_tier_one_is_assumed_and_nothing_is_a_ceiling() -> None:
     assumed, ceiling = QuotaBook(NOTHING).quota(GPT)
-    assert (assumed.requests, assumed.tokens) == (500, 500_000)
+    assert (assumed.limits["requests"], assumed.limits["tokens"]) == (500, 500_000)
     assert ceiling == Quota(concurrency=MOST)
 
 
@@ -39,8 +39,8 @@ weights: {research: 2}
     )
     book = QuotaBook(mine)
     assumed, ceiling = book.quota(GPT)
-    assert (assumed.requests, assumed.tokens, assumed.concurrency) == (5000, 1_000_000, 5)
-    assert (ceiling.requests, ceiling.tokens, ceiling.concurrency) == (100, 7, 5)
+    assert (assumed.limits["requests"], assumed.limits["tokens"], assumed.concurrency) == (5000, 1_000_000, 5)
+    assert (ceiling.limits["requests"], ceiling.limits["tokens"], ceiling.concurrency) == (100, 7, 5)
     assert (book.weight("research"), book.weight("other")) == (2.0, 1.0)
 
 
@@ -52,12 +52,12 @@ def test_what_was_set_last_wins_and_is_seen_soon() -> None:
         stored=lambda: stored,
         clock=lambda: now[0],
     )
-    assert book.quota(GPT)[1].requests == 50
+    assert book.quota(GPT)[1].limits["requests"] == 50
     stored[:] = [Rule("openai", "gpt-5", {"requests": 10.0}), Rule("openai", "*", {"requests": 20.0})]
     now[0] += 4.9
-    assert book.quota(GPT)[1].requests == 50
+    assert book.quota(GPT)[1].limits["requests"] == 50
     now[0] += 0.2
-    assert (book.quota(GPT)[1].requests, book.quota(GPT)[1].tokens) == (10, 9)
+    assert (book.quota(GPT)[1].limits["requests"], book.quota(GPT)[1].limits["tokens"]) == (10, 9)
 
 
 def test_without_the_database_what_was_known_holds() -> None:
@@ -69,9 +69,9 @@ def test_without_the_database_what_was_known_holds() -> None:
         return [Rule("*", "*", {"requests": 3.0})]
 
     book = QuotaBook(NOTHING, stored=stored, clock=lambda: now[0])
-    assert book.quota(GPT)[1].requests == 3
+    assert book.quota(GPT)[1].limits["requests"] == 3
     now[0], away[0] = 100.0, True
-    assert book.quota(GPT)[1].requests == 3
+    assert book.quota(GPT)[1].limits["requests"] == 3
 
 
 def test_nobody_goes_on_before_what_was_set_is_known() -> None:
@@ -89,7 +89,7 @@ def test_nobody_goes_on_before_what_was_set_is_known() -> None:
         assert reading.wait(10)
         assert not any(quota.done() for quota in quotas)
         go_on.set()
-        assert [quota.result(10)[1].requests for quota in quotas] == [3, 3, 3, 3]
+        assert [quota.result(10)[1].limits["requests"] for quota in quotas] == [3, 3, 3, 3]
 
 
 def test_later_on_nobody_waits_for_it() -> None:
@@ -102,15 +102,15 @@ def test_later_on_nobody_waits_for_it() -> None:
         return [Rule("*", "*", {"requests": 3.0 + now[0]})]
 
     book = QuotaBook(NOTHING, stored=stored, clock=lambda: now[0])
-    assert book.quota(GPT)[1].requests == 3
+    assert book.quota(GPT)[1].limits["requests"] == 3
     now[0] = 10.0
     with ThreadPoolExecutor(1) as pool:
         fresh = pool.submit(book.quota, GPT)
         assert slow.wait(10)
-        assert book.quota(GPT)[1].requests == 3
+        assert book.quota(GPT)[1].limits["requests"] == 3
         go_on.set()
-        assert fresh.result(10)[1].requests == 13
-    assert book.quota(GPT)[1].requests == 13
+        assert fresh.result(10)[1].limits["requests"] == 13
+    assert book.quota(GPT)[1].limits["requests"] == 13
 
 
 def test_a_database_that_is_away_at_first_is_asked_again_at_once() -> None:
@@ -122,41 +122,44 @@ def test_a_database_that_is_away_at_first_is_asked_again_at_once() -> None:
         return [Rule("*", "*", {"requests": 3.0})]
 
     book = QuotaBook(NOTHING, stored=stored, clock=lambda: 1.0)
-    assert book.quota(GPT)[1].requests is None
+    assert "requests" not in book.quota(GPT)[1].limits
     away[0] = False
-    assert book.quota(GPT)[1].requests == 3
+    assert book.quota(GPT)[1].limits["requests"] == 3
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True, "5"])
 def test_a_limit_is_a_number_above_0(value: object) -> None:
     with pytest.raises(ValueError, match="above 0"):
-        checked({"requests": value})
+        checked("openai", {"requests": value})
 
 
 def test_there_is_no_half_call_in_flight() -> None:
-    assert checked({"concurrency": 2.0, "requests": 0.5}) == {"concurrency": 2.0, "requests": 0.5}
+    assert checked("openai", {"concurrency": 2.0, "requests": 0.5}) == {"concurrency": 2.0, "requests": 0.5}
     with pytest.raises(ValueError, match=r"concurrency is 2\.5; it has to be a whole number"):
-        checked({"concurrency": 2.5})
+        checked("openai", {"concurrency": 2.5})
 
 
 def test_a_compatible_server_has_no_tiers() -> None:
     assumed, _ = QuotaBook(NOTHING, official=lambda _: False).quota(GPT)
-    assert assumed.limits() == (None,) * 5
+    assert assumed.limits == {}
 
 
 def test_the_sandbox_has_its_own() -> None:
     assumed, _ = QuotaBook(NOTHING).quota(LimitKey("sandbox", "anthropic", "sandbox", "claude-sonnet-5"))
-    assert (assumed.requests, assumed.input_tokens, assumed.concurrency) == (600_000, 400_000_000, 1000)
+    assert (assumed.limits["requests"], assumed.limits["input_tokens"], assumed.concurrency) == (
+        600_000,
+        400_000_000,
+        1000,
+    )
 
 
 def test_every_tier_of_the_table_can_be_read() -> None:
-    for provider, entry in quotas._defaults().items():
-        if provider == "sandbox":
-            continue
-        for tier in entry["tiers"]:
-            book = QuotaBook(OwnLimits({provider: str(tier)}, (), {}))
+    for provider, descriptor in PROVIDERS.items():
+        for tier in descriptor.tiers:
+            book = QuotaBook(OwnLimits({provider: tier}, (), {}))
             assumed, _ = book.quota(LimitKey("live", provider, "a", "anything"))
-            assert assumed.requests
+            assert assumed.limits.keys() <= {dimension.name for dimension in descriptor.dimensions}
+            assert assumed.limits
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -176,11 +177,11 @@ class Fitful(RedisLimiter):
         self.began = time.time()
         self.now, self.up, self.down = now, up, down
 
-    def _run(self, gate: LimitKey, operation: str, *arguments: object) -> object:
+    def _decide(self, batches: Any) -> Any:
         if self.now[0] % (self.up + self.down) >= self.up:
             raise Unavailable("too slow")
         self.clock_offset = self.began + self.now[0] - time.time()
-        return super()._run(gate, operation, *arguments)
+        return super()._decide(batches)
 
 
 def most_in_a_minute(url: str, up: float, down: float, *, honest: bool = True) -> int:
