@@ -12,7 +12,7 @@ import pytest
 import structlog
 from sqlalchemy import func, select
 
-from gorgon_common import metrics
+from gorgon_common import logs, metrics
 from gorgon_common.costs.budgets import Balance
 from gorgon_common.costs.ledger import replay
 from gorgon_common.costs.prices import GenaiPricer, read_overrides
@@ -490,6 +490,7 @@ def test_what_was_spent_while_there_was_no_limit_counts_when_there_is_one_again(
 
 def test_alerts_are_logged_and_counted_once(either: Lab) -> None:
     either.services.set_budget("team:blue", period="day", usd="0.0058")
+    logs.configure()  # otherwise the first warning would do it, and end the capture
     with structlog.testing.capture_logs() as lines:
         ran = either.run(steps(USED, max_tokens=1024))
         eventually(lambda: lines, what="the alert in the log")
