@@ -60,7 +60,7 @@ log = get_logger(__name__)
 STANDING_SECONDS = 1.0
 """A new budget applies to calls that begin this long after it was set; a changed limit applies immediately."""
 UNCHANGED: Any = object()
-_EXCHANGE = (
+EXCHANGE = (
     "SELECT what, state, max_tokens, usd, tokens, period_id, usd_limit, usd_spent, usd_reserved, token_limit,"
     " token_spent, token_reserved, usd_claimed, token_claimed"
     " FROM gorgon_exchange(%b::jsonb, %b::jsonb, %b::float8) ORDER BY place"
@@ -349,15 +349,11 @@ class Budgets:
         return self._together.do((key, path, usd, tokens, max_tokens))
 
     def _exchange(self, asks: Sequence[Ask], facts: Facts) -> list[tuple[Any, ...]]:
-        body = [
-            {"o": place, "i": key[0], "t": key[1], "n": key[2], "p": list(path), "c": usd, "k": tokens, "m": longest}
-            for place, (key, path, usd, tokens, longest) in enumerate(asks)
-        ]
         said = json.dumps(list(facts)) if facts else None
-        if not body:
+        if not asks:
             self._call("SELECT gorgon_settle(%b::jsonb)", (said,))
             return []
-        return self._call(_EXCHANGE, (said, json.dumps(body), self.offset))
+        return self._call(EXCHANGE, (said, asked(asks), self.offset))
 
     def _call(self, statement: str, arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         """Call a function of PostgreSQL: one transaction and one round trip.  Raises Unavailable."""
@@ -688,6 +684,16 @@ class Budgets:
                 )
                 for row in connection.execute(select(postings).order_by(postings.c.seq))
             ]
+
+
+def asked(asks: Sequence[Ask]) -> str:
+    """Return requests for reservations in the form that `gorgon_exchange` takes."""
+    return json.dumps(
+        [
+            {"o": place, "i": key[0], "t": key[1], "n": key[2], "p": list(path), "c": usd, "k": tokens, "m": longest}
+            for place, (key, path, usd, tokens, longest) in enumerate(asks)
+        ]
+    )
 
 
 def _counted(budget: Budget) -> list[Any]:

@@ -89,8 +89,9 @@ def claimed(db: sqlite3.Connection, period: int, step: int) -> tuple[int, int]:
 
 def settle(db: sqlite3.Connection, facts: Iterable[Mapping[str, Any]]) -> None:
     """Do what `gorgon_settle` does."""
-    for fact in facts:
-        key = (fact["i"], fact["t"], fact["n"])
+    changes: dict[int, list[int]] = {}
+    told_of: dict[int, int] = {}
+    for key, fact in sorted(_fullest(facts).items()):
         row = db.execute(
             "SELECT state, usd, tokens, accounts FROM reservations WHERE step_id = ? AND token = ? AND ordinal = ?", key
         ).fetchone()
@@ -113,7 +114,33 @@ def settle(db: sqlite3.Connection, facts: Iterable[Mapping[str, Any]]) -> None:
         change = (*_change(usd, usd_now, was), *_change(tokens, tokens_now, was))
         for period in json.loads(accounts):
             db.execute(_POST, (period, *key, kind, *change))
-            _apply(db, period, change, key[0] >> 20)
+            changes[period] = [sum(pair) for pair in zip(changes.get(period, (0,) * 6), change, strict=True)]
+            told_of.setdefault(period, key[0] >> 20)
+    for period in _leaf_to_root(db, changes):
+        _apply(db, period, changes[period], told_of[period])
+
+
+def _fullest(facts: Iterable[Mapping[str, Any]]) -> dict[Key, Mapping[str, Any]]:
+    """Return the fact about each call: of several, the first one that says the most."""
+
+    def said(fact: Mapping[str, Any]) -> int:
+        if fact["s"] == RELEASED or (fact["s"] == SETTLED and None not in (fact["c"], fact["k"])):
+            return 0
+        return 1 if fact["s"] == SETTLED and fact["k"] is not None else 2
+
+    found: dict[Key, Mapping[str, Any]] = {}
+    for fact in facts:
+        key = (fact["i"], fact["t"], fact["n"])
+        if key not in found or said(fact) < said(found[key]):
+            found[key] = fact
+    return found
+
+
+def _leaf_to_root(db: sqlite3.Connection, periods: Iterable[int]) -> list[int]:
+    wanted = list(periods)
+    marks = ", ".join("?" * len(wanted))
+    rows = db.execute(f"SELECT id FROM budget_periods WHERE id IN ({marks}) ORDER BY level DESC, id", wanted)
+    return [row[0] for row in rows]
 
 
 def _amounts(fact: Mapping[str, Any], usd: int, tokens: int) -> tuple[int, int]:

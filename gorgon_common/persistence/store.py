@@ -1153,12 +1153,19 @@ def _fenced(step: Claimed) -> Any:
 def _encoded(
     finishes: Sequence[Finish],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return (finishes, calls, skips) in the form that `claim_and_finish.sql` takes."""
+    """Return (finishes, calls, skips) in the form that `claim_and_finish.sql` takes.
+
+    A second finish of the same claim would be refused; it is left out, but its calls are facts.
+    """
     said: list[dict[str, Any]] = []
     facts: list[dict[str, Any]] = []
     skips: list[dict[str, Any]] = []
+    seen: set[tuple[int, int]] = set()
     for finish in finishes:
-        said.append(encoding.checkpoint(finish))
+        claim = finish.step.id, finish.step.token
+        if claim not in seen:
+            said.append(encoding.checkpoint(finish))
+        seen.add(claim)
         if finish.result.calls:
             at = finish.result.finished_at or datetime.now(UTC)
             facts += encoding.calls(finish.step, finish.result.calls, finish.result.attempts, at)

@@ -33,7 +33,8 @@ DECLARE
     at int;
     ask record;
     made int;
-    awaited boolean := false;
+    -- Usually no step waits for room anywhere, and nothing has to be looked up for each ask.
+    awaited boolean := EXISTS (SELECT 1 FROM budget_waits);
 BEGIN
     IF p_facts IS NOT NULL THEN
         PERFORM 1 FROM reservations r JOIN jsonb_to_recordset(p_facts) AS f(i bigint, t int, n smallint)
@@ -62,6 +63,8 @@ BEGIN
         LEFT JOIN reservations r ON r.step_id = x.i AND r.token = x.t AND r.ordinal = x.n
         ORDER BY x.o
     LOOP
+        period_id := NULL; usd_limit := NULL; usd_spent := NULL; usd_reserved := NULL; token_limit := NULL;
+        token_spent := NULL; token_reserved := NULL; usd_claimed := NULL; token_claimed := NULL;
         IF ask.was IS NOT NULL THEN
             place := ask.o; what := 2; state := ask.was; max_tokens := ask.was_max; usd := ask.was_usd;
             tokens := ask.was_tokens;
@@ -78,7 +81,6 @@ BEGIN
             usd_first := 0;
             token_first := 0;
             IF account.waited_for THEN
-                awaited := true;
                 SELECT c.usd, c.tokens INTO usd_first, token_first FROM gorgon_claimed(account, ask.i) c;
             END IF;
             IF account.usd_limit - account.usd_spent - account.usd_overrun - account.usd_reserved - usd_taken[at]
@@ -99,6 +101,9 @@ BEGIN
                 token_taken[at] := token_taken[at] + ask.k;
             END LOOP;
             held := held || ask.o;
+            IF awaited THEN  -- a step that has its room does not keep a claim on more, before those that ask next
+                DELETE FROM budget_waits w WHERE w.step_id = ask.i;
+            END IF;
             what := 1; state := 0; max_tokens := ask.m; usd := ask.c; tokens := ask.k;
         ELSE
             what := CASE WHEN account.starts_at > present OR account.ends_at <= present THEN 4 ELSE 3 END;
@@ -138,10 +143,6 @@ BEGIN
     UPDATE budget_periods b SET usd_reserved = b.usd_reserved + x.usd, token_reserved = b.token_reserved + x.tokens
     FROM unnest(ids, usd_taken, token_taken) AS x(id, usd, tokens)
     WHERE b.id = x.id AND (x.usd > 0 OR x.tokens > 0);
-    IF awaited THEN
-        DELETE FROM budget_waits w USING jsonb_to_recordset(p_asks) AS x(o int, i bigint)
-        WHERE w.step_id = x.i AND x.o = ANY (held);
-    END IF;
 END $$;
 
 -- The amounts of an account that are due to steps that have waited longer than p_step.  It includes only steps that
@@ -161,7 +162,8 @@ END $$;
 
 -- Post the outcomes of reserved calls.
 -- p_facts  [{i step, t token, n ordinal, s state: 1 settled, 2 released, 3 unknown, c micro-dollars, k tokens}]
--- These are facts: they are never fenced, and posting them again changes nothing.  Unknown is posted in full; a later
+-- These are facts: they are never fenced, and posting them again changes nothing.  They are posted together: one change
+-- of each account, from leaf to root, however many calls.  Unknown is posted in full; a later
 -- settlement corrects it.  An amount that is NULL counts as unknown.
 CREATE OR REPLACE FUNCTION gorgon_settle(p_facts jsonb) RETURNS int
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -178,8 +180,13 @@ BEGIN
                 CASE WHEN f.s = 2 THEN 0 WHEN f.s = 3 THEN r.usd ELSE coalesce(f.c, r.usd) END AS usd_now,
                 CASE WHEN f.s = 2 THEN 0 WHEN f.s = 3 THEN r.tokens ELSE coalesce(f.k, r.tokens) END AS tokens_now
             FROM (
+                -- Of several facts about a call, the first one that says the most.
                 SELECT DISTINCT ON (i, t, n) *
-                FROM jsonb_to_recordset(p_facts) AS x(i bigint, t int, n smallint, s smallint, c bigint, k bigint)
+                FROM ROWS FROM (
+                    jsonb_to_recordset(p_facts) AS (i bigint, t int, n smallint, s smallint, c bigint, k bigint)
+                ) WITH ORDINALITY AS x(i, t, n, s, c, k, place)
+                ORDER BY i, t, n, CASE WHEN s = 2 OR (s = 1 AND c IS NOT NULL AND k IS NOT NULL) THEN 0
+                    WHEN s = 1 AND k IS NOT NULL THEN 1 ELSE 2 END, place
             ) f JOIN reservations r ON r.step_id = f.i AND r.token = f.t AND r.ordinal = f.n
             WHERE r.state = 0 OR (r.state = 3 AND f.s <> 3 AND (f.s = 2 OR (f.c IS NOT NULL OR r.usd = 0) AND f.k IS NOT NULL))
             ORDER BY r.step_id, r.token, r.ordinal FOR UPDATE OF r

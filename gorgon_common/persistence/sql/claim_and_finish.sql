@@ -149,15 +149,16 @@ BEGIN
         RETURN QUERY
         WITH locked AS MATERIALIZED (
             SELECT s.id, n.times, s.deps_left = n.times AS free, s.weight, s.carried, s.window_next,
-                s.weight = 0 OR (s.queue = ANY (p_queues) AND NOT s.carried AND NOT s.grouped) AS ours
+                CASE WHEN s.deps_left = n.times
+                    AND (s.weight = 0 OR (s.queue = ANY (p_queues) AND NOT s.carried AND NOT s.grouped))
+                THEN (SELECT r.active AND (r.max_parallel IS NULL OR s.weight < 2) FROM runs r WHERE r.id = s.id >> 20)
+                ELSE false END AS ours
             FROM steps s, LATERAL (SELECT coalesce(times[array_position(repeated, s.id)], 1) AS times) n
             WHERE s.id = ANY (touched) AND s.status IN (0, 3) ORDER BY s.id FOR UPDATE OF s
         ), placed AS MATERIALIZED (
-            SELECT l.*, l.free AND l.ours
-                AND row_number() OVER (PARTITION BY l.weight = 2, l.free AND l.ours ORDER BY l.id)
+            SELECT l.*, l.ours
+                AND row_number() OVER (PARTITION BY l.weight = 2, l.ours ORDER BY l.id)
                     <= CASE WHEN l.weight = 2 THEN p_slow ELSE p_fast END
-                AND (SELECT r.active AND (r.max_parallel IS NULL OR l.weight < 2)
-                    FROM runs r WHERE r.id = l.id >> 20)
                 AND EXISTS (SELECT 1 FROM workers w
                     WHERE w.id = p_owner AND NOT w.reaped AND w.lease_until > clock_timestamp())
                 AS take
@@ -168,7 +169,7 @@ BEGIN
                 status = CASE WHEN NOT p.free THEN s.status WHEN p.take THEN 2 ELSE 1 END,
                 token = s.token + CASE WHEN p.take THEN 1 ELSE 0 END,
                 owner = CASE WHEN p.take THEN p_owner END,
-                due = CASE WHEN p.take THEN clock_timestamp() WHEN p.free THEN clock_timestamp() + p_lost END,
+                due = CASE WHEN p.take THEN clock_timestamp() WHEN p.free THEN clock_timestamp() + p_lost ELSE s.due END,
                 unmet = s.unmet OR coalesce(s.id = ANY (unmet_edges), false),
                 window_next = least(s.window_end, s.window_next + p.times)
             FROM placed p WHERE s.id = p.id
@@ -176,26 +177,31 @@ BEGIN
                 s.unmet, s.status, p.free, p.carried, p.window_next AS window_was, s.window_next AS window_now
         ), opened AS MATERIALIZED (
             -- A windowed composite releases as many of its next children as have finished.
-            SELECT (m.id & ~1048575::bigint) | w AS id,
-                row_number() OVER (ORDER BY m.id, w) <= p_slow - (SELECT count(*) FROM placed WHERE take AND weight = 2)
-                    AND (SELECT max_parallel IS NULL FROM runs WHERE runs.id = m.id >> 20) AS room,
-                (SELECT active FROM runs WHERE runs.id = m.id >> 20) AS active
-            FROM moved m, generate_series(m.window_was, m.window_now - 1) w
+            SELECT t.id, t.weight,
+                CASE WHEN t.weight = 0 OR t.queue = ANY (p_queues)
+                THEN (SELECT r.active AND (r.max_parallel IS NULL OR t.weight < 2) FROM runs r WHERE r.id = t.id >> 20)
+                ELSE false END AS ours
+            FROM moved m, generate_series(m.window_was, m.window_now - 1) w,
+                LATERAL (SELECT s.id, s.weight, s.queue FROM steps s
+                    WHERE s.id = ((m.id & ~1048575::bigint) | w) AND s.status = 0 OFFSET 0) t
+        ), entered AS MATERIALIZED (
+            -- They take the places that the steps before them have left.
+            SELECT o.id, o.ours
+                AND row_number() OVER (PARTITION BY o.weight = 2, o.ours ORDER BY o.id)
+                    <= CASE WHEN o.weight = 2 THEN p_slow - (SELECT count(*) FROM placed WHERE take AND weight = 2)
+                        ELSE p_fast - (SELECT count(*) FROM placed WHERE take AND weight < 2) END
+                AND EXISTS (SELECT 1 FROM workers w
+                    WHERE w.id = p_owner AND NOT w.reaped AND w.lease_until > clock_timestamp())
+                AS take
+            FROM opened o
         ), released AS (
             UPDATE steps s SET
                 deps_left = 0,
-                status = CASE WHEN o.taken THEN 2 ELSE 1 END,
-                token = s.token + CASE WHEN o.taken THEN 1 ELSE 0 END,
-                owner = CASE WHEN o.taken THEN p_owner END,
-                due = clock_timestamp() + CASE WHEN o.taken THEN interval '0' ELSE p_lost END
-            FROM (
-                SELECT t.id, t.id = ANY (ARRAY(SELECT opened.id FROM opened WHERE active))
-                    AND EXISTS (SELECT 1 FROM workers w
-                        WHERE w.id = p_owner AND NOT w.reaped AND w.lease_until > clock_timestamp())
-                    AND (t.weight = 0 OR (t.queue = ANY (p_queues)
-                        AND t.id = ANY (ARRAY(SELECT opened.id FROM opened WHERE room)))) AS taken
-                FROM steps t WHERE t.id = ANY (ARRAY(SELECT opened.id FROM opened)) OFFSET 0
-            ) o WHERE s.id = o.id AND s.status = 0
+                status = CASE WHEN e.take THEN 2 ELSE 1 END,
+                token = s.token + CASE WHEN e.take THEN 1 ELSE 0 END,
+                owner = CASE WHEN e.take THEN p_owner END,
+                due = clock_timestamp() + CASE WHEN e.take THEN interval '0' ELSE p_lost END
+            FROM entered e WHERE s.id = e.id AND s.status = 0
             RETURNING s.id, s.token, s.node, s.weight, s.queue, s.attempt, s.parent, s.position, s.crashes,
                 s.unmet, s.status
         ), told AS (
@@ -263,6 +269,18 @@ BEGIN
         FROM claimed c;
         GET DIAGNOSTICS brought = ROW_COUNT;
         IF brought < cardinality(p_claims) THEN
+            -- A step that was taken off the backlog but could not be claimed is owed a message; nothing else would find
+            -- it.
+            UPDATE steps s SET due = clock_timestamp() + p_lost
+            WHERE s.id = ANY (pulled) AND s.status = 1 AND s.due IS NULL;
+            IF NOT EXISTS (SELECT 1 FROM workers w
+                WHERE w.id = p_owner AND NOT w.reaped AND w.lease_until > clock_timestamp())
+            THEN
+                RETURN QUERY
+                SELECT 5::smallint, NULL::bigint, NULL::int, NULL::int, NULL::smallint, NULL::smallint, NULL::smallint,
+                    NULL::int, NULL::int, NULL::smallint, NULL::boolean;
+                RETURN;
+            END IF;
             RETURN QUERY
             UPDATE steps s SET due = clock_timestamp() + p_lost
             FROM runs r
@@ -271,19 +289,10 @@ BEGIN
                 AND r.max_parallel IS NOT NULL
             RETURNING 4::smallint, s.id, NULL::int, NULL::int, NULL::smallint, NULL::smallint, NULL::smallint,
                 NULL::int, NULL::int, NULL::smallint, NULL::boolean;
-            -- A step that was taken off the backlog but could not be claimed is owed a message; nothing else would find
-            -- it.
-            UPDATE steps s SET due = clock_timestamp() + p_lost
-            WHERE s.id = ANY (pulled) AND s.status = 1 AND s.due IS NULL;
             RETURN QUERY
             SELECT 6::smallint, s.id, NULL::int, NULL::int, NULL::smallint, NULL::smallint, NULL::smallint, NULL::int,
                 NULL::int, NULL::smallint, NULL::boolean
             FROM steps s WHERE s.id = ANY (p_claims) AND s.status = 1 AND s.crashes >= 2 AND NOT p_suspects;
-            RETURN QUERY
-            SELECT 5::smallint, NULL::bigint, NULL::int, NULL::int, NULL::smallint, NULL::smallint, NULL::smallint,
-                NULL::int, NULL::int, NULL::smallint, NULL::boolean
-            WHERE NOT EXISTS (SELECT 1 FROM workers w
-                WHERE w.id = p_owner AND NOT w.reaped AND w.lease_until > clock_timestamp());
         END IF;
     END IF;
 END $$;
