@@ -690,8 +690,17 @@ def asked(asks: Sequence[Ask]) -> str:
     """Return requests for reservations in the form that `gorgon_exchange` takes."""
     return json.dumps(
         [
-            {"o": place, "i": key[0], "t": key[1], "n": key[2], "p": list(path), "c": usd, "k": tokens, "m": longest}
-            for place, (key, path, usd, tokens, longest) in enumerate(asks)
+            {
+                "place": place,
+                "step_id": step,
+                "token": token,
+                "ordinal": ordinal,
+                "accounts": list(path),
+                "usd": usd,
+                "tokens": tokens,
+                "max_tokens": longest,
+            }
+            for place, ((step, token, ordinal), path, usd, tokens, longest) in enumerate(asks)
         ]
     )
 

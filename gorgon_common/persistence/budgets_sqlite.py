@@ -98,12 +98,12 @@ def settle(db: sqlite3.Connection, facts: Iterable[Mapping[str, Any]]) -> None:
         if row is None:
             continue
         was, usd, tokens, accounts = row
-        complete = fact["s"] == RELEASED or (
-            fact["s"] == SETTLED and (fact["c"] is not None or not usd) and fact["k"] is not None
+        complete = fact["state"] == RELEASED or (
+            fact["state"] == SETTLED and (fact["usd"] is not None or not usd) and fact["tokens"] is not None
         )
         if was != OPEN and not (was == UNKNOWN and complete):
             continue
-        state = UNKNOWN if fact["s"] == SETTLED and not complete else fact["s"]
+        state = UNKNOWN if fact["state"] == SETTLED and not complete else fact["state"]
         usd_now, tokens_now = _amounts(fact, usd, tokens)
         db.execute(
             "UPDATE reservations SET state = ?, usd_posted = ?, tokens_posted = ?"
@@ -124,13 +124,13 @@ def _fullest(facts: Iterable[Mapping[str, Any]]) -> dict[Key, Mapping[str, Any]]
     """Return the fact about each call: of several, the first one that says the most."""
 
     def said(fact: Mapping[str, Any]) -> int:
-        if fact["s"] == RELEASED or (fact["s"] == SETTLED and None not in (fact["c"], fact["k"])):
+        if fact["state"] == RELEASED or (fact["state"] == SETTLED and None not in (fact["usd"], fact["tokens"])):
             return 0
-        return 1 if fact["s"] == SETTLED and fact["k"] is not None else 2
+        return 1 if fact["state"] == SETTLED and fact["tokens"] is not None else 2
 
     found: dict[Key, Mapping[str, Any]] = {}
     for fact in facts:
-        key = (fact["i"], fact["t"], fact["n"])
+        key = (fact["step_id"], fact["token"], fact["ordinal"])
         if key not in found or said(fact) < said(found[key]):
             found[key] = fact
     return found
@@ -144,11 +144,11 @@ def _leaf_to_root(db: sqlite3.Connection, periods: Iterable[int]) -> list[int]:
 
 
 def _amounts(fact: Mapping[str, Any], usd: int, tokens: int) -> tuple[int, int]:
-    if fact["s"] == RELEASED:
+    if fact["state"] == RELEASED:
         return 0, 0
-    if fact["s"] == UNKNOWN:
+    if fact["state"] == UNKNOWN:
         return usd, tokens
-    return usd if fact["c"] is None else fact["c"], tokens if fact["k"] is None else fact["k"]
+    return usd if fact["usd"] is None else fact["usd"], tokens if fact["tokens"] is None else fact["tokens"]
 
 
 def _change(held: int, now: int, was: int) -> tuple[int, int, int]:

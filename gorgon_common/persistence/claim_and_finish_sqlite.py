@@ -77,7 +77,7 @@ def claim_and_finish(
     """
     for call in calls:
         db.execute(_INSERT_CALL, {**call, "at": _time(call["at"])})
-    fenced = [(finish["i"], _fence(db, finish)) for finish in finishes]
+    fenced = [(finish["step_id"], _fence(db, finish)) for finish in finishes]
     done = [row for _, row in fenced if row is not None]
     ended = {row[0] for row in done}
     refused = [(3, step, *(None,) * 9) for step, _ in fenced if step not in ended]
@@ -108,24 +108,32 @@ def _fence(db: sqlite3.Connection, finish: Mapping[str, Any]) -> _Ended | None:
     row: _Ended | None = db.execute(
         "UPDATE steps SET status = ?, owner = NULL WHERE id = ? AND token = ? AND status IN (1, 2)"
         " RETURNING id, successors, parent, status",
-        (finish["s"], finish["i"], finish["t"]),
+        (finish["status"], finish["step_id"], finish["token"]),
     ).fetchone()
     if row is None:
         return None
-    ended = _time(finish["en"])
+    ended = _time(finish["finished_at"])
     db.execute(
         "INSERT INTO checkpoints (step_id, status, attempts, started_at, finished_at, output, detail)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (row[0], finish["s"], finish["a"], _time(finish["st"]), ended, finish["o"], finish["d"]),
+        (
+            row[0],
+            finish["status"],
+            finish["attempts"],
+            _time(finish["started_at"]),
+            ended,
+            finish["output"],
+            finish["detail"],
+        ),
     )
-    if finish["b"] is not None:
-        db.execute("INSERT INTO blobs (step_id, body) VALUES (?, ?)", (row[0], finish["b"]))
-    if finish["f"] is not None:
+    if finish["blob"] is not None:
+        db.execute("INSERT INTO blobs (step_id, body) VALUES (?, ?)", (row[0], finish["blob"]))
+    if finish["fingerprint"] is not None:
         db.execute(
             "INSERT INTO fingerprints (root_id, hash, step_id) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-            (finish["r"], finish["f"], row[0]),
+            (finish["root_id"], finish["fingerprint"], row[0]),
         )
-    _tell(db, row[0], _KINDS[finish["s"]], ended)
+    _tell(db, row[0], _KINDS[finish["status"]], ended)
     return row
 
 
@@ -141,14 +149,14 @@ def _skip(db: sqlite3.Connection, skips: Iterable[Mapping[str, Any]]) -> list[_E
     for skip in skips:
         row = db.execute(
             "UPDATE steps SET status = 7 WHERE id = ? AND status IN (0, 1) RETURNING id, successors, parent, status",
-            (skip["i"],),
+            (skip["step_id"],),
         ).fetchone()
         if row is not None:
             gone.append(row)
             db.execute(
                 "INSERT INTO checkpoints (step_id, status, attempts, finished_at, detail)"
                 " VALUES (?, 7, 0, gorgon_now(0), ?)",
-                (row[0], skip["d"]),
+                (row[0], skip["detail"]),
             )
             _tell(db, row[0], "step.skipped", None)
     return gone

@@ -1171,7 +1171,8 @@ def _encoded(
             facts += encoding.calls(finish.step, finish.result.calls, finish.result.attempts, at)
         run = finish.step.run
         skips += [
-            {"i": step_id(run, row), "d": encoding.dump({"reason": reason})} for row, reason in finish.skipped.items()
+            {"step_id": step_id(run, row), "detail": encoding.dump({"reason": reason})}
+            for row, reason in finish.skipped.items()
         ]
     return said, facts, skips
 

@@ -366,8 +366,8 @@ class History:
         for _ in range(self.rng.choice([0, 1, 2, 3]) if self.reserved else 0):
             key = self.rng.choice(self.reserved)
             facts.append(
-                {"i": key[0], "t": key[1], "n": key[2], "s": self.rng.choice([1, 1, 1, 2, 3]),
-                 "c": self.rng.choice([None, 0, 4, 25, 70]), "k": self.rng.choice([None, 0, 9, 75, 150])}
+                {"step_id": key[0], "token": key[1], "ordinal": key[2], "state": self.rng.choice([1, 1, 1, 2, 3]),
+                 "usd": self.rng.choice([None, 0, 4, 25, 70]), "tokens": self.rng.choice([None, 0, 9, 75, 150])}
             )  # fmt: skip
         if not asks and not facts:
             return
