@@ -193,8 +193,9 @@ def _tell(db: sqlite3.Connection, period: int, run: int, kind: str, mark: int | 
     """Do what `gorgon_tell` does."""
     db.execute("INSERT INTO events (run_id, kind, at, message) VALUES (?, ?, gorgon_now(0), ?)", (run, kind, message))
     db.execute(
-        "INSERT INTO budget_alerts (period_id, run_id, kind, mark, at, message) VALUES (?, ?, ?, ?, gorgon_now(0), ?)",
-        (period, run, kind, mark, message),
+        "INSERT INTO budget_alerts (org_id, period_id, run_id, kind, mark, at, message)"
+        " SELECT org_id, id, ?, ?, ?, gorgon_now(0), ? FROM budget_periods WHERE id = ?",
+        (run, kind, mark, message, period),
     )
 
 

@@ -48,6 +48,7 @@ from gorgon_common.persistence.tables import (
     steps,
     workers,
 )
+from gorgon_common.scope import SYSTEM, Scope
 from tests.support.engine import ANTHROPIC, CONTROL, OPENAI
 
 START = datetime(2026, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
@@ -132,7 +133,8 @@ class OneTransaction(Database):
         return self.at
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, scope: Scope = SYSTEM) -> Iterator[Connection]:
+        self.joined.info["scope"] = scope
         yield self.joined
 
     read = statements = write

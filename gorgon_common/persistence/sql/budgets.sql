@@ -257,8 +257,8 @@ RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO events (run_id, kind, at, message)
     VALUES (p_run, p_kind, clock_timestamp(), p_account.label || ': ' || p_said);
-    INSERT INTO budget_alerts (period_id, run_id, kind, mark, at, message)
-    VALUES (p_account.id, p_run, p_kind, p_mark, clock_timestamp(), p_account.label || ': ' || p_said);
+    INSERT INTO budget_alerts (org_id, period_id, run_id, kind, mark, at, message)
+    VALUES (p_account.org_id, p_account.id, p_run, p_kind, p_mark, clock_timestamp(), p_account.label || ': ' || p_said);
 END $$;
 
 -- Wake the steps that wait for room on an account, as many as fit, oldest first.  They keep their claim for p_grace
