@@ -6,7 +6,7 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -61,8 +61,10 @@ class Database:
         """
         alone = self._one if self.sqlite else contextlib.nullcontext()
         with translated(self.path), alone, self.engine.begin() as connection:
-            _enter(connection, scope)
+            after = _enter(connection, scope)
             yield connection
+        for call in after:
+            call()
 
     @contextlib.contextmanager
     def read(self, scope: Scope = SYSTEM) -> Iterator[Connection]:
@@ -116,14 +118,25 @@ class Database:
         self.engine.dispose()
 
 
-def _enter(connection: Connection, scope: Scope) -> None:
-    """Say for whom a transaction is.  Every transaction passes here: row-level security would be set here."""
+def _enter(connection: Connection, scope: Scope) -> list[Callable[[], None]]:
+    """Say for whom a transaction is, and return what is to be called after its commit.
+
+    Every transaction passes here: row-level security would be set here.
+    """
     connection.info["scope"] = scope
+    after: list[Callable[[], None]] = []
+    connection.info["after"] = after
+    return after
 
 
 def scope_of(connection: Connection) -> Scope:
     """Return for whom the present transaction of a connection was opened."""
     return cast(Scope, connection.info["scope"])
+
+
+def after_commit(connection: Connection, call: Callable[[], None]) -> None:
+    """Call something once the present write transaction is committed; not if it is rolled back."""
+    connection.info["after"].append(call)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from gorgon_common.engine.records import (
 )
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.errors import GorgonError
-from gorgon_common.persistence import settling
+from gorgon_common.persistence import settling, transitions
 from gorgon_common.persistence.store import Worker
 from tests.support.engine import row
 from tests.support.twins import PERIODS, QUEUES, RUNS, START, Twin, World, plain
@@ -132,7 +132,7 @@ class History:
         suspects = self.rng.random() < 0.3
         result = self.both(
             f"{told} by {worker.owner} with {keep}, suspects {suspects}: {given}",
-            lambda twin: twin.store._claim_and_finish(twin.connection, worker, keep, suspects=suspects, **given),
+            lambda twin: transitions.claim_and_finish(twin.connection, worker, keep, suspects=suspects, **given),
         )
         self.held += result.mine
 

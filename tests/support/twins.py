@@ -134,7 +134,7 @@ class OneTransaction(Database):
 
     @contextlib.contextmanager
     def write(self, scope: Scope = SYSTEM) -> Iterator[Connection]:
-        self.joined.info["scope"] = scope
+        self.joined.info.update(scope=scope, after=[])
         yield self.joined
 
     read = statements = write
