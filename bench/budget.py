@@ -38,7 +38,6 @@ from sqlalchemy import func, select
 
 from bench import forecast, meters, money
 from gorgon_common import logs
-from gorgon_common.bootstrap import build
 from gorgon_common.costs.budgets import LEVELS, Account, Shortage, dollars
 from gorgon_common.engine.budget import Held
 from gorgon_common.engine.records import RunInfo
@@ -54,6 +53,7 @@ from tests.support.processes import Cluster, cluster
 from tests.support.running import FINISHED, Lab
 from tests.support.sandbox import Sandbox, start_sandbox
 from tests.support.servers import postgres, redis_server
+from tests.support.services import build
 
 SEED = 20261122
 PROCESSES, THREADS, LEAVES = 16, 8, 8

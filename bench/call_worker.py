@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gorgon_common.costs.usage import Usage
-from gorgon_common.engine.limits import Ask, Grant, Settlement
+from gorgon_common.engine.limits import Answer, Ask, Grant, Settlement
 from gorgon_common.engine.ports import AgentCall, AgentReply
 from gorgon_worker import wiring, worker
 
@@ -52,7 +52,13 @@ class NoLimiter:
     def acquire(self, ask: Ask) -> Grant:
         return Grant(ask.id, ask.gate)
 
+    def acquire_many(self, asks: Sequence[Ask]) -> list[Answer]:
+        return [self.acquire(ask) for ask in asks]
+
     def settle(self, grant: Grant, settlement: Settlement) -> None:
+        pass
+
+    def settle_many(self, settlements: Sequence[tuple[Grant, Settlement]]) -> None:
         pass
 
     def extend(self, grants: Sequence[Grant]) -> int:

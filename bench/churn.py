@@ -71,12 +71,13 @@ def under_churn(asked: argparse.Namespace) -> list[Finding]:
         )
         over = money.over(made.services.budgets)
         equal = money.replayed(made.services.budgets)
-    for line in (*found.stuck, *found.failed, *found.wrong, *found.unaccounted):
+    for line in (*found.stuck, *found.failed, *found.wrong, *found.unaccounted, *found.crashed):
         print(f"  {line}")
     kills = f"{found.kills['worker']} workers, {found.kills['api']} API"
     p95 = found.p95()
     return [
         Finding("runs; killed", f"{found.runs}; {kills}"),
+        Finding("  ended although nobody killed them", f"{len(found.crashed)}", "0", not found.crashed),
         Finding("stuck", f"{len(found.stuck)}", "0", not found.stuck),
         Finding("wrong", f"{len(found.wrong)}", "0", not found.wrong),
         Finding("failed", f"{len(found.failed)}", "0", not found.failed),

@@ -26,11 +26,11 @@ import psycopg
 from bench import meters, shapes
 from bench.figures import Target, table
 from bench.meters import Meter
-from gorgon_common.bootstrap import Services
 from tests.support.processes import Cluster, Process, cluster
 from tests.support.running import FINISHED
 from tests.support.sandbox import Sandbox, start_sandbox
 from tests.support.servers import migrate, postgres, redis_server
+from tests.support.services import Services
 
 BLOCKS = 24
 LIMIT = 0.05

@@ -15,8 +15,8 @@ from bench.meters import resident_bytes
 from bench.report import Figure
 from bench.sides import Fleet, Gorgon
 from gorgon_common import queues
-from gorgon_common.bootstrap import Services
 from gorgon_common.workflow.plan import Plan
+from tests.support.services import Services
 
 FIRST, SECOND = queues.GITHUB, queues.NOTION
 """Queues of a benchmark's two workers, one each: a step that moves from one to the other needs a message."""

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from sqlalchemy import func, select
 
-from gorgon_common.bootstrap import Services
 from gorgon_common.costs.ledger import replay
 from gorgon_common.costs.prices import GenaiPricer
 from gorgon_common.costs.usage import Usage
 from gorgon_common.persistence.budgets import Budgets
 from gorgon_common.persistence.tables import ledger
 from tests.support.sandbox import Sandbox
+from tests.support.services import Services
 
 
 def over(mine: Budgets) -> int:

@@ -19,11 +19,12 @@ import redis
 
 from bench import shapes
 from bench.meters import Meter, Reading
-from gorgon_common import bootstrap, settings
+from gorgon_common import settings
 from gorgon_common.canvas.celery import THREADS_PER_SLOT
 from gorgon_common.persistence import upgrade
 from gorgon_common.workflow.plan import Plan
 from tests.support.servers import dying_with_parent, postgres, redis_server
+from tests.support.services import Services, build
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 2
@@ -106,7 +107,7 @@ class Gorgon:
 
     servers: Servers
     folder: Path
-    services: bootstrap.Services = field(init=False)
+    services: Services = field(init=False)
     connection: psycopg.Connection[Any] = field(init=False)
     name = "gorgon"
 
@@ -118,7 +119,7 @@ class Gorgon:
             "GORGON_HOME": str(self.folder),
             "GORGON_SANDBOX_URL": "http://127.0.0.1:9",
         }
-        self.services = bootstrap.build(
+        self.services = build(
             settings.Settings(database_url=self.servers.gorgon_url, redis_url=self.servers.redis_url, home=self.folder)
         )
         self.connection = psycopg.connect(self.servers.gorgon_url, autocommit=True)

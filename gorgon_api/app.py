@@ -14,7 +14,7 @@ from gorgon_api.errors import add_handlers
 from gorgon_api.json_bodies import JsonBodies
 from gorgon_api.masked import MaskedAnswers
 from gorgon_api.routes import budgets, costs, health, limits, runs, workflows
-from gorgon_common.bootstrap import Services
+from gorgon_common.application.session import Session
 
 MAX_BODY = 8_000_000
 """Maximum size of a request, in bytes."""
@@ -25,8 +25,8 @@ Send the key as `Authorization: Bearer KEY` or `X-API-Key: KEY`. Errors are `app
 Times are RFC 3339 in UTC. Money is US dollars."""
 
 
-def create_app(services: Services, keys: KeyRing, *, access_log: bool = False) -> FastAPI:
-    """Return the application.  It does not own the services; the caller closes them.
+def create_app(session: Session, keys: KeyRing, *, access_log: bool = False) -> FastAPI:
+    """Return the application.  It does not own the session; the caller closes it.
 
     `access_log`: log each request.
     """
@@ -38,7 +38,7 @@ def create_app(services: Services, keys: KeyRing, *, access_log: bool = False) -
         docs_url=None,
         redoc_url=None,
     )
-    app.state.services, app.state.keys = services, keys
+    app.state.session, app.state.keys = session, keys
     app.add_middleware(JsonBodies)
     app.add_middleware(BodyLimit, maximum=MAX_BODY)
     app.add_middleware(MaskedAnswers)

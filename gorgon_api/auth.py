@@ -13,16 +13,27 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 
 from gorgon_api.errors import Unauthorized
 from gorgon_common.errors import Forbidden
+from gorgon_common.scope import FIRST_ORG, Scope
 
 _PREFIX = "gk_"
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The caller of a request: a name for logs, and the teams it may act for (None: every team)."""
+    """The caller of a request.
+
+    `name`: of the key, never the key itself.  `teams`: those that it may act for (None: every team).
+    """
 
     name: str
     teams: frozenset[str] | None = None
+    org: int = FIRST_ORG
+
+    @property
+    def scope(self) -> Scope:
+        """The scope of the caller's requests; it has a team if the key belongs to exactly one."""
+        team = next(iter(self.teams)) if self.teams is not None and len(self.teams) == 1 else None
+        return Scope(self.org, team, f"key:{self.name}")
 
     def require(self, team: str) -> None:
         """Raise Forbidden unless the caller may act for a team: start or cancel its runs, set its budget."""

@@ -1,4 +1,4 @@
-"""Dependencies of the routes: the services, the caller, and a syntactically valid run id."""
+"""Dependencies of the routes: the caller, a session that acts for the caller, and a syntactically valid run id."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ from typing import Annotated
 from fastapi import Depends, Path, Request
 
 from gorgon_api.auth import Principal, authenticate
-from gorgon_common.bootstrap import Services
+from gorgon_common.application.session import Session
 from gorgon_common.errors import NotFound
 from gorgon_common.ids import is_id
 
+Caller = Annotated[Principal, Depends(authenticate)]
 
-def services(request: Request) -> Services:
-    """Return the application's services."""
-    found: Services = request.app.state.services
-    return found
+
+def server(request: Request) -> Session:
+    """Return the session of the server itself, for routes that need no key."""
+    session: Session = request.app.state.session
+    return session
+
+
+def acting(request: Request, caller: Caller) -> Session:
+    """Return a session that acts for the caller.  Raises Unauthorized."""
+    return server(request).of(caller.scope)
 
 
 def run_id(run: Annotated[str, Path(description="The run's id.", examples=["run_01KAR6V7Q3M8Z5T2N4H9C1X0WB"])]) -> str:
@@ -25,6 +32,6 @@ def run_id(run: Annotated[str, Path(description="The run's id.", examples=["run_
     return run
 
 
-TheServices = Annotated[Services, Depends(services)]
-Caller = Annotated[Principal, Depends(authenticate)]
+Server = Annotated[Session, Depends(server)]
+Acting = Annotated[Session, Depends(acting)]
 RunId = Annotated[str, Depends(run_id)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import runpy
 import socket
@@ -14,9 +15,12 @@ import uvicorn
 
 from gorgon_api.app import create_app
 from gorgon_api.auth import Principal, SingleKey, generate_key
-from gorgon_common import bootstrap, logs, metrics, telemetry
+from gorgon_common import logs, metrics, telemetry
+from gorgon_common.application.health import measure
+from gorgon_common.application.session import open_session
 from gorgon_common.cli import terminal
 from gorgon_common.errors import ConfigurationError
+from gorgon_common.scope import Scope
 from gorgon_common.settings import Settings, get_settings
 
 _GRACE = 5
@@ -34,8 +38,10 @@ def api(*, host: str | None, port: int | None) -> None:
     telemetry.subscribe(logs.record)
     telemetry.subscribe(metrics.record)
     listener = listen(address, settings.api_port if port is None else port)
-    services = bootstrap.build(settings)
-    metrics.watch(services.measure)
+    session = open_session(settings, Scope(actor="api"))
+    services = session.services
+
+    metrics.watch(functools.partial(measure, services))
     sweeps = services.sweeps()
     try:
         for sweep in sweeps:
@@ -47,7 +53,7 @@ def api(*, host: str | None, port: int | None) -> None:
         if settings.embedded:
             terminal.note("No broker is set: runs wait until GORGON_REDIS_URL names one and a worker listens there.")
         config = uvicorn.Config(
-            create_app(services, SingleKey(key, principal_of(settings)), access_log=settings.access_log),
+            create_app(session, SingleKey(key, principal_of(settings)), access_log=settings.access_log),
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=_GRACE,
@@ -59,7 +65,7 @@ def api(*, host: str | None, port: int | None) -> None:
     finally:
         for sweep in sweeps:
             sweep.stop()
-        services.close()
+        session.close()
         metrics.close()
 
 

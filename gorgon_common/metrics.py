@@ -9,6 +9,7 @@ values of all.
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import weakref
@@ -52,10 +53,17 @@ class Metric:
         """Remove every label.  With several processes the labels stay, because their files cannot be truncated."""
         if not multiprocess():
             _made(self).clear()
+            for key in [key for key in list(_children) if key[0] == self.name]:
+                _children.pop(key, None)
 
     def _child(self, labels: dict[str, str]) -> Any:
-        made = _made(self)
-        return made.labels(**labels) if self.labels else made
+        if not self.labels:
+            return _made(self)
+        key = (self.name, *labels.items())
+        child = _children.get(key)  # the client library's own lookup takes ten times as long
+        if child is None:
+            child = _children[key] = _made(self).labels(**labels)
+        return child
 
 
 RUNS_ACCEPTED = Metric("Counter", "gorgon_runs_accepted", "Runs that were accepted.", ("workflow", "team", "target"))
@@ -251,7 +259,9 @@ _RECORDERS: dict[type, Callable[[Any], None]] = {
 _lock = threading.Lock()
 _registry: list[Any] = []
 _collectors: dict[str, Any] = {}
-_sources: list[weakref.WeakMethod[Callable[[], None]]] = []
+_children: dict[tuple[Any, ...], Any] = {}
+"""(Name, labels) → the client library's object."""
+_sources: list[Callable[[], Callable[[], None] | None]] = []
 
 
 def _made(metric: Metric) -> Any:
@@ -277,16 +287,18 @@ def _get_registry() -> Any:
 
 
 def watch(source: Callable[[], None]) -> None:
-    """Call a method before each exposition while its object exists, to set gauges from data stored elsewhere.
+    """Call a function before each exposition, to set gauges from data stored elsewhere.  It must not raise.
 
-    The method must not raise.
+    A method is called only while its object exists.
     """
+    known: Callable[[], Callable[[], None] | None]
+    known = weakref.WeakMethod(source) if inspect.ismethod(source) else lambda: source
     with _lock:
-        _sources.append(weakref.WeakMethod(source))
+        _sources.append(known)
 
 
 def unwatch(source: Callable[[], None]) -> None:
-    """Stop calling a method that `watch` registered."""
+    """Stop calling a function that `watch` registered."""
     with _lock:
         _sources[:] = [known for known in _sources if known() not in (None, source)]
 

@@ -26,6 +26,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from gorgon_common import durations
 from gorgon_common.errors import ConfigurationError
 from gorgon_common.masking import MASK, SECRETS, redact
 
@@ -43,17 +44,16 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-def parse_duration(text: str) -> float:
-    """Return seconds from `500ms`, `2s`, `1.5m`, `1h` or a bare number of seconds.  Raises ValueError otherwise."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|)\s*", text)
-    if found is None:
-        raise ValueError(f"{text!r} is not a duration; write it like 500ms, 2s or 1.5m")
-    return float(found[1]) * _UNITS[found[2]]
+def _duration(text: str) -> float:
+    """Return the seconds of a duration.  Raises ValueError with all that the message of a setting has room for."""
+    try:
+        return durations.parse(text)
+    except durations.NotADuration as error:
+        raise ValueError(f"{error}. {error.hint}") from None
 
 
 def _broker(data: dict[str, Any]) -> str:
@@ -227,7 +227,7 @@ class Settings(BaseSettings):
     @field_validator("sandbox_latency", "lease_seconds", "grace_seconds", mode="before")
     @classmethod
     def _seconds(cls, value: Any) -> Any:
-        return parse_duration(value) if isinstance(value, str) else value
+        return _duration(value) if isinstance(value, str) else value
 
     @field_validator("log_level", "log_format", mode="before")
     @classmethod

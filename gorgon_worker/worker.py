@@ -8,6 +8,7 @@ immediately.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -112,6 +113,8 @@ class _Worker(celery.apps.worker.Worker):  # type: ignore[misc]  # celery has no
         """Called when the worker is listening."""
         super().on_consumer_ready(consumer)
         self._runtime.start()
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: a full collection would visit a hundred thousand objects in vain
         _tell_ready(self._runtime, sorted(self.app.amqp.queues.consume_from))
 
 

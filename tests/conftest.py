@@ -14,6 +14,7 @@ import pytest
 import redis
 import structlog
 
+from gorgon_common import logs
 from gorgon_common.masking import SECRETS
 from gorgon_common.settings import get_settings
 from tests.support import servers
@@ -56,12 +57,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     get_settings.cache_clear()
     SECRETS.clear()
     root = logging.getLogger()
-    logs, level, handlers = structlog.get_config(), root.level, list(root.handlers)
+    structured, level, handlers = structlog.get_config(), root.level, list(root.handlers)
+    threshold, configured = logs._State.threshold, logs._State.configured
     yield
     get_settings.cache_clear()
     SECRETS.clear()
     # A command that ran in this process has sent all logs to its stderr, which is closed by now.
-    structlog.configure(**logs)
+    structlog.configure(**structured)
+    logs._State.threshold, logs._State.configured = threshold, configured
     root.setLevel(level)
     for handler in list(root.handlers):
         if handler not in handlers and type(handler).__module__.startswith("gorgon"):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import JSONResponse
 
-from gorgon_api.dependencies import Caller, TheServices
+from gorgon_api.dependencies import Acting
 from gorgon_api.errors import documented
 from gorgon_common.client.schemas import CallPage, CostReport
 
@@ -54,8 +54,7 @@ Selection = Annotated[dict[str, Any], Depends(selection)]
 
 @router.get("", response_model=CostReport, summary="Report costs")
 def report(
-    services: TheServices,
-    _caller: Caller,
+    session: Acting,
     chosen: Selection,
     by: Annotated[
         str,
@@ -65,16 +64,15 @@ def report(
 ) -> JSONResponse:
     """Return the cost of calls by one or more dimensions, most expensive first."""
     dimensions = [name.strip() for name in by.split(",") if name.strip()]
-    return JSONResponse(services.costs(dimensions, **chosen, limit=limit))
+    return JSONResponse(session.costs(dimensions, **chosen, limit=limit))
 
 
 @router.get("/calls", response_model=CallPage, summary="List calls")
 def calls(
-    services: TheServices,
-    _caller: Caller,
+    session: Acting,
     chosen: Selection,
     limit: Annotated[int, Query(ge=1, le=MAX_ROWS)] = 1000,
     cursor: Annotated[str | None, _Text] = None,
 ) -> JSONResponse:
     """Return one row per call; `next` is the cursor of the next page."""
-    return JSONResponse(services.calls(**chosen, limit=limit, cursor=cursor))
+    return JSONResponse(session.calls(**chosen, limit=limit, cursor=cursor))

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from gorgon_api.dependencies import Caller, TheServices
+from gorgon_api.dependencies import Caller, Server
 from gorgon_api.errors import documented
 from gorgon_common import metrics
 from gorgon_common.client.schemas import Health
@@ -26,9 +26,9 @@ def alive() -> dict[str, Any]:
     summary="Can the server work?",
     responses={503: {"model": Health, "description": "Something that it needs cannot be reached"}},
 )
-def ready(services: TheServices, response: Response) -> dict[str, Any]:
+def ready(session: Server, response: Response) -> dict[str, Any]:
     """Check the database and the broker.  Details appear only in the log, because this requires no key."""
-    checks = {name: {"ok": bool(check["ok"])} for name, check in services.health().items()}
+    checks = {name: {"ok": bool(check["ok"])} for name, check in session.health().items()}
     fine = all(check["ok"] for check in checks.values())
     response.status_code = 200 if fine else 503
     return {"status": "ok" if fine else "unavailable", "checks": checks}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from gorgon_api.dependencies import Caller, TheServices
+from gorgon_api.dependencies import Acting, Caller
 from gorgon_api.errors import documented
 from gorgon_common.client.schemas import LimitChange, LimitRule, LimitsView
 
@@ -13,16 +13,16 @@ router = APIRouter(prefix="/v1/limits", tags=["limits"], responses=documented(40
 
 
 @router.get("", response_model=LimitsView, summary="List rate limits")
-def limits(services: TheServices, _caller: Caller) -> JSONResponse:
+def limits(session: Acting) -> JSONResponse:
     """Return the recent use of each model's limits, the configured limits, and the accuracy of token estimates."""
-    return JSONResponse(services.limits())
+    return JSONResponse(session.limits())
 
 
 @router.put("", response_model=LimitRule, summary="Set limits", responses=documented(403, 413))
-def set_limits(change: LimitChange, services: TheServices, caller: Caller) -> JSONResponse:
+def set_limits(change: LimitChange, session: Acting, caller: Caller) -> JSONResponse:
     """Set limits that apply regardless of what the provider reports; workers see them within five seconds.
 
     They apply to every team, so the key must be allowed to act for all teams.
     """
     caller.require_all("A rate limit")
-    return JSONResponse(services.set_limits(change.provider, change.model, change.limits, clear=change.clear))
+    return JSONResponse(session.set_limits(change.provider, change.model, change.limits, clear=change.clear))

@@ -11,11 +11,11 @@ from fastapi import APIRouter, Body, Header, Path, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from gorgon_api.dependencies import Caller, RunId, TheServices
+from gorgon_api.dependencies import Acting, Caller, RunId
 from gorgon_api.errors import documented
 from gorgon_api.submission import dispatch
 from gorgon_common import strict_json
-from gorgon_common.bootstrap import Services
+from gorgon_common.application.session import Session
 from gorgon_common.client.schemas import (
     MAX_PAGE,
     RUN_FINISHED,
@@ -57,7 +57,7 @@ _Trace = Annotated[
 )
 def start(
     submission: Submission,
-    services: TheServices,
+    session: Acting,
     caller: Caller,
     response: Response,
     idempotency_key: Annotated[str | None, _IdempotencyKey] = None,
@@ -67,7 +67,7 @@ def start(
 
     It belongs to `team`, by default the file's `team:`; 403 if the key may not act for that team.
     """
-    submitted = dispatch(services, submission, caller, idempotency_key, trace_of(traceparent))
+    submitted = dispatch(session, submission, caller, idempotency_key, trace_of(traceparent))
     response.headers["Location"] = f"/v1/runs/{submitted.run_id}"
     return {
         "run_id": submitted.run_id,
@@ -79,38 +79,35 @@ def start(
 
 @router.get("", response_model=RunPage, summary="List runs")
 def page(
-    services: TheServices,
-    _caller: Caller,
+    session: Acting,
     status: Annotated[RunStatus | None, Query(description="Only runs in this state.")] = None,
     workflow: Annotated[str | None, _Text] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
     cursor: Annotated[str | None, _Text] = None,
 ) -> JSONResponse:
     """Return runs, newest first; `next` is the cursor of the next page."""
-    return JSONResponse(services.runs(status=status, workflow=workflow, limit=limit, cursor=cursor))
+    return JSONResponse(session.runs(status=status, workflow=workflow, limit=limit, cursor=cursor))
 
 
 @router.get("/{run}", response_model=Run, summary="Look at a run", responses=documented(404))
 def one(
     run: RunId,
-    services: TheServices,
-    _caller: Caller,
+    session: Acting,
     expand: Annotated[str | None, Query(pattern="^steps$", description="`steps` to have them inside.")] = None,
 ) -> JSONResponse:
     """Return the run in the same form as `gorgon run --json`."""
-    return JSONResponse(services.run(run, steps=expand == "steps"))
+    return JSONResponse(session.run(run, steps=expand == "steps"))
 
 
 @router.get("/{run}/steps", response_model=StepPage, summary="List a run's steps", responses=documented(404))
 def steps(
     run: RunId,
-    services: TheServices,
-    _caller: Caller,
+    session: Acting,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE,
     cursor: Annotated[int, Query(ge=0, le=2**31, description="`next` of the page before.")] = 0,
 ) -> JSONResponse:
     """Return the steps of the run, each followed by its items or iterations."""
-    found = services.run(run, steps=True)["steps"]
+    found = session.run(run, steps=True)["steps"]
     end = cursor + limit
     return JSONResponse({"items": found[cursor:end], "next": str(end) if end < len(found) else None})
 
@@ -118,12 +115,11 @@ def steps(
 @router.get("/{run}/explain", response_model=Explanation, summary="Explain a run", responses=documented(404))
 def explain(
     run: RunId,
-    services: TheServices,
-    _caller: Caller,
+    session: Acting,
     step: Annotated[str | None, _Text] = None,
 ) -> JSONResponse:
     """Return what the run (or one step) is waiting for and until when, what it spent, and how long its parts took."""
-    return JSONResponse(services.explain(run, step))
+    return JSONResponse(session.explain(run, step))
 
 
 @router.get(
@@ -137,8 +133,7 @@ def explain(
 )
 async def events(
     run: RunId,
-    services: TheServices,
-    _caller: Caller,
+    session: Acting,
     last_event_id: Annotated[int, Header(ge=0, le=2**63 - 1)] = 0,
     follow: Annotated[bool, Query(description="false: only what is written by now.")] = True,
 ) -> StreamingResponse:
@@ -146,21 +141,21 @@ async def events(
 
     Each event has its sequence number as id, its kind as name and the `Event` as data; `end` closes the stream.
     """
-    await run_in_threadpool(services.run, run)
+    await run_in_threadpool(session.run, run)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(
-        _journal(services, run, last_event_id, follow=follow), media_type="text/event-stream", headers=headers
+        _journal(session, run, last_event_id, follow=follow), media_type="text/event-stream", headers=headers
     )
 
 
-async def _journal(services: Services, run: str, after: int, *, follow: bool) -> AsyncIterator[str]:
+async def _journal(session: Session, run: str, after: int, *, follow: bool) -> AsyncIterator[str]:
     """Poll the journal.  Each poll is a separate read, so no transaction stays open while nothing happens."""
     pause, silent = _FASTEST, 0.0
     yield ": connected\n\n"
     while True:
         # The status is read before the events: events written in between arrive in this iteration or the next.
-        state = str((await run_in_threadpool(services.run, run))["status"])
-        found = await run_in_threadpool(services.events, run, after=after, limit=_EVENTS)
+        state = str((await run_in_threadpool(session.run, run))["status"])
+        found = await run_in_threadpool(session.events, run, after=after, limit=_EVENTS)
         for event in found:
             after = int(event["seq"])
             data = strict_json.dumps(event, compact=True)
@@ -180,10 +175,10 @@ async def _journal(services: Services, run: str, after: int, *, follow: bool) ->
 
 
 @router.post("/{run}/cancel", response_model=Run, summary="Cancel a run", responses=documented(403, 404, 409))
-def cancel(run: RunId, services: TheServices, caller: Caller) -> JSONResponse:
+def cancel(run: RunId, session: Acting, caller: Caller) -> JSONResponse:
     """Cancel the run: calls in flight are aborted and no new step starts. 409 if it has already finished."""
-    caller.require(str(services.run(run)["team"]))
-    return JSONResponse(services.cancel(run))
+    caller.require(str(session.run(run)["team"]))
+    return JSONResponse(session.cancel(run))
 
 
 @router.post(
@@ -194,14 +189,14 @@ def cancel(run: RunId, services: TheServices, caller: Caller) -> JSONResponse:
     responses=documented(403, 404, 409),
 )
 def send_event(
-    run: RunId, name: EventName, services: TheServices, caller: Caller, data: Annotated[Any, Body()] = None
+    run: RunId, name: EventName, session: Acting, caller: Caller, data: Annotated[Any, Body()] = None
 ) -> JSONResponse:
     """Let a step that waits for the event (`wait: {event: NAME}`) go on; the body, any JSON value, is its output.
 
     An event that is sent before a step waits for it is kept.  409 where the run has ended.
     """
-    caller.require(str(services.run(run)["team"]))
-    return JSONResponse(services.send_event(run, name, data), status_code=202)
+    caller.require(str(session.run(run)["team"]))
+    return JSONResponse(session.send_event(run, name, data), status_code=202)
 
 
 @router.post(
@@ -212,11 +207,11 @@ def send_event(
     responses=documented(403, 404, 409),
 )
 def resume(
-    run: RunId, services: TheServices, caller: Caller, response: Response, traceparent: _Trace = None
+    run: RunId, session: Acting, caller: Caller, response: Response, traceparent: _Trace = None
 ) -> dict[str, Any]:
     """Continue a failed, cancelled or orphaned run as a new run that adopts the finished steps."""
-    caller.require(str(services.run(run)["team"]))
-    submitted = services.resume(run, trace_id=trace_of(traceparent))
+    caller.require(str(session.run(run)["team"]))
+    submitted = session.resume(run, trace_id=trace_of(traceparent))
     response.headers["Location"] = f"/v1/runs/{submitted.run_id}"
     return {
         "run_id": submitted.run_id,

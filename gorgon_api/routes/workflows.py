@@ -6,14 +6,14 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from gorgon_api.dependencies import Caller, TheServices
+from gorgon_api.dependencies import Acting, Caller
 from gorgon_api.errors import documented
 from gorgon_api.submission import read
+from gorgon_common.application.roles import load_roles
+from gorgon_common.application.workflows import bundled
 from gorgon_common.client.schemas import Planning, PlanView, RoleList, Source, Validation, WorkflowList
 from gorgon_common.client.views import plan_view
 from gorgon_common.errors import InputInvalid, WorkflowInvalid
-from gorgon_common.roles.catalogue import load_roles
-from gorgon_common.workflow import catalogue
 
 router = APIRouter(prefix="/v1", tags=["workflows"], responses=documented(401, 422))
 
@@ -21,16 +21,16 @@ router = APIRouter(prefix="/v1", tags=["workflows"], responses=documented(401, 4
 @router.get("/workflows", response_model=WorkflowList, summary="List the bundled workflows")
 def workflows(_caller: Caller) -> dict[str, Any]:
     """Return the bundled workflows; each can be started by its name."""
-    return {"items": [entry.to_dict() for entry in catalogue.entries()]}
+    return {"items": [entry.to_dict() for entry in bundled()]}
 
 
 @router.post(
     "/workflows/validate", response_model=Validation, summary="Check a workflow", responses=documented(404, 413)
 )
-def validate(source: Source, services: TheServices, _caller: Caller) -> dict[str, Any]:
+def validate(source: Source, session: Acting) -> dict[str, Any]:
     """Return every problem and every warning in a YAML text; 200 in either case."""
     try:
-        _, warnings = read(services, source)
+        _, warnings = read(session, source)
     except WorkflowInvalid as error:
         return {"valid": False, "problems": [problem.to_dict() for problem in error.problems]}
     return {"valid": True, "problems": [problem.to_dict() for problem in warnings]}
@@ -39,9 +39,9 @@ def validate(source: Source, services: TheServices, _caller: Caller) -> dict[str
 @router.post(
     "/workflows/plan", response_model=PlanView, summary="Compile a workflow", responses=documented(403, 404, 413)
 )
-def plan(planning: Planning, services: TheServices, caller: Caller) -> dict[str, Any]:
+def plan(planning: Planning, session: Acting, caller: Caller) -> dict[str, Any]:
     """Return the compiled workflow with its inputs and steps, and the estimated cost and duration of a run."""
-    compiled, warnings = read(services, planning)
+    compiled, warnings = read(session, planning)
     team = planning.team or compiled.team
     if planning.estimate:
         caller.require(team)  # an estimate reveals what is left of the team's budgets
@@ -49,7 +49,7 @@ def plan(planning: Planning, services: TheServices, caller: Caller) -> dict[str,
     if not planning.estimate:
         return view
     try:
-        view["estimate"] = services.estimate(compiled, planning.inputs or {}, target=planning.target, team=team)
+        view["estimate"] = session.estimate(compiled, planning.inputs or {}, target=planning.target, team=team)
     except InputInvalid as error:
         if planning.inputs is not None:
             raise

@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 
 import typer
 
-from gorgon_common.cli import commands, streams
+from gorgon_common.cli import commands, run_commands, streams
 from gorgon_common.cli.group import Group
 
 
@@ -30,6 +30,7 @@ def build() -> typer.Typer:
     )
     app.callback()(commands.options)
     commands.add_commands(app)
+    run_commands.add_commands(app)
     for entry in sorted(entry_points(group="gorgon.commands"), key=lambda entry: entry.name):
         entry.load()(app)
     return app

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gorgon_common import bootstrap, errors
-from gorgon_common.bootstrap import Services
+from gorgon_common import errors
+from gorgon_common.application.session import Session, open_session
 from gorgon_common.client.http import Client
+from gorgon_common.scope import Scope
 from gorgon_common.settings import Settings, get_settings
 
 
 @contextmanager
-def local_services(settings: Settings | None = None) -> Iterator[Services]:
-    """Yield the services of the configured database, and close them afterwards."""
-    services = bootstrap.build(settings or get_settings())
+def local_session(settings: Settings | None = None) -> Iterator[Session]:
+    """Yield a session of the person at this terminal on the configured database, and close it afterwards."""
+    session = open_session(settings or get_settings(), person())
     try:
-        yield services
+        yield session
     finally:
-        services.close()
+        session.close()
+
+
+def person() -> Scope:
+    """Return the scope of the person who runs the command: `cli:` and the login name, or the number of the user."""
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # no such user in a container; Python 3.13 raises OSError alone
+        name = str(os.getuid())
+    return Scope(actor=f"cli:{name}")
 
 
 @contextmanager
-def runs_of(server: str | None) -> Iterator[Services | Client]:
+def runs_of(server: str | None) -> Iterator[Session | Client]:
     """Yield the source of runs: a server if one is given, otherwise the configured database."""
     server = chosen_server(server)
     if server is None:
-        with local_services() as services:
-            yield services
+        with local_session() as session:
+            yield session
     else:
         with connect(server) as client:
             yield client
@@ -55,7 +67,7 @@ def connect(server: str) -> Client:
     return Client(server, api_key=key.get_secret_value() if key else None)
 
 
-def resolve_run(runs: Services | Client, given: str) -> str:
+def resolve_run(runs: Session | Client, given: str) -> str:
     """Return a run's id; `last` is the newest run.  Raises NotFound."""
     if given != "last":
         return given

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gorgon_common import errors
+from gorgon_common.application.budgets import dollars
 from gorgon_common.cli import tables, terminal
 from gorgon_common.cli.backends import runs_of
 from gorgon_common.client.views import budget_document
-from gorgon_common.costs.budgets import dollars
 
 _NONE = "none"
 _COLUMNS = (

@@ -13,7 +13,7 @@ from gorgon_common.cli.options import AsJson, Inputs, InputsFile, Server, Team, 
 BEGIN, WRITE, RUN, LOOK, SERVE = "Begin", "Write workflows", "Run them", "Look things up", "Servers and upkeep"
 
 RUNS = typer.Typer(cls=Commands, no_args_is_help=True, epilog="gorgon runs ls\ngorgon runs show last")
-"""`gorgon runs …`; the worker adds `resume`, which runs steps."""
+"""`gorgon runs …`; `run_commands` adds `resume`."""
 WORKFLOWS = typer.Typer(cls=Commands, no_args_is_help=True, epilog="gorgon workflows ls")
 ROLES = typer.Typer(cls=Commands, no_args_is_help=True, epilog="gorgon roles ls")
 COSTS = typer.Typer(cls=Commands, no_args_is_help=True, epilog="gorgon costs report --by day")

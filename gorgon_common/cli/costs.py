@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gorgon_common import errors
-from gorgon_common.bootstrap import Services
+from gorgon_common.application.session import Session
 from gorgon_common.cli import tables, terminal
 from gorgon_common.cli.backends import resolve_run, runs_of
 from gorgon_common.client.http import Client
@@ -93,7 +93,7 @@ def report(
         tell(document)
 
 
-def _chosen(backend: Services | Client, only: Mapping[str, str | None]) -> dict[str, str]:
+def _chosen(backend: Session | Client, only: Mapping[str, str | None]) -> dict[str, str]:
     chosen = {name: value for name, value in only.items() if value is not None}
     if "run" in chosen:
         chosen["run"] = resolve_run(backend, chosen["run"])
@@ -181,7 +181,7 @@ def _cell(value: Any) -> str:
 
 
 def _calls(
-    backend: Services | Client,
+    backend: Session | Client,
     since: str | None,
     until: str | None,
     only: Mapping[str, str],
@@ -204,7 +204,7 @@ def tell_calls(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _pages(
-    backend: Services | Client, since: str | None, until: str | None, only: Mapping[str, str]
+    backend: Session | Client, since: str | None, until: str | None, only: Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
     cursor: str | None = None
     while True:

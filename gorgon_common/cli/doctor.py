@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 
 import typer
 
-from gorgon_common import bootstrap, errors, lazy, persistence
+from gorgon_common import errors, lazy
+from gorgon_common.application.health import upgrade_database as upgrade
+from gorgon_common.application.session import open_session
 from gorgon_common.cli import terminal
 from gorgon_common.home import protect
 from gorgon_common.masking import MASK, SHORTEST, redact
@@ -74,8 +76,7 @@ def doctor(*, as_json: bool) -> None:
 def upgrade_database(*, as_json: bool) -> None:
     """Create the tables or bring them up to date."""
     settings = get_settings()
-    protect(settings.home, make="database_url" not in settings.model_fields_set)
-    persistence.upgrade(settings.database_url)
+    upgrade(settings)
     shown = next(setting.value for setting in describe(settings) if setting.variable == "GORGON_DATABASE_URL")
     if as_json:
         terminal.emit({"database_url": shown, "upgraded": True})
@@ -142,12 +143,12 @@ def _storage(settings: Settings) -> Iterator[Finding]:
 
 def _services(settings: Settings) -> Iterator[Finding]:
     try:
-        services = bootstrap.build(settings)
+        session = open_session(settings)
     except errors.GorgonError as error:
         yield Finding("Database", "problem", _masked(error.message), error.hint or "Check GORGON_DATABASE_URL.")
         return
     try:
-        for name, check in services.health().items():
+        for name, check in session.health().items():
             good = bool(check["ok"])
             variable = "GORGON_DATABASE_URL" if name == "database" else "GORGON_BROKER_URL and GORGON_REDIS_URL"
             yield Finding(
@@ -156,9 +157,9 @@ def _services(settings: Settings) -> Iterator[Finding]:
                 _masked(str(check.get("detail") or "")),
                 "" if good else f"Is it running? Check {variable}.",
             )
-        yield clock(services.views.now(), datetime.now(UTC))
+        yield clock(session.now(), datetime.now(UTC))
     finally:
-        services.close()
+        session.close()
 
 
 def clock(theirs: datetime, ours: datetime) -> Finding:

@@ -12,12 +12,10 @@ from typing import Any
 import typer
 
 from gorgon_common import documents, errors, lazy
+from gorgon_common.application import workflows
 from gorgon_common.cli import terminal
-from gorgon_common.cli.sources import compile_text, find_workflow, read_workflow_text
+from gorgon_common.cli.sources import find_workflow, read_workflow_text
 from gorgon_common.client.views import ENGINE_KINDS
-from gorgon_common.workflow import catalogue
-from gorgon_common.workflow import graph as drawings
-from gorgon_common.workflow import schema as language
 
 
 def init(path: str, *, template: str, force: bool) -> None:
@@ -27,7 +25,7 @@ def init(path: str, *, template: str, force: bool) -> None:
         target = target / "workflow.yaml"
     if target.exists() and not force:
         raise errors.Conflict(f"{target} already exists.", hint="Choose another name, or use --force to overwrite it.")
-    text = catalogue.template(template)
+    text = workflows.template(template)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
@@ -46,7 +44,7 @@ def validate(files: Sequence[str], *, as_json: bool) -> None:
     for name in files:
         workflow = find_workflow(name)
         try:
-            plan, found = compile_text(workflow.text, file=workflow.file)
+            plan, found = workflows.read(workflow.text, file=workflow.file)
         except errors.WorkflowInvalid as error:
             found, plan = error.problems, None
         problems += found
@@ -75,11 +73,10 @@ def _verdict(file: str, steps: int, warnings: int) -> Any:
 
 def fmt(files: Sequence[str], *, check: bool) -> None:
     """Rewrite files in canonical form; with `check`, only report, and exit 1 if one would change."""
-    format_text = lazy.load("gorgon_common.workflow.formatter:format_text")  # importing ruamel.yaml takes 0.1 s
     changed = 0
     for name in files:
         text = read_workflow_text(name)
-        made = format_text(text, file=documents.shown_name(name))
+        made = workflows.format_text(text, file=documents.shown_name(name))
         if documents.is_stream(name) and not check:
             sys.stdout.write(made)
             continue
@@ -117,7 +114,7 @@ def _write(path: Path, text: str) -> None:
 
 def schema(output: str | None) -> None:
     """Print the JSON Schema, or write it."""
-    text = json.dumps(language.json_schema(), indent=2, ensure_ascii=False)
+    text = json.dumps(workflows.json_schema(), indent=2, ensure_ascii=False)
     if output is None:
         terminal.say(text)
         return
@@ -132,18 +129,17 @@ def schema(output: str | None) -> None:
 def graph(file: str, *, mermaid: bool, canvas: bool, as_json: bool) -> None:
     """Draw the steps, then the canvas."""
     workflow = find_workflow(file)
-    plan, warnings = compile_text(workflow.text, file=workflow.file)
-    lowering = lazy.load("gorgon_common.canvas.lowering")
+    plan, warnings = workflows.read(workflow.text, file=workflow.file)
     if as_json:
-        terminal.emit({**drawings.to_dict(plan), "canvas": lowering.to_dict(plan)})
+        terminal.emit(workflows.graph(plan))
         return
     if warnings:
         terminal.tell_problems(warnings, stream=sys.stderr, source=workflow.text)
     if mermaid:
-        terminal.say(drawings.to_mermaid(plan))
+        terminal.say(workflows.to_mermaid(plan))
         return
     if not canvas:
-        terminal.say(drawings.to_text(plan).rstrip())
+        terminal.say(workflows.to_text(plan).rstrip())
         terminal.say()
         terminal.draw(terminal.styled("Celery canvas", "name"))
-    terminal.say(lowering.describe(plan))
+    terminal.say(workflows.describe_canvas(plan))

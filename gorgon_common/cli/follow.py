@@ -25,7 +25,7 @@ _UNCLAIMED = 5.0
 
 
 class Runs(Protocol):
-    """The source of a run: `bootstrap.Services`, or `client.http.Client`."""
+    """The source of a run: `application.session.Session`, or `client.http.Client`."""
 
     def run(self, run_id: str, *, steps: bool = False) -> dict[str, Any]:
         """Return one run."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 
+from gorgon_common.application.roles import load_roles
+from gorgon_common.application.workflows import bundled, bundled_text
 from gorgon_common.cli import tables, terminal
-from gorgon_common.roles.catalogue import load_roles
-from gorgon_common.workflow import catalogue
 
 
 def list_workflows(*, as_json: bool) -> None:
     """List the bundled workflows."""
-    found = catalogue.entries()
+    found = bundled()
     if as_json:
         terminal.emit([entry.to_dict() for entry in found])
         return
@@ -23,9 +23,9 @@ def list_workflows(*, as_json: bool) -> None:
 
 def show_workflow(name: str, *, as_json: bool) -> None:
     """Print a bundled workflow."""
-    text = catalogue.source(name)
+    text = bundled_text(name)
     if as_json:
-        entry = next(entry for entry in catalogue.entries() if entry.name == name)
+        entry = next(entry for entry in bundled() if entry.name == name)
         terminal.emit({**entry.to_dict(), "source": text})
     else:
         terminal.say(text.rstrip("\n"))

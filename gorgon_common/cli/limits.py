@@ -8,10 +8,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from gorgon_common import errors, lazy
+from gorgon_common.application.roles import is_priced, known_models, model_providers, resolve_model
 from gorgon_common.cli import tables, terminal
 from gorgon_common.cli.backends import runs_of
-from gorgon_common.costs.usage import Usage
-from gorgon_common.roles.models import known_models, model_providers, resolve_model
 
 _GATES = (
     tables.text("provider"),
@@ -80,19 +79,13 @@ def _meant(providers: list[str], model: str, *, sets: bool) -> str:
             terminal.note(f"{model} stands for {full}: the limit applies to that model.")
             return full
     names = list(dict.fromkeys(name for provider in providers for name in known_models(provider)))
-    if sets and not any(fnmatchcase(name, model) for name in names) and not _priced(providers, model):
+    if sets and not any(fnmatchcase(name, model) for name in names) and not is_priced(providers, model):
         near = difflib.get_close_matches(model, names, n=1)
         meant = f"  Did you mean {near[0]}?" if near else ""
         terminal.note(
             f"Gorgon does not know the model {model!r}: the limit applies to calls to exactly that name.{meant}"
         )
     return model
-
-
-def _priced(providers: list[str], model: str) -> bool:
-    """Return whether the price table has a model, including past ones."""
-    pricer = lazy.load("gorgon_common.costs.prices:make_pricer")(None)
-    return any(pricer.price(provider, model, Usage(input_tokens=1000)) is not None for provider in providers)
 
 
 def list_limits(*, server: str | None, as_json: bool) -> None:

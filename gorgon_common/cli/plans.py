@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gorgon_common import errors, lazy
+from gorgon_common import errors
+from gorgon_common.application.roles import how_to_price
 from gorgon_common.cli import tables, terminal
-from gorgon_common.cli.backends import chosen_server, connect, local_services
+from gorgon_common.cli.backends import chosen_server, connect, local_session
 from gorgon_common.cli.inputs import read_inputs
 from gorgon_common.cli.sources import asked_of_server, find_workflow
 
@@ -46,11 +47,11 @@ def plan(
             values = read_inputs(inputs, inputs_file, client.plan(**asked)["inputs"])
             document = client.estimate(**asked, inputs=values, target=target, team=team)
     else:
-        with local_services() as services:
+        with local_session() as session:
             workflow = find_workflow(file)
-            compiled, _ = services.read(workflow.text, file=workflow.file)
+            compiled, _ = session.read(workflow.text, file=workflow.file)
             values = read_inputs(inputs, inputs_file, compiled.inputs)
-            document = services.estimate(compiled, values, target=target, team=team)
+            document = session.estimate(compiled, values, target=target, team=team)
     if as_json:
         terminal.emit(document)
     else:
@@ -186,7 +187,7 @@ def _basis(document: Mapping[str, Any]) -> None:
         corrected = f"estimate corrected ×{seen['ratio']:.2f}, typical error ±{100 * seen['error']:.0f} %"
         _note(f"tokens of {model['model']}: {corrected} ({calls})")
         if not model.get("priced", True):
-            price = lazy.load("gorgon_common.costs.prices:how_to_price")(model["provider"], model["model"])
+            price = how_to_price(model["provider"], model["model"])
             terminal.note(f"{model['provider']}:{model['model']} has no price. {price}")
     for sentence in document["assumptions"]:
         _note(f"assumption: {sentence}")

@@ -1,4 +1,4 @@
-"""`gorgon runs …`: lists, shows and ends runs; `resume` is in the worker package, because it runs steps."""
+"""`gorgon runs …`: lists, shows and ends runs; `resume` is in `run`, because it runs steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from gorgon_common import errors
-from gorgon_common.bootstrap import Services
+from gorgon_common.application.session import Session
 from gorgon_common.cli import tables, terminal
 from gorgon_common.cli.backends import resolve_run, runs_of
 from gorgon_common.cli.follow import EventWait, follow
@@ -130,7 +130,7 @@ def watch(run: str, *, server: str | None, as_json: bool) -> None:
     conclude(document, left=left, full=False, as_json=as_json, server=server)
 
 
-def watch_run(runs: Services | Client, run_id: str, *, as_json: bool) -> tuple[dict[str, Any], bool]:
+def watch_run(runs: Session | Client, run_id: str, *, as_json: bool) -> tuple[dict[str, Any], bool]:
     """Follow a run that is executed elsewhere; returns it, and whether the watching was interrupted."""
     view = choose_view(as_json=as_json)
     try:
@@ -198,7 +198,7 @@ def logs(run: str, *, follow: bool, server: str | None, as_json: bool) -> None:
             raise typer.Exit(terminal.EXIT_WAITING) from None
 
 
-def _journal(runs: Services | Client, run_id: str, *, follow: bool) -> Iterator[dict[str, Any]]:
+def _journal(runs: Session | Client, run_id: str, *, follow: bool) -> Iterator[dict[str, Any]]:
     if isinstance(runs, Client):
         yield from runs.events(run_id, follow=follow)
         return

@@ -1,4 +1,4 @@
-"""Finds and compiles workflow texts; needs no database."""
+"""Finds workflow texts; needs no database."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gorgon_common import documents, errors
-from gorgon_common.operations.catalogue import load_operations
-from gorgon_common.roles.catalogue import load_roles
-from gorgon_common.workflow import catalogue
-from gorgon_common.workflow.plan import Plan
-from gorgon_common.workflow.source import read_workflow
+from gorgon_common.application.workflows import bundled_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +28,7 @@ def find_workflow(given: str) -> Workflow:
         near = [entry.name for entry in path.parent.glob("*.y*ml")][:5] if path.parent.is_dir() else []
         hint = f"YAML files there: {', '.join(sorted(near))}." if near else "`gorgon init` writes a first workflow."
         raise errors.NotFound(f"There is no file {given}.", hint=hint)
-    return Workflow(catalogue.source(given), given, given)
+    return Workflow(bundled_text(given), given, given)
 
 
 def asked_of_server(file: str) -> dict[str, str]:
@@ -44,11 +40,6 @@ def asked_of_server(file: str) -> dict[str, str]:
             raise
         return {"workflow": file}
     return {"workflow": found.name} if found.name else {"source": found.text}
-
-
-def compile_text(text: str, *, file: str) -> tuple[Plan, list[errors.Problem]]:
-    """Return the plan and the warnings, without a database.  Raises WorkflowInvalid."""
-    return read_workflow(text, file=file, roles=load_roles(), operations=load_operations())
 
 
 def looks_like_path(given: str) -> bool:

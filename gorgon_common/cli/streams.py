@@ -54,15 +54,17 @@ _PLAIN = {
 
 
 def prepare() -> None:
-    """Configure the standard streams to write every character as well as their encoding can, and tracebacks to mask
-    secrets.
+    """Configure the standard streams and tracebacks.
+
+    The streams write every character as well as their encoding can, and every line at once, also into a pipe: `gorgon
+    run f.yaml | tee log` shows the progress of the run.  Tracebacks mask secrets.
     """
     codecs.register_error(_ERRORS, _replace)
     sys.stdout = sys.stdout or _nowhere()  # closed by the parent process
     sys.stderr = sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=_ERRORS)
+            stream.reconfigure(errors=_ERRORS, line_buffering=True)
     logs.guard()
     sys.excepthook = _tell
     # SIGTERM ends a command as Ctrl-C does.  Shells start background jobs with SIGINT ignored; this handler enables it.

@@ -1,4 +1,4 @@
-"""The HTTP client of /v1.  It returns the same dicts as `bootstrap.Services`, and raises the same errors.
+"""The HTTP client of /v1.  It returns the same dicts as `application.session.Session`, and raises the same errors.
 
 - Unavailable: the server cannot be reached, or cannot reach its database
 - ConfigurationError: the key is missing or wrong

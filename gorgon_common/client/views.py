@@ -48,7 +48,7 @@ _AMOUNTS = ("usd_limit", "usd_spent", "usd_reserved", "usd_overrun")
 
 
 def budget_document(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a budget from `Services.list_budgets` in its JSON form, with dollars instead of micro-dollars."""
+    """Return a budget from `Session.list_budgets` in its JSON form, with dollars instead of micro-dollars."""
     return _converted(entry, lambda micro: micro / MICRO)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from importlib import metadata, resources
@@ -25,6 +25,7 @@ from gorgon_common.errors import ConfigurationError, InputInvalid, NotFound
 from gorgon_common.lazy import load
 
 MILLION = Decimal(1_000_000)
+MODELS_CACHED = 256
 
 _STANDARD = frozenset({None, "", "default", "standard", "auto", "standard_only"})
 _CONTEXTS: Mapping[str, Mapping[str, str]] = {
@@ -75,6 +76,35 @@ class Override:
         )
 
 
+_Leaves = tuple[int, int, int, int, int]
+"""Tokens: input without a cache, cache reads, cache writes for 5 minutes and for an hour, output."""
+
+
+def _leaves(usage: Usage) -> _Leaves:
+    cached = usage.cache_read_tokens + usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
+    return (
+        max(0, usage.input_tokens - cached),
+        usage.cache_read_tokens,
+        usage.cache_write_5m_tokens,
+        usage.cache_write_1h_tokens,
+        usage.output_tokens,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """A model's prices in the snapshot at one moment.
+
+    `rates`: micro-dollars per token of each kind in `_Leaves`.  None where a price depends on the size of the call; the
+    library computes it then, which takes a tenth of a millisecond.
+    """
+
+    provider: Any
+    model: Any
+    context: Mapping[str, str]
+    rates: tuple[Decimal, ...] | None
+
+
 class GenaiPricer:
     """`ports.Pricer`: thread-safe; loads genai-prices (a third of a second) at the first price that needs it.
 
@@ -92,6 +122,8 @@ class GenaiPricer:
             shown += repr(tuple(own))
         self._clock = clock
         self._snapshot: Any = None
+        self._known: dict[tuple[str, str, str | None], tuple[datetime, _Snapshot | None]] = {}
+        """Model → its prices and the minute they were read in; prices begin and end at full minutes."""
         self._lock = threading.Lock()
         digest = hashlib.sha256(shown.encode()).hexdigest()[:8]
         self.version = f"genai-prices {metadata.version('genai-prices')}+{digest}"
@@ -134,9 +166,24 @@ class GenaiPricer:
         return None if info.context_window is None else int(info.context_window)
 
     def _from_snapshot(self, provider: str, model: str, usage: Usage, tier: str | None, now: datetime) -> int | None:
-        snapshot = self._loaded()
+        key, minute = (provider, model, tier), now.replace(second=0, microsecond=0)
+        read_at, known = self._known.get(key, (None, None))
+        if read_at != minute:
+            known = self._read(provider, model, tier, now)
+            if len(self._known) >= MODELS_CACHED:
+                self._known.clear()
+            self._known[key] = (minute, known)
+        if known is None:
+            return None
+        if known.rates is None:
+            return _micros(self._calculated(known, usage, now), free=False)
+        counts = zip(known.rates, _leaves(usage), strict=True)
+        return _micros(sum((rate * count for rate, count in counts if count), Decimal(0)), free=False)
+
+    def _read(self, provider: str, model: str, tier: str | None, now: datetime) -> _Snapshot | None:
+        """Return a model's prices in the snapshot, None where it has none."""
         try:
-            found, info = snapshot.find_provider_model(model, None, provider, None)
+            found, info = self._loaded().find_provider_model(model, None, provider, None)
         except LookupError:
             return None
         context = _CONTEXTS.get(tier) if tier else {}
@@ -145,10 +192,30 @@ class GenaiPricer:
         prices = info.get_prices(now, context)
         if prices.input_mtok is None or prices.output_mtok is None:
             return None
-        calculation = info.calc_price(
-            self._genai_usage(usage), found, genai_request_timestamp=now, price_context=context or None
+        priced = _Snapshot(found, info, context, None)
+        if any(not isinstance(rate, Decimal | None) for rate in vars(prices).values()):
+            return priced
+        million = int(MILLION)
+        probes = (
+            Usage(input_tokens=million),
+            Usage(input_tokens=million, cache_read_tokens=million),
+            Usage(input_tokens=million, cache_write_5m_tokens=million),
+            Usage(input_tokens=million, cache_write_1h_tokens=million),
+            Usage(output_tokens=million),
         )
-        return _micros(calculation.total_price * MILLION, free=False)
+        rates = tuple(self._calculated(priced, probe, now) / MILLION for probe in probes)
+        return replace(priced, rates=rates)
+
+    def _calculated(self, priced: _Snapshot, usage: Usage, now: datetime) -> Decimal:
+        """Return micro-dollars, as the library computes them."""
+        calculation = priced.model.calc_price(
+            self._genai_usage(usage),
+            priced.provider,
+            genai_request_timestamp=now,
+            price_context=priced.context or None,
+        )
+        amount: Decimal = calculation.total_price * MILLION
+        return amount
 
     def _loaded(self) -> Any:
         with self._lock:

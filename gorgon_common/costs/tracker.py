@@ -48,7 +48,7 @@ class RecordedCall:
 
 
 class Book(Protocol):
-    """Where calls are recorded and reported: `bootstrap.Services`.  Raises Unavailable."""
+    """Where calls are recorded and reported: `application.session.Session`.  Raises Unavailable."""
 
     def record_calls(self, calls: Sequence[RecordedCall]) -> None:
         """Store calls."""
@@ -199,7 +199,7 @@ class CostTracker:
             if self._opened is None:
                 # What is wired knows this layer, not the other way round: it is found by name, and only here.
                 settings = load("gorgon_common.settings:get_settings")()
-                self._opened = load("gorgon_common.bootstrap:build")(settings)
+                self._opened = load("gorgon_common.application.session:open_session")(settings)
             book: Book = self._opened
             return book
 

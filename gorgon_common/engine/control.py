@@ -86,6 +86,7 @@ def resume(
         now=now,
         target=before.info.target,
         home=home,
+        org=before.info.org,
         team=before.info.team,
         root=before.info.root,
         resumed_from=before.info.id,

@@ -143,8 +143,16 @@ class Limiter(Protocol):
         """Reserve everything that the call needs, or nothing."""
         ...
 
+    def acquire_many(self, asks: Sequence[Ask]) -> list[Answer]:
+        """Decide several requests, one after the other, in one round trip where possible; one answer for each."""
+        ...
+
     def settle(self, grant: Grant, settlement: Settlement) -> None:
         """Report the outcome of a call.  Only the first report counts."""
+        ...
+
+    def settle_many(self, settlements: Sequence[tuple[Grant, Settlement]]) -> None:
+        """Report the outcomes of several calls, in one round trip where possible."""
         ...
 
     def extend(self, grants: Sequence[Grant]) -> int:

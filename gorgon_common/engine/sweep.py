@@ -90,6 +90,7 @@ class Sweep:
         self._blind_until = float("-inf")
         self._seen: deque[tuple[float, dict[int, float]]] = deque(maxlen=60)
         self._tidied = float("-inf")
+        self._next_due = float("inf")
         self._leading = False
         self._lease = LEASE
         self._stop = threading.Event()
@@ -129,12 +130,15 @@ class Sweep:
             if not self._leading:
                 return min(QUIET_LEASE, max(INTERVAL, left))
             now, lease = self._clock(), self._lease
+            if now >= self._next_due:  # known from the last check, so this one can look for what comes after it
+                self._due()
             found = self.shelf.activity(home=self.home, target=self.target)
             if found.pressing or now - self._tidied >= (STEADY_SECONDS if found.busy else TIDY_SECONDS):
                 self._tidied = now
                 self._pass()
             elif found.next is not None and found.next <= 0:
                 self._due()
+            self._next_due = float("inf") if found.next is None or found.next <= 0 else now + found.next
             self._lease = LEASE if found.busy else QUIET_LEASE
             if found.busy:
                 return INTERVAL
@@ -174,6 +178,7 @@ class Sweep:
 
     def _due(self) -> None:
         """Do only what `activity` has seen to be due: a part of a pass."""
+        self._next_due = float("inf")
         self._time_is_up()
         self._resend()
 

@@ -46,6 +46,7 @@ from gorgon_common.engine.records import (
     Weight,
     step_id,
 )
+from gorgon_common.engine.short_steps import BusyShare, LateSteps, Line
 from gorgon_common.engine.slots import ReadyQueue
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.engine.timer import Timer
@@ -55,6 +56,8 @@ from gorgon_common.logs import get_logger
 KEEP_FAST = 64
 BATCH = 256
 BATCH_SECONDS = 0.002
+TURN_SECONDS = 0.005
+"""How long results of slow steps wait for the results of the steps behind them."""
 SLEEP_IN_PLACE = 0.3
 """A step sleeps through shorter waits in its slot; for longer ones it is parked."""
 TIMER_SECONDS = 5.0
@@ -157,6 +160,8 @@ class StepRunner:
         self._suspect = threading.Lock()
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="gorgon-step")
         self._alarm = Timer(self._wake)
+        self._late = LateSteps()
+        self.busy = BusyShare()
         self.closing = False
         """Take no new work; steps that are held may end."""
         self.outage = Outage(leaves=bool(worker.home))
@@ -223,14 +228,22 @@ class StepRunner:
         while local:
             slow = [step for step in local if step.weight == Weight.SLOW]
             fast = [step for step in local if step.weight != Weight.SLOW]
-            for step in slow if fast else slow[1:]:
-                self._pool.submit(self._slow, job, step)
-            here = fast or slow[:1]
-            try:
-                local = self._batch(job, fast) if fast else self._one(job, slow[0])
-            except BaseException as error:
-                self._give_up(job, here, error)
-                raise
+            if fast:
+                self._elsewhere(job, slow)
+                local = self._batch(job, fast)
+            elif len(slow) > 1 and self.busy.high:
+                local = self._in_turn(job, slow)
+            else:
+                self._elsewhere(job, slow[1:])
+                local = self._one(job, slow[0])
+
+    def _elsewhere(self, job: Job, steps: Sequence[Claimed]) -> None:
+        """Run slow steps in other threads: in one if they mainly compute, else each in its own."""
+        if steps and self.busy.high:
+            self._pool.submit(self._slow, job, steps)
+            return
+        for step in steps:
+            self._pool.submit(self._slow, job, [step])
 
     def _give_up(self, job: Job, steps: Sequence[Claimed], why: BaseException) -> None:
         """Release steps after an internal error; otherwise this worker's lease would hold them forever.
@@ -261,32 +274,56 @@ class StepRunner:
             case _:
                 assert_never(answer)
 
-    def _slow(self, job: Job, step: Claimed) -> None:
+    def _slow(self, job: Job, steps: Sequence[Claimed]) -> None:
         try:
-            self._go_on(job, [step])
+            self._go_on(job, steps)
         except Exception as error:  # noqa: BLE001  a pool thread has no caller to raise to
-            log.error("a step was given up", error=str(error), **reporting.named(self.knowledge, step))
+            log.error("steps were given up", error=str(error), **reporting.named(self.knowledge, steps[0]))
 
     def _one(self, job: Job, step: Claimed) -> list[Claimed]:
-        since = time.perf_counter()
+        try:
+            return self._fold(job, step, self._executed(step))
+        except BaseException as error:
+            self._give_up(job, [step], error)
+            raise
+
+    def _executed(self, step: Claimed) -> Outcome:
+        """Run a slow step, which leaves its slot afterwards; return its outcome."""
+        since, computed, beside = time.perf_counter(), time.thread_time(), self._running
         try:
             outcome = self.executor.execute(step)
             while isinstance(outcome, Snoozed) and outcome.seconds <= SLEEP_IN_PLACE and not _made(outcome.calls):
                 self.sleep(outcome.seconds)
                 outcome = self.executor.execute(step)
+            return outcome
         finally:
-            self.next_up.measured(time.perf_counter() - since)
+            seconds = time.perf_counter() - since
+            self.next_up.measured(seconds)
+            self.busy.measured(seconds, time.thread_time() - computed, beside)
             self._free_slot(step)
-        return self._fold(job, step, outcome)
+
+    def _in_turn(self, job: Job, steps: Sequence[Claimed]) -> list[Claimed]:
+        """Run slow steps that mainly compute one after another, and commit them together."""
+        line = Line(steps)
+        with self._late.watching(line, lambda waiting: self._elsewhere(job, waiting)):
+            finishes, mine = self._run(job, line, self._executed, TURN_SECONDS)
+        return self._commit_run(job, finishes, mine)
 
     def _batch(self, job: Job, steps: Sequence[Claimed]) -> list[Claimed]:
         """Run fast steps and commit them together."""
+        finishes, mine = self._run(job, Line(steps), self.executor.execute, BATCH_SECONDS)
+        return self._commit_run(job, finishes, mine)
+
+    def _run(
+        self, job: Job, line: Line, execute: Callable[[Claimed], Outcome], seconds: float
+    ) -> tuple[list[Finish], list[Claimed]]:
+        """Run the steps of a line for about `seconds`; return what to commit, and the steps to continue with."""
         finishes: list[Finish] = []
         mine: list[Claimed] = []
-        since = time.perf_counter()
-        for place, step in enumerate(steps):
+        until = time.perf_counter() + seconds
+        while (step := line.next()) is not None:
             try:
-                outcome = self.executor.execute(step)
+                outcome = execute(step)
                 if isinstance(outcome, Done) and not outcome.skipped:
                     finishes.append(Finish(step, outcome.result))
                 else:
@@ -294,13 +331,19 @@ class StepRunner:
             except Exception as error:  # noqa: BLE001  the other steps of the batch continue
                 log.error("a step was given up", error=repr(error), **reporting.named(self.knowledge, step))
                 self._give_up(job, [step], error)
-            if len(finishes) >= BATCH or time.perf_counter() - since > BATCH_SECONDS:
-                mine += steps[place + 1 :]
+            except BaseException as error:
+                self._give_up(job, [*(finish.step for finish in finishes), step, *mine, *line.rest()], error)
+                raise
+            if len(finishes) >= BATCH or time.perf_counter() > until:
+                mine += line.rest()
                 break
+        return finishes, mine
+
+    def _commit_run(self, job: Job, finishes: Sequence[Finish], mine: Sequence[Claimed]) -> list[Claimed]:
         try:
-            return mine + (self._commit_finishes(job, finishes) if finishes else [])
+            return [*mine, *(self._commit_finishes(job, finishes) if finishes else ())]
         except BaseException as error:
-            self._give_up(job, mine, error)
+            self._give_up(job, [*(finish.step for finish in finishes), *mine], error)
             raise
 
     def _fold(self, job: Job, step: Claimed, outcome: Outcome) -> list[Claimed]:
@@ -312,8 +355,7 @@ class StepRunner:
             other = Job()
             request = self._claim_and_finish(_Request((), (), other, vacated=(step.run,)))
             self._publish(request.ready)
-            for entry in request.mine:
-                self._pool.submit(self._slow, other, entry)
+            self._elsewhere(other, request.mine)
         return mine
 
     def _limited(self, run: int) -> bool:
@@ -713,6 +755,7 @@ class StepRunner:
         first.ready = advance.ready
         claimed = {key: request for request in batch for key in request.claims}
         follows = self._follows(batch)
+        strays: list[Claimed] = []
         for step in advance.mine:
             owner = (
                 claimed.get(step.id)
@@ -720,12 +763,14 @@ class StepRunner:
                 or follows.get((step.run, -(step.parent or 0)))
             )
             if owner is None:
-                job = Job()
-                self._take([step], job)
-                self._pool.submit(self._slow, job, step)
+                strays.append(step)
             else:
                 self._take([step], owner.job)
                 owner.mine.append(step)
+        if strays:  # no message here waits for them
+            job = Job()
+            self._take(strays, job)
+            self._elsewhere(job, strays)
 
     def _follows(self, batch: Sequence[_Request]) -> dict[tuple[int, int], _Request]:
         """Map (run, row) to the request whose finish may have readied it; a negative row stands for its children."""
@@ -774,6 +819,7 @@ class StepRunner:
         if not ended:
             self.give_back()
         self._alarm.close()
+        self._late.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         return ended
 

@@ -88,6 +88,10 @@ class SturdyLimiter:
             self._note(ask)
         return answer
 
+    def acquire_many(self, asks: Sequence[Ask]) -> list[Answer]:
+        """Decide several requests, one after the other; one answer for each."""
+        return [self.acquire(ask) for ask in asks]
+
     def settle(self, grant: Grant, settlement: Settlement) -> None:
         """Settle a call.  A lost settlement is corrected by the headers of later replies."""
         if grant.local:
@@ -102,6 +106,11 @@ class SturdyLimiter:
         else:
             if self._down is not None:
                 self._found()
+
+    def settle_many(self, settlements: Sequence[tuple[Grant, Settlement]]) -> None:
+        """Settle several calls."""
+        for grant, settlement in settlements:
+            self.settle(grant, settlement)
 
     def extend(self, grants: Sequence[Grant]) -> int:
         """Extend the leases of calls in flight; returns how many still had theirs."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import datetime
 
+from gorgon_common import durations
 from gorgon_common.clock import SYSTEM_CLOCK, Clock, parse_time
 from gorgon_common.engine.limits import Signal
 
 _OPENAI = {"requests": "requests", "tokens": "tokens"}
 _ANTHROPIC = {"requests": "requests", "input-tokens": "input_tokens", "output-tokens": "output_tokens"}
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
 def signals(headers: Mapping[str, str], *, clock: Clock = SYSTEM_CLOCK) -> dict[str, Signal]:
@@ -41,11 +39,13 @@ def _add(
 
 def seconds(text: str) -> float | None:
     """Return the seconds of a duration such as `6m0s`, `120ms` or a bare number; None for anything else."""
-    text = text.strip()
-    parts = _PART.findall(text)
-    if parts and "".join(f"{number}{unit}" for number, unit in parts) == text:
-        return float(sum(float(number) * _UNITS[unit] for number, unit in parts))
-    return _number(text)
+    number = _number(text)
+    if number is not None:
+        return number
+    try:
+        return durations.parse(text)
+    except durations.NotADuration:
+        return None
 
 
 def _number(text: str | None) -> float | None:

@@ -102,6 +102,10 @@ class StoredLimiter:
             return Wait(rest[0] / 1000, rest[1], rest[2] / 1000)
         return never(rest[0], rest[1], rest[2])
 
+    def acquire_many(self, asks: Sequence[Ask]) -> list[Answer]:
+        """Decide several requests, one after the other; one answer for each."""
+        return [self.acquire(ask) for ask in asks]
+
     def settle(self, grant: Grant, settlement: Settlement) -> None:
         """Settle a call.  Only the first settlement counts."""
         signals = {
@@ -124,6 +128,11 @@ class StoredLimiter:
                 signals=signals,
             ),
         )
+
+    def settle_many(self, settlements: Sequence[tuple[Grant, Settlement]]) -> None:
+        """Settle several calls."""
+        for grant, settlement in settlements:
+            self.settle(grant, settlement)
 
     def extend(self, grants: Sequence[Grant]) -> int:
         """Extend the leases of calls in flight; returns how many still had theirs."""

@@ -21,10 +21,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
+from gorgon_common import durations
 from gorgon_common.documents import Path, Positions, read_document
 from gorgon_common.errors import GorgonError, Problem, WorkflowInvalid
 from gorgon_common.workflow import legacy
-from gorgon_common.workflow.schema import JSON_TYPES, Workflow, duration, duration_text
+from gorgon_common.workflow.schema import JSON_TYPES, Workflow, duration
 
 _TOP = Workflow.written_keys()
 _STRANGE = re.compile("[\x85\u2028\u2029\r](?!\n)")
@@ -280,7 +281,7 @@ def _durations(mapping: Any) -> None:
 def _duration(value: Any) -> str | None:
     """Return the canonical text, or None if the value is already canonical or is not a duration."""
     try:
-        text = duration_text(duration(value))
+        text = durations.text(duration(value))
     except ValueError:  # not a duration; `validate` reports that
         return None
     return None if text == value else text

@@ -56,7 +56,6 @@ from gorgon_common.workflow.schema_values import (
     Share,
     Text,
     duration,
-    duration_text,
     on_missing_word,
     trust_reason,
 )
@@ -70,7 +69,6 @@ __all__ = [
     "StepBody",
     "Workflow",
     "duration",
-    "duration_text",
     "input_schemas",
     "json_schema",
     "output_schema",

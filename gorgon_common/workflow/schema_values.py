@@ -7,11 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from gorgon_common import durations
 from gorgon_common.workflow.schema_base import refuse
 
-_DURATION = re.compile(
-    r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?"
-)
 MAX_SECONDS = 10 * 365 * 86400.0
 
 
@@ -20,33 +18,15 @@ def duration(value: Any) -> float:
 
     Raises a validation error that names the accepted forms.
     """
-    hint = "Write 30s, 5m, 24h, 1h30m or a number of seconds."
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise refuse("a duration is expected here", hint)
-    if isinstance(value, str):
-        match = _DURATION.fullmatch(value.strip().replace(" ", ""))
-        if match is None or not any(match.groups()):
-            raise refuse(f"`{value}` is not a duration", hint)
-        seconds = sum(
-            float(part) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1, 0.001), strict=True) if part
-        )
-    else:
-        seconds = float(value)
+        raise refuse("a duration is expected here", durations.HINT)
+    try:
+        seconds = durations.parse(value) if isinstance(value, str) else float(value)
+    except durations.NotADuration as error:
+        raise refuse(str(error), error.hint) from None
     if not 0 <= seconds <= MAX_SECONDS:
         raise refuse(f"`{value}` is out of range", "A duration is between 0 and 10 years.")
     return round(seconds, 3)
-
-
-def duration_text(seconds: float) -> str:
-    """Return the canonical text of a duration: `90` → `1m30s`."""
-    left = round(seconds * 1000)
-    if left == 0:
-        return "0s"
-    text = ""
-    for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
-        count, left = divmod(left, size)
-        text += f"{count}{unit}" if count else ""
-    return text
 
 
 def _as_list(value: Any) -> Any:
@@ -91,7 +71,7 @@ TEXT_OR_LIST: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "array", 
 DURATION_SCHEMA: dict[str, Any] = {
     "anyOf": [
         {"type": "number", "minimum": 0},
-        {"type": "string", "pattern": r"^\s*(\d+(\.\d+)?\s*(d|h|m|s|ms)\s*)+$"},
+        {"type": "string", "pattern": durations.PATTERN},
     ]
 }
 

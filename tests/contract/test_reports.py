@@ -218,7 +218,7 @@ def test_money_is_exact_beyond_what_floats_hold(store: Store, reports: Reports) 
 
 
 class Book:
-    """What `bootstrap.Services` does with these, on one Reports."""
+    """What `application.costs` does with these, on one Reports."""
 
     def __init__(self, reports: Reports) -> None:
         self.reports = reports

@@ -14,12 +14,12 @@ from gorgon_api.app import create_app
 from gorgon_api.auth import SingleKey
 from gorgon_api.errors import KINDS
 from gorgon_common import logs, metrics
-from gorgon_common.bootstrap import Services
 from gorgon_common.cli import build
 from gorgon_common.engine.states import RUN_TRANSITIONS, STEP_TRANSITIONS, RunStatus, StepStatus
 from gorgon_common.roles.catalogue import load_roles
 from gorgon_common.settings import describe, load
 from gorgon_common.workflow import loader
+from tests.support.services import Services
 from tests.unit.test_telemetry import EVENTS
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,6 @@ import structlog
 from sqlalchemy import func, select
 
 from gorgon_common import metrics
-from gorgon_common.bootstrap import build
 from gorgon_common.costs.budgets import Balance
 from gorgon_common.costs.ledger import replay
 from gorgon_common.costs.prices import GenaiPricer, read_overrides
@@ -29,6 +28,7 @@ from gorgon_worker.embedded import embedded
 from gorgon_worker.process_owner import new_home
 from tests.support.running import Lab, eventually, laboratory
 from tests.support.sandbox import Sandbox, sandbox, sandbox_process
+from tests.support.services import build
 
 __all__ = ["sandbox", "sandbox_process"]
 

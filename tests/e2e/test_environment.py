@@ -38,6 +38,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("GORGON_COMMANDS_ALLOW", "*")
     monkeypatch.delenv("GORGON_ENV_FILE")
+    # A process that may write no more could not store its coverage either, and would say so with a traceback.
+    monkeypatch.delenv("COVERAGE_PROCESS_START", raising=False)
     return tmp_path
 
 

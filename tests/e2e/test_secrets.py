@@ -25,7 +25,6 @@ from typer.testing import CliRunner
 
 from gorgon_api.app import create_app
 from gorgon_api.auth import SingleKey
-from gorgon_common import bootstrap
 from gorgon_common.cli import build
 from gorgon_common.masking import MASK
 from gorgon_common.settings import get_settings, load
@@ -178,7 +177,7 @@ def gorgon(*arguments: str, code: int = 0) -> str:
 def answers(home: Path, run_id: str) -> Iterator[str]:
     """What the API says of a run, and of everything else that it knows."""
     settings = load().model_copy(update={"redis_url": None, "broker_url": "gmem://"})
-    services = bootstrap.build(settings)
+    services = build(settings)
     paths = [f"/v1/runs/{run_id}{end}" for end in ("", "?expand=steps", "/steps", "/explain", "/events?follow=false")]
     paths += ["/v1/runs", "/v1/costs", "/v1/costs/calls", "/v1/health", "/health/ready", "/openapi.json", "/v1/runs/no"]
     try:
@@ -316,6 +315,7 @@ OURS = re.compile(r"\x1b\[[0-9;?]*[mAKhlJG]|\r")
 ONE_AFTER_ANOTHER = """
 import sys
 from gorgon_common.cli import build, streams
+from tests.support.services import build
 streams.prepare()
 for command in sys.argv[1:]:
     try:

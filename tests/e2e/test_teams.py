@@ -15,13 +15,13 @@ import pytest
 from typer.testing import CliRunner
 
 from gorgon_api.auth import Principal, SingleKey
-from gorgon_common.bootstrap import Services, build
 from gorgon_common.cli import build as build_cli
 from gorgon_common.settings import Settings, get_settings
 from gorgon_worker.embedded import embedded
 from tests.support.api import serve
 from tests.support.running import FINISHED, eventually
 from tests.support.sandbox import Sandbox, sandbox, sandbox_process
+from tests.support.services import Services, build
 
 __all__ = ["sandbox", "sandbox_process"]
 

@@ -571,7 +571,7 @@ steps:
         )
         assert ran.status == status
         if status == "failed":
-            assert "2 of 3 items succeeded, 3 must" in ran.error["message"]
+            assert "2 of 3 items succeeded, but 3 must" in ran.error["message"]
 
     def test_reduce_reads_the_results_and_is_the_value(self, lab: Lab) -> None:
         ran = lab.run(

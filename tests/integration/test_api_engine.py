@@ -9,13 +9,13 @@ from fastapi.testclient import TestClient
 
 from gorgon_api.app import create_app
 from gorgon_api.auth import SingleKey
-from gorgon_common import bootstrap, errors
-from gorgon_common.bootstrap import Services
+from gorgon_common import errors
 from gorgon_common.client import schemas
 from gorgon_common.client.http import Client
 from gorgon_common.settings import Settings
 from gorgon_worker.embedded import embedded
 from tests.support.memory_services import MemoryServices
+from tests.support.services import Services, build
 
 KEY = "gk_test"
 HELLO = """
@@ -31,7 +31,7 @@ outputs: {code: "{{build.output}}"}
 @pytest.fixture
 def services(database_url: str) -> Iterator[Services]:
     """Real services; no worker listens, so that runs stay queued."""
-    made = bootstrap.build(Settings(database_url=database_url))
+    made = build(Settings(database_url=database_url))
     yield made
     made.close()
 

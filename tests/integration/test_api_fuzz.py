@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from gorgon_api.app import create_app
 from gorgon_api.auth import SingleKey
-from gorgon_common import bootstrap
-from gorgon_common.bootstrap import Services
 from gorgon_common.settings import Settings
 from tests.support import servers
+from tests.support.services import Services, build
 
 KEY = "gk_test"
 TEXTS = st.text(max_size=30) | st.sampled_from(
@@ -61,7 +60,7 @@ QUERIES = st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4)
 def http(postgres_admin: str) -> Iterator[TestClient]:
     """The API on PostgreSQL, which is stricter than SQLite about what it takes."""
     with servers.fresh_database(postgres_admin) as url:
-        services = bootstrap.build(Settings(database_url=url))
+        services = build(Settings(database_url=url))
         yield from _client(services)
         services.close()
 

@@ -16,13 +16,14 @@ from typer.testing import CliRunner, Result
 
 from gorgon_api.app import create_app
 from gorgon_api.auth import Principal, SingleKey
-from gorgon_common import bootstrap, logs, metrics
-from gorgon_common.bootstrap import Services
+from gorgon_common import logs, metrics
 from gorgon_common.cli import build
 from gorgon_common.client import schemas
 from gorgon_common.settings import Settings, get_settings
+from tests.support import services
 from tests.support.api import serve
 from tests.support.memory_services import MemoryServices
+from tests.support.services import Services
 
 KEY = "gk_test"
 BODY = json.dumps({"workflow": "feature-build"})
@@ -127,7 +128,7 @@ def test_a_run_is_part_of_the_callers_trace(http: TestClient) -> None:
 class TestBudgetsAndLimitsOnAServer:
     @pytest.fixture
     def services(self, sqlite_url: str) -> Iterator[Services]:
-        made = bootstrap.build(Settings(database_url=sqlite_url))
+        made = services.build(Settings(database_url=sqlite_url))
         yield made
         made.close()
 

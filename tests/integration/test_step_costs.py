@@ -14,8 +14,7 @@ import pytest
 
 from bench import latency, shapes
 from bench.meters import Meter, Reading
-from gorgon_common import bootstrap, queues
-from gorgon_common.bootstrap import Services
+from gorgon_common import queues
 from gorgon_common.canvas.celery import Counts, make_app
 from gorgon_common.persistence import upgrade
 from gorgon_common.settings import Settings
@@ -23,6 +22,7 @@ from gorgon_common.workflow.plan import Plan
 from gorgon_worker.embedded import embedded
 from tests.support.running import eventually
 from tests.support.servers import postgres, redis_server
+from tests.support.services import Services, build
 
 STEPS = 400
 SLOTS = 8
@@ -61,19 +61,20 @@ def stand() -> Iterator[Stand]:
         upgrade(database_url)
         nowhere = "http://127.0.0.1:9"  # these steps call nobody
         settings = Settings(database_url=database_url, redis_url=redis_url, sandbox_url=nowhere)
-        services = stack.enter_context(closing(bootstrap.build(settings)))
+        services = stack.enter_context(closing(build(settings)))
         meter = stack.enter_context(closing(Meter(database_url, redis_url)))
         stack.enter_context(embedded(services, queues=[queues.CONTROL], slots=SLOTS, home="", target="sandbox"))
         yield Stand(services, meter, redis_url)
 
 
+# Steps that end together commit together, so a slower machine makes a few commits more: 0.13 when idle, 0.17 when busy.
 @pytest.mark.parametrize(
     ("make", "commits", "messages", "commands"),
     [
         (lambda steps: shapes.plan(shapes.chain(steps)), 1.1, 0.01, 0.5),
-        (lambda steps: shapes.plan(shapes.fan_out(steps)), 0.15, 0.04, 1.5),
+        (lambda steps: shapes.plan(shapes.fan_out(steps)), 0.2, 0.04, 1.5),
         (lambda steps: shapes.plan(shapes.dag(steps)), 0.25, 0.01, 0.5),
-        (shapes.map_reduce, 0.15, 0.04, 1.5),
+        (shapes.map_reduce, 0.2, 0.04, 1.5),
     ],
     ids=["chain", "fan-out", "dag", "map-reduce"],
 )

@@ -11,7 +11,7 @@ import uvicorn
 
 from gorgon_api.app import create_app
 from gorgon_api.auth import KeyRing
-from gorgon_common.bootstrap import Services
+from tests.support.services import Services
 
 
 @contextlib.contextmanager

@@ -123,6 +123,8 @@ class Findings:
     recovered: list[float] = field(default_factory=list)
     """Seconds from the death of a worker until another worker repeated the calls of its steps."""
     deaths: int = 0
+    crashed: list[str] = field(default_factory=list)
+    """The last lines of processes that ended although nobody had killed them."""
 
     def p95(self) -> float:
         ordered = sorted(self.recovered)
@@ -139,6 +141,7 @@ class Churn:
         self.chance = random.Random(seed)
         self.killed_at: dict[int, float] = {}
         self.kills: Counter[str] = Counter()
+        self.crashed: list[str] = []
         for _ in range(workers):
             made.worker(slots=slots, wait=False)
         self.api = self._api()
@@ -172,7 +175,17 @@ class Churn:
 
     def _forever(self) -> None:
         while not self._over.wait(self.every):
+            self._replace_crashed()
             self._kill()
+
+    def _replace_crashed(self) -> None:
+        for process in [process for process in self.cluster.processes if not process.alive]:
+            self.crashed.append("".join(process.said[-5:]))
+            self.cluster.processes.remove(process)
+            self.cluster.worker(slots=self.slots, wait=False)
+        if not self.api.alive:
+            self.crashed.append("".join(self.api.said[-5:]))
+            self.api = self._api()
 
     def _kill(self) -> None:
         at_work = [process for process in (*self.cluster.processes, self.api) if process.ready]
@@ -249,7 +262,7 @@ def run_churn(
 
 
 def _read(made: Cluster, sandbox: Sandbox, churn: Churn, tags: Mapping[str, str]) -> Findings:
-    found = Findings(runs=len(tags), kills=churn.kills)
+    found = Findings(runs=len(tags), kills=churn.kills, crashed=churn.crashed)
     for run_id, tag in tags.items():
         run = made.services.run(run_id)
         if run["status"] not in FINISHED:

@@ -257,6 +257,7 @@ class Process:
                 "now": NOW,
                 "target": self.target,
                 "home": self.home,
+                "org": 1,
                 **fields,
             },
         )

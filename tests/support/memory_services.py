@@ -1,6 +1,6 @@
-"""`Services` without database and broker, for tests of the layers above it.
+"""A `Session` without database and broker, for tests of the layers above it.
 
-A run executes nothing; a test advances it with `finish`.  Everything else follows the docstrings of `Services`.
+A run executes nothing; a test advances it with `finish`.  Everything else follows the docstrings of `Session`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from gorgon_common.bootstrap import Services, Submitted
+from gorgon_common.application.runs import Submitted
+from gorgon_common.application.session import Session
 from gorgon_common.client.schemas import RUN_FINISHED
 from gorgon_common.clock import format_time
 from gorgon_common.costs.history import History
@@ -23,6 +24,7 @@ from gorgon_common.engine.estimate import estimate
 from gorgon_common.errors import Conflict, InputInvalid, NotFound, Problem, WorkflowInvalid
 from gorgon_common.ids import new_id
 from gorgon_common.roles.catalogue import load_roles
+from gorgon_common.scope import SYSTEM, Scope
 from gorgon_common.settings import Settings
 from gorgon_common.telemetry import new_trace_id
 from gorgon_common.workflow.compiler import check_inputs, try_compile
@@ -36,16 +38,24 @@ def _now() -> str:
     return format_time(datetime.now(UTC))
 
 
-class MemoryServices(Services):
+class MemoryServices(Session):
     """Runs in a dict, newest last."""
 
     def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or Settings()
+        self.own_settings = settings or Settings()
+        self.scope = SYSTEM
         self.healthy = True
         self._runs: dict[str, dict[str, Any]] = {}
         self._events: dict[str, list[dict[str, Any]]] = {}
         self._keys: dict[str, tuple[str, str]] = {}
         self._lock = threading.RLock()
+
+    @property
+    def settings(self) -> Settings:
+        return self.own_settings
+
+    def of(self, scope: Scope) -> MemoryServices:
+        return self
 
     def read(self, text: str, *, file: str | None = None) -> tuple[Plan, list[Problem]]:
         loaded = load(text, file=file, roles=load_roles())

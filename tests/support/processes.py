@@ -15,11 +15,11 @@ from pathlib import Path
 
 import redis
 
-from gorgon_common.bootstrap import Services, build
 from gorgon_common.settings import Settings
 from tests.support.running import Lab
 from tests.support.sandbox import Sandbox
 from tests.support.servers import dying_with_parent, free_port, redis_executable
+from tests.support.services import Services, build
 
 GORGON = [sys.executable, "-m", "gorgon_common.cli"]
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gorgon_common import queues
-from gorgon_common.bootstrap import Services, build
 from gorgon_common.errors import Unavailable
 from gorgon_common.settings import EMBEDDED_BROKER, Settings
 from gorgon_worker.embedded import embedded
 from gorgon_worker.process_owner import new_home
 from tests.support.sandbox import Sandbox
+from tests.support.services import Services, build
 
 FINISHED = frozenset({"succeeded", "failed", "cancelled"})
 POLL = 0.01

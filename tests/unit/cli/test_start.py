@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -41,12 +41,18 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+def computed() -> float:
+    """Return the seconds of CPU that ended children have used: other work on the machine does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_takes_less_than_half_a_second() -> None:
     times = []
     for _ in range(5):
-        begun = time.perf_counter()
+        before = computed()
         assert run("--help").returncode == 0
-        times.append(time.perf_counter() - begun)
+        times.append(computed() - before)
     assert min(times) < 0.5, times
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
 import pytest
 
-from gorgon_common.costs.prices import GenaiPricer, Override, read_overrides
+from gorgon_common.costs.prices import GenaiPricer, Override, _micros, read_overrides
 from gorgon_common.costs.usage import Usage
 from gorgon_common.errors import ConfigurationError
 
@@ -186,3 +187,26 @@ def test_an_override_is_needed() -> None:
     for model in ("gpt-6.2-sol", "gpt-6.2-astra"):
         assert without.price("openai", model, usage) is None
         assert PRICER.price("openai", model, usage) is not None
+
+
+def test_cached_rates_give_what_the_library_computes() -> None:
+    """For every model of both providers: each kind of token alone, and mixtures; tiers with a price of their own."""
+    chance = random.Random(5)
+    checked = by_rate = 0
+    for provider in PRICER._loaded().providers:
+        if provider.id not in ("openai", "anthropic"):
+            continue
+        for model in provider.models:
+            for tier in (None, "flex", "priority", "batch"):
+                priced = PRICER._read(provider.id, model.id, tier, NOVEMBER.now())
+                if priced is None:
+                    continue
+                for _ in range(4):
+                    parts = [chance.choice((0, 1, 77, 4_321, 250_000)) for _ in range(5)]
+                    usage = Usage(parts[0] + parts[1] + parts[2] + parts[3], *parts[1:])
+                    exact = _micros(PRICER._calculated(priced, usage, NOVEMBER.now()), free=False)
+                    found = PRICER._from_snapshot(provider.id, model.id, usage, tier, NOVEMBER.now())
+                    assert found == exact, (model.id, tier, usage)
+                    checked += 1
+                    by_rate += priced.rates is not None
+    assert by_rate > checked / 2 > 100

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gorgon_common import telemetry
-from gorgon_common.cli.sources import compile_text
+from gorgon_common.application.workflows import read as compile_text
 from gorgon_common.errors import Retryable
 from gorgon_common.workflow.plan import Plan
 from tests.support.fleet import Fleet, Scripted, fleet

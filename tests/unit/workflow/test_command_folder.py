@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gorgon_common import errors
-from gorgon_common.cli.sources import compile_text
+from gorgon_common.application.workflows import read as compile_text
 
 FILE = "name: c\ninputs: {{folder: string}}\nsteps:\n  - {{id: a, run: {run}{more}}}\n"
 

@@ -25,7 +25,7 @@ def loaded(program: str) -> set[str]:
 @pytest.mark.parametrize(("served", "other"), [("openai", "anthropic"), ("anthropic", "openai")])
 def test_a_worker_of_one_queue_loads_one_sdk(served: str, other: str) -> None:
     found = loaded(
-        f"from gorgon_worker import cli_run, worker\n"
+        f"from gorgon_worker import start, worker\n"
         f"from gorgon_worker.providers import CLIENTS\n"
         f"from gorgon_common import lazy\n"
         f"lazy.load(CLIENTS[{served!r}])"
@@ -36,7 +36,7 @@ def test_a_worker_of_one_queue_loads_one_sdk(served: str, other: str) -> None:
 
 
 def test_a_worker_without_providers_loads_no_sdk() -> None:
-    found = loaded("from gorgon_worker import cli_run, worker, wiring, tasks")
+    found = loaded("from gorgon_worker import start, worker, wiring, tasks")
     assert not {"openai", "anthropic", "genai_prices.data", "fastapi", "alembic"} & found
 
 

@@ -14,9 +14,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from gorgon_common import lazy
-from gorgon_common.bootstrap import Submitted
+from gorgon_common.application.runs import Submitted
 from gorgon_common.cli import terminal
-from gorgon_common.cli.backends import local_services
+from gorgon_common.cli.backends import local_session
+from gorgon_common.cli.in_process import compile_file, here, own_sandbox, run_embedded, vacate
 from gorgon_common.cli.outline import elapsed
 from gorgon_common.cli.runs import conclude
 from gorgon_common.cli.screen import cut_lines, ending
@@ -24,7 +25,6 @@ from gorgon_common.cli.sources import Workflow, find_workflow
 from gorgon_common.clock import SYSTEM_CLOCK
 from gorgon_common.errors import InputInvalid, Unavailable
 from gorgon_common.settings import Settings, get_settings
-from gorgon_worker.cli_run import compile_file, here, own_sandbox, run_embedded, vacate
 
 _FAN = 8
 _KILL_AFTER = 3
@@ -117,21 +117,21 @@ def _run(
     resumed: str | None = None,
     may_fail: bool = False,
 ) -> dict[str, Any]:
-    """Run a workflow, or resume a run with it, with its own services and worker; returns the finished run.
+    """Run a workflow, or resume a run with it, with its own session and worker; returns the finished run.
 
     A failed run ends the demonstration unless `may_fail` is set.
     """
-    with local_services(here(settings)) as services:
-        plan = compile_file(services, workflow)
+    with local_session(here(settings)) as session:
+        plan = compile_file(session, workflow)
         if resumed is not None:
-            vacate(services, resumed)
+            vacate(session, resumed)
 
         def submit(home: str) -> Submitted:
             if resumed is not None:
-                return services.resume(resumed, plan=plan, home=home)
-            return services.submit(plan, {}, target="sandbox", home=home)
+                return session.resume(resumed, plan=plan, home=home)
+            return session.submit(plan, {}, target="sandbox", home=home)
 
-        document, interrupted = run_embedded(services, plan, submit, target="sandbox", sandbox=sandbox)
+        document, interrupted = run_embedded(session, plan, submit, target="sandbox", sandbox=sandbox)
     if interrupted or (document["status"] != "succeeded" and not may_fail):
         conclude(document, left=interrupted, full=False, as_json=False)
     return document
@@ -261,8 +261,8 @@ def _resume() -> None:
     settings = get_settings().model_copy(update={"sandbox_latency": 0.6})
     with _sandbox(settings) as sandbox:
         run_id = _killed_run(sandbox())
-        with local_services(here(settings)) as services:
-            before = services.run(run_id, steps=True)
+        with local_session(here(settings)) as session:
+            before = session.run(run_id, steps=True)
         paid = sum(step["kind"] == "agent" and step["status"] == "succeeded" for step in before["steps"])
         _say(f"Killed {run_id}: {paid} agents had finished and are paid for. Resuming the run here.\n")
         document = _run(settings, sandbox, find_workflow("feature-build"), resumed=run_id)
