@@ -28,6 +28,7 @@
     ├── Throttled                 no room for a call now: retry later; no call was made, no attempt is used
     ├── Cancelled                 the run was cancelled while a call was in flight
     └── Unavailable               the database or the broker cannot be reached: exit code 2, HTTP 503
+        ├── PlanTooNew            a newer version of Gorgon compiled the plan: its workers run it
         └── StorageFault          the database is there and cannot store anything: its disk is full, read-only, broken
 
 The class docstring is the default message.  `hint` says what to do.
@@ -325,6 +326,10 @@ class Cancelled(GorgonError):
 
 class Unavailable(GorgonError):
     """A service that Gorgon needs cannot be reached."""
+
+
+class PlanTooNew(Unavailable):
+    """A newer version of Gorgon compiled this plan."""
 
 
 class StorageFault(Unavailable):

@@ -19,7 +19,7 @@ from gorgon_common.errors import Unavailable
 from gorgon_common.masking import SECRETS
 from gorgon_common.telemetry import RunRef
 from gorgon_common.workflow.expressions import MISSING, Env, StepValue
-from gorgon_common.workflow.plan import Dep, Join, Kind, Node, Plan, Ref
+from gorgon_common.workflow.plan import FORMAT, Dep, Join, Kind, Node, Plan, Ref
 
 RUNS_CACHED = 64
 CHECKPOINTS_CACHED = 2048
@@ -97,15 +97,16 @@ class Cache(Generic[Key, Value]):
 class RunCache:
     """The runs, plans and finished steps that this process has loaded; thread-safe."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, *, plan_format: int = FORMAT) -> None:
         self.reader = reader
+        self._plan_format = plan_format
         self._runs: Cache[int, Run] = Cache(RUNS_CACHED)
         self._plans: Cache[str, Plan] = Cache(RUNS_CACHED)
         self._begun: Cache[int, bool] = Cache(RUNS_CACHED)
         self._checkpoints: Cache[int, Checkpoint] = Cache(CHECKPOINTS_CACHED)
 
     def run(self, number: int) -> Run:
-        """Return a run with its plan.  Raises NotFound."""
+        """Return a run with its plan.  Raises NotFound, and PlanTooNew if this version cannot read the plan."""
         known = self._runs.get(number)
         if known is None:
             info = self.reader.info(number)
@@ -126,7 +127,7 @@ class RunCache:
         """Return a stored plan."""
         known = self._plans.get(plan_hash)
         if known is None:
-            known = Plan.from_json(self.reader.plan_body(plan_hash))
+            known = Plan.from_json(self.reader.plan_body(plan_hash), self._plan_format)
             self._plans.put(plan_hash, known)
         return known
 

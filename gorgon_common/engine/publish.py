@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from gorgon_common.engine.context import RunCache
 from gorgon_common.engine.records import ROW_BITS, Claimed, ReadyStep, Weight
 from gorgon_common.engine.store_ports import Canvas, DispatchStore
-from gorgon_common.errors import Unavailable
+from gorgon_common.errors import PlanTooNew, Unavailable
 from gorgon_common.logs import get_logger
 
 AHEAD = 1
@@ -70,11 +70,22 @@ class Publisher:
                 self.here(inline)
                 heads = [head for head in heads if head.weight != Weight.INLINE]
         for run, members in _by_run(heads).items():
+            if not self._reads(run):
+                continue
             fits = members if recovered else self._fits(members)
             if fits:
                 self._send(run, fits, join if len(fits) == len(members) else None)
             if len(fits) < len(members):
                 self._enqueue(run, members[len(fits) :], join)
+
+    def _reads(self, run: int) -> bool:
+        """Return whether this version reads the plan of a run; steps of others are left to a newer version's sweep."""
+        try:
+            self.knowledge.run(run)
+        except PlanTooNew as error:
+            log.warning("steps are left to a newer version", run=run, error=error.message)
+            return False
+        return True
 
     def give_back(self, ids: Sequence[int]) -> None:
         """Put steps whose message found no free slot at the front of the backlog."""

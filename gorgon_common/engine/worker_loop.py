@@ -50,7 +50,7 @@ from gorgon_common.engine.slots import ReadyQueue
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.engine.store_ports import Member, Steps
 from gorgon_common.engine.timer import Timer
-from gorgon_common.errors import ConfigurationError, GorgonError, Unavailable
+from gorgon_common.errors import ConfigurationError, GorgonError, PlanTooNew, Unavailable
 from gorgon_common.logs import get_logger
 
 KEEP_FAST = 64
@@ -280,6 +280,9 @@ class StepRunner:
     def _one(self, job: Job, step: Claimed) -> list[Claimed]:
         try:
             return self._fold(job, step, self._executed(step))
+        except PlanTooNew as error:  # a worker of that version will run it
+            self._give_up(job, [step], error)
+            return []
         except BaseException as error:
             self._give_up(job, [step], error)
             raise

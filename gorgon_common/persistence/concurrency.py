@@ -19,7 +19,8 @@ from gorgon_common.clock import format_time
 from gorgon_common.engine.records import KeyDecision, KeyRequest, KeyState, NewRun, ReadyStep, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import KeyTaken
-from gorgon_common.persistence import encoding, max_parallel
+from gorgon_common.persistence import encoding
+from gorgon_common.persistence.endings import run_ended
 from gorgon_common.persistence.journal import tell, tell_cancelled
 from gorgon_common.persistence.predicates import orphaned
 from gorgon_common.persistence.tables import (
@@ -196,8 +197,7 @@ def end_waiting(connection: Connection, run: int, why: str) -> None:
         .values(status=int(StepStatus.CANCELLED))
     )
     connection.execute(delete(concurrency_places).where(_places.run_id == run))
-    max_parallel.close_slots(connection, run)
-    tell(connection, run, None, "run.cancelled", why)
+    run_ended(connection, run, why)
 
 
 def release(connection: Connection, run: int, key: int | None, *, home: str | None, lost: float) -> list[ReadyStep]:

@@ -21,6 +21,14 @@ CHUNK = 500
 LIVE = (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FINISHING)
 
 
+def lock_run(connection: Connection, run: int) -> int:
+    """Lock a run and return its status.
+
+    A transaction that changes more than a few steps of a run locks the run before its steps.
+    """
+    return int(connection.execute(select(runs.c.status).where(runs.c.id == run).with_for_update()).scalar_one())
+
+
 def chunks(ids: Sequence[Item]) -> Iterable[Sequence[Item]]:
     """Yield the ids (or rows) in parts of CHUNK."""
     for start in range(0, len(ids), CHUNK):

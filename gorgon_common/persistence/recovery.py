@@ -12,7 +12,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from gorgon_common.engine.records import ROW_BITS, ROW_MASK, ReadyStep, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
-from gorgon_common.persistence import concurrency, deaths, encoding, lost_calls, max_parallel, settling
+from gorgon_common.persistence import concurrency, deaths, encoding, lost_calls, settling
+from gorgon_common.persistence.endings import run_ended
 from gorgon_common.persistence.journal import tell, tell_cancelled
 from gorgon_common.persistence.predicates import LOST_SECONDS, chunks, is_live, live_steps, orphaned
 from gorgon_common.persistence.tables import backlog, db_now, leaders, runs, steps, workers
@@ -189,7 +190,6 @@ def close_orphan(connection: Connection, run: int, *, cancelled: bool) -> bool:
     connection.execute(delete(backlog).where(backlog.c.step_id >= low, backlog.c.step_id < high))
     lost_calls.enter(connection, running)
     settling.abandon_run(connection, run)
-    max_parallel.close_slots(connection, run)
     key = connection.execute(
         update(runs)
         .where(runs.c.id == run)
@@ -202,6 +202,6 @@ def close_orphan(connection: Connection, run: int, *, cancelled: bool) -> bool:
         )
         .returning(runs.c.key_id)
     ).scalar_one()
-    tell(connection, run, None, f"run.{status.name.lower()}", died)
+    run_ended(connection, run, died)
     concurrency.release(connection, run, key, home=None, lost=LOST_SECONDS)
     return True

@@ -25,6 +25,16 @@ from enum import StrEnum
 from functools import cache
 from typing import Any
 
+from gorgon_common.errors import PlanTooNew
+
+FORMAT = 1
+"""The newest form of stored plans that this version reads, and the one that it writes.
+
+A field that readers may ignore does not need a new form: a reader drops what it does not know.  Raise the number with a
+change that an older reader would misunderstand, such as a new kind of node; workers of that version leave such plans to
+newer ones.
+"""
+
 
 class Kind(StrEnum):
     """What a node does."""
@@ -184,6 +194,8 @@ class Plan:
     """Older files: a missing value or a reference to a skipped step renders as an empty text."""
     unavailable: tuple[str, ...] = ()
     """Why this plan cannot run yet: one sentence per step that cannot be executed."""
+    format: int = 1
+    """See `FORMAT`.  Plans that were stored before there was a number have the first form."""
 
     def successors(self) -> list[list[int]]:
         """Return for each node the nodes that depend on it, in ascending order."""
@@ -205,9 +217,15 @@ class Plan:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """Parse the output of `to_json`."""
+    def from_json(cls, text: str, newest: int = FORMAT) -> Plan:
+        """Parse the output of `to_json` of this or another version; unknown fields are dropped.
+
+        `newest`: the newest form that the caller reads.  Raises PlanTooNew.
+        """
         data = json.loads(text)
+        if data.get("format", 1) > newest:
+            raise PlanTooNew(f"The plan has the form {data.get('format', 1)}; this version of Gorgon reads {newest}.")
+        data = _known(cls, data)
         data["nodes"] = tuple(_node(entry) for entry in data["nodes"])
         data["output_refs"] = {name: _ref(entry) for name, entry in data.get("output_refs", {}).items()}
         for name in ("secrets", "unavailable"):
@@ -240,23 +258,29 @@ def _defaults(kind: type[Any]) -> tuple[tuple[str, Any], ...]:
     )
 
 
+def _known(kind: type[Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that a dataclass of this version has."""
+    names = {entry.name for entry in fields(kind)}
+    return {name: value for name, value in data.items() if name in names}
+
+
 def _ref(data: dict[str, Any]) -> Ref:
-    return Ref(**{**data, "nodes": tuple(data.get("nodes", ()))})
+    return Ref(**{**_known(Ref, data), "nodes": tuple(data.get("nodes", ()))})
 
 
 def _node(data: dict[str, Any]) -> Node:
-    made = dict(data)
+    made = _known(Node, data)
     made["kind"] = Kind(made["kind"])
     made["join"] = Join(made.get("join", Join.ALL_SUCCESS))
-    made["deps"] = tuple(Dep(**dep) for dep in made.get("deps", ()))
+    made["deps"] = tuple(Dep(**_known(Dep, dep)) for dep in made.get("deps", ()))
     made["refs"] = {name: _ref(ref) for name, ref in made.get("refs", {}).items()}
     if "retry" in made:
-        retry = dict(made["retry"])
+        retry = _known(Retry, made["retry"])
         if "on" in retry:
             retry["on"] = tuple(retry["on"])
         made["retry"] = Retry(**retry)
     if "on_failure" in made:
-        made["on_failure"] = OnFailure(**made["on_failure"])
+        made["on_failure"] = OnFailure(**_known(OnFailure, made["on_failure"]))
     made["bodies"] = {role: tuple(body) for role, body in made.get("bodies", {}).items()}
     made["publishes"] = tuple(made.get("publishes", ()))
     return Node(**made)

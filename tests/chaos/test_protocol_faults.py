@@ -26,7 +26,7 @@ from gorgon_common.engine.slots import ReadyQueue
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import RateLimited
 from gorgon_common.persistence import claim_and_finish_sqlite, deaths, functions
-from gorgon_common.persistence import store as store_module
+from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.store import Store
 from gorgon_common.persistence.tables import db_now, workers
 from gorgon_common.workflow.plan import Dep, Join, Kind
@@ -418,7 +418,7 @@ def sqlite_stores(sqlite_template: Path, tmp_path: Path) -> Stores:
 
 
 def _database(path: Path) -> Any:
-    return store_module.Database(f"sqlite:///{path}", pool_size=4)
+    return Database(f"sqlite:///{path}", pool_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -524,7 +524,7 @@ def seen_by(stores: Stores, *scenarios: Callable[[Watched], None]) -> list[str]:
 
 def test_no_fence(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """A finish is accepted from whoever says it, as often as it is said."""
-    kept = "SELECT i, s, a, st, en, o, d FROM said"
+    kept = "SELECT p.step_id, p.status, p.attempts, p.started_at, p.finished_at, p.output, p.detail FROM passed p"
     lite = [
         ("AND token = ? AND status IN (1, 2)", "AND ? IS NOT NULL"),
         ("INSERT INTO checkpoints", "INSERT OR REPLACE INTO checkpoints"),

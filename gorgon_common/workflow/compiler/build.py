@@ -28,7 +28,7 @@ from gorgon_common.workflow.expressions import (
     parse_template,
 )
 from gorgon_common.workflow.expressions.types import ANY, STRING
-from gorgon_common.workflow.plan import Dep, Join, Kind, Node, OnFailure, Plan, Ref
+from gorgon_common.workflow.plan import FORMAT, Dep, Join, Kind, Node, OnFailure, Plan, Ref
 from gorgon_common.workflow.schema import StepBody, Workflow, refused_env
 
 _LISTS = frozenset({"list", "object", "any"})
@@ -124,6 +124,7 @@ class _Builder:
         self.promises()
         workflow = self.workflow
         return Plan(
+            format=FORMAT,
             name=workflow.name,
             nodes=tuple(self.node(draft) for draft in self.layout.drafts),
             top=self.layout.top,
