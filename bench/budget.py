@@ -218,7 +218,14 @@ def _attempts(given: dict[str, Any], mine: Budgets, tally: _Tally, thread: int) 
         if isinstance(answer, Shortage):
             tally.add(refused=1, falsely=answer.balance.fits(amount, 0), duplicates=duplicate, broken=broken)
             continue
-        fact = {"i": key[0], "t": key[1], "n": 1, "s": 1, "c": chance.randint(0, amount), "k": 0}
+        fact = {
+            "step_id": key[0],
+            "token": key[1],
+            "ordinal": 1,
+            "state": 1,
+            "usd": chance.randint(0, amount),
+            "tokens": 0,
+        }
         facts = [fact, fact] if chance.random() < 0.05 else [fact]
         for _ in facts:
             mine.settle(facts)
@@ -338,7 +345,7 @@ def _settled_history(mine: Budgets, total: int, seed: int) -> int:
         wrong += isinstance(answer, Held) != (spent + amount <= 450_000)
         if isinstance(answer, Held):
             cost = chance.randint(0, amount)
-            mine.settle([{"i": key[0], "t": key[1], "n": 1, "s": 1, "c": cost, "k": 0}])
+            mine.settle([{"step_id": key[0], "token": key[1], "ordinal": 1, "state": 1, "usd": cost, "tokens": 0}])
             spent += cost
     return wrong
 

@@ -15,6 +15,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from gorgon_common.errors import InputInvalid
+from gorgon_common.scope import FIRST_ORG
 
 MICRO = 1_000_000
 PERIODS = ("run", "day", "month")
@@ -38,14 +39,17 @@ class Budget:
     timezone: str
     usd: int | None
     tokens: int | None
+    org: int = FIRST_ORG
 
     @property
     def label(self) -> str:
         """The name that people use."""
         return f"the budget of {f'{self.scope} {self.name}'.strip()} {_WORDS[self.period]}"
 
-    def applies(self, *, team: str, workflow: str) -> bool:
+    def applies(self, *, org: int = FIRST_ORG, team: str, workflow: str) -> bool:
         """Return whether it applies to the calls of such a run."""
+        if self.org != org:
+            return False
         return self.scope == "org" or self.name == (team if self.scope == "team" else workflow)
 
     def account(self, *, target: str, root: int, now: datetime) -> Account:

@@ -16,20 +16,24 @@ from gorgon_common.engine.records import ROW_BITS, ReadyStep
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.persistence.predicates import LOST_SECONDS, chunks
 from gorgon_common.persistence.tables import backlog, db_now, runs, shares, steps
+from gorgon_common.scope import FIRST_ORG
 
 
 def put(connection: Connection, heads: Sequence[ReadyStep], team: str, *, first: bool) -> None:
-    """Put ready steps on the backlog; `first`: before all others."""
+    """Put ready steps of one run on the backlog; `first`: before all others, whatever their runs."""
     for part in chunks([head.id for head in heads]):
         connection.execute(
             update(steps).where(steps.c.id.in_(part), steps.c.status == int(StepStatus.READY)).values(due=None)
         )
+    # Teams of the same name in two organisations take turns like any two teams.
+    run = heads[0].id >> ROW_BITS
+    org = 0 if first else connection.scalar(select(runs.c.org_id).where(runs.c.id == run)) or FIRST_ORG
     by_queue: dict[int, list[ReadyStep]] = {}
     for head in heads:
         by_queue.setdefault(head.queue, []).append(head)
     driver = cast(Any, connection.connection.driver_connection)
     for queue, members in sorted(by_queue.items()):
-        rank = -1 if first else _rank(connection, queue, team, len(members))
+        rank = -1 if first else _rank(connection, queue, org, team, len(members))
         ids = [head.id for head in members]
         ranks = [rank] * len(ids) if first else list(range(rank, rank + len(ids)))
         if connection.dialect.name == "sqlite":
@@ -43,20 +47,20 @@ def put(connection: Connection, heads: Sequence[ReadyStep], team: str, *, first:
             )
 
 
-def _rank(connection: Connection, queue: int, team: str, count: int) -> int:
-    """Return the team's first rank for `count` more steps."""
+def _rank(connection: Connection, queue: int, org: int, team: str, count: int) -> int:
+    """Return the first rank of an organisation's team for `count` more steps."""
     now = connection.scalar(select(func.min(backlog.c.rank)).where(backlog.c.queue == queue, backlog.c.rank >= 0))
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     connection.execute(
         dialect.insert(shares)
-        .values(queue=queue, team=team, next_rank=0)
-        .on_conflict_do_nothing(index_elements=["queue", "team"])
+        .values(org_id=org, queue=queue, team=team, next_rank=0)
+        .on_conflict_do_nothing(index_elements=["org_id", "queue", "team"])
     )
     own = shares.c.next_rank
     start = own if now is None else case((own < now, literal(now)), else_=own)
     after = connection.execute(
         update(shares)
-        .where(shares.c.queue == queue, shares.c.team == team)
+        .where(shares.c.org_id == org, shares.c.queue == queue, shares.c.team == team)
         .values(next_rank=start + count)
         .returning(own)
     ).scalar_one()

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Row, and_, case, exists, func, insert, literal_column, or_, select, update
+from sqlalchemy import Connection, Row, and_, case, exists, func, insert, literal_column, or_, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gorgon_common import metrics
@@ -54,13 +54,14 @@ from gorgon_common.persistence.tables import (
     runs,
 )
 from gorgon_common.persistence.untracked_calls import LOOK_SECONDS, Call, InFlight
+from gorgon_common.scope import FIRST_ORG, SYSTEM, Scope
 
 log = get_logger(__name__)
 
 STANDING_SECONDS = 1.0
 """A new budget applies to calls that begin this long after it was set; a changed limit applies immediately."""
 UNCHANGED: Any = object()
-_EXCHANGE = (
+EXCHANGE = (
     "SELECT what, state, max_tokens, usd, tokens, period_id, usd_limit, usd_spent, usd_reserved, token_limit,"
     " token_spent, token_reserved, usd_claimed, token_claimed"
     " FROM gorgon_exchange(%b::jsonb, %b::jsonb, %b::float8) ORDER BY place"
@@ -110,10 +111,14 @@ class Budgets:
     def applying(self, info: RunInfo) -> Sequence[Budget]:
         """Return the budgets that count the calls of a run.  The list is at most a second old."""
         if time.monotonic() - self._read_at >= STANDING_SECONDS:
-            self._standing = tuple(self._all(limited=True))
+            self._standing = tuple(self._all())
             self._read_at = time.monotonic()
         return (
-            [budget for budget in self._standing if budget.applies(team=info.team, workflow=info.workflow)]
+            [
+                budget
+                for budget in self._standing
+                if budget.applies(org=info.org, team=info.team, workflow=info.workflow)
+            ]
             if self._standing
             else ()
         )
@@ -131,7 +136,7 @@ class Budgets:
             now = self.now()
             accounts = [*own, *(budget.account(target=info.target, root=info.root, now=now)
                                 for budget in self.applying(info))]  # fmt: skip
-            path = self._path(accounts)
+            path = self._path(info.org, accounts)
             row = self._reserve(key, [period for period, _ in path], usd, tokens, max_tokens)
             if row[0] in (_HELD, _KNOWN):
                 return Held(key, int(row[2]), int(row[3]), int(row[4]), is_open=row[1] == OPEN)
@@ -152,7 +157,7 @@ class Budgets:
         now = self.now()
         accounts = [*own, *(budget.account(target=info.target, root=info.root, now=now)
                             for budget in self.applying(info))]  # fmt: skip
-        path = self._path(accounts)
+        path = self._path(info.org, accounts)
         with self.database.read() as connection:
             rows = {
                 row.id: row
@@ -218,7 +223,8 @@ class Budgets:
         if not found:
             return False
         now = self.now()
-        path = self._path([budget.account(target=call.info.target, root=call.info.root, now=now) for budget in found])
+        mine = [budget.account(target=call.info.target, root=call.info.root, now=now) for budget in found]
+        path = self._path(call.info.org, mine)
         usd, tokens, longest = call.bound()
         step, token, ordinal = call.key
         with self.database.write() as connection:
@@ -284,7 +290,7 @@ class Budgets:
                 now = connection.execute(select(func.clock_timestamp())).scalar_one()
             self._skew = now - datetime.now(UTC)
 
-    def _path(self, accounts: Sequence[Account]) -> list[tuple[int, Account]]:
+    def _path(self, org: int, accounts: Sequence[Account]) -> list[tuple[int, Account]]:
         """Return the accounts that have a limit, with their ids, in lock order."""
         wanted = [account for account in accounts if account.usd is not None or account.tokens is not None]
         found: list[tuple[int, Account]] = []
@@ -299,18 +305,18 @@ class Budgets:
             opened = []
             with self.database.write() as connection:
                 for account in sorted(missing, key=lambda entry: (-entry.level, entry.key)):
-                    opened.append((self._opened(connection, account), account))
+                    opened.append((self._opened(connection, account, org=org), account))
             for period, account in opened:  # committed: other threads may now use the id
                 self._accounts.put(account.key, (period, account.usd, account.tokens))
             found += opened
         return sorted(found, key=lambda entry: (-entry[1].level, entry[0]))
 
-    def _opened(self, connection: Connection, account: Account) -> int:
+    def _opened(self, connection: Connection, account: Account, *, org: int = FIRST_ORG) -> int:
         """Return an account's id with the current limits applied; create the account if it does not exist."""
         usd, tokens = account.usd, account.tokens
         if account.budget is not None:  # the budget may have changed since it was read
-            usd, tokens = connection.execute(
-                select(budgets.c.usd_limit, budgets.c.token_limit)
+            usd, tokens, org = connection.execute(
+                select(budgets.c.usd_limit, budgets.c.token_limit, budgets.c.org_id)
                 .where(budgets.c.id == account.budget)
                 .with_for_update(read=True)
             ).one()
@@ -319,6 +325,7 @@ class Budgets:
             dialect.insert(budget_periods)
             .values(
                 key=account.key,
+                org_id=org,
                 budget_id=account.budget,
                 level=account.level,
                 label=account.label[:400],
@@ -349,15 +356,11 @@ class Budgets:
         return self._together.do((key, path, usd, tokens, max_tokens))
 
     def _exchange(self, asks: Sequence[Ask], facts: Facts) -> list[tuple[Any, ...]]:
-        body = [
-            {"o": place, "i": key[0], "t": key[1], "n": key[2], "p": list(path), "c": usd, "k": tokens, "m": longest}
-            for place, (key, path, usd, tokens, longest) in enumerate(asks)
-        ]
         said = json.dumps(list(facts)) if facts else None
-        if not body:
+        if not asks:
             self._call("SELECT gorgon_settle(%b::jsonb)", (said,))
             return []
-        return self._call(_EXCHANGE, (said, json.dumps(body), self.offset))
+        return self._call(EXCHANGE, (said, asked(asks), self.offset))
 
     def _call(self, statement: str, arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         """Call a function of PostgreSQL: one transaction and one round trip.  Raises Unavailable."""
@@ -381,7 +384,14 @@ class Budgets:
     # What operators set
 
     def change(
-        self, scope: str, *, period: str, timezone: str | None = None, usd: Any = UNCHANGED, tokens: Any = UNCHANGED
+        self,
+        scope: str,
+        *,
+        period: str,
+        timezone: str | None = None,
+        usd: Any = UNCHANGED,
+        tokens: Any = UNCHANGED,
+        caller: Scope = SYSTEM,
     ) -> dict[str, Any]:
         """Set a budget from a person's input: dollars, tokens, or None for no limit; UNCHANGED keeps a value.
 
@@ -389,7 +399,7 @@ class Budgets:
         possible cost of the calls in flight is reserved on it.  Raises InputInvalid.
         """
         key = (*parse_scope(scope), period)
-        known = {(entry.scope, entry.name, entry.period): entry for entry in self._all(limited=False)}
+        known = {(entry.scope, entry.name, entry.period): entry for entry in self._of(caller)}
         before = known.get(key)
         limit, count = (before.usd, before.tokens) if before else (None, None)
         if usd is not UNCHANGED:
@@ -399,29 +409,36 @@ class Budgets:
         if before is None and limit is None and count is None:
             raise InputInvalid("A budget needs a limit.", hint="Give it --usd, --tokens or both.")
         zone = timezone or (before.timezone if before else "UTC")
-        made = self.set(scope, period=period, timezone=zone, usd=limit, tokens=count)
+        made = self.set(scope, period=period, timezone=zone, usd=limit, tokens=count, caller=caller)
         if before is None or (before.usd is None and before.tokens is None):
             self._sleep(STANDING_SECONDS)  # by then, every worker has seen the new budget
             self.catch_up(made)
         return _described(made)
 
     def set(
-        self, scope: str, *, period: str = "month", timezone: str = "UTC", usd: int | None, tokens: int | None
+        self,
+        scope: str,
+        *,
+        period: str = "month",
+        timezone: str = "UTC",
+        usd: int | None,
+        tokens: int | None,
+        caller: Scope = SYSTEM,
     ) -> Budget:
         """Set or change a budget.  With both limits None, it limits nothing.  `usd` in micro-dollars.
 
-        `scope`: org, team:NAME or workflow:NAME.  A limit for the current day or month includes what was already spent
-        in it.  Raises InputInvalid.
+        `scope`: org, team:NAME or workflow:NAME, of the organisation of `caller`.  A limit for the current day or
+        month includes what was already spent in it.  Raises InputInvalid.
         """
         kind, name = parse_scope(scope)
         parse_period(period, timezone)
         values = {"scope": kind, "name": name, "period": period, "timezone": timezone, "updated_at": db_now()}
         limits = {"usd_limit": usd, "token_limit": tokens}
         dialect = sqlite if self.database.sqlite else postgresql
-        with self.database.write() as connection:
+        with self.database.write(caller) as connection:
             row = connection.execute(
                 dialect.insert(budgets)
-                .values(**values, **limits, org_id=1)
+                .values(**values, **limits, org_id=caller.org)
                 .on_conflict_do_update(
                     index_elements=["org_id", "scope", "name", "period"],
                     set_={**limits, "timezone": timezone, "updated_at": db_now()},
@@ -467,6 +484,7 @@ class Budgets:
                 dialect.insert(budget_periods)
                 .values(
                     key=account.key,
+                    org_id=budget.org,
                     budget_id=budget.id,
                     level=account.level,
                     label=account.label[:400],
@@ -607,17 +625,20 @@ class Budgets:
             )
         )
 
-    def listing(self) -> list[dict[str, Any]]:
-        """Return the budgets that have a limit, each with its accounts of the current period.
+    def listing(self, scope: Scope | None = SYSTEM) -> list[dict[str, Any]]:
+        """Return an organisation's budgets that have a limit, each with its accounts of the current period.
+
+        Without a scope, those of every organisation.
 
         `{scope, name, period, timezone, usd_limit, token_limit, accounts: [{label, target, starts_at, ends_at,
         usd_spent, usd_reserved, usd_overrun, token_spent, …}]}`; amounts in micro-dollars.
         """
         found = []
         now = self.now()
-        with self.database.read() as connection:
+        with self.database.read(scope or SYSTEM) as connection:
             for row in connection.execute(
                 select(budgets)
+                .where(true() if scope is None else budgets.c.org_id == scope.org)
                 .where(or_(budgets.c.usd_limit.is_not(None), budgets.c.token_limit.is_not(None)))
                 .order_by(budgets.c.scope, budgets.c.name, budgets.c.period)
             ).all():
@@ -635,7 +656,7 @@ class Budgets:
     def measure(self) -> None:
         """Set the gauges of budgets, for `metrics.watch`.  If the database is unreachable, they keep their values."""
         try:
-            found = self.listing()
+            found = self.listing(None)
         except Unavailable as error:
             log.warning("budgets could not be measured", error=error.message)
             return
@@ -658,11 +679,16 @@ class Budgets:
                         for name, amount in amounts.items():
                             metric.set(amount / scale, **about, **{"is": name})
 
-    def _all(self, *, limited: bool) -> list[Budget]:
-        query = select(budgets).order_by(budgets.c.id)
-        if limited:
-            query = query.where(or_(budgets.c.usd_limit.is_not(None), budgets.c.token_limit.is_not(None)))
+    def _all(self) -> list[Budget]:
+        """Return the budgets of every organisation that limit something."""
+        limited = or_(budgets.c.usd_limit.is_not(None), budgets.c.token_limit.is_not(None))
         with self.database.read() as connection:
+            return [_budget(row) for row in connection.execute(select(budgets).where(limited).order_by(budgets.c.id))]
+
+    def _of(self, caller: Scope) -> list[Budget]:
+        """Return the budgets of an organisation, those without a limit included."""
+        query = select(budgets).where(budgets.c.org_id == caller.org).order_by(budgets.c.id)
+        with self.database.read(caller) as connection:
             return [_budget(row) for row in connection.execute(query)]
 
     # For tests
@@ -690,11 +716,31 @@ class Budgets:
             ]
 
 
+def asked(asks: Sequence[Ask]) -> str:
+    """Return requests for reservations in the form that `gorgon_exchange` takes."""
+    return json.dumps(
+        [
+            {
+                "place": place,
+                "step_id": step,
+                "token": token,
+                "ordinal": ordinal,
+                "accounts": list(path),
+                "usd": usd,
+                "tokens": tokens,
+                "max_tokens": longest,
+            }
+            for place, ((step, token, ordinal), path, usd, tokens, longest) in enumerate(asks)
+        ]
+    )
+
+
 def _counted(budget: Budget) -> list[Any]:
     """Return the conditions that select the runs that a budget counts."""
+    mine = [runs.c.org_id == budget.org]
     if budget.scope == "org":
-        return []
-    return [(runs.c.team if budget.scope == "team" else runs.c.workflow) == budget.name]
+        return mine
+    return [*mine, (runs.c.team if budget.scope == "team" else runs.c.workflow) == budget.name]
 
 
 def _run_of(step: Any) -> Any:
@@ -707,7 +753,7 @@ def _higher(wall: Any, taken: Any) -> Any:
 
 
 def _budget(row: Row[Any]) -> Budget:
-    return Budget(row.id, row.scope, row.name, row.period, row.timezone, row.usd_limit, row.token_limit)
+    return Budget(row.id, row.scope, row.name, row.period, row.timezone, row.usd_limit, row.token_limit, row.org_id)
 
 
 def _balance_of_row(row: Sequence[Any]) -> Balance:

@@ -89,20 +89,21 @@ def claimed(db: sqlite3.Connection, period: int, step: int) -> tuple[int, int]:
 
 def settle(db: sqlite3.Connection, facts: Iterable[Mapping[str, Any]]) -> None:
     """Do what `gorgon_settle` does."""
-    for fact in facts:
-        key = (fact["i"], fact["t"], fact["n"])
+    changes: dict[int, list[int]] = {}
+    told_of: dict[int, int] = {}
+    for key, fact in sorted(_fullest(facts).items()):
         row = db.execute(
             "SELECT state, usd, tokens, accounts FROM reservations WHERE step_id = ? AND token = ? AND ordinal = ?", key
         ).fetchone()
         if row is None:
             continue
         was, usd, tokens, accounts = row
-        complete = fact["s"] == RELEASED or (
-            fact["s"] == SETTLED and (fact["c"] is not None or not usd) and fact["k"] is not None
+        complete = fact["state"] == RELEASED or (
+            fact["state"] == SETTLED and (fact["usd"] is not None or not usd) and fact["tokens"] is not None
         )
         if was != OPEN and not (was == UNKNOWN and complete):
             continue
-        state = UNKNOWN if fact["s"] == SETTLED and not complete else fact["s"]
+        state = UNKNOWN if fact["state"] == SETTLED and not complete else fact["state"]
         usd_now, tokens_now = _amounts(fact, usd, tokens)
         db.execute(
             "UPDATE reservations SET state = ?, usd_posted = ?, tokens_posted = ?"
@@ -113,15 +114,41 @@ def settle(db: sqlite3.Connection, facts: Iterable[Mapping[str, Any]]) -> None:
         change = (*_change(usd, usd_now, was), *_change(tokens, tokens_now, was))
         for period in json.loads(accounts):
             db.execute(_POST, (period, *key, kind, *change))
-            _apply(db, period, change, key[0] >> 20)
+            changes[period] = [sum(pair) for pair in zip(changes.get(period, (0,) * 6), change, strict=True)]
+            told_of.setdefault(period, key[0] >> 20)
+    for period in _leaf_to_root(db, changes):
+        _apply(db, period, changes[period], told_of[period])
+
+
+def _fullest(facts: Iterable[Mapping[str, Any]]) -> dict[Key, Mapping[str, Any]]:
+    """Return the fact about each call: of several, the first one that says the most."""
+
+    def said(fact: Mapping[str, Any]) -> int:
+        if fact["state"] == RELEASED or (fact["state"] == SETTLED and None not in (fact["usd"], fact["tokens"])):
+            return 0
+        return 1 if fact["state"] == SETTLED and fact["tokens"] is not None else 2
+
+    found: dict[Key, Mapping[str, Any]] = {}
+    for fact in facts:
+        key = (fact["step_id"], fact["token"], fact["ordinal"])
+        if key not in found or said(fact) < said(found[key]):
+            found[key] = fact
+    return found
+
+
+def _leaf_to_root(db: sqlite3.Connection, periods: Iterable[int]) -> list[int]:
+    wanted = list(periods)
+    marks = ", ".join("?" * len(wanted))
+    rows = db.execute(f"SELECT id FROM budget_periods WHERE id IN ({marks}) ORDER BY level DESC, id", wanted)
+    return [row[0] for row in rows]
 
 
 def _amounts(fact: Mapping[str, Any], usd: int, tokens: int) -> tuple[int, int]:
-    if fact["s"] == RELEASED:
+    if fact["state"] == RELEASED:
         return 0, 0
-    if fact["s"] == UNKNOWN:
+    if fact["state"] == UNKNOWN:
         return usd, tokens
-    return usd if fact["c"] is None else fact["c"], tokens if fact["k"] is None else fact["k"]
+    return usd if fact["usd"] is None else fact["usd"], tokens if fact["tokens"] is None else fact["tokens"]
 
 
 def _change(held: int, now: int, was: int) -> tuple[int, int, int]:
@@ -166,8 +193,9 @@ def _tell(db: sqlite3.Connection, period: int, run: int, kind: str, mark: int | 
     """Do what `gorgon_tell` does."""
     db.execute("INSERT INTO events (run_id, kind, at, message) VALUES (?, ?, gorgon_now(0), ?)", (run, kind, message))
     db.execute(
-        "INSERT INTO budget_alerts (period_id, run_id, kind, mark, at, message) VALUES (?, ?, ?, ?, gorgon_now(0), ?)",
-        (period, run, kind, mark, message),
+        "INSERT INTO budget_alerts (org_id, period_id, run_id, kind, mark, at, message)"
+        " SELECT org_id, id, ?, ?, ?, gorgon_now(0), ? FROM budget_periods WHERE id = ?",
+        (run, kind, mark, message, period),
     )
 
 

@@ -75,27 +75,21 @@ def claim_and_finish(
 
     Each is (what, id, token, node, weight, queue, attempt, parent, position, crashes, unmet).
     """
-    out: list[tuple[Any, ...]] = []
     for call in calls:
         db.execute(_INSERT_CALL, {**call, "at": _time(call["at"])})
-    done: list[_Ended] = []
-    for finish in finishes:
-        row = _fence(db, finish)
-        if row is None:
-            out.append((3, finish["i"], *(None,) * 9))
-        else:
-            done.append(row)
+    fenced = [(finish["step_id"], _fence(db, finish)) for finish in finishes]
+    done = [row for _, row in fenced if row is not None]
+    ended = {row[0] for row in done}
+    refused = [(3, step, *(None,) * 9) for step, _ in fenced if step not in ended]
     if skips and done:
         done += _skip(db, skips)
     alive = lives(db, who.owner)
     pending = _Taker(db, who, keep if alive else ClaimCapacity(0, 0, 0))
-    if done:
-        out += pending.advance(done)
-    claims = [*claims, *pending.pull(len(out))]
+    brought = pending.advance(done) if done else []
+    claims = [*claims, *pending.pull(len(brought), suspects=suspects)]
     if claims and not alive:
-        return [*out, (5, *(None,) * 10)]
-    out += _claim(db, who, claims, suspects=suspects)
-    return out
+        return [*refused, *brought, (5, *(None,) * 10)]
+    return [*refused, *brought, *_claim(db, who, dict.fromkeys(claims), suspects=suspects)]
 
 
 def lives(db: sqlite3.Connection, owner: int) -> bool:
@@ -114,24 +108,32 @@ def _fence(db: sqlite3.Connection, finish: Mapping[str, Any]) -> _Ended | None:
     row: _Ended | None = db.execute(
         "UPDATE steps SET status = ?, owner = NULL WHERE id = ? AND token = ? AND status IN (1, 2)"
         " RETURNING id, successors, parent, status",
-        (finish["s"], finish["i"], finish["t"]),
+        (finish["status"], finish["step_id"], finish["token"]),
     ).fetchone()
     if row is None:
         return None
-    ended = _time(finish["en"])
+    ended = _time(finish["finished_at"])
     db.execute(
         "INSERT INTO checkpoints (step_id, status, attempts, started_at, finished_at, output, detail)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (row[0], finish["s"], finish["a"], _time(finish["st"]), ended, finish["o"], finish["d"]),
+        (
+            row[0],
+            finish["status"],
+            finish["attempts"],
+            _time(finish["started_at"]),
+            ended,
+            finish["output"],
+            finish["detail"],
+        ),
     )
-    if finish["b"] is not None:
-        db.execute("INSERT INTO blobs (step_id, body) VALUES (?, ?)", (row[0], finish["b"]))
-    if finish["f"] is not None:
+    if finish["blob"] is not None:
+        db.execute("INSERT INTO blobs (step_id, body) VALUES (?, ?)", (row[0], finish["blob"]))
+    if finish["fingerprint"] is not None:
         db.execute(
             "INSERT INTO fingerprints (root_id, hash, step_id) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-            (finish["r"], finish["f"], row[0]),
+            (finish["root_id"], finish["fingerprint"], row[0]),
         )
-    _tell(db, row[0], _KINDS[finish["s"]], ended)
+    _tell(db, row[0], _KINDS[finish["status"]], ended)
     return row
 
 
@@ -147,14 +149,14 @@ def _skip(db: sqlite3.Connection, skips: Iterable[Mapping[str, Any]]) -> list[_E
     for skip in skips:
         row = db.execute(
             "UPDATE steps SET status = 7 WHERE id = ? AND status IN (0, 1) RETURNING id, successors, parent, status",
-            (skip["i"],),
+            (skip["step_id"],),
         ).fetchone()
         if row is not None:
             gone.append(row)
             db.execute(
                 "INSERT INTO checkpoints (step_id, status, attempts, finished_at, detail)"
                 " VALUES (?, 7, 0, gorgon_now(0), ?)",
-                (row[0], skip["d"]),
+                (row[0], skip["detail"]),
             )
             _tell(db, row[0], "step.skipped", None)
     return gone
@@ -170,6 +172,8 @@ class _Taker:
         self.slow = keep.slow
         self.pulls = keep.pull
         self._active: dict[int, tuple[bool, bool]] = {}
+        self._opened: list[int] = []
+        """Children that windows release; they take the places that the other steps have left."""
 
     def active(self, step: int, weight: int) -> bool:
         """Return whether a step of that weight may be taken over.
@@ -207,6 +211,8 @@ class _Taker:
             if step in unmet:
                 self.db.execute("UPDATE steps SET unmet = 1 WHERE id = ? AND status IN (0, 3)", (step,))
             out += self._decrement(step, counts[step])
+        for step in sorted(self._opened):
+            out += self._release(step)
         return out
 
     def _decrement(self, step: int, times: int) -> list[tuple[Any, ...]]:
@@ -220,7 +226,7 @@ class _Taker:
         left, weight, queue, carried, grouped, window, end = row
         moved = None if window is None else min(end, window + times)
         out: list[tuple[Any, ...]] = []
-        if left > times:
+        if left != times:
             self.db.execute(
                 "UPDATE steps SET deps_left = deps_left - ?, window_next = ? WHERE id = ?", (times, moved, step)
             )
@@ -229,8 +235,7 @@ class _Taker:
             ours = weight == 0 or (queue in self.who.queues and not carried and not grouped)
             out += self._open(step, self.take(step, weight, ours=ours), told=not carried)
         if window is not None and moved is not None:
-            for opened in range(window, moved):
-                out += self._release((step & ~ROW_MASK) | opened)
+            self._opened += [(step & ~ROW_MASK) | opened for opened in range(window, moved)]
         return out
 
     def _release(self, step: int) -> list[tuple[Any, ...]]:
@@ -254,17 +259,17 @@ class _Taker:
         ).fetchone()
         return [(2, *row)] if told else []
 
-    def pull(self, brought: int) -> list[int]:
+    def pull(self, brought: int, *, suspects: bool) -> list[int]:
         wanted = self.pulls - brought
         if wanted <= 0:
             return []
         marks = ", ".join("?" * len(self.who.queues))
         picked = self.db.execute(
             "SELECT b.queue, b.rank, b.step_id FROM backlog b JOIN runs r ON r.id = b.step_id >> 20"
-            " JOIN steps s ON s.id = b.step_id AND s.crashes < 2"
+            " JOIN steps s ON s.id = b.step_id AND (s.crashes < 2 OR ?)"
             f" WHERE b.queue IN ({marks}) AND r.active AND r.target = ? AND r.home = ?"
             " ORDER BY b.rank, b.step_id LIMIT ?",
-            (*self.who.queues, self.who.target, self.who.home, wanted),
+            (suspects, *self.who.queues, self.who.target, self.who.home, wanted),
         ).fetchall()
         self.db.executemany("DELETE FROM backlog WHERE queue = ? AND rank = ? AND step_id = ?", picked)
         return [step for _, _, step in picked]
@@ -275,7 +280,7 @@ def _rows(successors: str) -> list[int]:
     return [int(row) for row in inner.split(",")] if inner else []
 
 
-def _claim(db: sqlite3.Connection, who: Who, claims: Sequence[int], *, suspects: bool) -> list[tuple[Any, ...]]:
+def _claim(db: sqlite3.Connection, who: Who, claims: Iterable[int], *, suspects: bool) -> list[tuple[Any, ...]]:
     out = []
     for step in claims:
         row = db.execute(

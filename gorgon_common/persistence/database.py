@@ -20,6 +20,7 @@ from gorgon_common.errors import ConfigurationError, Unavailable
 from gorgon_common.masking import redact
 from gorgon_common.persistence import postgres, sqlite_file
 from gorgon_common.persistence.tables import SQLITE_TIME
+from gorgon_common.scope import SYSTEM, Scope
 
 BUSY_SECONDS = 10
 POOL_SECONDS = 10.0
@@ -51,19 +52,23 @@ class Database:
             self._plain = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[Connection]:
-        """A write transaction.  On SQLite, writers of this process queue on a lock, other processes on BEGIN IMMEDIATE.
+    def write(self, scope: Scope = SYSTEM) -> Iterator[Connection]:
+        """A write transaction for `scope`; see `scope_of`.
+
+        On SQLite, writers of this process queue on a lock, other processes on BEGIN IMMEDIATE.
 
         Raises Unavailable if the database cannot be reached.
         """
         alone = self._one if self.sqlite else contextlib.nullcontext()
         with translated(self.path), alone, self.engine.begin() as connection:
+            _enter(connection, scope)
             yield connection
 
     @contextlib.contextmanager
-    def read(self) -> Iterator[Connection]:
-        """A read transaction.  Keep it short: an open reader lets SQLite's WAL grow."""
+    def read(self, scope: Scope = SYSTEM) -> Iterator[Connection]:
+        """A read transaction for `scope`.  Keep it short: an open reader lets SQLite's WAL grow."""
         with translated(self.path), self._reader.begin() as connection:
+            _enter(connection, scope)
             yield connection
 
     @contextlib.contextmanager
@@ -77,12 +82,13 @@ class Database:
                 yield connection
             return
         with translated(), self._plain.connect() as connection:
+            _enter(connection, SYSTEM)
             yield connection
 
     @contextlib.contextmanager
-    def report(self) -> Iterator[Connection]:
+    def report(self, scope: Scope = SYSTEM) -> Iterator[Connection]:
         """A read transaction for reports, which read a lot and may take long."""
-        with self.read() as connection:
+        with self.read(scope) as connection:
             if self.sqlite:
                 yield connection
                 return
@@ -108,6 +114,16 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
+
+
+def _enter(connection: Connection, scope: Scope) -> None:
+    """Say for whom a transaction is.  Every transaction passes here: row-level security would be set here."""
+    connection.info["scope"] = scope
+
+
+def scope_of(connection: Connection) -> Scope:
+    """Return for whom the present transaction of a connection was opened."""
+    return cast(Scope, connection.info["scope"])
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ def _encodable(text: str) -> str:
 
 
 def checkpoint(finish: Finish) -> dict[str, Any]:
-    """Return a finish as the short-keyed dict described in `claim_and_finish.sql`, with times as datetimes."""
+    """Return a finish as the dict described in `claim_and_finish.sql`, with times as datetimes."""
     result = finish.result
     body = None if result.output is None else dump(result.output)
     large = body is not None and len(body) > INLINE_BYTES // 4 and len(body.encode()) > INLINE_BYTES
@@ -51,17 +51,17 @@ def checkpoint(finish: Finish) -> dict[str, Any]:
         fingerprint.partition(":") if fingerprint and result.status is StepStatus.SUCCEEDED else ("", "", "")
     )
     return {
-        "i": finish.step.id,
-        "t": finish.step.token,
-        "s": int(result.status),
-        "o": None if large else body,
-        "b": body if large else None,
-        "d": dump(detail) if detail else None,
-        "a": result.attempts,
-        "st": result.started_at,
-        "en": result.finished_at or datetime.now(UTC),
-        "r": int(root) if root else None,
-        "f": hashed or None,
+        "step_id": finish.step.id,
+        "token": finish.step.token,
+        "status": int(result.status),
+        "output": None if large else body,
+        "blob": body if large else None,
+        "detail": dump(detail) if detail else None,
+        "attempts": result.attempts,
+        "started_at": result.started_at,
+        "finished_at": result.finished_at or datetime.now(UTC),
+        "root_id": int(root) if root else None,
+        "fingerprint": hashed or None,
     }
 
 
@@ -94,15 +94,15 @@ def calls(step: Claimed, finish_calls: Any, attempt: int, at: datetime) -> list[
 
 
 def settlements(step: Claimed, finish_calls: Any) -> list[dict[str, Any]]:
-    """Return a step's calls for the budgets, as the short-keyed dicts described in `budgets.sql`."""
+    """Return a step's calls for the budgets, as the dicts described in `budgets.sql`."""
     return [
         {
-            "i": step.id,
-            "t": step.token,
-            "n": call.ordinal,
-            "s": budgets_sqlite.RELEASED if call.outcome == UNSENT else budgets_sqlite.SETTLED,
-            "c": call.cost_micro,
-            "k": call.usage.input_tokens + call.usage.output_tokens if call.measured else None,
+            "step_id": step.id,
+            "token": step.token,
+            "ordinal": call.ordinal,
+            "state": budgets_sqlite.RELEASED if call.outcome == UNSENT else budgets_sqlite.SETTLED,
+            "usd": call.cost_micro,
+            "tokens": call.usage.input_tokens + call.usage.output_tokens if call.measured else None,
         }
         for call in finish_calls
         if call.reserved

@@ -54,3 +54,4 @@ def remove(connection: Connection) -> None:
     )
     for signature in connection.scalars(ours).all():
         connection.exec_driver_sql(f"DROP FUNCTION {signature}")
+    connection.exec_driver_sql("DROP TYPE IF EXISTS gorgon_transition")

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, and_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gorgon_common.engine.records import ROW_BITS
@@ -74,7 +74,7 @@ def _nodes(connection: Connection, claims: Sequence[Any]) -> dict[int, list[dict
     """Return run → the nodes of its plan, in their stored form."""
     query = (
         select(runs.c.id, plans.c.hash, plans.c.body)
-        .select_from(runs.join(plans, plans.c.hash == runs.c.plan_hash))
+        .select_from(runs.join(plans, and_(plans.c.org_id == runs.c.org_id, plans.c.hash == runs.c.plan_hash)))
         .where(runs.c.id.in_({row.id >> ROW_BITS for row in claims}))
     )
     bodies: dict[str, list[dict[str, Any]]] = {}

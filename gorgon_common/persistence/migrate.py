@@ -14,7 +14,7 @@ from gorgon_common.persistence import functions
 from gorgon_common.persistence.database import Database
 from gorgon_common.persistence.tables import metadata
 
-HEAD = "0012"
+HEAD = "0013"
 """The newest migration; a test compares it with the files."""
 _LOCK = 0x676F7267
 

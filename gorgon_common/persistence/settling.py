@@ -124,7 +124,13 @@ def _abandoned(connection: Connection, *where: Any) -> None:
         .where(reservations.c.state == OPEN, *where)
         .order_by(reservations.c.step_id)
     ).all()
-    settle(connection, [{"i": row[0], "t": row[1], "n": row[2], "s": UNKNOWN, "c": None, "k": None} for row in found])
+    settle(
+        connection,
+        [
+            {"step_id": step, "token": claim, "ordinal": ordinal, "state": UNKNOWN, "usd": None, "tokens": None}
+            for step, claim, ordinal in found
+        ],
+    )
 
 
 def wait(connection: Connection, step: int, room: BudgetRequest) -> None:

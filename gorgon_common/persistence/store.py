@@ -68,7 +68,7 @@ from gorgon_common.persistence import (
     waits,
 )
 from gorgon_common.persistence.activity import activity, leads_for
-from gorgon_common.persistence.database import Database
+from gorgon_common.persistence.database import Database, scope_of
 from gorgon_common.persistence.journal import tell
 from gorgon_common.persistence.predicates import LOST_SECONDS, chunks, is_live, live_steps, now, orphaned
 from gorgon_common.persistence.tables import (
@@ -83,6 +83,7 @@ from gorgon_common.persistence.tables import (
     steps,
     workers,
 )
+from gorgon_common.scope import Scope
 
 _ENDED_AS = {
     RunStatus.SUCCEEDED: "succeeded",
@@ -256,14 +257,18 @@ class Store:
 
     # Runs
 
-    def create(self, new: NewRun, rows: Sequence[Row]) -> tuple[int, bool]:
+    def create(self, new: NewRun, rows: Sequence[Row], *, scope: Scope | None = None) -> tuple[int, bool]:
         """Insert a run with its steps; steps without dependencies are ready.
+
+        `scope`: the organisation that the run is for, and who asked for it; without it, the organisation of `new`.
 
         If the run has to wait for its concurrency key, none of its steps can be claimed until the run holds the key;
         see `admission`.  Returns (id, True), or (id of the run that has this idempotency key, False).  Raises Conflict
         if that run was a different request, and KeyTaken if the run may not wait.
         """
-        with self.database.write() as connection:
+        scope = scope or Scope(org=new.org)
+        new = replace(new, org=scope.org)
+        with self.database.write(scope) as connection:
             if new.idempotency_key is not None:
                 known = self._known(connection, new)
                 if known is not None:
@@ -272,7 +277,7 @@ class Store:
             connection.execute(
                 dialect.insert(plans)
                 .values(hash=new.plan_hash, org_id=new.org, body=new.plan_body, created_at=new.created_at)
-                .on_conflict_do_nothing(index_elements=["hash"])
+                .on_conflict_do_nothing(index_elements=["org_id", "hash"])
             )
             key, place = None, concurrency.Place.HOLDS
             if new.hold is not None:
@@ -306,6 +311,7 @@ class Store:
                 "key_at": db_now() if key is not None and holds else None,
                 "max_parallel": new.max_parallel,
                 "trace_id": new.trace_id,
+                "actor": scope_of(connection).actor[:200],
             }
             dialect = sqlite if self.database.sqlite else postgresql
             # Two concurrent requests with the same key may both pass the check above; the unique constraint admits only
@@ -443,7 +449,8 @@ class Store:
     def plan_body(self, plan_hash: str) -> str:
         """Return a stored plan's JSON.  Raises NotFound."""
         with self.database.read() as connection:
-            body = connection.scalar(select(plans.c.body).where(plans.c.hash == plan_hash))
+            # Plans with the same hash are the same, whichever organisation's they are.
+            body = connection.scalar(select(plans.c.body).where(plans.c.hash == plan_hash).limit(1))
         if body is None:
             raise NotFound(f"There is no plan {plan_hash}.")
         return cast(str, body)
@@ -1153,18 +1160,26 @@ def _fenced(step: Claimed) -> Any:
 def _encoded(
     finishes: Sequence[Finish],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return (finishes, calls, skips) in the form that `claim_and_finish.sql` takes."""
+    """Return (finishes, calls, skips) in the form that `claim_and_finish.sql` takes.
+
+    A second finish of the same claim would be refused; it is left out, but its calls are facts.
+    """
     said: list[dict[str, Any]] = []
     facts: list[dict[str, Any]] = []
     skips: list[dict[str, Any]] = []
+    seen: set[tuple[int, int]] = set()
     for finish in finishes:
-        said.append(encoding.checkpoint(finish))
+        claim = finish.step.id, finish.step.token
+        if claim not in seen:
+            said.append(encoding.checkpoint(finish))
+        seen.add(claim)
         if finish.result.calls:
             at = finish.result.finished_at or datetime.now(UTC)
             facts += encoding.calls(finish.step, finish.result.calls, finish.result.attempts, at)
         run = finish.step.run
         skips += [
-            {"i": step_id(run, row), "d": encoding.dump({"reason": reason})} for row, reason in finish.skipped.items()
+            {"step_id": step_id(run, row), "detail": encoding.dump({"reason": reason})}
+            for row, reason in finish.skipped.items()
         ]
     return said, facts, skips
 

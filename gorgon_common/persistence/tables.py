@@ -1,4 +1,8 @@
-"""All tables.  Each carries `org_id`, the tenant.
+"""All tables.  Each has `org_id`, the organisation.
+
+It is set, and part of each key that holds a name, where rows belong to no run: plans, runs, concurrency keys, fair
+shares, budgets with their accounts and alerts.  What belongs to a run (its steps, events, ledger, …) is identified by
+the run's number, and the run's row says whose it is.
 
 `steps` is narrow and has no index except its key, so that every update can stay on its page (HOT): a step is updated
 three times in its life.  The result of a finished step is written once, to `checkpoints`.
@@ -86,15 +90,15 @@ metadata = MetaData(
 )
 
 
-def _org() -> Column[int]:
-    return Column("org_id", Integer, nullable=False, server_default="1")
+def _org(*, key: bool = False) -> Column[int]:
+    return Column("org_id", Integer, nullable=False, server_default="1", primary_key=key, autoincrement=False)
 
 
 plans = Table(
     "plans",
     metadata,
+    _org(key=True),
     Column("hash", String(64), primary_key=True),
-    _org(),
     Column("body", Text, nullable=False),
     Column("created_at", UtcTime, nullable=False),
 )
@@ -129,13 +133,16 @@ runs = Table(
     Column("key_at", UtcTime),
     Column("max_parallel", Integer),
     Column("trace_id", String(32)),
+    Column("actor", String(200)),
     UniqueConstraint("org_id", "idempotency_key"),
+    Index("ix_runs_org_id_id", "org_id", "id"),
     Index("ix_runs_live", "status"),
 )
 """`active`: steps of the run may be claimed.  `cancelled`: cancellation was requested.
 `key_id`: its concurrency key, NULL if it has none; `key_at`: when it got the key.
 `max_parallel`: how many of its slow steps may run at a time, NULL for any number.
 `trace_id`: the trace that it belongs to (W3C Trace Context); NULL for runs of older versions.
+`actor`: who asked for it, see `Scope`; NULL for runs of older versions.
 """
 
 run_slots = Table(
@@ -394,9 +401,9 @@ backlog = Table(
 shares = Table(
     "shares",
     metadata,
+    _org(key=True),
     Column("queue", SmallInteger, primary_key=True, autoincrement=False),
     Column("team", String(100), primary_key=True),
-    _org(),
     Column("next_rank", BigInteger, nullable=False),
 )
 """The position of each team in the fair order of a queue (start-time fair queueing)."""

@@ -93,7 +93,7 @@ def limit(usd: int | None = None, tokens: int | None = None, *, name: str = "run
 
 
 def fact(held: tuple[int, int, int], cost: int | None, tokens: int | None = 0, state: int = 1) -> dict[str, Any]:
-    return {"i": held[0], "t": held[1], "n": held[2], "s": state, "c": cost, "k": tokens}
+    return {"step_id": held[0], "token": held[1], "ordinal": held[2], "state": state, "usd": cost, "tokens": tokens}
 
 
 def reserve(budgets: Budgets, own: Sequence[Account], usd: int, tokens: int = 0, **given: Any) -> Held | Shortage:

@@ -212,7 +212,9 @@ def test_what_is_held_lasts_over_a_short_wait_in_place(lab: Lab) -> None:
     with pytest.raises(BudgetWait):
         purse().reserve("openai", replace(call, model="gpt-6-astra"), 1)
     assert (first.held, again.held) == ([1], [1])
-    lab.services.budgets.settle([{"i": step.id, "t": 99, "n": 1, "s": 2, "c": None, "k": None}])
+    lab.services.budgets.settle(
+        [{"step_id": step.id, "token": 99, "ordinal": 1, "state": 2, "usd": None, "tokens": None}]
+    )
 
 
 def test_a_map_is_checked_as_a_whole(lab: Lab) -> None:

@@ -7,7 +7,8 @@
 
 -- Process many calls in one transaction.  First post the outcomes of some (p_facts, see gorgon_settle), then reserve for
 -- others in their order, each on every account of its path or on none.  One update per account, however many calls.
--- p_asks    [{o place, i step, t token, n ordinal, p path (accounts), c micro-dollars, k tokens, m longest reply}], no key twice
+-- p_asks    [{place, step_id, token, ordinal, accounts, usd (micro-dollars), tokens, max_tokens (longest reply)}], no call
+--           twice; accounts from leaf to root
 -- p_offset  shifts the clock, in seconds, so that tests can move into another period
 --
 -- Returns a row for each ask.  what: 1 held; 2 this reservation already existed (state: its present state); 3 short: the
@@ -33,19 +34,20 @@ DECLARE
     at int;
     ask record;
     made int;
-    awaited boolean := false;
+    -- Usually no step waits for room anywhere, and nothing has to be looked up for each ask.
+    awaited boolean := EXISTS (SELECT 1 FROM budget_waits);
 BEGIN
     IF p_facts IS NOT NULL THEN
-        PERFORM 1 FROM reservations r JOIN jsonb_to_recordset(p_facts) AS f(i bigint, t int, n smallint)
-            ON r.step_id = f.i AND r.token = f.t AND r.ordinal = f.n
+        PERFORM 1 FROM reservations r JOIN jsonb_to_recordset(p_facts) AS f(step_id bigint, token int, ordinal smallint)
+            ON r.step_id = f.step_id AND r.token = f.token AND r.ordinal = f.ordinal
         ORDER BY r.step_id, r.token, r.ordinal FOR UPDATE OF r;
     END IF;
     PERFORM 1 FROM budget_periods b
     WHERE b.id = ANY (ARRAY(
-        SELECT id::bigint FROM jsonb_array_elements(p_asks) x, jsonb_array_elements_text(x -> 'p') id
+        SELECT id::bigint FROM jsonb_array_elements(p_asks) x, jsonb_array_elements_text(x -> 'accounts') id
         UNION
-        SELECT unnest(r.accounts) FROM jsonb_to_recordset(p_facts) AS f(i bigint, t int, n smallint)
-        JOIN reservations r ON r.step_id = f.i AND r.token = f.t AND r.ordinal = f.n
+        SELECT unnest(r.accounts) FROM jsonb_to_recordset(p_facts) AS f(step_id bigint, token int, ordinal smallint)
+        JOIN reservations r ON r.step_id = f.step_id AND r.token = f.token AND r.ordinal = f.ordinal
     )) ORDER BY b.level DESC, b.id FOR UPDATE OF b;
     IF p_facts IS NOT NULL THEN
         PERFORM gorgon_settle(p_facts);
@@ -54,52 +56,57 @@ BEGIN
     INTO accounts, ids, usd_taken, token_taken
     FROM budget_periods b
     WHERE b.id = ANY (ARRAY(
-        SELECT DISTINCT id::bigint FROM jsonb_array_elements(p_asks) x, jsonb_array_elements_text(x -> 'p') id
+        SELECT DISTINCT id::bigint FROM jsonb_array_elements(p_asks) x, jsonb_array_elements_text(x -> 'accounts') id
     ));
     FOR ask IN
         SELECT x.*, r.state AS was, r.usd AS was_usd, r.tokens AS was_tokens, r.max_tokens AS was_max
-        FROM jsonb_to_recordset(p_asks) AS x(o int, i bigint, t int, n smallint, p bigint[], c bigint, k bigint, m int)
-        LEFT JOIN reservations r ON r.step_id = x.i AND r.token = x.t AND r.ordinal = x.n
-        ORDER BY x.o
+        FROM jsonb_to_recordset(p_asks) AS x(place int, step_id bigint, token int, ordinal smallint,
+            accounts bigint[], usd bigint, tokens bigint, max_tokens int)
+        LEFT JOIN reservations r ON r.step_id = x.step_id AND r.token = x.token AND r.ordinal = x.ordinal
+        ORDER BY x.place
     LOOP
+        period_id := NULL; usd_limit := NULL; usd_spent := NULL; usd_reserved := NULL; token_limit := NULL;
+        token_spent := NULL; token_reserved := NULL; usd_claimed := NULL; token_claimed := NULL;
         IF ask.was IS NOT NULL THEN
-            place := ask.o; what := 2; state := ask.was; max_tokens := ask.was_max; usd := ask.was_usd;
+            place := ask.place; what := 2; state := ask.was; max_tokens := ask.was_max; usd := ask.was_usd;
             tokens := ask.was_tokens;
             RETURN NEXT;
             CONTINUE;
         END IF;
         short_of := NULL;
-        FOR number IN 1 .. cardinality(ask.p) LOOP
-            at := array_position(ids, ask.p[number]);
+        FOR number IN 1 .. cardinality(ask.accounts) LOOP
+            at := array_position(ids, ask.accounts[number]);
             IF at IS NULL THEN
-                RAISE EXCEPTION 'there is no account %', ask.p[number] USING ERRCODE = 'serialization_failure';
+                RAISE EXCEPTION 'there is no account %', ask.accounts[number] USING ERRCODE = 'serialization_failure';
             END IF;
             account := accounts[at];
             usd_first := 0;
             token_first := 0;
             IF account.waited_for THEN
-                awaited := true;
-                SELECT c.usd, c.tokens INTO usd_first, token_first FROM gorgon_claimed(account, ask.i) c;
+                SELECT c.usd, c.tokens INTO usd_first, token_first FROM gorgon_claimed(account, ask.step_id) c;
             END IF;
             IF account.usd_limit - account.usd_spent - account.usd_overrun - account.usd_reserved - usd_taken[at]
-                    - usd_first < ask.c
+                    - usd_first < ask.usd
                 OR account.token_limit - account.token_spent - account.token_overrun - account.token_reserved
-                    - token_taken[at] - token_first < ask.k
+                    - token_taken[at] - token_first < ask.tokens
                 OR account.starts_at > present OR account.ends_at <= present
             THEN
                 short_of := at;
                 EXIT;
             END IF;
         END LOOP;
-        place := ask.o;
+        place := ask.place;
         IF short_of IS NULL THEN
-            FOR number IN 1 .. cardinality(ask.p) LOOP
-                at := array_position(ids, ask.p[number]);
-                usd_taken[at] := usd_taken[at] + ask.c;
-                token_taken[at] := token_taken[at] + ask.k;
+            FOR number IN 1 .. cardinality(ask.accounts) LOOP
+                at := array_position(ids, ask.accounts[number]);
+                usd_taken[at] := usd_taken[at] + ask.usd;
+                token_taken[at] := token_taken[at] + ask.tokens;
             END LOOP;
-            held := held || ask.o;
-            what := 1; state := 0; max_tokens := ask.m; usd := ask.c; tokens := ask.k;
+            held := held || ask.place;
+            IF awaited THEN  -- a step that has its room does not keep a claim on more, before those that ask next
+                DELETE FROM budget_waits w WHERE w.step_id = ask.step_id;
+            END IF;
+            what := 1; state := 0; max_tokens := ask.max_tokens; usd := ask.usd; tokens := ask.tokens;
         ELSE
             what := CASE WHEN account.starts_at > present OR account.ends_at <= present THEN 4 ELSE 3 END;
             state := NULL; max_tokens := NULL; usd := NULL; tokens := NULL;
@@ -120,10 +127,12 @@ BEGIN
     END IF;
     WITH asks AS (
         SELECT *
-        FROM jsonb_to_recordset(p_asks) AS x(o int, i bigint, t int, n smallint, p bigint[], c bigint, k bigint, m int)
+        FROM jsonb_to_recordset(p_asks) AS x(place int, step_id bigint, token int, ordinal smallint,
+            accounts bigint[], usd bigint, tokens bigint, max_tokens int)
     ), stored AS (
         INSERT INTO reservations (step_id, token, ordinal, at, state, usd, tokens, max_tokens, accounts)
-        SELECT i, t, n, present, 0, c, k, m, p FROM asks WHERE o = ANY (held) ON CONFLICT DO NOTHING
+        SELECT a.step_id, a.token, a.ordinal, present, 0, a.usd, a.tokens, a.max_tokens, a.accounts
+        FROM asks a WHERE a.place = ANY (held) ON CONFLICT DO NOTHING
         RETURNING step_id, token, ordinal, usd, tokens, accounts
     ), posted AS (
         INSERT INTO postings (period_id, step_id, token, ordinal, kind, usd_reserved, usd_spent, usd_overrun,
@@ -138,10 +147,6 @@ BEGIN
     UPDATE budget_periods b SET usd_reserved = b.usd_reserved + x.usd, token_reserved = b.token_reserved + x.tokens
     FROM unnest(ids, usd_taken, token_taken) AS x(id, usd, tokens)
     WHERE b.id = x.id AND (x.usd > 0 OR x.tokens > 0);
-    IF awaited THEN
-        DELETE FROM budget_waits w USING jsonb_to_recordset(p_asks) AS x(o int, i bigint)
-        WHERE w.step_id = x.i AND x.o = ANY (held);
-    END IF;
 END $$;
 
 -- The amounts of an account that are due to steps that have waited longer than p_step.  It includes only steps that
@@ -160,8 +165,9 @@ BEGIN
 END $$;
 
 -- Post the outcomes of reserved calls.
--- p_facts  [{i step, t token, n ordinal, s state: 1 settled, 2 released, 3 unknown, c micro-dollars, k tokens}]
--- These are facts: they are never fenced, and posting them again changes nothing.  Unknown is posted in full; a later
+-- p_facts  [{step_id, token, ordinal, state (1 settled, 2 released, 3 unknown), usd (micro-dollars), tokens}]
+-- These are facts: they are never fenced, and posting them again changes nothing.  They are posted together: one change
+-- of each account, from leaf to root, however many calls.  Unknown is posted in full; a later
 -- settlement corrects it.  An amount that is NULL counts as unknown.
 CREATE OR REPLACE FUNCTION gorgon_settle(p_facts jsonb) RETURNS int
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -174,14 +180,25 @@ BEGIN
     FOR change IN
         WITH locked AS MATERIALIZED (
             SELECT r.step_id, r.token, r.ordinal, r.usd, r.tokens, r.accounts, r.state AS was,
-                CASE WHEN f.s = 1 AND ((f.c IS NULL AND r.usd > 0) OR f.k IS NULL) THEN 3 ELSE f.s END AS state,
-                CASE WHEN f.s = 2 THEN 0 WHEN f.s = 3 THEN r.usd ELSE coalesce(f.c, r.usd) END AS usd_now,
-                CASE WHEN f.s = 2 THEN 0 WHEN f.s = 3 THEN r.tokens ELSE coalesce(f.k, r.tokens) END AS tokens_now
+                CASE WHEN f.state = 1 AND ((f.usd IS NULL AND r.usd > 0) OR f.tokens IS NULL) THEN 3 ELSE f.state END
+                    AS state,
+                CASE WHEN f.state = 2 THEN 0 WHEN f.state = 3 THEN r.usd ELSE coalesce(f.usd, r.usd) END AS usd_now,
+                CASE WHEN f.state = 2 THEN 0 WHEN f.state = 3 THEN r.tokens ELSE coalesce(f.tokens, r.tokens) END
+                    AS tokens_now
             FROM (
-                SELECT DISTINCT ON (i, t, n) *
-                FROM jsonb_to_recordset(p_facts) AS x(i bigint, t int, n smallint, s smallint, c bigint, k bigint)
-            ) f JOIN reservations r ON r.step_id = f.i AND r.token = f.t AND r.ordinal = f.n
-            WHERE r.state = 0 OR (r.state = 3 AND f.s <> 3 AND (f.s = 2 OR (f.c IS NOT NULL OR r.usd = 0) AND f.k IS NOT NULL))
+                -- Of several facts about a call, the first one that says the most.
+                SELECT DISTINCT ON (x.step_id, x.token, x.ordinal) x.*
+                FROM ROWS FROM (
+                    jsonb_to_recordset(p_facts)
+                        AS (step_id bigint, token int, ordinal smallint, state smallint, usd bigint, tokens bigint)
+                ) WITH ORDINALITY AS x(step_id, token, ordinal, state, usd, tokens, place)
+                ORDER BY x.step_id, x.token, x.ordinal,
+                    CASE WHEN x.state = 2 OR (x.state = 1 AND x.usd IS NOT NULL AND x.tokens IS NOT NULL) THEN 0
+                        WHEN x.state = 1 AND x.tokens IS NOT NULL THEN 1 ELSE 2 END,
+                    x.place
+            ) f JOIN reservations r ON r.step_id = f.step_id AND r.token = f.token AND r.ordinal = f.ordinal
+            WHERE r.state = 0 OR (r.state = 3 AND f.state <> 3
+                AND (f.state = 2 OR (f.usd IS NOT NULL OR r.usd = 0) AND f.tokens IS NOT NULL))
             ORDER BY r.step_id, r.token, r.ordinal FOR UPDATE OF r
         ), closed AS (
             UPDATE reservations r SET state = l.state, usd_posted = l.usd_now, tokens_posted = l.tokens_now
@@ -240,8 +257,8 @@ RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO events (run_id, kind, at, message)
     VALUES (p_run, p_kind, clock_timestamp(), p_account.label || ': ' || p_said);
-    INSERT INTO budget_alerts (period_id, run_id, kind, mark, at, message)
-    VALUES (p_account.id, p_run, p_kind, p_mark, clock_timestamp(), p_account.label || ': ' || p_said);
+    INSERT INTO budget_alerts (org_id, period_id, run_id, kind, mark, at, message)
+    VALUES (p_account.org_id, p_account.id, p_run, p_kind, p_mark, clock_timestamp(), p_account.label || ': ' || p_said);
 END $$;
 
 -- Wake the steps that wait for room on an account, as many as fit, oldest first.  They keep their claim for p_grace
