@@ -32,7 +32,7 @@ def change(
     `subject`: org, team:NAME or workflow:NAME.  `usd`: dollars, exact as text; None removes the limit.  `timezone`: the
     time zone in which days begin, UTC for a new budget.  Raises InputInvalid.
     """
-    return services.budgets.change(subject, period=period, timezone=timezone, usd=usd, tokens=tokens)
+    return services.budgets.change(subject, period=period, timezone=timezone, usd=usd, tokens=tokens, caller=scope)
 
 
 def listing(services: Services, scope: Scope) -> list[dict[str, Any]]:
@@ -41,4 +41,4 @@ def listing(services: Services, scope: Scope) -> list[dict[str, Any]]:
     `{scope, name, period, timezone, usd_limit, token_limit, accounts: [{label, target, starts_at, ends_at, usd_spent,
     usd_reserved, usd_overrun, token_spent, token_reserved, token_overrun}]}`, in micro-dollars.
     """
-    return services.budgets.listing()
+    return services.budgets.listing(scope)

@@ -39,7 +39,9 @@ def estimate(
         ),
         prices=lazy.load("gorgon_common.costs.prices:make_pricer")(services.settings.prices),
         quota=lambda provider, model: book.quota(LimitKey(target, provider, "", model)),
-        budgets=estimating.left(services.budgets.listing(), team=team or plan.team, workflow=plan.name, target=target),
+        budgets=estimating.left(
+            services.budgets.listing(scope), team=team or plan.team, workflow=plan.name, target=target
+        ),
         latency=services.settings.sandbox_latency,
         slots=services.settings.slots,
     )

@@ -29,8 +29,8 @@ from gorgon_common.workflow.plan import Plan
 class Creates(Stops, Protocol):
     """The store as submission uses it."""
 
-    def create(self, new: NewRun, rows: Sequence[Row]) -> tuple[int, bool]:
-        """Insert a run and its steps.  Returns (run number, whether the run is new)."""
+    def create(self, new: NewRun, rows: Sequence[Row], *, scope: Scope) -> tuple[int, bool]:
+        """Insert a run and its steps for a scope, whose actor is stored; returns (run number, whether it is new)."""
         ...
 
     def admission(self, run: int) -> KeyDecision:
@@ -100,7 +100,7 @@ def submit(
         hold=hold_of(plan, inputs, run_id=public_id, team=team or plan.team, now=now),
     )
     first = rows.top_rows(plan, plan.successors(), grouped)
-    number, created = _create(store, new, first)
+    number, created = _create(store, new, first, scope)
     if created:
         knowledge.learn(plan, plan_hash)
         ref = telemetry.RunRef(public_id, plan.name, new.team, target, new.trace_id)
@@ -126,17 +126,17 @@ def _refuse_secrets(plan: Plan, body: str, inputs: Mapping[str, Any]) -> None:
         raise InputInvalid(f"The workflow contains the value of the secret {secret}.", hint=hint)
 
 
-def _create(store: Creates, new: NewRun, first: Sequence[Row]) -> tuple[int, bool]:
+def _create(store: Creates, new: NewRun, first: Sequence[Row], scope: Scope) -> tuple[int, bool]:
     """Create the run.  Runs whose process has died are closed first if they hold its concurrency key."""
     try:
-        return store.create(new, first)
+        return store.create(new, first, scope=scope)
     except KeyTaken as taken:
         dead = [number for number in taken.numbers if store.orphaned(number)]
         if not dead:
             raise
         for number in dead:
             store.close_orphan(number)
-        return store.create(new, first)
+        return store.create(new, first, scope=scope)
 
 
 def _heads(run: int, first: Sequence[Row]) -> list[ReadyStep]:

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import select
 
 from gorgon_api.app import create_app
 from gorgon_api.auth import SingleKey
 from gorgon_common import errors
 from gorgon_common.client import schemas
 from gorgon_common.client.http import Client
+from gorgon_common.persistence.tables import runs
+from gorgon_common.scope import Scope
 from gorgon_common.settings import Settings
 from gorgon_worker.embedded import embedded
 from tests.support.memory_services import MemoryServices
@@ -57,6 +60,15 @@ def test_a_run_has_the_published_shape(client: Client) -> None:
     schemas.Run.model_validate(run)
     assert (run["status"] in ("queued", "running"), run["target"], run["workflow"]) == (True, "sandbox", "hello")
     assert [(step["id"], step["status"]) for step in run["steps"]] == [("plan", "ready"), ("build", "pending")]
+
+
+def test_the_row_of_a_run_says_who_asked_for_it(client: Client, services: Services) -> None:
+    run_id = start(client)
+    plan, _ = services.read(HELLO)
+    other = services.of(Scope(2, None, "cli:ann")).submit(plan, {"topic": "tea"}).run_id
+    with services.database.read() as connection:
+        rows = connection.execute(select(runs.c.public_id, runs.c.org_id, runs.c.actor)).all()
+    assert {tuple(row) for row in rows} == {(run_id, 1, "key:api-key"), (other, 2, "cli:ann")}
 
 
 def test_a_new_run_says_how_many_steps_it_has_to_run(client: Client) -> None:

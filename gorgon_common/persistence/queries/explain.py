@@ -35,11 +35,11 @@ class Explanations:
         The shape is described in docs/costs.md, except that waits have `facts` instead of a sentence (`what`).  `step`:
         a name, or `name[3]` for one item.  Raises NotFound.
         """
-        with self.database.read() as connection:
+        with self.database.read(scope) as connection:
             run = find_run(connection, scope, public_id)
             plan = self.plan_of(run.plan_hash)
         history = read_history(self.database, self.plan_of, workflow=run.workflow, target=run.target)
-        with self.database.read() as connection:
+        with self.database.read(scope) as connection:
             return _document(Reading(connection, run, plan, history), step)
 
 

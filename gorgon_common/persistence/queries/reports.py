@@ -87,7 +87,7 @@ class Reports:
         query = query.with_only_columns(*columns).order_by(*order).limit(limit + 1)
         if cursor is not None:
             query = query.where(tuple_(*order) > tuple_(*(literal(part, BigInteger) for part in _position(cursor))))
-        with self.database.report() as connection:
+        with self.database.report(filters.scope) as connection:
             rows = connection.execute(query).all()
             items = _items(connection, self.plan_of, rows[:limit])
         wanted = filters.only.get("step")
@@ -113,7 +113,7 @@ class Reports:
             for call in calls
         ]
         if rows:
-            with self.database.write() as connection:
+            with self.database.write(scope) as connection:
                 connection.execute(recorded_calls.insert(), rows)
 
     # Token estimates against the providers' counts
@@ -177,7 +177,7 @@ class Reports:
         """Return dimensions → sums.  Steps are grouped by node first, because their names are in the plans."""
         by_step = "step" in by or "step" in filters.only
         found: dict[tuple[Any, ...], dict[str, int]] = {}
-        with self.database.report() as connection:
+        with self.database.report(filters.scope) as connection:
             rows = [
                 *connection.execute(sums_of_runs(by, filters, by_step=by_step)).all(),
                 *connection.execute(sums_of_recorded(by, filters)).all(),
@@ -198,7 +198,7 @@ class Reports:
 
     def _runs(self, filters: Filters) -> dict[str, int]:
         """Return target → number of runs that the calls belong to.  The filter on a step's name is ignored."""
-        with self.database.report() as connection:
+        with self.database.report(filters.scope) as connection:
             rows = [
                 *connection.execute(sums_of_runs(["target"], filters, by_step=False)).all(),
                 *connection.execute(sums_of_recorded(["target"], filters)).all(),

@@ -41,7 +41,7 @@ class Views:
 
     def number(self, scope: Scope, public_id: str) -> int:
         """Return a run's internal id.  Raises NotFound."""
-        with self.database.read() as connection:
+        with self.database.read(scope) as connection:
             return int(find_run(connection, scope, public_id).id)
 
     def public_id(self, number: int) -> str:
@@ -54,7 +54,7 @@ class Views:
 
     def run(self, scope: Scope, public_id: str, *, with_steps: bool) -> dict[str, Any]:
         """Return one run; `waits_for` as of `keys.waits_for`.  Raises NotFound."""
-        with self.database.read() as connection:
+        with self.database.read(scope) as connection:
             row = find_run(connection, scope, public_id)
             view = _run(row, _spent(connection, [row.id]).get(row.id))
             if row.home and row.status not in FINISHED_RUN:
@@ -71,7 +71,7 @@ class Views:
 
         `cursor`: 0, or `next` of the page before.  Raises NotFound.
         """
-        with self.database.read() as connection:
+        with self.database.read(scope) as connection:
             row = find_run(connection, scope, public_id)
             items, following = self._steps(connection, row).page(limit, cursor)
         return {"items": items, "next": None if following is None else str(following)}
@@ -93,7 +93,7 @@ class Views:
             query = query.where(runs.c.workflow == workflow)
         if cursor is not None:
             query = query.where(runs.c.id < _position(cursor))
-        with self.database.read() as connection:
+        with self.database.read(scope) as connection:
             rows = connection.execute(query).all()
             spent = _spent(connection, [row.id for row in rows])
             homes = {row.home for row in rows if row.home and row.status not in FINISHED_RUN}
@@ -107,7 +107,7 @@ class Views:
 
     def events(self, scope: Scope, public_id: str, *, after: int, limit: int) -> list[dict[str, Any]]:
         """Return the run's journal after `after`, oldest first."""
-        with self.database.read() as connection:
+        with self.database.read(scope) as connection:
             run = find_run(connection, scope, public_id)
             rows = connection.execute(
                 select(events)
