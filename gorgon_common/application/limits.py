@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from gorgon_common.bootstrap import TARGETS, Services, make_limiter
 from gorgon_common.costs.tokens import TokenEstimator
 from gorgon_common.errors import InputInvalid
+from gorgon_common.operations.providers import MODEL_PROVIDERS
 from gorgon_common.ratelimit.quotas import checked
 from gorgon_common.scope import Scope
 
@@ -35,6 +38,16 @@ def show(services: Services, scope: Scope) -> dict[str, Any]:
     return {"gates": gates, "rules": rules, "estimates": estimates}
 
 
+def providers_like(pattern: str) -> list[str]:
+    """Return the model providers that match a name or pattern.  Raises InputInvalid if there are none."""
+    found = [name for name in MODEL_PROVIDERS if fnmatchcase(name, pattern)]
+    if not found:
+        near = difflib.get_close_matches(pattern.lower(), MODEL_PROVIDERS, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(MODEL_PROVIDERS)}."
+        raise InputInvalid(f"There is no model provider {pattern!r}.", hint=hint)
+    return found
+
+
 def change(
     services: Services, scope: Scope, provider: str, model: str, limits: Mapping[str, float], *, clear: bool = False
 ) -> dict[str, Any]:
@@ -43,6 +56,7 @@ def change(
     Returns `{provider, model, limits, cleared}`: the limits now in place, and whether any were deleted.  Raises
     InputInvalid.
     """
+    providers_like(provider)
     try:
         values = checked(provider, limits)
     except ValueError as error:

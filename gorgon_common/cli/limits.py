@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from gorgon_common import errors, lazy
-from gorgon_common.application.roles import is_priced, known_models, model_providers, resolve_model
+from gorgon_common.application.limits import providers_like
+from gorgon_common.application.roles import is_priced, known_models, resolve_model
 from gorgon_common.cli import tables, terminal
 from gorgon_common.cli.backends import runs_of
 
@@ -48,7 +49,7 @@ def set_limits(
         raise errors.InputInvalid(
             "No limit is given.", hint="Write for example: gorgon limits set openai 'gpt-5*' --requests 500"
         )
-    model = _meant(_known(provider), model, sets=bool(given))
+    model = _meant(providers_like(provider), model, sets=bool(given))
     with runs_of(server) as backend:
         made = backend.set_limits(provider, model, given, clear=clear)
     kept = made["limits"]
@@ -58,17 +59,6 @@ def set_limits(
         terminal.say(f"{provider} {model}: at most {_told(kept)}.  Workers see it within five seconds.")
     else:
         terminal.say(f"{provider} {model}: {'your limits are removed' if made['cleared'] else 'no limits were set'}.")
-
-
-def _known(provider: str) -> list[str]:
-    """Return the providers that match a name or pattern.  Raises InputInvalid if there are none."""
-    known = model_providers()
-    found = [name for name in known if fnmatchcase(name, provider)]
-    if not found:
-        near = difflib.get_close_matches(provider.lower(), known, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(known)}."
-        raise errors.InputInvalid(f"There is no model provider {provider!r}.", hint=hint)
-    return found
 
 
 def _meant(providers: list[str], model: str, *, sets: bool) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, field_validator
 
 Target = Literal["sandbox", "live"]
 RunStatus = Literal["queued", "running", "paused", "finishing", "succeeded", "failed", "cancelled"]
@@ -211,7 +211,7 @@ class Submission(_Received):
     inputs: dict[str, Any] = Field(default_factory=dict)
     target: Target = "sandbox"
     team: str | None = _TEAM
-    max_cost_usd: float | None = Field(
+    max_cost_usd: StrictFloat | None = Field(
         None, ge=0, le=1e9, description="What the run may spend, all its resumes included; budgets hold besides."
     )
 
@@ -463,8 +463,8 @@ class BudgetChange(_Received):
     scope: str = Field(max_length=300, pattern=r"^[^\x00]+$", description="org, team:NAME or workflow:NAME.")
     period: str = Field("month", max_length=20, description="run (each one), day or month.")
     timezone: str | None = Field(None, max_length=100, description="Where its days begin, such as Europe/Berlin.")
-    usd: str | int | float | None = Field(None, description="Dollars; as text they are exact.")
-    tokens: str | int | None = None
+    usd: str | StrictInt | StrictFloat | None = Field(None, description="Dollars; as text they are exact.")
+    tokens: str | StrictInt | None = None
 
 
 class LimitsView(_Sent):
@@ -487,10 +487,10 @@ class LimitChange(_Received):
 
     provider: str = Field(max_length=100, pattern=r"^[^\x00]+$")
     model: str = Field("*", max_length=200, pattern=r"^[^\x00]+$")
-    limits: dict[str, float] = Field(
+    limits: dict[str, StrictFloat] = Field(
         {}, description="requests, requests_per_day, tokens, input_tokens, output_tokens, concurrency"
     )
-    clear: bool = Field(False, description="Forget first what was set for them.")
+    clear: StrictBool = Field(False, description="Forget first what was set for them.")
 
 
 class LimitRule(_Sent):

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import InitErrorDetails
 
 from gorgon_common.workflow.schema_base import fault, raise_all, refuse, suggest
+from gorgon_common.workflow.schema_constraints import constraint_faults, nested_faults
 
 JSON_TYPES = ("string", "integer", "number", "boolean", "array", "object", "null")
 
@@ -126,6 +127,8 @@ def _field_schema(
     if "default" in made and not _fits(made["default"], made):
         message = f"the default does not fit the type `{made['type']}`"
         faults.append(fault(message, *at, "default", value=made["default"]))
+    else:
+        faults.extend(constraint_faults(made, at))
     return made
 
 
@@ -209,6 +212,7 @@ def output_schema(value: Any) -> Any:
     faults: list[InitErrorDetails] = []
     if _is_full_schema(value):
         faults.extend(_type_fault(value["type"], ("type",)) if "type" in value else ())
+        faults.extend(nested_faults(value, (), value))
         raise_all("output", faults)
         return value
     made = {"type": "object", **_properties(value, (), faults, strict=True)}

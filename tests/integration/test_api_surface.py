@@ -185,6 +185,23 @@ class TestBudgetsAndLimitsOnAServer:
         there, here = (CliRunner().invoke(build(), [*command, *more]) for more in ([], ["--server", "none"]))
         assert (there.exit_code, there.stderr) == (here.exit_code, here.stderr) == (2, there.stderr)
 
+    @pytest.mark.parametrize(
+        ("path", "body", "status"),
+        [
+            ("/v1/budgets", {"scope": "org", "usd": True}, 422),
+            ("/v1/budgets", {"scope": "org", "tokens": True}, 422),
+            ("/v1/limits", {"provider": "openai", "limits": {"requests": True}}, 422),
+            ("/v1/limits", {"provider": "openai", "limits": {"requests": "5"}}, 422),
+            ("/v1/limits", {"provider": "opnai", "limits": {"requests": 5}}, 422),
+        ],
+    )
+    def test_nothing_is_set_by_mistake(self, services: Services, path: str, body: Any, status: int) -> None:
+        with TestClient(create_app(services, SingleKey(KEY)), headers={"X-API-Key": KEY}) as http:
+            answer = http.put(path, json=body)
+            assert answer.status_code == status, answer.text
+            assert services.list_budgets() == []
+            assert services.limits()["rules"] == []
+
     def test_a_key_for_one_team_sets_its_budget_alone(self, services: Services) -> None:
         keys = SingleKey(KEY, Principal("one", frozenset({"a"})))
         with TestClient(create_app(services, keys), headers={"X-API-Key": KEY}) as http:
