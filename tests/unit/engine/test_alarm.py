@@ -11,7 +11,7 @@ from gorgon_common.engine.timer import Timer
 def test_keys_ring_when_their_time_has_come() -> None:
     rung: queue.Queue[tuple[list[int], str]] = queue.Queue()
     alarm = Timer(lambda keys: rung.put((keys, threading.current_thread().name)))
-    alarm.set(0.05, 2)
+    alarm.set(0.5, 2)
     alarm.set(0.0, 1)
     assert rung.get(timeout=5) == ([1], "gorgon-alarm")
     assert rung.get(timeout=5) == ([2], "gorgon-alarm")

@@ -25,7 +25,7 @@ MAY_NAME_THEM = {
     "gorgon_common/workflow/legacy/graphs.py": "words of the older format",
     "gorgon_common/workflow/legacy/steps.py": "words of the older format",
     "gorgon_common/client/schemas.py": "examples in the documentation of the HTTP API",
-    "gorgon_common/cli/commands.py": "examples in help texts",
+    "gorgon_common/cli/money_commands.py": "examples in help texts",
     "gorgon_common/cli/demo.py": "the workflow of the demonstration",
     "gorgon_common/cli/limits.py": "an example in a hint",
     "gorgon_worker/commands.py": "an example in a help text",
