@@ -427,7 +427,10 @@ def unfinished(desk: Desk) -> list[int]:
 
 
 def processes(url: str, how: str) -> int:
-    """Return the most runs that any of four processes saw at once."""
+    """Return the most runs that any of four processes saw at once.
+
+    Without the lock a process may also find that the row of the key is gone; that counts as one run too many.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GORGON_")}
     children = [
         subprocess.Popen(
@@ -441,6 +444,8 @@ def processes(url: str, how: str) -> int:
         for seed in range(4)
     ]
     said = [child.communicate(timeout=120) for child in children]
+    if how == "naive" and any("NoResultFound" in error for _, error in said):
+        return MOST + 1
     assert [child.returncode for child in children] == [0] * 4, [error[-2000:] for _, error in said]
     return max(int(out) for out, _ in said)
 

@@ -282,10 +282,12 @@ class TestBuckets:
 
     def test_many_at_once_never_get_more_than_there_is(self, desk: Desk) -> None:
         desk.warm(3600)
+        begun = time.monotonic()
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(lambda number: desk.ask(ticket=f"t{number % 16}"), range(200)))
         granted = sum(isinstance(answer, Grant) for answer in answers)
-        assert 24 <= granted <= 45  # 30 that were saved up, and what came back meanwhile
+        # 30 that were saved up, and what came back meanwhile: at most 10 a second
+        assert 24 <= granted <= 31 + 10 * (time.monotonic() - begun)
 
 
 class TestLeases:
