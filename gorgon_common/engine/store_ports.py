@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gorgon_common.costs.usage import CallRecord
+from gorgon_common.engine.outcomes import Snoozed
 from gorgon_common.engine.records import (
     Activity,
-    BudgetRequest,
     Buried,
     Children,
     ClaimCapacity,
@@ -81,19 +81,8 @@ class Steps(Protocol):
         """Return the steps that a worker holds."""
         ...
 
-    def park(
-        self,
-        step: Claimed,
-        *,
-        seconds: float,
-        reason: str,
-        message: str,
-        calls: Sequence[CallRecord],
-        attempt: bool,
-        room: BudgetRequest | None = None,
-        event: str | None = None,
-    ) -> Waiting | Refusal:
-        """Make a claimed step wait, for one of `outcomes.REASONS`."""
+    def park(self, step: Claimed, snoozed: Snoozed) -> Waiting | Refusal:
+        """Make a claimed step wait."""
         ...
 
     def tell(

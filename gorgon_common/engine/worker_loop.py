@@ -440,17 +440,7 @@ class StepRunner:
         return slow
 
     def _park(self, job: Job, step: Claimed, outcome: Snoozed) -> list[Claimed]:
-        answer = self._stored(
-            self.store.park,
-            step,
-            seconds=outcome.seconds,
-            reason=outcome.reason,
-            message=outcome.message,
-            calls=outcome.calls,
-            attempt=outcome.attempt,
-            room=outcome.room,
-            event=outcome.event,
-        )
+        answer = self._stored(self.store.park, step, outcome)
         if answer is Refusal.STOPPED:
             return self._stopped(job, step, f"the run stopped while it waited: {outcome.message}")
         self._left(job, [step])

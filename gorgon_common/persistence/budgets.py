@@ -38,9 +38,9 @@ from gorgon_common.engine.records import ROW_BITS, Claimed, RunInfo
 from gorgon_common.errors import InputInvalid, Unavailable
 from gorgon_common.logs import get_logger
 from gorgon_common.persistence import budgets_sqlite, encoding, postgres
+from gorgon_common.persistence.budget_commit import Ask, BudgetCommit, Facts
 from gorgon_common.persistence.budgets_sqlite import OPEN, UNKNOWN, Key
 from gorgon_common.persistence.database import Database
-from gorgon_common.persistence.group_commit import Ask, Facts, Together
 from gorgon_common.persistence.lost_calls import store_calls
 from gorgon_common.persistence.settling import balance_of, driver, set_limits, settle, tell
 from gorgon_common.persistence.tables import (
@@ -90,7 +90,7 @@ class Budgets:
         self._accounts: Cache[str, tuple[int, int | None, int | None]] = Cache(_ACCOUNTS_CACHED)
         self._skew = timedelta(0)
         self._used = False
-        self._together = Together(self._exchange)
+        self._commit = BudgetCommit(self._exchange)
         self._in_flight = InFlight(self._hold)
         metrics.watch(self.measure)
 
@@ -170,7 +170,7 @@ class Budgets:
     def settle(self, facts: Sequence[Mapping[str, Any]]) -> None:
         """Post the outcomes of calls in a separate transaction; see `encoding.settlements`.  Raises Unavailable."""
         if not self.database.sqlite:
-            self._together.do(None, facts)
+            self._commit.do(None, facts)
             return
         with self.database.write() as connection:
             settle(connection, facts)
@@ -353,7 +353,7 @@ class Budgets:
         if self.database.sqlite:
             with self.database.write() as connection:
                 return budgets_sqlite.reserve(driver(connection), key, path, usd, tokens, max_tokens)
-        return self._together.do((key, path, usd, tokens, max_tokens))
+        return self._commit.do((key, path, usd, tokens, max_tokens))
 
     def _exchange(self, asks: Sequence[Ask], facts: Facts) -> list[tuple[Any, ...]]:
         said = json.dumps(list(facts)) if facts else None

@@ -11,9 +11,9 @@ from typing import Any, cast
 from sqlalchemy import Connection, and_, insert, select, update
 
 from gorgon_common.costs.usage import CallRecord
+from gorgon_common.engine.outcomes import Snoozed
 from gorgon_common.engine.records import (
     ROW_MASK,
-    BudgetRequest,
     Buried,
     Children,
     Claimed,
@@ -152,45 +152,30 @@ def release(
     return Released(head)
 
 
-def park(
-    connection: Connection,
-    step: Claimed,
-    *,
-    seconds: float,
-    reason: str,
-    message: str,
-    calls: Sequence[CallRecord],
-    attempt: bool,
-    room: BudgetRequest | None = None,
-    event: str | None = None,
-) -> Waiting | Refusal:
-    """Let a claimed step wait.  `attempt`: whether this counts as an attempt.
-
-    `reason`: one of `outcomes.REASONS`, for machines; `message` is for people.  `room`: the step is woken as soon
-    as a budget has this much room; `event`: as soon as that event is sent to the run.
-    """
-    if event is not None:
+def park(connection: Connection, step: Claimed, snoozed: Snoozed) -> Waiting | Refusal:
+    """Let a claimed step wait."""
+    if snoozed.event is not None:
         lock_run(connection, step.run)
-    _facts(connection, step, calls)
+    _facts(connection, step, snoozed.calls)
     row = connection.execute(
         update(steps)
         .where(held(step), steps.c.halted.is_(False))
         .values(
             status=int(StepStatus.WAITING),
             owner=None,
-            due=db_now(seconds),
-            attempt=steps.c.attempt + (1 if attempt else 0),
+            due=db_now(snoozed.seconds),
+            attempt=steps.c.attempt + (1 if snoozed.attempt else 0),
         )
         .returning(steps.c.id)
     ).first()
     if row is not None:
-        kind = "step.retry" if attempt else "step.waiting"
-        data = {"why": reason, "seconds": round(seconds, 3)}
-        tell(connection, step.run, step.row, kind, message, data)
-        if room is not None:
-            settling.wait(connection, step.id, room)
-        if event is not None:
-            waits.wait(connection, step.id, event)
+        kind = "step.retry" if snoozed.attempt else "step.waiting"
+        data = {"why": snoozed.reason, "seconds": round(snoozed.seconds, 3)}
+        tell(connection, step.run, step.row, kind, snoozed.message, data)
+        if snoozed.room is not None:
+            settling.wait(connection, step.id, snoozed.room)
+        if snoozed.event is not None:
+            waits.wait(connection, step.id, snoozed.event)
         return Waiting()
     return _refusal(connection, step)
 

@@ -13,10 +13,10 @@ from datetime import datetime
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from gorgon_common.costs.usage import CallRecord
+from gorgon_common.engine.outcomes import Snoozed
 from gorgon_common.engine.poison import POISON_DEATHS
 from gorgon_common.engine.records import (
     Activity,
-    BudgetRequest,
     Buried,
     Checkpoint,
     Children,
@@ -246,31 +246,10 @@ class Store:
         with self.database.write() as connection:
             return steps.release(connection, step, weight=weight, crashed=crashed, poison_deaths=self.poison_deaths)
 
-    def park(
-        self,
-        step: Claimed,
-        *,
-        seconds: float,
-        reason: str,
-        message: str,
-        calls: Sequence[CallRecord],
-        attempt: bool,
-        room: BudgetRequest | None = None,
-        event: str | None = None,
-    ) -> Waiting | Refusal:
+    def park(self, step: Claimed, snoozed: Snoozed) -> Waiting | Refusal:
         """See `steps.park`."""
         with self.database.write() as connection:
-            return steps.park(
-                connection,
-                step,
-                seconds=seconds,
-                reason=reason,
-                message=message,
-                calls=calls,
-                attempt=attempt,
-                room=room,
-                event=event,
-            )
+            return steps.park(connection, step, snoozed)
 
     def wake(self, ids: Sequence[int]) -> list[ReadyStep]:
         """See `steps.wake`."""

@@ -23,6 +23,7 @@ from gorgon_common.costs.ledger import Kind, replay
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine.budget import unsent
 from gorgon_common.engine.budget_store import Held
+from gorgon_common.engine.outcomes import Snoozed
 from gorgon_common.engine.records import BudgetRequest, Claimed, Finish, Result, RunInfo, Waiting, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.errors import InputInvalid, Unavailable
@@ -436,7 +437,9 @@ def test_every_way_to_end_a_claim_settles(desk: Desk, budgets: Budgets, way: str
         reserve(budgets, [limit(1000)], 100, 50, call=(step.id, step.token, ordinal))
     calls = (paid(reserved=True), unsent(2))
     ways: dict[str, Callable[[], Any]] = {
-        "park": lambda: desk.store.park(step, seconds=1, reason="waiting", message="", calls=calls, attempt=False),
+        "park": lambda: desk.store.park(
+            step, Snoozed(seconds=1, reason="waiting", message="", calls=calls, attempt=False)
+        ),
         "expand": lambda: desk.store.expand(step, [row(0)], phase="fallback", calls=calls),
         "fail": lambda: desk.store.fail(
             desk.worker, NOTHING, _failed(step, calls), container=1, keeps=frozenset(), run_fails=True
@@ -520,7 +523,7 @@ def test_what_a_conversation_has_cost_is_a_fact_before_its_step_ends(desk: Desk,
 def parked(desk: Desk, run: int, number: int, period: int, usd: int, *, patient: bool = False) -> int:
     step = desk.one(run, number)
     room = BudgetRequest(period, usd, 0, patient=patient)
-    said = desk.store.park(step, seconds=600, reason="waiting", message="", calls=(), attempt=False, room=room)
+    said = desk.store.park(step, Snoozed(seconds=600, reason="waiting", message="", calls=(), attempt=False, room=room))
     assert said == Waiting()
     return step.id
 
@@ -756,7 +759,7 @@ def test_many_small_calls_do_not_keep_a_large_one_waiting_for_ever(store: Store,
         for ordinal in range(1, 101):  # negative control: who only asks again and again is never let in
             shortage = short(reserve(budgets, [limit(100)], 60, call=(large.id, large.token, ordinal)))
         room = BudgetRequest(shortage.period, 60, 0)
-        desk.store.park(large, seconds=600, reason="waiting", message="", calls=(), attempt=False, room=room)
+        desk.store.park(large, Snoozed(seconds=600, reason="waiting", message="", calls=(), attempt=False, room=room))
         eventually(lambda: awake(desk), within=20, what="room for the large call")
         desk.store.wake([large.id])
         held(reserve(budgets, [limit(100)], 60, call=(large.id, large.token + 1, 1)))

@@ -11,7 +11,7 @@ import pytest
 from gorgon_common import queues
 from gorgon_common.application.explanations import worded
 from gorgon_common.clock import parse_time
-from gorgon_common.engine.outcomes import REASONS
+from gorgon_common.engine.outcomes import REASONS, Snoozed
 from gorgon_common.engine.records import ClaimCapacity, Claimed, ReadyStep, step_id
 from gorgon_common.engine.rows import QUEUE_NUMBERS
 from gorgon_common.errors import NotFound
@@ -126,7 +126,7 @@ def test_what_a_parked_step_waits_for_and_until_when(store: Store, reason: str, 
     run = make_run(store, PLAN)
     held = claim(store, worker(store), run, 0)
     message = "a budget, a rate limit, a circuit breaker and calls in flight"
-    store.park(held, seconds=90, reason=reason, message=message, calls=(), attempt=reason == "retry")
+    store.park(held, Snoozed(seconds=90, reason=reason, message=message, calls=(), attempt=reason == "retry"))
     told = waits(store, run, "a")["a"]
     assert (told["why"], told["reason"]) == (why, reason)
     assert message in told["what"]
@@ -160,7 +160,7 @@ def test_the_wait_is_told_to_machines_with_the_step_and_in_the_journal(store: St
     assert (step()["status"], step()["waits"]["why"], step()["waits"]["until"]) == ("ready", "queue", None)
     assert step()["waits"]["since"] == views.run(SYSTEM, public, with_steps=False)["created_at"]
     held = claim(store, worker(store), run, 0)
-    store.park(held, seconds=90, reason="input_tokens", message="openai m: busy", calls=(), attempt=False)
+    store.park(held, Snoozed(seconds=90, reason="input_tokens", message="openai m: busy", calls=(), attempt=False))
     (event,) = (event for event in views.events(SYSTEM, public, after=0, limit=100) if event["kind"] == "step.waiting")
     waits_for = step()["waits"]
     assert (step()["reason"], waits_for["why"]) == ("openai m: busy", "input_tokens")
@@ -177,7 +177,8 @@ def test_a_step_that_has_to_wait_again_for_the_same_has_waited_since_the_first_t
     def since(reason: str, *, attempt: bool = False) -> tuple[str, str]:
         """Claim the step, park it, and return since when it waits, and when that was written into the journal."""
         store.park(
-            claim(store, worker(store), run, 0), seconds=0, reason=reason, message="m", calls=(), attempt=attempt
+            claim(store, worker(store), run, 0),
+            Snoozed(seconds=0, reason=reason, message="m", calls=(), attempt=attempt),
         )
         shown = views.run(SYSTEM, public, with_steps=True)["steps"][0]["waits"]["since"]
         written = [

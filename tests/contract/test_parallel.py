@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from gorgon_common.engine.outcomes import Snoozed
 from gorgon_common.engine.records import ClaimCapacity, Finish, Released, Result, Weight, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.persistence.tables import held_steps, run_slots, steps
@@ -89,7 +90,7 @@ def test_whatever_stops_a_step_makes_room(desk: Desk) -> None:
     run = desk.create([row(number) for number in range(6)], max_parallel=1)
     assert claim_limited(desk, run, *range(6))[0] == [0]
     (step,) = desk.store.owned(desk.worker)
-    desk.store.park(step, seconds=60, reason="retry", message="later", calls=(), attempt=True)
+    desk.store.park(step, Snoozed(seconds=60, reason="retry", message="later", calls=(), attempt=True))
     assert claim_limited(desk, run)[0] == [1]
     (step,) = desk.store.owned(desk.worker)
     assert isinstance(desk.store.release(step), Released)

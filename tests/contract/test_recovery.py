@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import delete, update
 
 from gorgon_common.engine import poison
+from gorgon_common.engine.outcomes import Snoozed
 from gorgon_common.engine.records import Children, ClaimCapacity, Refusal, Released, Renewal, Weight, step_id
 from gorgon_common.engine.states import StepStatus
 from gorgon_common.persistence.budgets import Budgets
@@ -186,7 +187,7 @@ def test_a_lost_claim_is_not_a_stopped_run(desk: Desk) -> None:
     reap(desk, worker)
     assert desk.step(run, 0).token == step.token
     assert desk.store.expand(step, [row(0, parent=0)], phase="body") is Refusal.LOST
-    parked = desk.store.park(step, seconds=1, reason="retry", message="", calls=(), attempt=True)
+    parked = desk.store.park(step, Snoozed(seconds=1, reason="retry", message="", calls=(), attempt=True))
     assert parked is Refusal.LOST
     assert desk.store.release(step) is Refusal.LOST
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from gorgon_common.engine.outcomes import Snoozed
 from gorgon_common.engine.records import (
     Buried,
     Children,
@@ -278,7 +279,7 @@ def test_nul_and_lone_surrogates_can_be_stored_everywhere(desk: Desk) -> None:
     assert desk.store.info(run).inputs == {"text": CLEAN}
     parked = desk.one(run, 1)
     assert (
-        desk.store.park(parked, seconds=0, reason="retry", message=BAD, calls=(paid(role=BAD),), attempt=True)
+        desk.store.park(parked, Snoozed(seconds=0, reason="retry", message=BAD, calls=(paid(role=BAD),), attempt=True))
         == Waiting()
     )
     desk.store.wake([parked.id])
@@ -607,7 +608,7 @@ def test_an_expansion_of_a_lost_step_is_refused_but_its_calls_count(desk: Desk) 
 def test_a_parked_step_is_woken_when_its_time_has_come(desk: Desk) -> None:
     run = desk.create([row(0)])
     step = desk.one(run, 0)
-    said = desk.store.park(step, seconds=30, reason="retry", message="busy", calls=(paid(),), attempt=True)
+    said = desk.store.park(step, Snoozed(seconds=30, reason="retry", message="busy", calls=(paid(),), attempt=True))
     assert said == Waiting()
     assert desk.status(run, 0) is S.WAITING
     assert desk.kinds(run)[-1] == "step.retry"
@@ -623,7 +624,7 @@ def test_a_parked_step_is_woken_when_its_time_has_come(desk: Desk) -> None:
 
 def test_a_wait_that_is_no_attempt_does_not_count_as_one(desk: Desk) -> None:
     run = desk.create([row(0)])
-    desk.store.park(desk.one(run, 0), seconds=0, reason="waiting", message="429", calls=(), attempt=False)
+    desk.store.park(desk.one(run, 0), Snoozed(seconds=0, reason="waiting", message="429", calls=(), attempt=False))
     desk.store.wake([step_id(run, 0)])
     assert desk.one(run, 0).attempt == 1
 
@@ -633,7 +634,10 @@ def test_a_lost_step_is_not_parked_but_its_calls_count(desk: Desk) -> None:
     stale = desk.one(run, 0)
     desk.store.release(stale)
     fresh = desk.one(run, 0)
-    assert desk.store.park(stale, seconds=0, reason="retry", message="", calls=(paid(),), attempt=True) is Refusal.LOST
+    assert (
+        desk.store.park(stale, Snoozed(seconds=0, reason="retry", message="", calls=(paid(),), attempt=True))
+        is Refusal.LOST
+    )
     assert desk.status(run, 0) is S.RUNNING
     assert [entry.token for entry in desk.spent()] == [stale.token]
     desk.end(fresh)
@@ -642,7 +646,7 @@ def test_a_lost_step_is_not_parked_but_its_calls_count(desk: Desk) -> None:
 def test_a_waiting_step_that_was_woken_twice_is_claimed_once(desks: tuple[Desk, Desk]) -> None:
     run = desks[0].create([row(0)])
     step = desks[0].one(run, 0)
-    desks[0].store.park(step, seconds=0, reason="retry", message="", calls=(), attempt=True)
+    desks[0].store.park(step, Snoozed(seconds=0, reason="retry", message="", calls=(), attempt=True))
     woken = together(*[lambda desk=desk: desk.store.wake([step.id]) for desk in desks])
     assert sorted(len(found) for found in woken) == [0, 1]
 
@@ -760,7 +764,10 @@ def test_a_step_that_ran_on_may_neither_wait_nor_expand(desk: Desk) -> None:
     run = desk.create(gated())
     first, second = desk.claim(run, 0, 1)
     fails(desk, first)
-    assert desk.store.park(second, seconds=0, reason="retry", message="", calls=(), attempt=True) is Refusal.STOPPED
+    assert (
+        desk.store.park(second, Snoozed(seconds=0, reason="retry", message="", calls=(), attempt=True))
+        is Refusal.STOPPED
+    )
     assert desk.store.expand(second, [row(0, parent=1)], phase="body") is Refusal.STOPPED
     assert desk.status(run, 1) is S.RUNNING
     assert rows_of(desk.end(second, status=S.CANCELLED).ready) == [GATE]

@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from gorgon_common.costs.usage import CallRecord, Usage
 from gorgon_common.engine.budget import UNSENT
+from gorgon_common.engine.outcomes import Snoozed
 from gorgon_common.engine.records import (
     BudgetRequest,
     Children,
@@ -217,13 +218,11 @@ class History:
         event = self.rng.choice([None, None, "go"])
         calls = self._calls(step)
         seconds = self.rng.choice([0, 2, 60])
+        snoozed = Snoozed(seconds, "budget", "m", calls, attempt=seconds == 2, room=room, event=event)
         self.both(
             f"park {step} for {room}, {event}, {seconds} s, {calls}",
-            lambda twin: twin.store.park(
-                step, seconds=seconds, reason="budget", message="m", calls=calls, attempt=seconds == 2, room=room,
-                event=event,
-            ),
-        )  # fmt: skip
+            lambda twin: twin.store.park(step, snoozed),
+        )
 
     def expand(self) -> None:
         step = self._one()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gorgon_common.engine import control
+from gorgon_common.engine.outcomes import Snoozed
 from gorgon_common.engine.records import ClaimCapacity, Renewal, step_id
 from gorgon_common.engine.states import RunStatus, StepStatus
 from gorgon_common.engine.sweep import INTERVAL, LEASE, MARGIN, QUIET, QUIET_LEASE, STEADY_SECONDS, TIDY_SECONDS, Sweep
@@ -223,7 +224,7 @@ def test_sleepers_are_woken(made: Fleet, here: Process, clock: Hands) -> None:
     made.mailbox.waiting.clear()
     desk = Desk(made.store)
     held = desk.one(run, 0, worker=here.member)
-    made.store.park(held, seconds=20, reason="retry", message="busy", calls=(), attempt=True)
+    made.store.park(held, Snoozed(seconds=20, reason="retry", message="busy", calls=(), attempt=True))
     clock.move(19)
     here.sweep.once()
     assert made.mailbox.waiting == []

@@ -16,7 +16,7 @@ Ask = tuple[Key, Sequence[int], int, int, int]
 Facts = Sequence[Mapping[str, Any]]
 
 
-class Together:
+class BudgetCommit:
     """Processes asks and facts of many threads.
 
     `work` gets asks (no call twice) and facts, and returns a row for each ask.
