@@ -22,6 +22,11 @@ class BatchedLimiter:
             self._decided, most=MOST, patience=lambda: PATIENCE
         )
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for the one under way."""
+        return self._requests.waiting
+
     def acquire(self, ask: Ask) -> Answer:
         """Reserve everything that the call needs, or nothing."""
         answer = self._requests.do(ask)
