@@ -16,6 +16,7 @@ from bench import latency, shapes
 from bench.meters import Meter, Reading
 from gorgon_common import queues
 from gorgon_common.canvas.celery import Counts, make_app
+from gorgon_common.engine import worker_loop
 from gorgon_common.persistence import upgrade
 from gorgon_common.settings import Settings
 from gorgon_common.workflow.plan import Plan
@@ -56,6 +57,10 @@ class Stand:
 @pytest.fixture(scope="module")
 def stand() -> Iterator[Stand]:
     with ExitStack() as stack:
+        # Steps that end within this time commit together.  It is longer here, so that the number of commits does not
+        # depend on the speed of the machine, nor on coverage, with which each step takes several times as long.
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(worker_loop, "BATCH_SECONDS", 4 * worker_loop.BATCH_SECONDS)
         database_url = stack.enter_context(postgres(fsync=False))
         redis_url = stack.enter_context(redis_server())
         upgrade(database_url)
@@ -67,7 +72,6 @@ def stand() -> Iterator[Stand]:
         yield Stand(services, meter, redis_url)
 
 
-# Steps that end together commit together, so a slower machine makes a few commits more: 0.13 when idle, 0.17 when busy.
 @pytest.mark.parametrize(
     ("make", "commits", "messages", "commands"),
     [
