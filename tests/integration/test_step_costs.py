@@ -60,7 +60,7 @@ def stand() -> Iterator[Stand]:
         # Steps that end within this time commit together.  It is longer here, so that the number of commits does not
         # depend on the speed of the machine, nor on coverage, with which each step takes several times as long.
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr(worker_loop, "BATCH_SECONDS", 4 * worker_loop.BATCH_SECONDS)
+        patch.setattr(worker_loop, "BATCH_SECONDS", 8 * worker_loop.BATCH_SECONDS)
         database_url = stack.enter_context(postgres(fsync=False))
         redis_url = stack.enter_context(redis_server())
         upgrade(database_url)
@@ -76,9 +76,9 @@ def stand() -> Iterator[Stand]:
     ("make", "commits", "messages", "commands"),
     [
         (lambda steps: shapes.plan(shapes.chain(steps)), 1.1, 0.01, 0.5),
-        (lambda steps: shapes.plan(shapes.fan_out(steps)), 0.2, 0.04, 1.5),
+        (lambda steps: shapes.plan(shapes.fan_out(steps)), 0.15, 0.04, 1.5),
         (lambda steps: shapes.plan(shapes.dag(steps)), 0.25, 0.01, 0.5),
-        (shapes.map_reduce, 0.2, 0.04, 1.5),
+        (shapes.map_reduce, 0.15, 0.04, 1.5),
     ],
     ids=["chain", "fan-out", "dag", "map-reduce"],
 )
